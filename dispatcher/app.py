@@ -1,0 +1,116 @@
+"""The dispatcher process: a small Celery worker that is woken by ticks and hints. `celery -A dispatcher.app worker`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery import Celery, Task
+from celery.signals import worker_init, worker_shutdown
+
+from dispatcher.beat import beat_of
+from dispatcher.cron import CronDispatch
+from dispatcher.hints import HintListener
+from dispatcher.loop import PollLoop
+from dispatcher.poll import Poller
+from dispatcher.publisher import Publisher
+from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
+from shared.database import make_engine
+from shared.entry import lazy_app
+from shared.errors import DatabaseError
+from shared.ledger import ProcessKind
+from shared.logs import log
+from shared.processes import Process
+from shared.settings import Settings
+from shared.slots import RunSlots
+from shared.store import Store
+
+_CONNECTIONS = 2
+
+
+class Dispatcher:
+    """All that a dispatcher process holds; `poll` alone needs no more than this either."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        self.process = Process(ProcessKind.DISPATCHER)
+        self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
+        self.broker = connect(settings.redis_url.get_secret_value())
+        self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
+        self.cron = CronDispatch(settings)
+        self.poller = Poller(
+            settings,
+            Store(self.engine),
+            Publisher(app, settings.queue),
+            self.broker,
+            self.slots,
+            self.process.id,
+        )
+        self.loop = PollLoop(self.poller, self.process, self.engine, interval=settings.poll_interval)
+        self._hint_client = connect(settings.redis_url.get_secret_value())
+        self._hints = HintListener(
+            self._hint_client, on_run=self.loop.wake, on_cron=self._cron_soon, interval=settings.poll_interval
+        )
+
+    def start(self) -> None:
+        """Poll from now on, and listen for hints."""
+        self.loop.start()
+        self._hints.start()
+        log.info("dispatcher_started", dispatcher_id=str(self.process.id))
+
+    def stop(self) -> None:
+        """Finish the poll under way and say goodbye. Claims that are out keep their leases."""
+        self._hints.stop()
+        self.loop.stop()
+        try:
+            self.process.gone(self.engine)
+        except DatabaseError as error:
+            log.warning("goodbye_not_said", reason=str(error))
+        self.close()
+        log.info("dispatcher_stopped", dispatcher_id=str(self.process.id))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._hint_client.close()
+        self.broker.close()
+        self.slots.close()
+        self.engine.dispose()
+
+    def _cron_soon(self) -> None:
+        # The API may take its time; hints must not wait for it.
+        threading.Thread(target=self.cron, name="cron", daemon=True).start()
+
+
+def make_dispatcher_app(settings: Settings) -> Celery:
+    """Return the app of a dispatcher process; the dispatcher itself starts with the Celery worker."""
+    app = make_app("orcheo-dispatcher", settings)
+    app.conf.update(worker_pool="threads", worker_concurrency=2)
+    app.amqp.queues.select([DISPATCH_QUEUE])
+    running: list[Dispatcher] = []
+
+    @app.task(name=TICK, bind=True, ignore_result=True)
+    def tick(self: Task[Any, Any]) -> None:
+        for dispatcher in running:
+            dispatcher.loop.tick(beat_of((self.request.headers or {}).get(BEAT_HEADER) or self.request.get(BEAT_HEADER)))
+
+    @app.task(name=CRON, ignore_result=True)
+    def cron() -> None:
+        for dispatcher in running:
+            dispatcher.cron()
+
+    def start(**_: Any) -> None:
+        dispatcher = Dispatcher(settings, app)
+        dispatcher.start()
+        running.append(dispatcher)
+
+    def stop(**_: Any) -> None:
+        while running:
+            running.pop().stop()
+
+    worker_init.connect(start, weak=False)
+    worker_shutdown.connect(stop, weak=False)
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when the `celery` command asks for it, not at import."""
+    return lazy_app(name, __name__, make_dispatcher_app)

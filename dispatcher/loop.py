@@ -1,0 +1,137 @@
+"""When to poll: on a tick of Beat, on a hint, on what the last poll said, and by itself when Beat is silent."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqlalchemy import Engine
+
+from dispatcher.poll import Poller, PollReport
+from shared.errors import DatabaseError
+from shared.logs import describe, log
+from shared.processes import Process, prune_processes
+
+SILENT_INTERVALS = 5
+"""So many intervals without a tick, and the dispatcher polls by itself."""
+_DATABASE_RETRY_SECONDS = 1.0
+_SEEN_SECONDS = 5.0
+_PRUNE_SECONDS = 3600.0
+
+
+class PollLoop:
+    """Polls on a thread of its own. Any number of wake-ups while it polls become one more poll."""
+
+    def __init__(self, poller: Poller, process: Process, engine: Engine, *, interval: float) -> None:
+        self._poller = poller
+        self._process = process
+        self._engine = engine
+        self._interval = interval
+        self._wake = threading.Condition()
+        self._woken = False
+        self._stopping = False
+        self._ticked_at = time.monotonic()
+        self._beat_silent = False
+        self._database_away = False
+        self._seen_at = float("-inf")
+        self._pruned_at = time.monotonic()
+        self._beats: dict[str, Process] = {}
+        self.polled_at = float("-inf")
+        """`time.monotonic()` of the last poll that succeeded."""
+        self._thread = threading.Thread(target=self._run, name="poll-loop", daemon=True)
+
+    def start(self) -> None:
+        """Start polling."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Finish the poll under way and stop."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(timeout)
+
+    def wake(self) -> None:
+        """Poll as soon as possible: a hint came."""
+        with self._wake:
+            self._woken = True
+            self._wake.notify()
+
+    def tick(self, beat: Process | None = None) -> None:
+        """Poll as soon as possible: Beat is alive and says that an interval has passed."""
+        with self._wake:
+            self._ticked_at = time.monotonic()
+            self._woken = True
+            if beat is not None:
+                self._beats[str(beat.id)] = beat
+            self._wake.notify()
+        if self._beat_silent:
+            self._beat_silent = False
+            log.info("beat_back")
+
+    def _run(self) -> None:
+        delay: float | None = 0.0
+        while self._wait(delay):
+            delay = self._poll_once()
+
+    def _wait(self, delay: float | None) -> bool:
+        """Wait for a wake-up, for `delay`, or for Beat to have been silent too long; False to stop."""
+        with self._wake:
+            if not self._woken and not self._stopping:
+                self._wake.wait(self._patience() if delay is None else min(delay, self._patience()))
+            self._woken = False
+            return not self._stopping
+
+    def _patience(self) -> float:
+        if self._beat_silent:
+            return self._interval
+        return max(0.0, self._ticked_at + SILENT_INTERVALS * self._interval - time.monotonic())
+
+    def _poll_once(self) -> float | None:
+        if not self._beat_silent and time.monotonic() - self._ticked_at >= SILENT_INTERVALS * self._interval:
+            self._beat_silent = True
+            log.warning("beat_silent", seconds=SILENT_INTERVALS * self._interval, polling="by itself")
+        try:
+            report = self._poller.poll()
+            self._say_alive()
+        except DatabaseError as error:
+            if not self._database_away:
+                self._database_away = True
+                log.warning("database_away", reason=str(error))
+            return _DATABASE_RETRY_SECONDS
+        except Exception as error:
+            # A fault of ours must not end dispatching: say so, with the place, and go on.
+            log.error("poll_failed", **describe(error))
+            return _DATABASE_RETRY_SECONDS
+        if self._database_away:
+            self._database_away = False
+            log.info("database_back")
+        self.polled_at = time.monotonic()
+        _log_report(report)
+        return report.next_delay
+
+    def _say_alive(self) -> None:
+        now = time.monotonic()
+        if now - self._seen_at < _SEEN_SECONDS:
+            return
+        self._seen_at = now
+        self._process.seen(self._engine)
+        with self._wake:
+            beats, self._beats = list(self._beats.values()), {}
+        for beat in beats:
+            beat.seen(self._engine)
+        if now - self._pruned_at >= _PRUNE_SECONDS:
+            self._pruned_at = now
+            prune_processes(self._engine)
+
+
+def _log_report(report: PollReport) -> None:
+    if report.claimed or report.lost or report.requeued or report.released:
+        log.info(
+            "polled",
+            claimed=report.claimed,
+            published=report.published,
+            released=report.released,
+            lost=report.lost,
+            requeued=report.requeued,
+        )

@@ -1,0 +1,193 @@
+"""One poll: reap, reconcile, room, claim, publish, settle. The whole of what a dispatcher does."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+import redis
+
+from dispatcher.publisher import Publisher
+from shared.broker import broker_errors, held_claims
+from shared.errors import BrokerError
+from shared.ledger import Outcome
+from shared.logs import log
+from shared.settings import Settings
+from shared.slots import RunSlots
+from shared.store import Store
+
+MAINTENANCE_SECONDS = 30.0
+SLOT_PATIENCE_SECONDS = 15.0
+"""A worker notes the slots it gave back with its heartbeats; only what is due for longer is looked into."""
+_MAINTENANCE_BATCH = 1000
+_BACKOFF_SECONDS = (0.25, 4.0)
+_FULL_QUEUE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class PollReport:
+    """What one poll did, in runs."""
+
+    lost: int = 0
+    requeued: int = 0
+    extended: int = 0
+    released: int = 0
+    room: int = 0
+    claimed: int = 0
+    published: int = 0
+    broker_error: str | None = None
+    next_delay: float | None = None
+    """Seconds after which to poll again without waiting for the next tick; None where nothing hurries."""
+
+
+class Poller:
+    """Polls. Not thread-safe: one at a time; any number of pollers in other processes do no harm."""
+
+    def __init__(
+        self, settings: Settings, store: Store, publisher: Publisher, broker: redis.Redis, slots: RunSlots, id: UUID
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._publisher = publisher
+        self._broker = broker
+        self._slots = slots
+        self._id = id
+        self._broker_failures = 0
+        self._broker_retry_at = 0.0
+        self._maintenance_at = 0.0
+        self._full_polls = 0
+
+    @property
+    def broker_away(self) -> bool:
+        """Whether the last thing this poller asked of Redis failed."""
+        return self._broker_failures > 0
+
+    def poll(self) -> PollReport:
+        """Poll once and return what was done. Raises `DatabaseError`; survives a broker that is away.
+
+        Every step is a transaction of its own, committed before Redis is spoken to.
+        """
+        lost, requeued = self._reap()
+        broker_error = self._probe_broker()
+        extended, released = (0, 0) if broker_error else self._reconcile()
+        self._maintain()
+        room = min(self._settings.batch_size, max(0, self._settings.max_queued - self._store.queued()))
+        if broker_error or room == 0:
+            delay = self._broker_delay() if broker_error else self._full_delay()
+            return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
+        self._full_polls = 0
+
+        claims = self._store.claim(
+            room,
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            lease=self._settings.lease,
+            dispatcher_id=self._id,
+        )
+        published, error = self._publisher.publish(claims) if claims else ([], None)
+        if published:
+            self._store.mark_published(published, lease=self._settings.lease)
+        if error:
+            unpublished = [claim for claim in claims if claim not in set(published)]
+            released += self._store.release(unpublished, reason="broker_away")
+            self._note_broker(error)
+        return PollReport(
+            lost,
+            requeued,
+            extended,
+            released,
+            room,
+            len(claims),
+            len(published),
+            str(error) if error else None,
+            self._broker_delay() if error else (0.0 if len(claims) == room else None),
+        )
+
+    def _reap(self) -> tuple[int, int]:
+        reaped = self._store.reap(
+            self._settings.lost_runs, max_attempts=self._settings.max_attempts, batch=self._settings.batch_size
+        )
+        for run in reaped:
+            log.warning(
+                "run_reaped",
+                run_id=run.claim.run_id,
+                workflow_id=run.workflow_id,
+                fence=run.claim.fence,
+                outcome=run.outcome.value,
+                worker_id=str(run.worker_id),
+            )
+        requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
+        return len(reaped) - requeued, requeued
+
+    def _reconcile(self) -> tuple[int, int]:
+        """Extend the claims whose messages Redis still holds and release those whose messages it lost."""
+        lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
+        if not lapsed:
+            return 0, 0
+        try:
+            held = held_claims(self._broker, self._settings.queue)
+        except BrokerError as error:
+            self._note_broker(error)
+            return 0, 0
+        waiting = [claim for claim in lapsed if claim in held]
+        missing = [claim for claim in lapsed if claim not in held]
+        if waiting:
+            self._store.extend(waiting, lease=self._settings.lease)
+        released = self._store.release(missing, reason="message_lost") if missing else 0
+        log.warning("claims_reconciled", extended=len(waiting), released=released)
+        return len(waiting), released
+
+    def _maintain(self) -> None:
+        """Now and then: give back slots that a dead worker owed, settle rows without a run, prune."""
+        now = time.monotonic()
+        if now < self._maintenance_at:
+            return
+        self._maintenance_at = now + MAINTENANCE_SECONDS
+        self._store.reap_orphans()
+        self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
+        due = self._store.slots_due(older_than=SLOT_PATIENCE_SECONDS, batch=_MAINTENANCE_BATCH)
+        returned = []
+        try:
+            for run_id, workspace_id in due:
+                self._slots.give_back(run_id, workspace_id)
+                returned.append(run_id)
+        except BrokerError as error:
+            log.warning("slots_not_returned", due=len(due) - len(returned), reason=str(error))
+        if returned:
+            self._store.slots_returned(returned)
+            log.info("slots_returned", runs=len(returned))
+
+    def _probe_broker(self) -> str | None:
+        """Return why Redis cannot be published to now; while it is away, ask it again only after a pause."""
+        if not self.broker_away:
+            return None
+        if time.monotonic() < self._broker_retry_at:
+            return "broker is away"
+        try:
+            with broker_errors():
+                self._broker.ping()
+        except BrokerError as error:
+            self._note_broker(error)
+            return str(error)
+        self._broker_failures = 0
+        log.info("broker_back")
+        return None
+
+    def _note_broker(self, error: BrokerError) -> None:
+        if not self.broker_away:
+            log.warning("broker_away", reason=str(error))
+        self._broker_failures += 1
+        first, last = _BACKOFF_SECONDS
+        pause = min(last, first * 2 ** min(self._broker_failures, 10))
+        # Full jitter, so that many dispatchers do not come back in step (AWS Architecture Blog, 2015).
+        self._broker_retry_at = time.monotonic() + random.uniform(first, pause)  # noqa: S311
+
+    def _full_delay(self) -> float:
+        """Look again soon whether workers made room, and ever less often while they do not."""
+        self._full_polls = min(self._full_polls + 1, 10)
+        return float(min(self._settings.poll_interval, _FULL_QUEUE_SECONDS * 2 ** (self._full_polls - 1)))
+
+    def _broker_delay(self) -> float:
+        return max(0.0, self._broker_retry_at - time.monotonic())

@@ -1,0 +1,193 @@
+"""Is this host ready? Look at settings, database, broker and Orcheo, and say how to mend what is not right."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from shared.broker import HINT_QUEUE, broker_errors, connect
+from shared.database import make_engine, transaction
+from shared.errors import BrokerError, DatabaseError
+from shared.ledger import PENDING_INDEX
+from shared.migrate import current_revision, newest_revision
+from shared.redaction import redact
+from shared.settings import Settings
+
+POSTGRES_OLDEST = 140000
+REDIS_OLDEST = (6, 2)
+ORCHEO_OLDEST, ORCHEO_BEFORE = (0, 39), (0, 40)
+
+_RIGHTS = text("""
+SELECT has_table_privilege('workflow_runs', 'SELECT') AS can_select,
+       has_column_privilege('workflow_runs', 'status', 'UPDATE')
+           AND has_column_privilege('workflow_runs', 'payload', 'UPDATE')
+           AND has_column_privilege('workflow_runs', 'updated_at', 'UPDATE') AS can_update
+""")
+
+
+class Grade(StrEnum):
+    """How a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    grade: Grade
+    found: str
+    mend: str = ""
+    exit_code: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Look at everything; never raises for what it finds."""
+    return [*_settings(settings), *_database(settings), *_broker(settings), *_orcheo(settings)]
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return 0 where nothing is wrong, else the exit code of the first thing that is."""
+    return next((finding.exit_code for finding in findings if finding.grade is Grade.WRONG), 0)
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    yield Finding("settings", Grade.OK, "all variables can be read")
+    broker, slots = settings.redis_url.get_secret_value(), settings.slots_redis_url.get_secret_value()
+    if broker != slots:
+        yield Finding(
+            "Redis of the run slots",
+            Grade.WARN,
+            f"REDIS_URL is {redact(broker)}, ORCHEO_REDIS_URL is {redact(slots)}",
+            "set both to the Redis that the API uses, else slots are given back where nobody counts them",
+        )
+    if settings.api_url is None:
+        yield Finding(
+            "cron", Grade.WARN, "ORCHEO_API_URL is not set", "set it, or leave cron to the API (ORCHEO_INPROCESS_CRON)"
+        )
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    engine = make_engine(settings, role="check", connections=1)
+    try:
+        with transaction(engine) as connection:
+            yield from _look_at_database(connection)
+    except DatabaseError as error:
+        yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
+    finally:
+        engine.dispose()
+
+
+def _look_at_database(connection: Connection) -> Iterator[Finding]:
+    wrong = DatabaseError.exit_code
+    number = int(str(connection.scalar(text("SHOW server_version_num"))))
+    shown = f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
+    if number >= POSTGRES_OLDEST:
+        yield Finding("database", Grade.OK, shown)
+    else:
+        yield Finding("database", Grade.WRONG, shown, "PostgreSQL 14 or later is needed", wrong)
+    if connection.scalar(text("SELECT pg_is_in_recovery()")):
+        yield Finding("database role", Grade.WRONG, "read-only (in recovery)", "name the primary in the DSN", wrong)
+
+    if not connection.scalar(text("SELECT to_regclass('workflow_runs') IS NOT NULL")):
+        yield Finding(
+            "Orcheo's tables",
+            Grade.WRONG,
+            "workflow_runs is missing",
+            "start Orcheo's API once on this database",
+            wrong,
+        )
+        return
+    rights = connection.execute(_RIGHTS).one()
+    if rights.can_select and rights.can_update:
+        yield Finding("Orcheo's tables", Grade.OK, "workflow_runs can be read and updated")
+    else:
+        yield Finding(
+            "Orcheo's tables",
+            Grade.WRONG,
+            "no right to " + ("update" if rights.can_select else "read") + " workflow_runs",
+            "GRANT SELECT, UPDATE (status, payload, updated_at) ON workflow_runs",
+            wrong,
+        )
+    revision, newest = current_revision(connection), newest_revision()
+    if revision == newest:
+        yield Finding("our schema", Grade.OK, f"revision {revision}")
+    else:
+        yield Finding(
+            "our schema",
+            Grade.WRONG,
+            f"revision {revision or 'none'}, needs {newest}",
+            "orcheo-dispatch migrate",
+            wrong,
+        )
+    valid = connection.scalar(
+        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"), {"index": PENDING_INDEX}
+    )
+    if valid:
+        yield Finding("index on pending runs", Grade.OK, PENDING_INDEX)
+    else:
+        yield Finding(
+            "index on pending runs",
+            Grade.WARN,
+            "missing" if valid is None else "invalid",
+            "orcheo-dispatch migrate (polls read all runs without it)",
+        )
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    wrong = BrokerError.exit_code
+    client = connect(settings.redis_url.get_secret_value())
+    try:
+        with broker_errors():
+            server: Any = client.info("server")
+            memory: Any = client.info("memory")
+            waiting: Any = client.llen(HINT_QUEUE)
+    except BrokerError as error:
+        yield Finding("broker", Grade.WRONG, str(error), "see REDIS_URL", wrong)
+        return
+    finally:
+        client.close()
+    version = str(server["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) >= REDIS_OLDEST:
+        yield Finding("broker", Grade.OK, f"Redis {version}")
+    else:
+        yield Finding("broker", Grade.WRONG, f"Redis {version}", "Redis 6.2 or later is needed", wrong)
+    policy = memory.get("maxmemory_policy", "unknown")
+    if policy == "noeviction":
+        yield Finding("maxmemory-policy", Grade.OK, policy)
+    else:
+        yield Finding(
+            "maxmemory-policy", Grade.WARN, policy, "CONFIG SET maxmemory-policy noeviction: Redis may drop messages"
+        )
+    if waiting > settings.max_queued:
+        yield Finding("queue celery", Grade.WARN, f"{waiting} messages", "is a dispatcher running?")
+
+
+def _orcheo(settings: Settings) -> Iterator[Finding]:
+    if settings.executor != "orcheo":
+        yield Finding("executor", Grade.OK, settings.executor)
+        return
+    try:
+        version = importlib.metadata.version("orcheo-backend")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "Orcheo", Grade.WARN, "not installed here", "a worker needs it: pip install 'orcheo-dispatch[orcheo]'"
+        )
+        return
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if ORCHEO_OLDEST <= numbers < ORCHEO_BEFORE:
+        yield Finding("Orcheo", Grade.OK, f"orcheo-backend {version}")
+    else:
+        yield Finding("Orcheo", Grade.WARN, f"orcheo-backend {version}", "tested with 0.39")

@@ -1,0 +1,158 @@
+"""What operators ask of the database. Only reads; each statement can be pasted into psql."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from shared.database import transaction
+
+LATE_SECONDS = 300
+"""The promise: no pending run is older than five minutes."""
+ALIVE_SECONDS = 30
+
+_RUNS_BY_STATUS = text("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status ORDER BY status")
+
+# Runs that nobody asked us to dispatch (of ChatKit, say) are counted apart: they are not late, they are not ours.
+_PENDING = text("""
+SELECT count(*) FILTER (WHERE ours) AS pending,
+       count(*) FILTER (WHERE NOT ours) AS pending_others,
+       count(*) FILTER (WHERE ours AND created_at < now() - make_interval(secs => :late)) AS late,
+       COALESCE(EXTRACT(epoch FROM now() - min(created_at) FILTER (WHERE ours)), 0)::float8 AS oldest
+  FROM (SELECT created_at, :every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])) AS ours
+          FROM workflow_runs WHERE status = 'pending') AS p
+""")
+
+_DISPATCH = text("""
+SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
+       count(*) FILTER (WHERE state = 'published') AS published,
+       count(*) FILTER (WHERE state = 'running') AS running,
+       count(*) FILTER (WHERE state = 'running' AND lease_expires_at < now()) AS stuck
+  FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
+""")
+
+_SLOTS_DUE = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due'")
+
+_PROCESSES = text("""
+SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_at,
+       EXTRACT(epoch FROM now() - seen_at)::float8 AS seen_ago
+  FROM orcheo_dispatch.process
+ WHERE seen_at > now() - make_interval(secs => :alive)
+ ORDER BY kind, host, started_at
+""")
+
+_RUNS = text("""
+SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
+       EXTRACT(epoch FROM now() - r.created_at)::float8 AS age,
+       d.state, d.outcome, d.fence, d.attempts, d.reason, d.worker_id::text AS worker_id,
+       EXTRACT(epoch FROM d.begun_at - r.created_at)::float8 AS waited,
+       EXTRACT(epoch FROM COALESCE(d.settled_at, CASE WHEN d.state = 'running' THEN now() END) - d.begun_at)::float8
+           AS ran
+  FROM workflow_runs AS r
+  LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+ WHERE (CAST(:status AS text) IS NULL OR r.status = :status)
+   AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
+   AND (NOT :stuck OR (d.state = 'running' AND d.lease_expires_at < now()))
+ ORDER BY r.created_at DESC, r.id
+ LIMIT :limit
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRow:
+    """A process that is alive; `seen_ago` in seconds."""
+
+    kind: str
+    id: str
+    host: str
+    pid: int
+    version: str
+    concurrency: int
+    running: int
+    started_at: datetime
+    seen_ago: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of the whole at one instant. Ages are seconds."""
+
+    runs: dict[str, int]
+    pending: int
+    pending_others: int
+    oldest_pending_age: float
+    late_pending: int
+    late_share: float
+    """The share of pending runs older than five minutes, 0 to 1: the promise is 0."""
+    claimed: int
+    published: int
+    running: int
+    stuck: int
+    slots_due: int
+    processes: list[ProcessRow] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run and its place in the ledger. `age`, `waited` and `ran` are seconds."""
+
+    run_id: str
+    workflow_id: str
+    status: str
+    triggered_by: str
+    created_at: datetime
+    age: float
+    state: str | None
+    outcome: str | None
+    fence: int | None
+    attempts: int | None
+    reason: str | None
+    worker_id: str | None
+    waited: float | None
+    ran: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return asdict(self)
+
+
+def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: bool) -> Status:
+    """Return the state of the whole. Raises `DatabaseError`, `SchemaError` where our schema is missing."""
+    with transaction(engine) as connection:
+        by_status = {row.status: row.runs for row in connection.execute(_RUNS_BY_STATUS)}
+        pending = connection.execute(
+            _PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
+        ).one()
+        dispatch = connection.execute(_DISPATCH).one()
+        slots_due = connection.scalar(_SLOTS_DUE)
+        processes = [ProcessRow(**row._mapping) for row in connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})]
+    return Status(
+        runs=by_status,
+        pending=pending.pending,
+        pending_others=pending.pending_others,
+        oldest_pending_age=pending.oldest,
+        late_pending=pending.late,
+        late_share=pending.late / pending.pending if pending.pending else 0.0,
+        claimed=dispatch.claimed,
+        published=dispatch.published,
+        running=dispatch.running,
+        stuck=dispatch.stuck,
+        slots_due=slots_due or 0,
+        processes=processes,
+    )
+
+
+def read_runs(
+    engine: Engine, *, status: str | None = None, workflow: str | None = None, stuck: bool = False, limit: int = 20
+) -> list[RunRow]:
+    """Return the newest runs first. `stuck`: only those that run although their lease is over."""
+    with transaction(engine) as connection:
+        rows = connection.execute(_RUNS, {"status": status, "workflow": workflow, "stuck": stuck, "limit": limit})
+        return [RunRow(**row._mapping) for row in rows]

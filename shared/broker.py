@@ -1,0 +1,154 @@
+"""Redis as the wire: the Celery app all three processes are made of, and what Redis holds of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.signals import setup_logging
+from kombu import Exchange, Queue
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as KombuOperationalError
+
+from shared import logs
+from shared.errors import BrokerError
+from shared.ledger import Claim
+from shared.redaction import redact
+from shared.settings import Settings
+
+EXECUTE_RUN = "orcheo_dispatch.execute_run"
+TICK = "orcheo_dispatch.tick"
+CRON = "orcheo_dispatch.cron"
+DISPATCH_QUEUE = "orcheo.dispatch"
+HINT_QUEUE = "celery"
+"""Where the API, and Orcheo's own Beat, publish: Celery's default queue."""
+
+BEAT_HEADER = "orcheo_dispatch_beat"
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+SOCKET_TIMEOUT_SECONDS = 15.0
+HEALTH_CHECK_SECONDS = 25
+_VISIBILITY_TIMEOUT_SECONDS = 86_400
+_UNACKED = "orcheo.unacked"
+_POOL_ACQUIRE_SECONDS = 10.0
+
+
+def make_app(name: str, settings: Settings) -> Celery:
+    """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
+
+    The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
+    waits for ever for a peer that is gone; reconnecting ends after a hundred tries; a result backend of Redis
+    wedges Beat. Messages are acknowledged as soon as a run is taken up: whether a run is lost is decided by the
+    lease in the ledger, not by Redis.
+    """
+    app = Celery(name, broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_create_missing_queues=True,
+        task_acks_late=False,
+        task_send_sent_event=False,
+        task_queues=[Queue(DISPATCH_QUEUE, Exchange(DISPATCH_QUEUE), routing_key=DISPATCH_QUEUE)],
+        task_default_queue=DISPATCH_QUEUE,
+        timezone="UTC",
+        enable_utc=True,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=CONNECT_TIMEOUT_SECONDS,
+        broker_pool_limit=4,
+        broker_pool_acquire_timeout=_POOL_ACQUIRE_SECONDS,
+        broker_transport_options={
+            "visibility_timeout": _VISIBILITY_TIMEOUT_SECONDS,
+            "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_CHECK_SECONDS,
+            "retry_on_timeout": True,
+            # A publisher that meets a dead broker says so at once; who publishes decides about trying again.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.5,
+            # Keys of our own: Orcheo's stock worker may share this Redis, and the shorter visibility timeout would win.
+            "unacked_key": _UNACKED,
+            "unacked_index_key": f"{_UNACKED}_index",
+            "unacked_mutex_key": f"{_UNACKED}_mutex",
+        },
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_proc_alive_timeout=120.0,
+        beat_scheduler="celery.beat:Scheduler",
+        beat_max_loop_interval=max(0.05, min(settings.poll_interval, 5.0)),
+    )
+
+    def configure_logs(**_: Any) -> None:
+        logs.configure(settings)
+
+    setup_logging.connect(configure_logs, weak=False, dispatch_uid="orcheo-dispatch")
+    return app
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a Redis client whose every call ends within its timeouts."""
+    client: redis.Redis = redis.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        socket_keepalive=True,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+    )
+    return client
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Translate redis' and kombu's errors into `BrokerError`: one line, no password."""
+    try:
+        yield
+    except (redis.RedisError, KombuOperationalError, KombuError, OSError) as error:
+        raise BrokerError(redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__) from error
+
+
+def held_claims(client: redis.Redis, queue: str) -> set[Claim]:
+    """Return the claims whose messages Redis holds: waiting in `queue`, or delivered and not yet acknowledged.
+
+    Raises `BrokerError` when Redis cannot say.
+    """
+    with broker_errors():
+        waiting: Any = client.lrange(queue, 0, -1)
+        unacked: Any = client.hvals(_UNACKED)
+    claims = {claim_of(raw) for raw in waiting}
+    claims |= {claim_of(json.dumps(json.loads(raw)[0])) for raw in unacked}
+    return {claim for claim in claims if claim is not None}
+
+
+def task_name(raw: bytes | str) -> str | None:
+    """Return the task that a raw message of kombu's names, or None where it is no such message."""
+    try:
+        name = json.loads(raw)["headers"]["task"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def claim_of(raw: bytes | str) -> Claim | None:
+    """Return the claim that a raw message carries in its headers, or None where it is not one of ours."""
+    if task_name(raw) != EXECUTE_RUN:
+        return None
+    claim = json.loads(raw)["headers"].get("claim")
+    if not isinstance(claim, list) or len(claim) != 2:
+        return None
+    run_id, fence = claim
+    return Claim(run_id, fence) if isinstance(run_id, str) and isinstance(fence, int) else None

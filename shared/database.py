@@ -1,0 +1,83 @@
+"""Connections to Postgres, and the one place where a driver's error becomes ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from shared.errors import DatabaseError, SchemaError
+from shared.redaction import redact
+from shared.settings import Settings
+
+CONNECT_TIMEOUT_SECONDS = 5
+POOL_TIMEOUT_SECONDS = 30.0
+STATEMENT_TIMEOUT_MILLISECONDS = 30_000
+_TCP_DEAD_MILLISECONDS = 15_000
+
+
+def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
+    """Return an engine of at most `connections` connections, each checked before it is handed out.
+
+    `role` is the `application_name` that `pg_stat_activity` shows. No statement is prepared on the server,
+    so that a transaction pooler (PgBouncer) may stand between.
+    """
+    dsn = settings.postgres_dsn.get_secret_value()
+
+    def connect() -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(
+            dsn,
+            application_name=f"orcheo-dispatch {role}",
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            keepalives=1,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=_TCP_DEAD_MILLISECONDS,
+            prepare_threshold=None,
+        )
+
+    return create_engine(
+        "postgresql+psycopg://",
+        creator=connect,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Run a block in one short transaction. Raises `DatabaseError` or `SchemaError`, never a driver's error."""
+    with database_errors(), engine.begin() as connection:
+        # SET LOCAL, not a startup option: a transaction pooler refuses those.
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
+        yield connection
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Translate the driver's errors into ours: one line, no parameters, no password."""
+    try:
+        yield
+    except ProgrammingError as error:
+        raise SchemaError(_first_line(error)) from error
+    except PoolTimeoutError as error:
+        raise DatabaseError(f"no free connection within {POOL_TIMEOUT_SECONDS:g} s") from error
+    except (OperationalError, psycopg.OperationalError) as error:
+        raise DatabaseError(_first_line(error)) from error
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.DataError):
+            raise
+        raise DatabaseError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    original = getattr(error, "orig", None) or error
+    return redact(str(original).strip().split("\n", 1)[0]) or type(original).__name__

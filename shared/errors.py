@@ -1,0 +1,45 @@
+"""Every error that this project raises on purpose.
+
+    DispatchError                  the command prints it as one line and exits with `exit_code`
+    |-- SettingsError         2    a setting or an argument is wrong
+    |-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
+    |   `-- SchemaError       3    Orcheo's tables or our schema are missing or too old
+    `-- BrokerError           4    Redis is away or refuses us
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DispatchError(Exception):
+    """Something failed that an operator can mend; the text is one line and holds no secret."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(DispatchError):
+    """A setting or an argument is wrong: says which, what it got and what it takes."""
+
+    exit_code: ClassVar[int] = 2
+
+    @classmethod
+    def wrong(cls, variable: str, got: object, takes: str) -> SettingsError:
+        """Return the error for `variable`, which got `got` and takes `takes`."""
+        return cls(f"{variable} got {got!r}, takes {takes}")
+
+
+class DatabaseError(DispatchError):
+    """Postgres is away or refuses us."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class SchemaError(DatabaseError):
+    """Orcheo's tables or our schema are missing or too old."""
+
+
+class BrokerError(DispatchError):
+    """Redis is away or refuses us."""
+
+    exit_code: ClassVar[int] = 4

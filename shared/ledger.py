@@ -1,0 +1,60 @@
+"""The words of the ledger: the states of a dispatched run and the ways in which it can end.
+
+The tables themselves are in `shared/migrations`, every statement on them in `shared/statements.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+SCHEMA = "orcheo_dispatch"
+PENDING_INDEX = "orcheo_dispatch_pending_runs"
+ACTOR_WORKER = "worker"
+"""The actor that Orcheo's own worker writes into a run's audit log, and so does ours."""
+ACTOR_DISPATCHER = "dispatcher"
+
+
+class State(StrEnum):
+    """Where a dispatched run is: `claimed -> published -> running -> settled`, and again from any of them."""
+
+    CLAIMED = "claimed"
+    PUBLISHED = "published"
+    RUNNING = "running"
+    SETTLED = "settled"
+
+
+class Outcome(StrEnum):
+    """How a claim ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+    SKIPPED = "skipped"
+    """The run was not pending any more when it was to begin."""
+    RELEASED = "released"
+    """The claim was given back unharmed: the run never began."""
+    REQUEUED = "requeued"
+    """The run had begun, was given up, and is pending again."""
+
+
+class ProcessKind(StrEnum):
+    """What a process of ours does."""
+
+    BEAT = "beat"
+    DISPATCHER = "dispatcher"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """A run and the fencing token of the claim on it; all that crosses Redis.
+
+    The fence rises with each claim of a run and guards every later write, so a holder of an older one
+    changes nothing (M. Kleppmann, "How to do distributed locking", 2016: fencing tokens).
+    """
+
+    run_id: str
+    fence: int

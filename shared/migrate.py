@@ -1,0 +1,133 @@
+"""Bring a database up to date: schema `orcheo_dispatch` and one partial index on the API's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
+
+from shared.database import database_errors, make_engine
+from shared.errors import DatabaseError, SchemaError
+from shared.ledger import PENDING_INDEX, SCHEMA
+from shared.settings import Settings
+
+_LOCK_KEY = 0x0C4E_0D15
+_LOCK_PATIENCE_SECONDS = 120
+
+_RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
+_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
+# CONCURRENTLY: the API goes on inserting runs while it is built.
+_CREATE_INDEX = (
+    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} ON workflow_runs (created_at, id) WHERE status = 'pending'"
+)
+_DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
+_REVISION = f"SELECT version_num FROM {SCHEMA}.alembic_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What `migrate` found and did."""
+
+    revision_before: str | None
+    revision: str
+    index_created: bool
+    index_present: bool
+
+
+def migrate(settings: Settings, *, index: bool = True) -> Migration:
+    """Bring the schema to the newest revision and, with `index`, make the index on pending runs.
+
+    Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
+    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
+    """
+    engine = make_engine(settings, role="migrate", connections=3)
+    try:
+        with database_errors(), _alone(engine), engine.connect() as connection:
+            if not connection.scalar(text(_RUNS_TABLE)):
+                raise SchemaError(
+                    "table workflow_runs is missing: start Orcheo's API once on this database, it creates its tables"
+                )
+            before = current_revision(connection)
+            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            connection.commit()
+            command.upgrade(_config(connection), "head")
+            connection.commit()
+            after = current_revision(connection)
+            connection.rollback()
+            created = _make_index(engine) if index else False
+            present = bool(connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX}))
+            assert after is not None
+            return Migration(before, after, created, present)
+    finally:
+        engine.dispose()
+
+
+def newest_revision() -> str:
+    """Return the revision that this release needs."""
+    head = ScriptDirectory.from_config(_config(None)).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Return the revision of the database, or None where our schema is not there."""
+    if connection.scalar(text("SELECT to_regclass(:table) IS NULL"), {"table": f"{SCHEMA}.alembic_version"}):
+        return None
+    revision: str | None = connection.scalar(text(_REVISION))
+    return revision
+
+
+def _config(connection: Connection | None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", "shared:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Hold the migration lock.
+
+    It is tried for again and again rather than waited for: a session that waits holds a snapshot, and
+    CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other for ever.
+    """
+    with engine.connect() as connection:
+        locked = connection.execution_options(isolation_level="AUTOCOMMIT")
+
+        def try_lock() -> bool:
+            return bool(locked.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK_KEY}))
+
+        def give_up(_: object) -> bool:
+            raise DatabaseError(f"another migration has been running for {_LOCK_PATIENCE_SECONDS} s")
+
+        Retrying(
+            retry=retry_if_result(lambda got: not got),
+            wait=wait_random(0.05, 0.25),
+            stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
+            retry_error_callback=give_up,
+        )(try_lock)
+        try:
+            yield
+        finally:
+            locked.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
+
+
+def _make_index(engine: Engine) -> bool:
+    """Make the index on pending runs where there is no valid one; return whether it was made."""
+    with engine.connect() as connection:
+        autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
+        valid = autocommit.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+        if valid:
+            return False
+        if valid is False:
+            # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
+            autocommit.execute(text(_DROP_INDEX))
+        autocommit.execute(text(_CREATE_INDEX))
+        return True

@@ -1,0 +1,54 @@
+"""Who is alive: each process of ours keeps one row in the ledger fresh."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+from sqlalchemy import Engine
+
+from shared import __version__, statements
+from shared.database import transaction
+from shared.ledger import ProcessKind
+
+PROCESS_RETENTION_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One start of one process. The id is new each time: the same host and pid may come back as another."""
+
+    kind: ProcessKind
+    concurrency: int = 1
+    id: UUID = field(default_factory=uuid4)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+    def seen(self, engine: Engine, *, running: int = 0) -> None:
+        """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
+        with transaction(engine) as connection:
+            connection.execute(
+                statements.SEEN,
+                {
+                    "id": str(self.id),
+                    "kind": self.kind,
+                    "host": self.host,
+                    "pid": self.pid,
+                    "version": __version__,
+                    "concurrency": self.concurrency,
+                    "running": running,
+                },
+            )
+
+    def gone(self, engine: Engine) -> None:
+        """Take the row away: this process ended in order. Raises `DatabaseError`."""
+        with transaction(engine) as connection:
+            connection.execute(statements.GONE, {"id": str(self.id)})
+
+
+def prune_processes(engine: Engine) -> None:
+    """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
+    with transaction(engine) as connection:
+        connection.execute(statements.PRUNE_PROCESSES, {"retention": PROCESS_RETENTION_SECONDS})

@@ -1,0 +1,239 @@
+"""Every setting, read once at the entry point and passed on as an argument.
+
+Each field is one environment variable (its alias). Durations are seconds.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+ALL_TRIGGERS = "*"
+DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
+
+
+class LostRuns(StrEnum):
+    """What becomes of a run whose worker is lost."""
+
+    FAIL = "fail"
+    REQUEUE = "requeue"
+    HOLD = "hold"
+
+
+class WorkerPool(StrEnum):
+    """How a worker runs many runs at once."""
+
+    THREADS = "threads"
+    PREFORK = "prefork"
+
+
+def _split_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _url_of(*schemes: str) -> AfterValidator:
+    def validate(value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in schemes:
+            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
+        return value
+
+    return AfterValidator(validate)
+
+
+def _dsn(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
+        raise ValueError("a Postgres DSN such as postgresql://user@host:5432/database")
+    return value
+
+
+RedisUrl = Annotated[SecretStr, _url_of("redis", "rediss", "unix")]
+
+
+class Settings(BaseSettings):
+    """The settings of all three processes. Immutable; secrets never show in `repr`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    postgres_dsn: Annotated[SecretStr, AfterValidator(_dsn)] = Field(
+        alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
+    )
+    redis_url: RedisUrl = Field(
+        SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker: Redis, as Orcheo's Celery app names it."
+    )
+    slots_redis_url: RedisUrl = Field(
+        SecretStr(DEFAULT_REDIS_URL),
+        alias="ORCHEO_REDIS_URL",
+        description="The Redis in which the API counts the run slots of a workspace.",
+    )
+
+    poll_interval: float = Field(
+        1.0, alias="ORCHEO_DISPATCH_POLL_INTERVAL", ge=0.05, le=3600, description="Seconds between two polls."
+    )
+    batch_size: int = Field(
+        100, alias="ORCHEO_DISPATCH_BATCH_SIZE", ge=1, le=10_000, description="Runs claimed by one poll at most."
+    )
+    max_queued: int = Field(
+        200,
+        alias="ORCHEO_DISPATCH_MAX_QUEUED",
+        ge=1,
+        le=1_000_000,
+        description="Runs that may wait in Redis at a time; the rest of the backlog stays in the database.",
+    )
+    queue: str = Field(
+        "orcheo.runs",
+        alias="ORCHEO_DISPATCH_QUEUE",
+        pattern=r"^[A-Za-z0-9._\-]{1,100}$",
+        description="The queue in Redis that workers take runs from.",
+    )
+    triggers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
+        DEFAULT_TRIGGERS,
+        alias="ORCHEO_DISPATCH_TRIGGERS",
+        min_length=1,
+        description="Runs with these `triggered_by` are dispatched, separated by commas; `*` is all.",
+    )
+    lease: float = Field(
+        60.0,
+        alias="ORCHEO_DISPATCH_LEASE",
+        ge=1,
+        le=86_400,
+        description="Seconds that a claim or a published message may stay unanswered before it is looked into.",
+    )
+    lost_runs: LostRuns = Field(
+        LostRuns.FAIL,
+        alias="ORCHEO_DISPATCH_LOST_RUNS",
+        description="What becomes of a run whose worker is lost: fail, requeue or hold.",
+    )
+    max_attempts: int = Field(
+        3, alias="ORCHEO_DISPATCH_MAX_ATTEMPTS", ge=1, le=1000, description="Times a lost run may begin under `requeue`."
+    )
+    retention: float = Field(
+        604_800.0,
+        alias="ORCHEO_DISPATCH_RETENTION",
+        ge=60,
+        description="Seconds that settled rows stay in the ledger.",
+    )
+
+    concurrency: int = Field(
+        32, alias="ORCHEO_WORKER_CONCURRENCY", ge=1, le=10_000, description="Runs that one worker executes at a time."
+    )
+    pool: WorkerPool = Field(
+        WorkerPool.THREADS,
+        alias="ORCHEO_WORKER_POOL",
+        description="threads: all runs share one event loop; prefork: a process a run, for workflows that block.",
+    )
+    heartbeat: float = Field(
+        5.0, alias="ORCHEO_WORKER_HEARTBEAT", ge=0.1, le=600, description="Seconds between two heartbeats of a worker."
+    )
+    worker_lease: float = Field(
+        30.0,
+        alias="ORCHEO_WORKER_LEASE",
+        ge=0.5,
+        le=3600,
+        description="Seconds without a heartbeat after which a running run counts as lost.",
+    )
+    run_timeout: float = Field(
+        3600.0, alias="ORCHEO_WORKER_RUN_TIMEOUT", gt=0, description="Seconds that one run may take."
+    )
+    cancel_grace: float = Field(
+        5.0,
+        alias="ORCHEO_WORKER_CANCEL_GRACE",
+        ge=0,
+        le=600,
+        description="Seconds that a cancelled run has for its clean-up code.",
+    )
+    drain_timeout: float = Field(
+        60.0,
+        alias="ORCHEO_WORKER_DRAIN_TIMEOUT",
+        ge=0,
+        description="Seconds that a stopping worker lets its runs finish.",
+    )
+    executor: str = Field(
+        "orcheo",
+        alias="ORCHEO_WORKER_EXECUTOR",
+        description="What executes a run: `orcheo`, or `package.module:name` (see `worker/executor.py`).",
+    )
+
+    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", alias="ORCHEO_LOG_LEVEL", description="The least severe level that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", alias="ORCHEO_LOG_FORMAT", description="`text` for people, `json` for journald and log shippers."
+    )
+
+    api_url: str | None = Field(
+        None, alias="ORCHEO_API_URL", description="Orcheo's API; where set, Beat has it dispatch due cron triggers."
+    )
+    service_token: SecretStr | None = Field(
+        None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
+    )
+    cron_interval: float = Field(
+        60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, description="Seconds between two cron dispatches."
+    )
+
+    @model_validator(mode="after")
+    def _leases_outlive_heartbeats(self) -> Self:
+        if self.worker_lease < 2 * self.heartbeat:
+            raise SettingsError(
+                f"ORCHEO_WORKER_LEASE got {self.worker_lease:g}, takes at least twice ORCHEO_WORKER_HEARTBEAT "
+                f"({self.heartbeat:g}): one late heartbeat must not lose a run"
+            )
+        return self
+
+    @property
+    def takes_every_trigger(self) -> bool:
+        """Whether the allow-list of triggers is `*`."""
+        return ALL_TRIGGERS in self.triggers
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Return the settings of the environment, with `overrides` by field name on top.
+
+        Raises `SettingsError`, one line a wrong variable: what it got and what it takes.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_explain(item) for item in error.errors(include_url=False))) from None
+
+
+def variables() -> dict[str, tuple[str, str]]:
+    """Return each variable with its default (as text) and its description, in the order of the class."""
+    found: dict[str, tuple[str, str]] = {}
+    for field in Settings.model_fields.values():
+        found[str(field.alias)] = (_show_default(field.get_default()), field.description or "")
+    return found
+
+
+def _show_default(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if isinstance(value, float):
+        return f"{value:g}" if value < 1e6 else str(int(value))
+    if value is None:
+        return "unset"
+    return "required" if repr(value) == "PydanticUndefined" else str(value)
+
+
+_SECRET_VARIABLES = frozenset({"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN"})
+
+
+def _explain(item: Any) -> str:
+    location = item["loc"][0] if item["loc"] else "settings"
+    variable = str(getattr(Settings.model_fields.get(str(location)), "alias", None) or location)
+    if item["type"] == "missing":
+        return f"{variable} is not set, takes {Settings.model_fields['postgres_dsn'].description}"
+    got = "a value" if variable in _SECRET_VARIABLES else repr(item["input"])
+    takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{variable} got {got}, takes {takes}"

@@ -1,0 +1,225 @@
+"""The ledger, as Python calls: one short transaction each, rows in, small frozen values out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from shared import statements
+from shared.database import transaction
+from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, Claim, Outcome, State
+from shared.settings import LostRuns
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run that is ours to execute now."""
+
+    claim: Claim
+    attempt: int
+    workflow_id: str
+    workflow_version_id: str
+    workspace_id: str | None
+    triggered_by: str
+    inputs: Mapping[str, Any] = field(repr=False)
+    runnable_config: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NotBegun:
+    """A message that must not execute: `stale` (another fence, or answered before) or why the run was skipped."""
+
+    claim: Claim
+    reason: str
+    slot_due_in: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run is to end: the status the API will read, and what goes with it."""
+
+    outcome: Outcome
+    status: str
+    action: str
+    reason: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    changes: str = field(default="{}", repr=False)
+    """JSON text of what else changes in the payload: `output_payload`, `error`."""
+
+    @classmethod
+    def succeeded(cls, output: str) -> Ending:
+        """Return the ending of a run with this output, as JSON text."""
+        return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=f'{{"error": null, "output_payload": {output}}}')
+
+    @classmethod
+    def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
+        """Return the ending of a run that failed with `error`; `reason` is what the ledger may say of it."""
+        return cls(outcome, "failed", "run_failed", reason, {"error": error}, json.dumps({"error": error}))
+
+    @classmethod
+    def cancelled(cls, why: str) -> Ending:
+        """Return the ending of a run that is cancelled."""
+        return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, json.dumps({"error": why}))
+
+    @classmethod
+    def requeued(cls, why: str) -> Ending:
+        """Return the ending that hands a run back for another attempt."""
+        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", {"reason": why})
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settle changed. `ended` is False where the API had ended the run before."""
+
+    outcome: Outcome
+    ended: bool
+    slot_due_in: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A run whose worker was lost, and what became of it."""
+
+    claim: Claim
+    outcome: Outcome
+    worker_id: UUID
+    workflow_id: str
+
+
+class Store:
+    """Every change of a run's status, and every row of the ledger, goes through here.
+
+    Each method is one transaction of one statement and raises `DatabaseError` where Postgres is away.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def claim(
+        self, room: int, *, triggers: Sequence[str], every_trigger: bool, lease: float, dispatcher_id: UUID
+    ) -> list[Claim]:
+        """Claim up to `room` of the oldest pending runs for `lease` seconds; no two callers get the same."""
+        rows = self._rows(
+            statements.CLAIM,
+            room=room,
+            triggers=list(triggers),
+            every_trigger=every_trigger,
+            lease=lease,
+            dispatcher_id=str(dispatcher_id),
+        )
+        return [Claim(row.run_id, row.fence) for row in rows]
+
+    def queued(self) -> int:
+        """Return how many claims have not begun yet."""
+        return int(self._rows(statements.QUEUED)[0][0])
+
+    def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
+        """Note that the messages of these claims are in Redis."""
+        self._rows(statements.MARK_PUBLISHED, lease=lease, **_arrays(claims))
+
+    def release(self, claims: Iterable[Claim], *, reason: str) -> int:
+        """Give claims back that never began; return how many of them were still ours."""
+        return len(self._rows(statements.RELEASE, reason=reason, **_arrays(claims)))
+
+    def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Begun | NotBegun:
+        """Begin the run of this claim, once; every later call with the same fence is told `stale`."""
+        rows = self._rows(
+            statements.BEGIN,
+            run_id=claim.run_id,
+            fence=claim.fence,
+            lease=lease,
+            worker_id=str(worker_id),
+            actor=ACTOR_WORKER,
+        )
+        if not rows:
+            return NotBegun(claim, "stale")
+        row = rows[0]
+        if row.state != State.RUNNING:
+            return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)
+        return Begun(
+            claim=claim,
+            attempt=row.attempts,
+            workflow_id=row.workflow_id,
+            workflow_version_id=row.workflow_version_id,
+            workspace_id=row.workspace_id,
+            triggered_by=row.triggered_by,
+            inputs=row.inputs or {},
+            runnable_config=row.runnable_config or {},
+        )
+
+    def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
+        """End the run under its fence; return None where the fence has moved and nothing was changed.
+
+        Raises `sqlalchemy.exc.DBAPIError` where Postgres cannot store the ending.
+        """
+        rows = self._rows(
+            statements.SETTLE,
+            run_id=claim.run_id,
+            fence=claim.fence,
+            outcome=ending.outcome,
+            status=ending.status,
+            action=ending.action,
+            reason=ending.reason,
+            actor=actor,
+            metadata=json.dumps(dict(ending.metadata)),
+            changes=ending.changes,
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        return Settled(Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None)
+
+    def heartbeat(self, claims: Iterable[Claim], *, lease: float) -> dict[Claim, str | None]:
+        """Extend the leases of running claims; return those still held, with the run's status in the API."""
+        rows = self._rows(statements.HEARTBEAT, lease=lease, **_arrays(claims))
+        return {Claim(row.run_id, row.fence): row.status for row in rows}
+
+    def reap(self, policy: LostRuns, *, max_attempts: int, batch: int) -> list[Reaped]:
+        """End or requeue runs whose worker missed its lease."""
+        rows = self._rows(
+            statements.REAP, policy=policy.value, max_attempts=max_attempts, batch=batch, actor=ACTOR_DISPATCHER
+        )
+        return [
+            Reaped(Claim(row.run_id, row.fence), Outcome(row.outcome), row.worker_id, row.workflow_id) for row in rows
+        ]
+
+    def reap_orphans(self) -> int:
+        """Settle the rows of runs that are gone from the API's table; return how many."""
+        return len(self._rows(statements.REAP_ORPHANS))
+
+    def lapsed(self, *, batch: int) -> list[Claim]:
+        """Return claims that nobody answered for a lease."""
+        return [Claim(row.run_id, row.fence) for row in self._rows(statements.LAPSED, batch=batch)]
+
+    def extend(self, claims: Iterable[Claim], *, lease: float) -> None:
+        """Give these claims another lease."""
+        self._rows(statements.EXTEND, lease=lease, **_arrays(claims))
+
+    def slots_due(self, *, older_than: float, batch: int) -> list[tuple[str, str]]:
+        """Return `(run_id, workspace_id)` of the slots that have been due for `older_than` seconds."""
+        rows = self._rows(statements.SLOTS_DUE, older_than=older_than, batch=batch)
+        return [(row.run_id, row.workspace_id) for row in rows]
+
+    def slots_returned(self, run_ids: Iterable[str]) -> None:
+        """Note that these runs' slots were given back."""
+        self._rows(statements.SLOTS_RETURNED, run_ids=list(run_ids))
+
+    def prune(self, *, retention: float, batch: int) -> int:
+        """Delete rows settled more than `retention` seconds ago; return how many."""
+        return len(self._rows(statements.PRUNE, retention=retention, batch=batch))
+
+    def _rows(self, statement: Any, **parameters: Any) -> Sequence[Any]:
+        with transaction(self._engine) as connection:
+            result = connection.execute(statement, parameters)
+            return result.all() if result.returns_rows else ()
+
+
+def _arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:
+    # In one order everywhere, so that two statements over the same rows lock them in the same order.
+    ordered = sorted(claims)
+    return {"run_ids": [claim.run_id for claim in ordered], "fences": [claim.fence for claim in ordered]}

@@ -1,0 +1,1 @@
+"""Tests of this project, on real servers always (see `tests/servers.py`)."""

@@ -1,0 +1,90 @@
+"""Template databases, and clones of them that tests have to themselves."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from ops.orcheo_environment import orcheo_environment, process_environment
+from tests.servers import Servers, scratch
+
+_TABLES = Path(__file__).with_name("orcheo_tables.py")
+_TABLES_SECONDS = 180
+_STRATEGIES_SINCE = 15_00_00
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database that one test has to itself."""
+
+    name: str
+    dsn: str = field(repr=False)
+
+
+def create(admin: psycopg.Connection[tuple[object, ...]], url: str, template: str = "template0") -> Database:
+    """Create a database from `template` on the server of `url`."""
+    name = f"test_{secrets.token_hex(6)}"
+    # Five times faster than the default, where there is a choice: it writes no WAL for what it copies.
+    strategy = sql.SQL("STRATEGY file_copy" if admin.info.server_version >= _STRATEGIES_SINCE else "")
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} {}")
+    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template), strategy))
+    return Database(name, _with_name(url, name))
+
+
+def drop(admin: psycopg.Connection[tuple[object, ...]], database: Database) -> None:
+    """Drop a database, whoever is connected to it."""
+    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database.name)))
+
+
+def close(admin: psycopg.Connection[tuple[object, ...]], database: Database) -> None:
+    """Let nobody connect any more: PostgreSQL refuses to clone a database that is in use, by autovacuum too."""
+    admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(database.name)))
+
+
+@contextmanager
+def cloned(
+    admin: psycopg.Connection[tuple[object, ...]], servers: Servers, template: str = "template0"
+) -> Iterator[Database]:
+    """Yield a new database and drop it."""
+    database = create(admin, servers.postgres_url, template)
+    try:
+        yield database
+    finally:
+        drop(admin, database)
+
+
+def make_orcheo_tables(database: Database, redis_url: str) -> None:
+    """Have the real Orcheo make its tables and one workspace, in a process of its own."""
+    with scratch() as home:
+        variables = orcheo_environment(database.dsn, redis_url, home)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(_TABLES)],
+            env=process_environment(variables),
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=_TABLES_SECONDS,
+        )
+    if done.returncode != 0:
+        raise RuntimeError(f"Orcheo did not make its tables: {done.stderr[-2000:]}")
+
+
+def migrate(database: Database) -> None:
+    """Bring the database to our newest schema."""
+    from shared import migrate as migrations
+    from shared.settings import Settings
+
+    migrations.migrate(Settings.load(postgres_dsn=database.dsn))
+
+
+def _with_name(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

@@ -1,0 +1,128 @@
+"""Runs as the API creates them, and what the tables say of them afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from orcheo.models import WorkflowRun
+from psycopg.rows import dict_row
+from sqlalchemy import Engine
+
+from shared.database import make_engine
+from shared.ledger import Claim
+from shared.settings import Settings
+from shared.store import Store
+from tests.databases import Database
+
+WORKFLOW_ID = "6f1d3c62-5a53-4d4c-9a39-0d3f9e9a7c11"
+VERSION_ID = "0f5d8a70-2f0e-4d43-8b7c-3a1a52f5b001"
+WORKSPACE_ID = "a1f8f6de-4f0c-4a51-93a4-5a1b6a0f7d01"
+
+# A second apart, so that their order is known.
+_INSERT = """
+INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
+                           workspace_id)
+SELECT i.id, %(workflow)s, %(version)s, 'pending', %(by)s,
+       %(payload)s::jsonb || jsonb_build_object('id', i.id, 'triggered_by', %(by)s::text), at, at, %(workspace)s
+  FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS i(id, n),
+       LATERAL (SELECT now() - make_interval(secs => 10 + cardinality(%(ids)s::text[]) - i.n)) AS t(at)
+"""
+
+
+def settings_for(database: Database, redis_url: str = "redis://127.0.0.1:1/0", **overrides: Any) -> Settings:
+    """Return settings on these servers, whatever the environment says."""
+    return Settings.load(
+        postgres_dsn=database.dsn, redis_url=redis_url, slots_redis_url=overrides.pop("slots", redis_url), **overrides
+    )
+
+
+@contextmanager
+def store_of(database: Database, connections: int = 4) -> Iterator[tuple[Store, Engine]]:
+    """Yield a store on the database, and its engine."""
+    engine = make_engine(settings_for(database), role="test", connections=connections)
+    try:
+        yield Store(engine), engine
+    finally:
+        engine.dispose()
+
+
+def insert_runs(
+    database: Database,
+    count: int = 1,
+    *,
+    triggered_by: str = "webhook",
+    workspace_id: str | None = WORKSPACE_ID,
+    inputs: dict[str, Any] | None = None,
+) -> list[str]:
+    """Insert pending runs as Orcheo's model writes them; return their ids, oldest first."""
+    run = WorkflowRun(
+        workflow_id=WORKFLOW_ID,
+        workflow_version_id=VERSION_ID,
+        triggered_by=triggered_by,
+        input_payload=inputs or {"body": {"name": "Ada"}},
+        workspace_id=workspace_id,
+    )
+    run.record_event(actor=triggered_by, action="run_created")
+    ids = [str(uuid4()) for _ in range(count)]
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(
+            _INSERT,
+            {
+                "workflow": WORKFLOW_ID,
+                "version": VERSION_ID,
+                "by": triggered_by,
+                "payload": json.dumps(run.model_dump(mode="json")),
+                "ids": ids,
+                "workspace": workspace_id,
+            },
+        )
+    return ids
+
+
+def read_run(database: Database, run_id: str) -> dict[str, Any]:
+    """Return a run's row, after making sure that Orcheo's model can read it and that column and payload agree."""
+    row = one(database, "SELECT * FROM workflow_runs WHERE id = %s", run_id)
+    run = WorkflowRun.model_validate(row["payload"])
+    assert run.status.value == row["status"]
+    assert run.updated_at == row["updated_at"]
+    return row
+
+
+def ledger(database: Database, run_id: str) -> dict[str, Any]:
+    """Return a run's row in the ledger."""
+    return one(database, "SELECT * FROM orcheo_dispatch.dispatch WHERE run_id = %s", run_id)
+
+
+def one(database: Database, query: str, *parameters: Any) -> dict[str, Any]:
+    """Return the one row of a query."""
+    rows = everything(database, query, *parameters)
+    assert len(rows) == 1, f"{len(rows)} rows"
+    return rows[0]
+
+
+def everything(database: Database, query: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Return all rows of a query."""
+    with psycopg.connect(database.dsn, row_factory=dict_row, autocommit=True) as connection:
+        return connection.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+
+
+def execute(database: Database, query: str, *parameters: Any) -> None:
+    """Run one statement as somebody else would: the API, or an operator."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(query, parameters)  # type: ignore[arg-type]
+
+
+def audit(row: dict[str, Any]) -> list[str]:
+    """Return the actions in a run's audit log."""
+    return [record["action"] for record in row["payload"]["audit_log"]]
+
+
+def claim_all(store: Store, room: int = 100, **overrides: Any) -> list[Claim]:
+    """Claim with the defaults of the settings."""
+    arguments = {"triggers": ("webhook",), "every_trigger": False, "lease": 60.0, "dispatcher_id": uuid4(), **overrides}
+    return store.claim(room, **arguments)

@@ -1,0 +1,1 @@
+"""Executes runs: begin, execute, settle, with a heartbeat beside it. Only `worker.orcheo` imports Orcheo."""

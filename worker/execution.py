@@ -1,0 +1,149 @@
+"""A run that this process executes now: the coroutine on the loop, and the ways to stop it from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from shared.ledger import Claim
+from worker.executor import Executor, Run
+from worker.loop import EventLoop
+
+
+class Stop(Enum):
+    """Why a run was stopped before its end."""
+
+    CANCELLED = "cancelled"
+    """The API cancelled it."""
+    TIMED_OUT = "timed out"
+    LOST = "lost"
+    """Its fence moved: it is somebody else's now."""
+    DRAINED = "drained"
+    """The worker is stopping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How the coroutine ended: an output, an error, or a stop. `ignored_stop` where it went on after the grace time."""
+
+    output: Mapping[str, Any] | None = None
+    error: BaseException | None = None
+    stop: Stop | None = None
+    ignored_stop: bool = False
+
+
+class Execution:
+    """One run under execution. Waited for by its own thread, stopped by others."""
+
+    def __init__(self, run: Run, executor: Executor, loop: EventLoop) -> None:
+        self.run = run
+        self.claim = Claim(run.run_id, run.fence)
+        self._executor = executor
+        self._loop = loop
+        self._stop: Stop | None = None
+        self._stop_lock = threading.Lock()
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._task: asyncio.Task[Mapping[str, Any] | None] | None = None
+
+    def stop(self, why: Stop) -> bool:
+        """Cancel the run, from any thread; the first reason stands. Return whether this was the first."""
+        with self._stop_lock:
+            if self._stop is not None:
+                return False
+            self._stop = why
+        self._events.put("stop")
+        self._loop.loop.call_soon_threadsafe(self._cancel)
+        return True
+
+    def wait(self, *, timeout: float, grace: float) -> Result:
+        """Execute and return how it ended; never raises.
+
+        After `timeout` seconds, or a stop, the coroutine is cancelled and has `grace` seconds for its clean-up.
+        One that goes on for longer, or blocks the loop, is left to itself: whatever it still returns is not used.
+        """
+        future = self._loop.submit(self._execute())
+        future.add_done_callback(lambda _: self._events.put("done"))
+        if self._next_event(timeout) is None:
+            self.stop(Stop.TIMED_OUT)
+            self._next_event(0)
+        if not future.done() and not self._await_done(future, grace):
+            return Result(stop=self._stop, ignored_stop=True)
+        return self._result(future)
+
+    async def _execute(self) -> Mapping[str, Any] | None:
+        self._task = asyncio.current_task()
+        with self._stop_lock:
+            if self._stop is not None:
+                raise asyncio.CancelledError
+        return await self._executor.execute(self.run)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _next_event(self, timeout: float) -> str | None:
+        try:
+            return self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _await_done(self, future: concurrent.futures.Future[Any], grace: float) -> bool:
+        deadline = time.monotonic() + grace
+        while not future.done():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or self._next_event(remaining) is None:
+                return future.done()
+        return True
+
+    def _result(self, future: concurrent.futures.Future[Mapping[str, Any] | None]) -> Result:
+        with self._stop_lock:
+            stop = self._stop
+        try:
+            output = future.result(timeout=0)
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):
+            return Result(stop=stop, error=None if stop else asyncio.CancelledError("the workflow cancelled itself"))
+        except BaseException as error:  # noqa: BLE001 - a workflow may raise anything, SystemExit included
+            return Result(error=error, stop=stop)
+        # What swallowed a stop and returned all the same has been stopped, not finished.
+        return Result(output=output, stop=stop)
+
+
+class Executions:
+    """The runs that this process executes now, for the heartbeat and the drain. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Claim, Execution] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Execution]:
+        with self._lock:
+            return iter(list(self._running.values()))
+
+    def add(self, execution: Execution) -> None:
+        """Keep the lease of this run alive from now on."""
+        with self._lock:
+            self._running[execution.claim] = execution
+
+    def remove(self, execution: Execution) -> None:
+        """Let go of a run that is settled."""
+        with self._lock:
+            self._running.pop(execution.claim, None)
+
+    def get(self, claim: Claim) -> Execution | None:
+        """Return the execution under this claim, if it is here."""
+        with self._lock:
+            return self._running.get(claim)
+
+    def stop_all(self, why: Stop, *, where: Callable[[Execution], bool] = lambda _: True) -> int:
+        """Stop every run; return how many were not stopped before."""
+        return sum(execution.stop(why) for execution in self if where(execution))

@@ -1,0 +1,85 @@
+"""What the worker runs: the executor protocol and how a name in the settings becomes an executor."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from shared.errors import SettingsError
+
+ORCHEO = "orcheo"
+_ORCHEO_PATH = "worker.orcheo.executor:OrcheoExecutor"
+_VARIABLE = "ORCHEO_WORKER_EXECUTOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a workflow, as begun: what an executor may know of it.
+
+    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
+    """
+
+    run_id: str
+    fence: int
+    attempt: int
+    workflow_id: str
+    workflow_version_id: str
+    workspace_id: str | None
+    triggered_by: str
+    inputs: Mapping[str, Any] = field(repr=False)
+    runnable_config: Mapping[str, Any] = field(repr=False)
+
+
+class RunRejectedError(Exception):
+    """The run must not execute (its workflow is archived or gone): it is cancelled with this reason."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Executes runs on the one event loop of its process.
+
+    `execute` returns the run's `output_payload`. It raises to fail the run and `RunRejectedError`
+    to cancel it. It is cancelled (`asyncio.CancelledError`) on a timeout, a cancelled run, a lost
+    fence and at the end of a drain. It never changes the status of a run: that is the worker's.
+
+    An executor may also have `async open()` and `async close()`, called once a process around all runs.
+    """
+
+    async def execute(self, run: Run) -> Mapping[str, Any] | None: ...
+
+
+class FunctionExecutor:
+    """An executor made of one async function."""
+
+    def __init__(self, function: Callable[[Run], Awaitable[Mapping[str, Any] | None]]) -> None:
+        self._function = function
+
+    async def execute(self, run: Run) -> Mapping[str, Any] | None:
+        """Call the function."""
+        return await self._function(run)
+
+
+def load_executor(name: str) -> Executor:
+    """Return the executor that `name` stands for: `orcheo`, or `package.module:name`.
+
+    The name may be an executor, a class or function without arguments that makes one, or an
+    `async def` that takes a run. Raises `SettingsError` when it is none of these.
+    """
+    path = _ORCHEO_PATH if name == ORCHEO else name
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise SettingsError.wrong(_VARIABLE, name, "'orcheo' or 'package.module:name'")
+    try:
+        target: Any = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        hint = " (pip install 'orcheo-dispatch[orcheo]')" if name == ORCHEO else ""
+        raise SettingsError(f"{_VARIABLE}={name!r} cannot be imported: {error}{hint}") from error
+    if inspect.iscoroutinefunction(target):
+        return FunctionExecutor(target)
+    made = target() if inspect.isclass(target) or inspect.isfunction(target) else target
+    if not isinstance(made, Executor):
+        raise SettingsError.wrong(_VARIABLE, name, "something with 'async def execute(run)'")
+    return made

@@ -1,0 +1,133 @@
+"""The heartbeat: extends the leases of this process's runs, and learns what became of them meanwhile.
+
+A thread with a connection of its own: a run that blocks the loop, or a pool that is exhausted, must not
+cost its neighbours their leases.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sqlalchemy import Engine
+
+from shared.database import make_engine
+from shared.errors import DatabaseError
+from shared.logs import describe, log
+from shared.processes import Process
+from shared.settings import Settings
+from shared.store import Store
+from worker.execution import Executions, Stop
+from worker.loop import EventLoop
+
+_LAG_LIMIT_SECONDS = 2.0
+
+
+class Heartbeat:
+    """Beats every `settings.heartbeat` seconds until it is stopped; one batched statement a beat."""
+
+    def __init__(self, settings: Settings, process: Process, executions: Executions, loop: EventLoop) -> None:
+        self._interval = settings.heartbeat
+        self._lease = settings.worker_lease
+        self._process = process
+        self._executions = executions
+        self._loop = loop
+        self._engine: Engine = make_engine(settings, role="heartbeat", connections=1)
+        self._store = Store(self._engine)
+        self._stopping = threading.Event()
+        self._returned: list[str] = []
+        self._returned_lock = threading.Lock()
+        self._away = False
+        self._echoed = True
+        self._probed_at = time.monotonic()
+        self._blocked = False
+        self.beaten_at = float("-inf")
+        """`time.monotonic()` of the last beat that reached the database."""
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Make this process known, and beat from now on. Raises `DatabaseError`."""
+        self._process.seen(self._engine)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat a last time, take the process off the list and stop."""
+        self._stopping.set()
+        self._thread.join(timeout=2 * self._interval)
+        try:
+            self.beat()
+            self._process.gone(self._engine)
+        except DatabaseError as error:
+            log.warning("goodbye_not_said", reason=str(error))
+        self._engine.dispose()
+
+    def note_slot_returned(self, run_id: str) -> None:
+        """Have the next beat note that this run's slot was given back."""
+        with self._returned_lock:
+            self._returned.append(run_id)
+
+    def beat(self) -> None:
+        """Extend all leases; stop the runs that were cancelled or are not ours any more. Raises `DatabaseError`."""
+        claims = [execution.claim for execution in self._executions]
+        held = self._store.heartbeat(claims, lease=self._lease) if claims else {}
+        for claim in claims:
+            execution = self._executions.get(claim)
+            if execution is None:
+                continue
+            if claim not in held:
+                self._stop(execution.stop(Stop.LOST), "run_lost", claim.run_id, claim.fence)
+            elif held[claim] != "running":
+                self._stop(execution.stop(Stop.CANCELLED), "run_ended_by_api", claim.run_id, claim.fence)
+        self._process.seen(self._engine, running=len(claims))
+        self._flush_returned()
+        self.beaten_at = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            self._watch_loop()
+            try:
+                self.beat()
+            except DatabaseError as error:
+                if not self._away:
+                    log.warning("heartbeat_failed", reason=str(error))
+                self._away = True
+            except Exception as error:
+                log.error("heartbeat_failed", **describe(error))
+            else:
+                if self._away:
+                    log.info("heartbeat_back")
+                self._away = False
+
+    def _stop(self, first: bool, event: str, run_id: str, fence: int) -> None:
+        if first:
+            log.warning(event, run_id=run_id, fence=fence)
+
+    def _flush_returned(self) -> None:
+        with self._returned_lock:
+            run_ids, self._returned = self._returned, []
+        if not run_ids:
+            return
+        try:
+            self._store.slots_returned(run_ids)
+        except DatabaseError:
+            with self._returned_lock:
+                self._returned.extend(run_ids)
+            raise
+
+    def _watch_loop(self) -> None:
+        """Ask the loop for a sign of life each beat; say so where a run has kept it from answering."""
+        if self._echoed:
+            if self._blocked:
+                log.info("loop_unblocked")
+            self._blocked, self._echoed, self._probed_at = False, False, time.monotonic()
+            self._loop.loop.call_soon_threadsafe(self._echo)
+        elif not self._blocked and time.monotonic() - self._probed_at > _LAG_LIMIT_SECONDS:
+            self._blocked = True
+            log.warning(
+                "loop_blocked",
+                seconds=round(time.monotonic() - self._probed_at, 1),
+                runs=",".join(execution.claim.run_id for execution in self._executions),
+            )
+
+    def _echo(self) -> None:
+        self._echoed = True

@@ -1,0 +1,1 @@
+"""Executes runs with Orcheo itself: the only part of this project that imports it."""

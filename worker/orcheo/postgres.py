@@ -1,0 +1,106 @@
+"""The connections of an executor: one bounded pool for all its runs, held for a statement and never for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import psycopg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from orcheo.postgres_pools import connection_kwargs
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from shared.errors import DatabaseError
+
+POOL_SIZE = 8
+"""Connections a process; the runs of a process wait for one, not for each other."""
+
+_CHECKOUT_SECONDS = 30.0
+_OUTAGE_SECONDS = 30.0
+
+Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+outlast_outage = retry(
+    retry=retry_if_exception_type((psycopg.OperationalError, psycopg.InterfaceError)),
+    stop=stop_after_delay(_OUTAGE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.1, max=2),
+    reraise=True,
+)
+"""Repeat an idempotent statement while Postgres restarts or fails over."""
+
+
+async def open_pool(dsn: str) -> Pool:
+    """Return an open pool; raises `DatabaseError` where Postgres cannot be reached.
+
+    Connections are in autocommit and use no prepared statements, so that a transaction pooler may sit
+    between; each is checked as it is handed out, so that no run gets one that the server has closed.
+    """
+    pool: Pool = AsyncConnectionPool(
+        dsn,
+        connection_class=AsyncConnection[DictRow],
+        kwargs=connection_kwargs(autocommit=True, row_factory=dict_row),
+        min_size=1,
+        max_size=POOL_SIZE,
+        check=AsyncConnectionPool.check_connection,
+        timeout=_CHECKOUT_SECONDS,
+        name="orcheo-executor",
+        open=False,
+    )
+    try:
+        await pool.open(wait=True, timeout=_CHECKOUT_SECONDS)
+    except PoolTimeout as error:
+        await pool.close()
+        raise DatabaseError(f"no connection to Postgres within {_CHECKOUT_SECONDS:g} s") from error
+    return pool
+
+
+class RunSaver(AsyncPostgresSaver):
+    """The checkpointer of one run: LangGraph's, on the shared pool, which outlasts an outage of Postgres.
+
+    One a run, because LangGraph's holds a lock around each statement: shared, it would let the runs
+    of a process save one after another. Every statement it repeats is an upsert or a read.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+
+    @outlast_outage
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return the checkpoint of `config`."""
+        return await super().aget_tuple(config)
+
+    @outlast_outage
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Upsert a checkpoint."""
+        return await super().aput(config, checkpoint, metadata, new_versions)
+
+    @outlast_outage
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Upsert the writes of one node."""
+        await super().aput_writes(config, writes, task_id, task_path)
+
+    @outlast_outage
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete the checkpoints of `thread_id`."""
+        await super().adelete_thread(thread_id)
+
+
+@outlast_outage
+async def fetch_one(pool: Pool, sql: str, parameters: dict[str, Any]) -> DictRow | None:
+    """Return the first row of a reading statement."""
+    async with pool.connection() as connection:
+        cursor = await connection.execute(cast("Any", sql), parameters)
+        return await cursor.fetchone()

@@ -1,0 +1,72 @@
+"""The tables that Orcheo and LangGraph create on first use, created by one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import psycopg
+from orcheo.postgres_pools import connection_kwargs
+from psycopg.rows import tuple_row
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from shared.logs import log
+
+Create = Callable[[], Awaitable[object]]
+
+# Any two numbers that nobody else takes; the dispatcher's migrations have their own.
+_LOCK = (0x4F44_5350, 1)
+_LOCK_POLL_SECONDS = 0.1
+_LOCK_PATIENCE_SECONDS = 60.0
+_RACE_SECONDS = 60.0
+
+
+async def create_tables(dsn: str, creates: list[Create]) -> None:
+    """Await each of `creates` in order, one process at a time; all of them do nothing where their tables exist.
+
+    The API creates some of the same tables without our lock, so a race that is lost is run again.
+    """
+    async with _alone(dsn):
+        for create in creates:
+            await _outlast_race(create)
+
+
+@retry(
+    retry=retry_if_exception_type(psycopg.Error),
+    stop=stop_after_delay(_RACE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.1, max=2),
+    reraise=True,
+)
+async def _outlast_race(create: Create) -> None:
+    await create()
+
+
+@asynccontextmanager
+async def _alone(dsn: str) -> AsyncIterator[None]:
+    """Hold the advisory lock of this module on a connection of its own.
+
+    The lock is polled for. A blocking `pg_advisory_lock` would wait with an open snapshot, LangGraph's
+    CREATE INDEX CONCURRENTLY waits for every snapshot, and the two would wait for each other. Behind a
+    transaction pooler the lock may stay with a server session, hence an end to the patience.
+    """
+    kwargs = connection_kwargs(autocommit=True, row_factory=tuple_row)
+    async with await psycopg.AsyncConnection.connect(dsn, **kwargs) as connection:
+        locked = await _try_lock(connection)
+        try:
+            yield
+        finally:
+            if locked and not connection.broken:
+                await connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK)
+
+
+async def _try_lock(connection: psycopg.AsyncConnection) -> bool:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LOCK_PATIENCE_SECONDS
+    while loop.time() < deadline:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK)
+        if await cursor.fetchone() == (True,):
+            return True
+        await asyncio.sleep(_LOCK_POLL_SECONDS)
+    log.warning("schema_lock_not_taken", patience_s=_LOCK_PATIENCE_SECONDS)
+    return False

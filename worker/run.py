@@ -1,0 +1,151 @@
+"""What a worker does with a message: begin, execute, settle. Read from the top."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from sqlalchemy.exc import DBAPIError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+
+from shared.errors import BrokerError, DatabaseError
+from shared.ledger import Claim, Outcome
+from shared.logs import describe, log
+from shared.redaction import redact
+from shared.settings import LostRuns
+from shared.store import Begun, Ending, NotBegun, Settled
+from worker.execution import Execution, Result, Stop
+from worker.executor import Run, RunRejectedError
+from worker.payload import storable, storable_text
+from worker.runtime import Runtime
+
+_MAX_ERROR_CHARACTERS = 20_000
+
+
+def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
+    """Begin, execute and settle one run; return its outcome, or None where there was nothing to do.
+
+    Never raises on account of the run. Raises `DatabaseError` only from `begin`, when nothing has happened yet:
+    the claim's lease then has the dispatcher look after it.
+    """
+    begun = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
+    if isinstance(begun, NotBegun):
+        return _skip(runtime, begun)
+    started = time.monotonic()
+    log.info("run_begun", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence, attempt=begun.attempt)
+
+    execution = Execution(_run_of(begun), runtime.executor, runtime.loop)
+    runtime.executions.add(execution)
+    try:
+        result = execution.wait(timeout=runtime.settings.run_timeout, grace=runtime.settings.cancel_grace)
+        if result.ignored_stop:
+            log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence)
+        settled = _settle(runtime, claim, _ending_of(runtime, begun, result))
+    finally:
+        runtime.executions.remove(execution)
+
+    if settled is None:
+        log.warning("stale_run_not_settled", run_id=claim.run_id, fence=claim.fence)
+        return None
+    if settled.slot_due_in is not None:
+        _give_back_slot(runtime, claim.run_id, settled.slot_due_in)
+    log.info(
+        "run_settled",
+        run_id=claim.run_id,
+        workflow_id=begun.workflow_id,
+        fence=claim.fence,
+        outcome=settled.outcome.value,
+        seconds=round(time.monotonic() - started, 3),
+        **(describe(result.error) if result.error is not None else {}),
+    )
+    return settled.outcome
+
+
+def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
+    claim = not_begun.claim
+    log.info("run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
+    if not_begun.slot_due_in is not None:
+        _give_back_slot(runtime, claim.run_id, not_begun.slot_due_in)
+
+
+def _run_of(begun: Begun) -> Run:
+    return Run(
+        run_id=begun.claim.run_id,
+        fence=begun.claim.fence,
+        attempt=begun.attempt,
+        workflow_id=begun.workflow_id,
+        workflow_version_id=begun.workflow_version_id,
+        workspace_id=begun.workspace_id,
+        triggered_by=begun.triggered_by,
+        inputs=begun.inputs,
+        runnable_config=begun.runnable_config,
+    )
+
+
+def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending:
+    """Turn how the coroutine ended into how the run ends."""
+    if result.stop is Stop.TIMED_OUT:
+        seconds = runtime.settings.run_timeout
+        return Ending.failed(f"Run timed out after {seconds:g} s.", reason="timed_out", outcome=Outcome.TIMED_OUT)
+    if result.stop is Stop.CANCELLED or result.stop is Stop.LOST:
+        # The API's word, or another holder's fence, stands already; this only closes our side.
+        return Ending.cancelled("Run was cancelled.")
+    if result.stop is Stop.DRAINED:
+        return _ending_of_drained(runtime, begun)
+    if isinstance(result.error, RunRejectedError):
+        return Ending.cancelled(redact(storable_text(str(result.error))))
+    if result.error is not None:
+        return Ending.failed(_error_text(result.error), reason=type(result.error).__name__)
+    try:
+        output = json.dumps(storable(dict(result.output or {})), allow_nan=False)
+    except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
+        return _unstorable(error)
+    return Ending.succeeded(output)
+
+
+def _ending_of_drained(runtime: Runtime, begun: Begun) -> Ending:
+    why = "Worker stopped before the run ended."
+    requeue = runtime.settings.lost_runs is LostRuns.REQUEUE and begun.attempt < runtime.settings.max_attempts
+    return Ending.requeued(why) if requeue else Ending.failed(why, reason="drained", outcome=Outcome.LOST)
+
+
+def _unstorable(error: BaseException) -> Ending:
+    return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
+
+
+def _error_text(error: BaseException) -> str:
+    text = redact(storable_text(str(error))) or type(error).__name__
+    return text if len(text) <= _MAX_ERROR_CHARACTERS else text[:_MAX_ERROR_CHARACTERS] + " ..."
+
+
+def _settle(runtime: Runtime, claim: Claim, ending: Ending) -> Settled | None:
+    """Write the ending, for as long as it takes: a finished run keeps its outcome while Postgres is away."""
+    try:
+        return _when_database_is_back(runtime, claim, ending)
+    except DBAPIError as error:
+        log.error("output_refused", run_id=claim.run_id, fence=claim.fence, **describe(error.orig))
+        return _when_database_is_back(runtime, claim, _unstorable(error.orig or error))
+
+
+def _when_database_is_back(runtime: Runtime, claim: Claim, ending: Ending) -> Settled | None:
+    def say(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            log.warning("settle_waits_for_database", run_id=claim.run_id, fence=claim.fence)
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(DatabaseError),
+        wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5),
+        before_sleep=say,
+        reraise=True,
+    )
+    return retrying(runtime.store.settle, claim, ending)
+
+
+def _give_back_slot(runtime: Runtime, run_id: str, workspace_id: str) -> None:
+    try:
+        runtime.slots.give_back(run_id, workspace_id)
+    except BrokerError as error:
+        # It stays due in the ledger, and the dispatcher gives it back.
+        log.warning("slot_not_returned", run_id=run_id, reason=str(error))
+    else:
+        runtime.heartbeat.note_slot_returned(run_id)

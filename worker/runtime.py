@@ -1,0 +1,100 @@
+"""What one worker process is made of, and in which order it starts and ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from shared.database import make_engine
+from shared.errors import DispatchError
+from shared.ledger import ProcessKind
+from shared.logs import describe, log
+from shared.processes import Process
+from shared.settings import Settings, WorkerPool
+from shared.slots import RunSlots
+from shared.store import Store
+from worker.execution import Executions, Stop
+from worker.executor import load_executor
+from worker.heartbeat import Heartbeat
+from worker.loop import EventLoop
+
+_MAX_CONNECTIONS = 8
+_OPEN_TIMEOUT_SECONDS = 300.0
+_CLOSE_TIMEOUT_SECONDS = 5.0
+
+
+class Runtime:
+    """The loop, the executor, the heartbeat and the connections of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        concurrency = settings.concurrency if settings.pool is WorkerPool.THREADS else 1
+        self.settings = settings
+        self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
+        self.engine = make_engine(settings, role="worker", connections=min(concurrency, _MAX_CONNECTIONS))
+        self.store = Store(self.engine)
+        self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
+        self.executor = load_executor(settings.executor)
+        self.executions = Executions()
+        self.loop = EventLoop()
+        self.heartbeat = Heartbeat(settings, self.process, self.executions, self.loop)
+        self._drain: threading.Timer | None = None
+
+    def start(self) -> None:
+        """Open the executor, then beat. Raises `DispatchError`, or whatever the executor raises."""
+        began = time.monotonic()
+        self.loop.start()
+        open_executor = getattr(self.executor, "open", None)
+        if open_executor is not None:
+            self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
+        self.heartbeat.start()
+        log.info(
+            "worker_started",
+            worker_id=str(self.process.id),
+            concurrency=self.process.concurrency,
+            executor=self.settings.executor,
+            seconds=round(time.monotonic() - began, 2),
+        )
+
+    def drain(self) -> None:
+        """Let the runs under way finish for the drain time, then stop them. Returns at once; call it once.
+
+        Celery has stopped taking messages by then, and gives back to Redis what it had not started.
+        """
+        if self._drain is not None:
+            return
+        log.info("drain_begun", running=len(self.executions), seconds=self.settings.drain_timeout)
+        self._drain = threading.Timer(self.settings.drain_timeout, self._stop_runs)
+        self._drain.daemon = True
+        self._drain.start()
+
+    def stop(self) -> None:
+        """End in order: runs are settled by now; close the executor, say goodbye, close the connections."""
+        if self._drain is not None:
+            self._drain.cancel()
+        close_executor = getattr(self.executor, "close", None)
+        if close_executor is not None:
+            try:
+                self.loop.call(close_executor(), _CLOSE_TIMEOUT_SECONDS)
+            except Exception as error:  # noqa: BLE001 - an executor that cannot close must not keep us from saying goodbye
+                log.warning("executor_not_closed", **describe(error))
+        self.heartbeat.stop()
+        self.slots.close()
+        self.engine.dispose()
+        log.info("worker_stopped", worker_id=str(self.process.id))
+
+    def _stop_runs(self) -> None:
+        stopped = self.executions.stop_all(Stop.DRAINED)
+        if stopped:
+            log.warning("drain_timed_out", stopped=stopped)
+
+
+def start_runtime(settings: Settings) -> Runtime:
+    """Return a started runtime. Raises `DispatchError` where it cannot start."""
+    runtime = Runtime(settings)
+    try:
+        runtime.start()
+    except DispatchError:
+        raise
+    except Exception as error:
+        raise DispatchError(f"the executor {settings.executor!r} did not open: {type(error).__name__}: {error}") from error
+    return runtime
