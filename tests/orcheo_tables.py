@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import traceback
 
 from orcheo.config import get_settings
 from orcheo.persistence import create_checkpointer, create_graph_store
@@ -20,5 +23,22 @@ async def make_tables() -> None:
         pass
 
 
+def main() -> None:
+    """Make the tables and leave at once, with 1 after a failure.
+
+    Orcheo never closes its pools. `asyncio.run` would cancel their tasks, and waits for ever for one that was
+    just connecting.
+    """
+    code = 1
+    try:
+        asyncio.new_event_loop().run_until_complete(make_tables())
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    asyncio.run(make_tables())
+    main()

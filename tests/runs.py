@@ -28,7 +28,8 @@ _INSERT = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
 SELECT i.id, %(workflow)s, %(version)s, 'pending', %(by)s,
-       %(payload)s::jsonb || jsonb_build_object('id', i.id, 'triggered_by', %(by)s::text), at, at, %(workspace)s
+       %(payload)s::jsonb || jsonb_build_object('id', i.id, 'triggered_by', %(by)s::text, 'created_at', at, 'updated_at', at),
+       at, at, %(workspace)s
   FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS i(id, n),
        LATERAL (SELECT now() - make_interval(secs => 10 + cardinality(%(ids)s::text[]) - i.n)) AS t(at)
 """

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from shared.ledger import Claim
-from worker.executor import Executor, Run
+from worker.executor import FENCE_LOST, Executor, Run
 from worker.loop import EventLoop
 
 
@@ -86,7 +86,10 @@ class Execution:
 
     def _cancel(self) -> None:
         if self._task is not None and not self._task.done():
-            self._task.cancel()
+            self._task.cancel(FENCE_LOST if self._stop is Stop.LOST else f"Run was {self._stop_text()}.")
+
+    def _stop_text(self) -> str:
+        return "stopped" if self._stop is None else self._stop.value
 
     def _next_event(self, timeout: float) -> str | None:
         try:

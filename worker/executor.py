@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 from shared.errors import SettingsError
 
 ORCHEO = "orcheo"
+FENCE_LOST = "fence lost"
+"""The message of a cancellation after which the run is somebody else's: an executor must not write of it any more."""
 _ORCHEO_PATH = "worker.orcheo.executor:OrcheoExecutor"
 _VARIABLE = "ORCHEO_WORKER_EXECUTOR"
 

@@ -1,0 +1,90 @@
+"""Executors for tests: what a run does is in its inputs. Each appends to the file that `TEST_SIDE_EFFECTS` names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from worker.executor import Run
+
+
+async def play(run: Run) -> Mapping[str, Any]:
+    """Do what `inputs["do"]` says."""
+    _note(run, "begun")
+    try:
+        result = await _ACTS[run.inputs.get("do", "echo")](run)
+    except asyncio.CancelledError:
+        _note(run, "cancelled")
+        raise
+    _note(run, "ended")
+    return {"final_state": result}
+
+
+async def _echo(run: Run) -> Any:
+    return dict(run.inputs)
+
+
+async def _wait(run: Run) -> Any:
+    await asyncio.sleep(float(run.inputs["seconds"]))
+    return {}
+
+
+async def _block(run: Run) -> Any:
+    time.sleep(float(run.inputs["seconds"]))  # noqa: ASYNC251 - blocks the loop on purpose
+    return {}
+
+
+async def _swallow(run: Run) -> Any:
+    deadline = time.monotonic() + float(run.inputs["seconds"])
+    while time.monotonic() < deadline:
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            _note(run, "swallowed")
+    return {"late": True}
+
+
+async def _clean_up(run: Run) -> Any:
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await asyncio.sleep(0.2)
+        _note(run, "cleaned")
+
+
+async def _fail(run: Run) -> Any:
+    raise ValueError(str(run.inputs.get("text", "it failed")).replace("{nul}", "\x00"))
+
+
+async def _exit(run: Run) -> Any:
+    sys.exit(3)
+
+
+async def _return_odd_things(run: Run) -> Any:
+    return {"nul": "a\x00b", "lone": "\ud800", "nan": float("nan"), "object": object(), "id": uuid4(), 1: "key"}
+
+
+_ACTS = {
+    "echo": _echo,
+    "wait": _wait,
+    "block": _block,
+    "swallow": _swallow,
+    "clean_up": _clean_up,
+    "fail": _fail,
+    "exit": _exit,
+    "odd": _return_odd_things,
+}
+
+
+def _note(run: Run, event: str) -> None:
+    """Append one line in one write: a file that many processes append to stays whole."""
+    path = os.environ.get("TEST_SIDE_EFFECTS")
+    if path:
+        with Path(path).open("a") as file:
+            file.write(f"{run.run_id} {run.fence} {event}\n")

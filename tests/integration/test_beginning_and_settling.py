@@ -1,0 +1,253 @@
+"""Begin, heartbeat and settle: one conditional statement each, under the fence, column and payload together."""
+
+from __future__ import annotations
+
+import json
+import threading
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from shared.ledger import Claim, Outcome
+from shared.store import Begun, Ending, NotBegun, Store
+from tests.databases import Database
+from tests.runs import audit, claim_all, execute, insert_runs, ledger, read_run, store_of
+
+WORKER = uuid4()
+
+
+def _begun(store: Store) -> Claim:
+    (claim,) = claim_all(store)
+    assert isinstance(store.begin(claim, worker_id=WORKER, lease=30), Begun)
+    return claim
+
+
+def test_begin_moves_run_and_ledger_together(database: Database) -> None:
+    (run_id,) = insert_runs(database, inputs={"body": {"name": "Ada"}})
+    with store_of(database) as (store, _):
+        (claim,) = claim_all(store)
+        begun = store.begin(claim, worker_id=WORKER, lease=30)
+    assert isinstance(begun, Begun)
+    assert begun.inputs == {"body": {"name": "Ada"}}
+    assert begun.attempt == 1
+    run, row = read_run(database, run_id), ledger(database, run_id)
+    assert run["status"] == "running"
+    assert run["payload"]["started_at"] == run["payload"]["updated_at"]
+    assert audit(run) == ["run_created", "run_started"]
+    assert (row["state"], row["worker_id"]) == ("running", WORKER)
+
+
+def test_succeeded_run_can_be_read_by_orcheo(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        store.settle(_begun(store), Ending.succeeded('{"final_state": {"n": 1}}'))
+    run = read_run(database, run_id)
+    assert run["payload"]["output_payload"] == {"final_state": {"n": 1}}
+    assert run["payload"]["error"] is None
+    assert run["payload"]["completed_at"] == run["payload"]["updated_at"]
+    assert audit(run) == ["run_created", "run_started", "run_succeeded"]
+
+
+def test_failed_run_carries_its_error_and_audit_log_too(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        store.settle(_begun(store), Ending.failed("no such city: \"Löwen'", reason="ValueError"))
+    run = read_run(database, run_id)
+    assert run["status"] == "failed"
+    assert run["payload"]["error"] == "no such city: \"Löwen'"
+    assert run["payload"]["audit_log"][-1]["metadata"] == {"error": "no such city: \"Löwen'"}
+    assert ledger(database, run_id)["reason"] == "ValueError"
+
+
+def test_requeued_run_is_pending_again_and_keeps_its_slot(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        settled = store.settle(_begun(store), Ending.requeued("worker stopped"))
+        assert settled is not None
+        assert settled.slot_due_in is None
+        run = read_run(database, run_id)
+        assert (run["status"], run["payload"]["started_at"], run["payload"]["completed_at"]) == ("pending", None, None)
+        assert ledger(database, run_id)["slot"] == "held"
+        (claim,) = claim_all(store)
+        assert claim.fence == 2
+
+
+def test_stale_fence_cannot_begin_run(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        (old,) = claim_all(store)
+        store.release([old], reason="test")
+        (new,) = claim_all(store)
+        answer = store.begin(old, worker_id=WORKER, lease=30)
+        assert isinstance(answer, NotBegun)
+        assert answer.reason == "stale"
+        assert read_run(database, run_id)["status"] == "pending"
+        assert isinstance(store.begin(new, worker_id=WORKER, lease=30), Begun)
+
+
+def test_stale_fence_cannot_heartbeat_run(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        old = _begun(store)
+        store.settle(old, Ending.requeued("test"))
+        new = _begun(store)
+        before = ledger(database, run_id)["lease_expires_at"]
+        assert store.heartbeat([old], lease=3600) == {}
+        assert ledger(database, run_id)["lease_expires_at"] == before
+        assert store.heartbeat([new], lease=3600) == {new: "running"}
+        assert ledger(database, run_id)["lease_expires_at"] > before
+
+
+def test_stale_fence_cannot_settle_run(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        old = _begun(store)
+        store.settle(old, Ending.requeued("test"))
+        new = _begun(store)
+        assert store.settle(old, Ending.succeeded('{"late": true}')) is None
+        assert read_run(database, run_id)["status"] == "running"
+        settled = store.settle(new, Ending.succeeded('{"final_state": {}}'))
+        assert settled is not None
+        assert read_run(database, run_id)["payload"]["output_payload"] == {"final_state": {}}
+        assert store.settle(new, Ending.failed("again", reason="x")) is None
+
+
+def test_run_begins_once_when_two_workers_get_the_same_message(database: Database) -> None:
+    ids = insert_runs(database, 200)
+    with store_of(database) as (store, _):
+        claims = claim_all(store, 200)
+    answers: list[Begun | NotBegun] = []
+    start = threading.Barrier(2)
+
+    def work() -> None:
+        with store_of(database, connections=1) as (mine, _):
+            start.wait()
+            for claim in claims:
+                answers.append(mine.begin(claim, worker_id=uuid4(), lease=30))  # noqa: PERF401
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    begun = [answer.claim.run_id for answer in answers if isinstance(answer, Begun)]
+    assert len(answers) == 400
+    assert sorted(begun) == sorted(ids)
+
+
+@pytest.mark.parametrize(("status", "outcome", "slot"), [("cancelled", "cancelled", "due"), ("running", "skipped", "held")])
+def test_run_not_pending_any_more_is_skipped_at_begin(database: Database, status: str, outcome: str, slot: str) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        (claim,) = claim_all(store)
+        execute(database, "UPDATE workflow_runs SET status = %s WHERE id = %s", status, run_id)
+        answer = store.begin(claim, worker_id=WORKER, lease=30)
+    assert isinstance(answer, NotBegun)
+    assert answer.reason == f"run is {status}"
+    row = ledger(database, run_id)
+    assert (row["state"], row["outcome"], row["slot"], row["attempts"]) == ("settled", outcome, slot, 0)
+
+
+def test_begin_that_waits_for_a_cancel_sees_it(database: Database) -> None:
+    """The API holds the run's row while a worker begins: the worker must decide on what the API commits."""
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
+        (claim,) = claim_all(store)
+        api.execute("UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", (run_id,))
+        answers: list[Begun | NotBegun] = []
+        worker = threading.Thread(target=lambda: answers.append(store.begin(claim, worker_id=WORKER, lease=30)))
+        worker.start()
+        _wait_until_blocked(database)
+        api.commit()
+        worker.join()
+    assert isinstance(answers[0], NotBegun)
+    assert answers[0].reason == "run is cancelled"
+    assert ledger(database, run_id)["outcome"] == "cancelled"
+
+
+def test_run_cancelled_while_running_stays_cancelled_when_it_settles(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
+        claim = _begun(store)
+        api.execute("UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", (run_id,))
+        settled: list[object] = []
+        worker = threading.Thread(target=lambda: settled.append(store.settle(claim, Ending.succeeded("{}"))))
+        worker.start()
+        _wait_until_blocked(database)
+        api.commit()
+        worker.join()
+        assert store.heartbeat([claim], lease=30) == {}
+    row = ledger(database, run_id)
+    assert (row["outcome"], row["slot"]) == ("cancelled", "due")
+    assert "run_succeeded" not in str(settled)
+    with psycopg.connect(database.dsn) as connection:
+        assert connection.execute("SELECT status FROM workflow_runs").fetchall() == [("cancelled",)]
+
+
+def test_heartbeat_tells_of_a_cancelled_run(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _begun(store)
+        execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", run_id)
+        assert store.heartbeat([claim], lease=30) == {claim: "cancelled"}
+
+
+def test_slot_is_due_once_a_run(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        settled = store.settle(_begun(store), Ending.succeeded("{}"))
+        assert settled is not None
+        assert settled.slot_due_in is not None
+        assert [run for run, _ in store.slots_due(older_than=0, batch=10)] == [run_id]
+        store.slots_returned([run_id])
+        assert store.slots_due(older_than=0, batch=10) == []
+        # An operator sends the run round again: its slot is not given back a second time.
+        execute(database, "UPDATE workflow_runs SET status = 'pending' WHERE id = %s", run_id)
+        again = store.settle(_begun(store), Ending.succeeded("{}"))
+        assert again is not None
+        assert again.slot_due_in is None
+
+
+def test_run_outside_a_workspace_owes_no_slot(database: Database) -> None:
+    insert_runs(database, workspace_id=None)
+    with store_of(database) as (store, _):
+        settled = store.settle(_begun(store), Ending.succeeded("{}"))
+        assert settled is not None
+        assert settled.slot_due_in is None
+
+
+def test_output_that_jsonb_refuses_changes_nothing(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _begun(store)
+        with pytest.raises(DBAPIError):
+            store.settle(claim, Ending.succeeded(json.dumps({"text": "\x00"})))
+        assert read_run(database, run_id)["status"] == "running"
+        assert ledger(database, run_id)["state"] == "running"
+        store.settle(claim, Ending.failed("cannot be stored", reason="unstorable_output"))
+    assert read_run(database, run_id)["status"] == "failed"
+
+
+def test_outcome_of_rejected_run_is_cancelled(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        settled = store.settle(_begun(store), Ending.cancelled("Workflow is archived."))
+    assert settled is not None
+    assert settled.outcome is Outcome.CANCELLED
+    run = read_run(database, run_id)
+    assert (run["status"], run["payload"]["error"]) == ("cancelled", "Workflow is archived.")
+    assert run["payload"]["audit_log"][-1]["metadata"] == {"reason": "Workflow is archived."}
+
+
+def _wait_until_blocked(database: Database) -> None:
+    """Wait until somebody waits for a row that somebody else holds."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        for _ in range(10_000):
+            row = connection.execute(
+                "SELECT count(*) FROM pg_locks WHERE locktype IN ('transactionid', 'tuple') AND NOT granted"
+            ).fetchone()
+            if row and row[0]:
+                return
+    pytest.fail("nobody waits")
