@@ -67,6 +67,8 @@ class OrcheoApi(OrcheoClient):
             self._wait_until_ready(self._process)
             if not self.workspaces():
                 self.create_workspace(WORKSPACE)
+            # The API makes the tables of workflows and runs when they are first asked for.
+            self.workflows()
         except BaseException:
             self.stop()
             raise

@@ -46,6 +46,11 @@ class OrcheoClient:
         found: list[Record] = self._answer("GET", "/api/workspaces/me").json()["memberships"]
         return found
 
+    def workflows(self) -> list[Record]:
+        """Return the caller's workflows."""
+        found: list[Record] = self._answer("GET", "/api/workflows").json()
+        return found
+
     def upload(self, source: Path, name: str, *, entrypoint: str = "build") -> str:
         """Upload a workflow as `orcheo workflow upload` and return its id."""
         printed = self.command("workflow", "upload", str(source), "--entrypoint", entrypoint, "-n", name)

@@ -20,6 +20,7 @@ from tests.servers import Servers, scratch
 _TABLES = Path(__file__).with_name("orcheo_tables.py")
 _TABLES_SECONDS = 180
 _STRATEGIES_SINCE = 15_00_00
+_EMPTY = "template0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,18 @@ class Database:
     dsn: str = field(repr=False)
 
 
-def create(admin: psycopg.Connection[tuple[object, ...]], url: str, template: str = "template0") -> Database:
+def create(admin: psycopg.Connection[tuple[object, ...]], url: str, template: str = _EMPTY) -> Database:
     """Create a database from `template` on the server of `url`."""
     name = f"test_{secrets.token_hex(6)}"
-    # Five times faster than the default, where there is a choice: it writes no WAL for what it copies.
-    strategy = sql.SQL("STRATEGY file_copy" if admin.info.server_version >= _STRATEGIES_SINCE else "")
-    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} {}")
-    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template), strategy))
+    options = ["TEMPLATE {}"]
+    if template == _EMPTY:
+        # Whatever the server's own locale made of it: in SQL_ASCII psycopg returns text as bytes.
+        options.append("ENCODING 'UTF8' LOCALE 'C'")
+    if admin.info.server_version >= _STRATEGIES_SINCE:
+        # Five times faster than the default: it writes no WAL for what it copies.
+        options.append("STRATEGY file_copy")
+    statement = sql.SQL("CREATE DATABASE {} " + " ".join(options))
+    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
     return Database(name, _with_name(url, name))
 
 
@@ -52,7 +58,7 @@ def close(admin: psycopg.Connection[tuple[object, ...]], database: Database) -> 
 
 @contextmanager
 def cloned(
-    admin: psycopg.Connection[tuple[object, ...]], servers: Servers, template: str = "template0"
+    admin: psycopg.Connection[tuple[object, ...]], servers: Servers, template: str = _EMPTY
 ) -> Iterator[Database]:
     """Yield a new database and drop it."""
     database = create(admin, servers.postgres_url, template)

@@ -1,0 +1,142 @@
+"""`orcheo-dispatch demo`: the main job on the real Orcheo, from nothing, leaving nothing behind."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import Engine, text
+
+from ops import queries, screen
+from ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
+from ops.orcheo_api import OrcheoApi
+from shared.broker import HINT_QUEUE, connect
+from shared.database import make_engine, transaction
+from shared.migrate import migrate
+from shared.settings import Settings
+
+_WORKFLOW = Path(__file__).with_name("greet.py")
+_NAMES = ("Ada", "Grace", "Edsger", "Barbara", "Leslie", "Tony", "Radia", "Donald")
+_MAX_RUNS_OF_WORKSPACE = 1_000_000
+_DEADLINE_SECONDS = 300.0
+_PAUSE_SECONDS = 0.1
+
+_TERMINAL = text("""
+SELECT count(*) FILTER (WHERE status NOT IN ('pending', 'running')) AS ended, count(*) AS total FROM workflow_runs
+""")
+
+
+def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
+    """Run everything for real and return the exit code: 0 where every run succeeded and nothing was left over."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    say = screen.console.print
+    try:
+        say("[bold]1[/] Postgres and Redis, in a scratch folder")
+        with servers() as (folder, dsn, redis_url):
+            say(f"  {folder}")
+            say("[bold]2[/] Orcheo's own API, and our schema beside its tables")
+            with OrcheoApi(dsn, redis_url, folder / "orcheo") as api:
+                api.limit_runs(_MAX_RUNS_OF_WORKSPACE)
+                variables = demo_variables(api)
+                settings = Settings.load(
+                    **{
+                        "postgres_dsn": dsn,
+                        "redis_url": redis_url,
+                        "slots_redis_url": redis_url,
+                        "api_url": api.url,
+                    }
+                )
+                migrate(settings)
+                stack = DemoStack(folder, variables, settings, api, redis_url)
+                with our_processes(folder, variables) as processes:
+                    say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
+                    workflow_id = api.upload(_WORKFLOW, "greet")
+                    api.configure_webhook(workflow_id)
+                    wait_until_at_work(processes)
+                    succeeded = _play(stack, workflow_id, webhooks, cli_runs)
+                    if keep:
+                        _keep(stack, workflow_id)
+                    say("[bold]6[/] stopping everything")
+        say("[green]done[/]: every run succeeded, nothing is left running" if succeeded else "[red]not every run succeeded[/]")
+        return 0 if succeeded else 1
+    except KeyboardInterrupt:
+        say("\ninterrupted; everything is stopped")
+        return 130
+
+
+def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
+    say = screen.console.print
+    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client creates them (stock Orcheo executes none of those)")
+    engine = make_engine(stack.settings, role="demo", connections=1)
+    try:
+        began = time.monotonic()
+        stack.api.fire_webhooks(workflow_id, [{"name": _NAMES[n % len(_NAMES)]} for n in range(webhooks)])
+        for n in range(cli_runs):
+            stack.api.create_run(workflow_id, {"body": {"name": _NAMES[n % len(_NAMES)]}})
+        fired = time.monotonic()
+        _watch(engine, webhooks + cli_runs)
+        ended = time.monotonic()
+        say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
+
+        say("[bold]5[/] what 'orcheo workflow show' says")
+        print(stack.api.show(workflow_id))
+        say("and 'orcheo-dispatch status'")
+        status = queries.read_status(engine, triggers=stack.settings.triggers, every_trigger=False)
+        say(screen.status_view(status))
+    finally:
+        engine.dispose()
+    left = _left_over(stack.redis_url)
+    say(f"\nqueue celery: {left[HINT_QUEUE]} messages, queue orcheo.runs: {left['runs']}, run slots taken: {left['slots']}\n")
+    return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs}) and not any(left.values())
+
+
+def _watch(engine: Engine, total: int) -> None:
+    """Show a progress bar until every run is terminal, for five minutes at most."""
+    columns = (TextColumn("  terminal"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    deadline = time.monotonic() + _DEADLINE_SECONDS
+    with Progress(*columns, console=screen.console) as progress:
+        task = progress.add_task("runs", total=total)
+        while time.monotonic() < deadline:
+            with transaction(engine) as connection:
+                row = connection.execute(_TERMINAL).one()
+            progress.update(task, completed=row.ended)
+            if row.ended >= total:
+                return
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _left_over(redis_url: str) -> dict[str, int]:
+    """Return what should be empty after all runs have ended."""
+    with connect(redis_url) as client:
+        found: Any = client.keys("orcheo:workspace:runs:*")
+        taken: Any = client.mget(found) if found else []
+        hints: Any = client.llen(HINT_QUEUE)
+        runs: Any = client.llen("orcheo.runs")
+    return {HINT_QUEUE: int(hints), "runs": int(runs), "slots": sum(int(value) for value in taken if value)}
+
+
+def _keep(stack: DemoStack, workflow_id: str) -> None:
+    """Leave everything up until Ctrl-C, and say how to use it."""
+    names = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_API_URL")
+    exports = "\n".join(f"  export {name}={shlex.quote(stack.variables[name])}" for name in names)
+    print(
+        f"Everything stays up until Ctrl-C. In another shell:\n{exports}\n"
+        f"  curl -X POST {stack.api.url}/api/workflows/{workflow_id}/triggers/webhook -d '{{\"name\": \"you\"}}' "
+        "-H 'Content-Type: application/json'\n"
+        f"  orcheo --human workflow show {workflow_id}\n"
+        "  orcheo-dispatch status\n  orcheo-dispatch runs\n"
+        f"Logs: {stack.folder}/*.log",
+        flush=True,
+    )
+    while True:
+        time.sleep(3600)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,108 @@
+"""Everything the demo runs, in one scratch folder: two servers, Orcheo's API, and our three processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ops.child import end, last_lines, launch
+from ops.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.orcheo_api import OrcheoApi
+from ops.orcheo_environment import process_environment
+from shared.errors import DispatchError
+from shared.ledger import ProcessKind
+from shared.settings import Settings
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 20.0
+_PAUSE_SECONDS = 0.05
+_AT_WORK = {
+    ProcessKind.BEAT: "beat: Starting",
+    ProcessKind.DISPATCHER: "dispatcher_started",
+    ProcessKind.WORKER: "worker_started",
+}
+
+
+@dataclass
+class OurProcess:
+    """One of `beat`, `dispatcher`, `worker`, started as an operator would."""
+
+    kind: ProcessKind
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, kind: ProcessKind, folder: Path, variables: dict[str, str]) -> Self:
+        """Start it; return at once."""
+        log = folder / f"{kind}.log"
+        command = [sys.executable, "-m", "ops.cli", kind.value]
+        return cls(kind, log, launch(command, log=log, environment=process_environment(variables), directory=folder))
+
+    def at_work(self) -> bool:
+        """Return whether it is up. Raises `DispatchError` when it has ended."""
+        if self.process.poll() is not None:
+            raise DispatchError(f"{self.kind} ended with {self.process.returncode}: {last_lines(self.log)}")
+        return self.log.exists() and _AT_WORK[self.kind] in self.log.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end(self.process, (signal.SIGTERM, _STOP_SECONDS))
+
+
+@dataclass(frozen=True)
+class DemoStack:
+    """What runs, and how to reach it."""
+
+    folder: Path
+    variables: dict[str, str]
+    settings: Settings
+    api: OrcheoApi
+    redis_url: str
+
+
+@contextmanager
+def servers() -> Iterator[tuple[Path, str, str]]:
+    """Yield a scratch folder and the URLs of a Postgres and a Redis in it; nothing of them is left behind."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orcheo-dispatch-demo-")))
+        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
+        redis = stack.enter_context(EmbeddedRedis(folder / "redis"))
+        yield folder, postgres.url, redis.url
+
+
+def demo_variables(api: OrcheoApi) -> dict[str, str]:
+    """Return the environment of our processes: Orcheo's own variables and the API's address."""
+    return {**api.variables, "ORCHEO_API_URL": api.url, "ORCHEO_DISPATCH_POLL_INTERVAL": "1"}
+
+
+@contextmanager
+def our_processes(folder: Path, variables: dict[str, str]) -> Iterator[list[OurProcess]]:
+    """Start beat, dispatcher and worker; stop the worker first, so that it can settle what it runs."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(OurProcess.start(kind, folder, variables))
+            for kind in (ProcessKind.BEAT, ProcessKind.DISPATCHER, ProcessKind.WORKER)
+        ]
+
+
+def wait_until_at_work(processes: list[OurProcess]) -> None:
+    """Return when all are up. Raises `DispatchError` with the last log lines."""
+    deadline = time.monotonic() + _START_SECONDS
+    for process in processes:
+        while not process.at_work():
+            if time.monotonic() > deadline:
+                raise DispatchError(f"{process.kind} was not up in {_START_SECONDS:g} s: {last_lines(process.log)}")
+            time.sleep(_PAUSE_SECONDS)
