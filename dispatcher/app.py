@@ -39,11 +39,11 @@ class Dispatcher:
         self.cron = CronDispatch(settings)
         self.poller = Poller(
             settings,
-            Store(self.engine),
-            Publisher(app, settings.queue),
-            self.broker,
-            self.slots,
-            self.process.id,
+            store=Store(self.engine),
+            publisher=Publisher(app, settings.queue),
+            broker=self.broker,
+            slots=self.slots,
+            dispatcher_id=self.process.id,
         )
         self.loop = PollLoop(self.poller, self.process, self.engine, interval=settings.poll_interval)
         self._hint_client = connect(settings.redis_url.get_secret_value())
@@ -89,8 +89,9 @@ def make_dispatcher_app(settings: Settings) -> Celery:
 
     @app.task(name=TICK, bind=True, ignore_result=True)
     def tick(self: Task[Any, Any]) -> None:
+        beat = beat_of((self.request.headers or {}).get(BEAT_HEADER))
         for dispatcher in running:
-            dispatcher.loop.tick(beat_of((self.request.headers or {}).get(BEAT_HEADER) or self.request.get(BEAT_HEADER)))
+            dispatcher.loop.tick(beat)
 
     @app.task(name=CRON, ignore_result=True)
     def cron() -> None:

@@ -24,7 +24,7 @@ _HINTS = frozenset({RUN_HINT, CRON_HINT})
 
 INBOX = "orcheo.hints"
 """Where a message is looked at: it is moved there in one step, so that no crash can lose it."""
-_BLOCK_SECONDS = 1.0
+_BLOCK_SECONDS = 1
 _RETRY_SECONDS = 1.0
 _SWEEP = 1000
 
@@ -83,7 +83,7 @@ class HintListener:
         if raw is not None:
             self._sort(raw)
 
-    def _sort(self, raw: bytes) -> None:
+    def _sort(self, raw: Any) -> None:
         name = task_name(raw)
         if name in _HINTS:
             self._client.lrem(INBOX, 1, raw)

@@ -99,7 +99,7 @@ class PollLoop:
                 self._database_away = True
                 log.warning("database_away", reason=str(error))
             return _DATABASE_RETRY_SECONDS
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A fault of ours must not end dispatching: say so, with the place, and go on.
             log.error("poll_failed", **describe(error))
             return _DATABASE_RETRY_SECONDS

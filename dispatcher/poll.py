@@ -11,7 +11,7 @@ import redis
 
 from dispatcher.publisher import Publisher
 from shared.broker import broker_errors, held_claims
-from shared.errors import BrokerError
+from shared.errors import BrokerError, DatabaseError
 from shared.ledger import Outcome
 from shared.logs import log
 from shared.settings import Settings
@@ -46,18 +46,26 @@ class Poller:
     """Polls. Not thread-safe: one at a time; any number of pollers in other processes do no harm."""
 
     def __init__(
-        self, settings: Settings, store: Store, publisher: Publisher, broker: redis.Redis, slots: RunSlots, id: UUID
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        publisher: Publisher,
+        broker: redis.Redis,
+        slots: RunSlots,
+        dispatcher_id: UUID,
     ) -> None:
         self._settings = settings
         self._store = store
         self._publisher = publisher
         self._broker = broker
         self._slots = slots
-        self._id = id
+        self._id = dispatcher_id
         self._broker_failures = 0
         self._broker_retry_at = 0.0
         self._maintenance_at = 0.0
         self._full_polls = 0
+        self._reap_from = 0.0
 
     @property
     def broker_away(self) -> bool:
@@ -69,6 +77,14 @@ class Poller:
 
         Every step is a transaction of its own, committed before Redis is spoken to.
         """
+        try:
+            return self._poll()
+        except DatabaseError:
+            # While the database was away nobody could beat: its return is not the moment to call workers lost.
+            self._reap_from = time.monotonic() + self._settings.worker_lease
+            raise
+
+    def _poll(self) -> PollReport:
         lost, requeued = self._reap()
         broker_error = self._probe_broker()
         extended, released = (0, 0) if broker_error else self._reconcile()
@@ -106,6 +122,8 @@ class Poller:
         )
 
     def _reap(self) -> tuple[int, int]:
+        if time.monotonic() < self._reap_from:
+            return 0, 0
         reaped = self._store.reap(
             self._settings.lost_runs, max_attempts=self._settings.max_attempts, batch=self._settings.batch_size
         )
@@ -118,6 +136,8 @@ class Poller:
                 outcome=run.outcome.value,
                 worker_id=str(run.worker_id),
             )
+        if reaped:
+            self._return_slots(older_than=0.0)
         requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
         return len(reaped) - requeued, requeued
 
@@ -147,7 +167,10 @@ class Poller:
         self._maintenance_at = now + MAINTENANCE_SECONDS
         self._store.reap_orphans()
         self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
-        due = self._store.slots_due(older_than=SLOT_PATIENCE_SECONDS, batch=_MAINTENANCE_BATCH)
+        self._return_slots(older_than=SLOT_PATIENCE_SECONDS)
+
+    def _return_slots(self, *, older_than: float) -> None:
+        due = self._store.slots_due(older_than=older_than, batch=_MAINTENANCE_BATCH)
         returned = []
         try:
             for run_id, workspace_id in due:

@@ -56,9 +56,9 @@ def end(process: subprocess.Popen[bytes], *signals: tuple[signal.Signals, float]
         process.send_signal(number)
         try:
             process.wait(patience_seconds)
-            return
         except subprocess.TimeoutExpired:
             continue
+        return
     process.kill()
     process.wait()
 

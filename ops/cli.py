@@ -40,7 +40,7 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         if os.environ.get("ORCHEO_LOG_LEVEL") in ("DEBUG", "TRACE"):
             traceback.print_exc()
         at = logs.describe(error).get("at", "?")

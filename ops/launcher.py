@@ -23,7 +23,7 @@ def main(parent: int, death_signal: int, user: str, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
         if os.getppid() != parent:
             raise SystemExit("the parent died before its child began")
-    os.execv(command[0], command)
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 def _become(user: str) -> None:

@@ -57,8 +57,10 @@ class OrcheoApi(OrcheoClient):
             return self
         self._home.mkdir(parents=True, exist_ok=True)
         self._process = launch(
-            [sys.executable, "-m", "uvicorn", "orcheo_backend.app:app"]
-            + ["--host", "127.0.0.1", "--port", str(self.port), "--no-access-log"],
+            [
+                *(sys.executable, "-m", "uvicorn", "orcheo_backend.app:app"),
+                *("--host", "127.0.0.1", "--port", str(self.port), "--no-access-log"),
+            ],
             log=self.log,
             environment=process_environment(self.variables),
             directory=self._home,

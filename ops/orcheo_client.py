@@ -119,7 +119,12 @@ class OrcheoClient:
         program = Path(sys.executable).with_name("orcheo")
         command = [str(program), "--no-update-check", *arguments]
         done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS
+            command,
+            env=self._environment,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=_COMMAND_TIMEOUT_SECONDS,
         )
         if done.returncode != 0:
             printed = (done.stderr or done.stdout).strip()[-_SHOWN_CHARACTERS:]

@@ -132,7 +132,8 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         ).one()
         dispatch = connection.execute(_DISPATCH).one()
         slots_due = connection.scalar(_SLOTS_DUE)
-        processes = [ProcessRow(**row._mapping) for row in connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})]
+        alive = connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})
+        processes = [ProcessRow(**row) for row in alive.mappings()]
     return Status(
         runs=by_status,
         pending=pending.pending,
@@ -155,4 +156,4 @@ def read_runs(
     """Return the newest runs first. `stuck`: only those that run although their lease is over."""
     with transaction(engine) as connection:
         rows = connection.execute(_RUNS, {"status": status, "workflow": workflow, "stuck": stuck, "limit": limit})
-        return [RunRow(**row._mapping) for row in rows]
+        return [RunRow(**row) for row in rows.mappings()]

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from celery import Celery
 from celery.signals import setup_logging
-from kombu import Exchange, Queue
+from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
@@ -54,7 +54,7 @@ def make_app(name: str, settings: Settings) -> Celery:
         task_create_missing_queues=True,
         task_acks_late=False,
         task_send_sent_event=False,
-        task_queues=[Queue(DISPATCH_QUEUE, Exchange(DISPATCH_QUEUE), routing_key=DISPATCH_QUEUE)],
+        task_queues=[Queue(DISPATCH_QUEUE)],
         task_default_queue=DISPATCH_QUEUE,
         timezone="UTC",
         enable_utc=True,

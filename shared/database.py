@@ -32,6 +32,7 @@ def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
         return psycopg.connect(
             dsn,
             application_name=f"orcheo-dispatch {role}",
+            client_encoding="utf8",
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             keepalives=1,
             keepalives_idle=5,

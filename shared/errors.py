@@ -1,10 +1,10 @@
 """Every error that this project raises on purpose.
 
-    DispatchError                  the command prints it as one line and exits with `exit_code`
-    |-- SettingsError         2    a setting or an argument is wrong
-    |-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
-    |   `-- SchemaError       3    Orcheo's tables or our schema are missing or too old
-    `-- BrokerError           4    Redis is away or refuses us
+DispatchError                  the command prints it as one line and exits with `exit_code`
+|-- SettingsError         2    a setting or an argument is wrong
+|-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
+|   `-- SchemaError       3    Orcheo's tables or our schema are missing or too old
+`-- BrokerError           4    Redis is away or refuses us
 """
 
 from __future__ import annotations

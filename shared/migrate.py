@@ -24,7 +24,8 @@ _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
 # CONCURRENTLY: the API goes on inserting runs while it is built.
 _CREATE_INDEX = (
-    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} ON workflow_runs (created_at, id) WHERE status = 'pending'"
+    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} "
+    "ON workflow_runs (created_at, id) WHERE status = 'pending'"
 )
 _DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
 _REVISION = f"SELECT version_num FROM {SCHEMA}.alembic_version"

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
     )
     redis_url: RedisUrl = Field(
-        SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker: Redis, as Orcheo's Celery app names it."
+        SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker, as Orcheo's Celery app names it."
     )
     slots_redis_url: RedisUrl = Field(
         SecretStr(DEFAULT_REDIS_URL),
@@ -114,7 +114,11 @@ class Settings(BaseSettings):
         description="What becomes of a run whose worker is lost: fail, requeue or hold.",
     )
     max_attempts: int = Field(
-        3, alias="ORCHEO_DISPATCH_MAX_ATTEMPTS", ge=1, le=1000, description="Times a lost run may begin under `requeue`."
+        3,
+        alias="ORCHEO_DISPATCH_MAX_ATTEMPTS",
+        ge=1,
+        le=1000,
+        description="Times that a run may begin before `requeue` gives it up.",
     )
     retention: float = Field(
         604_800.0,

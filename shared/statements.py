@@ -29,7 +29,8 @@ WITH candidates AS MATERIALIZED (
        FOR UPDATE OF r SKIP LOCKED
 )
 INSERT INTO orcheo_dispatch.dispatch AS d
-       (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at, dispatcher_id)
+       (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
+        dispatcher_id)
 SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed', 1,
        CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
        now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid)
@@ -83,7 +84,8 @@ WITH locked_run AS MATERIALIZED (
 ), answered AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = CASE WHEN l.status = 'pending' THEN 'running' ELSE 'settled' END,
-           outcome = CASE WHEN l.status = 'pending' THEN NULL WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
+           outcome = CASE WHEN l.status = 'pending' THEN NULL
+                          WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            settled_at = CASE WHEN l.status = 'pending' THEN NULL ELSE now() END,
            reason = CASE WHEN l.status = 'pending' THEN NULL ELSE 'run is ' || COALESCE(l.status, 'gone') END,
            slot = CASE WHEN COALESCE(l.status, 'cancelled') IN ('cancelled', 'failed', 'succeeded') AND d.slot = 'held'
@@ -119,7 +121,8 @@ WITH locked_run AS MATERIALIZED (
 ), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = :reason,
-           outcome = CASE WHEN l.status = 'running' THEN :outcome WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
+           outcome = CASE WHEN l.status = 'running' THEN :outcome
+                          WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            slot = CASE WHEN d.slot = 'held' AND COALESCE(l.status, 'cancelled') <> 'pending'
                         AND NOT (l.status = 'running' AND :status = 'pending') THEN 'due' ELSE d.slot END
       FROM (SELECT 1) AS always LEFT JOIN locked_run AS l ON true
@@ -129,9 +132,9 @@ WITH locked_run AS MATERIALIZED (
     UPDATE workflow_runs AS r
        SET status = :status, updated_at = now(),
            payload = orcheo_dispatch.moved(r.payload, :status, :action, :actor, CAST(:metadata AS jsonb),
-                                           CAST(:changes AS jsonb) || jsonb_build_object(
-                                               CASE WHEN :status = 'pending' THEN 'started_at' ELSE 'completed_at' END,
-                                               CASE WHEN :status = 'pending' THEN NULL ELSE orcheo_dispatch.iso(now()) END))
+               CAST(:changes AS jsonb) || CASE WHEN :status = 'pending'
+                   THEN jsonb_build_object('started_at', NULL)
+                   ELSE jsonb_build_object('completed_at', orcheo_dispatch.iso(now())) END)
       FROM settled AS s
      WHERE r.id = s.run_id AND r.status = 'running'
     RETURNING r.id
@@ -160,7 +163,8 @@ WITH lost AS MATERIALIZED (
                 WHEN :policy = 'requeue' AND d.attempts < :max_attempts THEN 'requeue'
                 WHEN :policy = 'hold' THEN 'hold' ELSE 'fail' END AS verdict,
            'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
-               || CASE WHEN :policy = 'requeue' THEN ', attempt ' || d.attempts || ' of ' || :max_attempts ELSE '' END AS error
+               || CASE WHEN :policy = 'requeue' THEN ', attempt ' || d.attempts || ' of ' || :max_attempts
+                       ELSE '' END AS error
       FROM orcheo_dispatch.dispatch AS d
       JOIN workflow_runs AS r ON r.id = d.run_id
      WHERE d.state = 'running' AND d.lease_expires_at < now()
@@ -173,7 +177,8 @@ WITH lost AS MATERIALIZED (
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = 'worker_lost',
            outcome = CASE WHEN l.verdict = 'requeue' THEN 'requeued' WHEN l.verdict = 'fail' THEN 'lost'
                           WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
-           slot = CASE WHEN d.slot = 'held' AND l.verdict <> 'requeue' AND l.status <> 'pending' THEN 'due' ELSE d.slot END
+           slot = CASE WHEN d.slot = 'held' AND l.verdict <> 'requeue' AND l.status <> 'pending' THEN 'due'
+                       ELSE d.slot END
       FROM lost AS l
      WHERE d.run_id = l.run_id AND d.fence = l.fence AND d.state = 'running'
     RETURNING d.run_id, d.fence, d.outcome, d.worker_id, d.workflow_id, l.verdict, l.error
@@ -181,10 +186,11 @@ WITH lost AS MATERIALIZED (
     UPDATE workflow_runs AS r
        SET status = CASE WHEN s.verdict = 'requeue' THEN 'pending' ELSE 'failed' END, updated_at = now(),
            payload = CASE WHEN s.verdict = 'requeue'
-               THEN orcheo_dispatch.moved(r.payload, 'pending', 'run_requeued', :actor, jsonb_build_object('reason', s.error),
-                                          jsonb_build_object('started_at', NULL))
-               ELSE orcheo_dispatch.moved(r.payload, 'failed', 'run_failed', :actor, jsonb_build_object('error', s.error),
-                                          jsonb_build_object('error', s.error, 'completed_at', orcheo_dispatch.iso(now()))) END
+               THEN orcheo_dispatch.moved(r.payload, 'pending', 'run_requeued', :actor,
+                   jsonb_build_object('reason', s.error), jsonb_build_object('started_at', NULL))
+               ELSE orcheo_dispatch.moved(r.payload, 'failed', 'run_failed', :actor,
+                   jsonb_build_object('error', s.error),
+                   jsonb_build_object('error', s.error, 'completed_at', orcheo_dispatch.iso(now()))) END
       FROM settled AS s
      WHERE r.id = s.run_id AND r.status = 'running' AND s.verdict IN ('fail', 'requeue')
 )

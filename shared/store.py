@@ -54,7 +54,8 @@ class Ending:
     @classmethod
     def succeeded(cls, output: str) -> Ending:
         """Return the ending of a run with this output, as JSON text."""
-        return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=f'{{"error": null, "output_payload": {output}}}')
+        changes = f'{{"error": null, "output_payload": {output}}}'
+        return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=changes)
 
     @classmethod
     def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
@@ -64,7 +65,8 @@ class Ending:
     @classmethod
     def cancelled(cls, why: str) -> Ending:
         """Return the ending of a run that is cancelled."""
-        return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, json.dumps({"error": why}))
+        changes = json.dumps({"error": why})
+        return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, changes)
 
     @classmethod
     def requeued(cls, why: str) -> Ending:

@@ -14,7 +14,7 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
-from kombu import Exchange, Queue
+from kombu.entity import Queue
 
 from shared.broker import EXECUTE_RUN, make_app
 from shared.entry import fail, lazy_app
@@ -38,7 +38,7 @@ def make_worker_app(settings: Settings) -> Celery:
     app.conf.update(
         worker_pool=settings.pool.value,
         worker_concurrency=settings.concurrency,
-        task_queues=[Queue(settings.queue, Exchange(settings.queue), routing_key=settings.queue)],
+        task_queues=[Queue(settings.queue)],
         task_default_queue=settings.queue,
     )
     running: list[Runtime] = []

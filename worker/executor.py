@@ -50,7 +50,9 @@ class Executor(Protocol):
     An executor may also have `async open()` and `async close()`, called once a process around all runs.
     """
 
-    async def execute(self, run: Run) -> Mapping[str, Any] | None: ...
+    async def execute(self, run: Run) -> Mapping[str, Any] | None:
+        """Execute one run and return its output payload."""
+        ...
 
 
 class FunctionExecutor:

@@ -91,7 +91,7 @@ class Heartbeat:
                 if not self._away:
                     log.warning("heartbeat_failed", reason=str(error))
                 self._away = True
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not cost all runs their leases
                 log.error("heartbeat_failed", **describe(error))
             else:
                 if self._away:

@@ -51,7 +51,7 @@ def _convert(value: Any, depth: int, ancestors: set[int]) -> Any:
     ancestors.add(id(value))
     try:
         return _convert_compound(value, depth + 1, ancestors)
-    except Exception:  # Code of the workflow's own types runs here, and may raise anything.
+    except Exception:  # noqa: BLE001 - Code of the workflow's own types runs here, and may raise anything.
         return _type_name(value)
     finally:
         ancestors.discard(id(value))
@@ -87,7 +87,7 @@ def _dump(model: BaseModel) -> Any:
     try:
         # A serialization warning would quote the value in the log.
         return model.model_dump(mode="json", warnings=False, fallback=_type_name)
-    except Exception:  # A broken serializer, or a cycle: convert its attributes one by one.
+    except Exception:  # noqa: BLE001 - A broken serializer, or a cycle: convert its attributes one by one.
         return dict(model.__dict__)
 
 
@@ -96,7 +96,7 @@ def _key(key: Any) -> str:
         return storable_text(key)
     try:
         return storable_text(str(next(iter(to_jsonable_python({key: None}, by_alias=False)))))
-    except Exception:  # As above: whatever the key's own type raises.
+    except Exception:  # noqa: BLE001 - As above: whatever the key's own type raises.
         return _type_name(key)
 
 

@@ -30,7 +30,8 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     """
     begun = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
     if isinstance(begun, NotBegun):
-        return _skip(runtime, begun)
+        _skip(runtime, begun)
+        return None
     started = time.monotonic()
     log.info("run_begun", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence, attempt=begun.attempt)
 

@@ -96,5 +96,6 @@ def start_runtime(settings: Settings) -> Runtime:
     except DispatchError:
         raise
     except Exception as error:
-        raise DispatchError(f"the executor {settings.executor!r} did not open: {type(error).__name__}: {error}") from error
+        at = describe(error).get("at", "?")
+        raise DispatchError(f"executor {settings.executor!r} did not open: {type(error).__name__} at {at}") from error
     return runtime

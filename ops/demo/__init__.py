@@ -45,12 +45,7 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                 api.limit_runs(_MAX_RUNS_OF_WORKSPACE)
                 variables = demo_variables(api)
                 settings = Settings.load(
-                    **{
-                        "postgres_dsn": dsn,
-                        "redis_url": redis_url,
-                        "slots_redis_url": redis_url,
-                        "api_url": api.url,
-                    }
+                    postgres_dsn=dsn, redis_url=redis_url, slots_redis_url=redis_url, api_url=api.url
                 )
                 migrate(settings)
                 stack = DemoStack(folder, variables, settings, api, redis_url)
@@ -63,16 +58,19 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                     if keep:
                         _keep(stack, workflow_id)
                     say("[bold]6[/] stopping everything")
-        say("[green]done[/]: every run succeeded, nothing is left running" if succeeded else "[red]not every run succeeded[/]")
-        return 0 if succeeded else 1
     except KeyboardInterrupt:
         say("\ninterrupted; everything is stopped")
         return 130
+    if not succeeded:
+        say("[red]not every run succeeded, or something was left over[/]")
+        return 1
+    say("[green]done[/]: every run succeeded, nothing is left running")
+    return 0
 
 
 def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
     say = screen.console.print
-    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client creates them (stock Orcheo executes none of those)")
+    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client creates them: stock Orcheo never executes those")
     engine = make_engine(stack.settings, role="demo", connections=1)
     try:
         began = time.monotonic()
@@ -92,7 +90,7 @@ def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> b
     finally:
         engine.dispose()
     left = _left_over(stack.redis_url)
-    say(f"\nqueue celery: {left[HINT_QUEUE]} messages, queue orcheo.runs: {left['runs']}, run slots taken: {left['slots']}\n")
+    say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue orcheo.runs {left['runs']}, run slots {left['slots']}\n")
     return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs}) and not any(left.values())
 
 
@@ -127,7 +125,7 @@ def _keep(stack: DemoStack, workflow_id: str) -> None:
     exports = "\n".join(f"  export {name}={shlex.quote(stack.variables[name])}" for name in names)
     print(
         f"Everything stays up until Ctrl-C. In another shell:\n{exports}\n"
-        f"  curl -X POST {stack.api.url}/api/workflows/{workflow_id}/triggers/webhook -d '{{\"name\": \"you\"}}' "
+        f'  curl -X POST {stack.api.url}/api/workflows/{workflow_id}/triggers/webhook -d \'{{"name": "you"}}\' '
         "-H 'Content-Type: application/json'\n"
         f"  orcheo --human workflow show {workflow_id}\n"
         "  orcheo-dispatch status\n  orcheo-dispatch runs\n"
@@ -138,5 +136,5 @@ def _keep(stack: DemoStack, workflow_id: str) -> None:
         time.sleep(3600)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt

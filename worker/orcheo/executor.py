@@ -26,7 +26,7 @@ from orcheo_backend.app.history import RunHistoryStore
 from shared.errors import SettingsError
 from shared.logs import describe, log
 from shared.redaction import redact
-from worker.executor import Run
+from worker.executor import FENCE_LOST, Run
 from worker.orcheo.history import History
 from worker.orcheo.postgres import Pool, RunSaver, open_pool
 from worker.orcheo.schema import create_tables
@@ -34,6 +34,8 @@ from worker.orcheo.workflow import load_version
 
 _CLOSING_SECONDS = 5.0
 _CANCELLED = "Workflow execution cancelled"
+# The message with which the worker cancels a run that took too long: such a run ends as failed, not as cancelled.
+_TIMED_OUT = "Run was timed out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ class OrcheoExecutor:
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
         """Execute `run` and return its output; see `Executor`.
 
-        Its trace is closed on every way out, even where the run is cancelled.
+        Its trace is closed on every way out, even where the run is cancelled. Only where the fence is lost it
+        is left as it is: it is the new holder's.
         """
         services = self._opened()
         version = await load_version(services.pool, run)
@@ -94,9 +97,9 @@ class OrcheoExecutor:
             await history.start(str(version.workflow_id), config)
             output = await _run_graph(services, run, version, config, history)
         except asyncio.CancelledError as cancelled:
-            await self._see_through(run, history.cancelled(redact(str(cancelled)) or _CANCELLED))
+            await self._close_stopped(run, history, redact(str(cancelled)))
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             await self._see_through(run, history.failed(redact(_text(error))))
             raise
         except SystemExit as error:
@@ -121,6 +124,12 @@ class OrcheoExecutor:
         if self._services is None:
             raise RuntimeError("the executor is not open")
         return self._services
+
+    async def _close_stopped(self, run: Run, history: History, why: str) -> None:
+        if why == FENCE_LOST:
+            return
+        closing = history.failed(why) if why.startswith(_TIMED_OUT) else history.cancelled(why or _CANCELLED)
+        await self._see_through(run, closing)
 
     async def _see_through(self, run: Run, closing: Coroutine[Any, Any, None]) -> None:
         """Await `closing`, which goes on where `run` is cancelled meanwhile, for some seconds at most."""
@@ -183,7 +192,7 @@ async def _bounded(run: Run, closing: Coroutine[Any, Any, None]) -> None:
 async def _close_browsers(run_id: str) -> None:
     try:
         await close_browser_sessions_for_scope(run_id)
-    except Exception as error:  # Playwright's: a dead browser costs a run nothing.
+    except Exception as error:  # noqa: BLE001 - Playwright's: a dead browser costs a run nothing.
         log.warning("browser_not_closed", run_id=run_id, **describe(error))
 
 
@@ -198,7 +207,7 @@ def _output(values: Any) -> Mapping[str, Any] | None:
 def _text(error: Exception) -> str:
     try:
         return str(error)
-    except Exception:  # The workflow's own class may fail at it.
+    except Exception:  # noqa: BLE001 - The workflow's own class may fail at it.
         return type(error).__qualname__
 
 

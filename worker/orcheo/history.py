@@ -68,7 +68,7 @@ class History:
     async def _write(self, what: str, writing: Awaitable[None]) -> None:
         try:
             await writing
-        except Exception as error:  # A trace never costs a run its result.
+        except Exception as error:  # noqa: BLE001 - A trace never costs a run its result.
             log.warning("history_not_written", run_id=self._run.run_id, what=what, **describe(error))
 
     @outlast_outage
@@ -97,6 +97,6 @@ def _storable_step(update: Mapping[str, Any]) -> Any:
     try:
         # The history's form differs from the output's: "+00:00" for "Z", the attributes of any object.
         update = normalize_json_mapping(update)
-    except Exception as error:  # Code of the workflow's own types runs here.
+    except Exception as error:  # noqa: BLE001 - Code of the workflow's own types runs here.
         log.debug("history_step_simplified", **describe(error))
     return storable(update)

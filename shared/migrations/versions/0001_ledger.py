@@ -37,8 +37,11 @@ CREATE TABLE orcheo_dispatch.dispatch (
     CONSTRAINT live_has_a_lease CHECK ((state = 'settled') = (lease_expires_at IS NULL)),
     CONSTRAINT running_has_a_worker CHECK (state <> 'running' OR (worker_id IS NOT NULL AND begun_at IS NOT NULL))
 );
-COMMENT ON TABLE orcheo_dispatch.dispatch IS 'A row a run that was ever claimed: who holds it, under which fence, until when.';
+COMMENT ON TABLE orcheo_dispatch.dispatch IS
+    'A row a run that was ever claimed: who holds it, under which fence, until when.';
 
+-- A claim passes over runs that are held; of these there are few, whatever the backlog.
+CREATE INDEX dispatch_live ON orcheo_dispatch.dispatch (run_id) WHERE state IN ('claimed', 'published', 'running');
 -- Lapsed leases are found without reading the settled rows, of which there are many.
 CREATE INDEX dispatch_queued ON orcheo_dispatch.dispatch (lease_expires_at) WHERE state IN ('claimed', 'published');
 CREATE INDEX dispatch_running ON orcheo_dispatch.dispatch (lease_expires_at) WHERE state = 'running';
@@ -65,7 +68,8 @@ $$ SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') $$;
 
 -- The payload of a run that changes its status: status, updated_at, one more audit record, and what else changes.
 -- The API reads the payload, so column and payload must move in the same UPDATE.
-CREATE FUNCTION orcheo_dispatch.moved(payload jsonb, status text, action text, actor text, metadata jsonb, changes jsonb)
+CREATE FUNCTION orcheo_dispatch.moved(
+    payload jsonb, status text, action text, actor text, metadata jsonb, changes jsonb)
 RETURNS jsonb LANGUAGE sql STABLE AS
 $$ SELECT payload || changes || jsonb_build_object(
        'status', status,

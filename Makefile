@@ -1,0 +1,55 @@
+# make demo and make test need Linux, make and Python 3.12 or later; everything else they set up in .venv.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.14 python3.15; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types imports unit acceptance format clean
+
+help:  ## Say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves nothing running
+	$(BIN)/orcheo-dispatch demo
+
+test: $(INSTALLED) lint types imports  ## Lint, types, import contracts and the whole suite
+	$(BIN)/python -m pytest
+
+check: test  ## What CI runs
+
+lint: $(INSTALLED)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(INSTALLED)  ## Import contracts
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)  ## The quick half of the suite
+	$(BIN)/python -m pytest tests/unit tests/plans tests/integration
+
+acceptance: $(INSTALLED)  ## The suite on the real Orcheo
+	$(BIN)/python -m pytest tests/acceptance
+
+format: $(INSTALLED)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove what make made
+	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+
+# The versions in constraints.txt are those that the suite was run with; without them a resolver may look for minutes.
+# uv takes seconds where pip takes minutes; pip is there for who has a package index that only pip is told of.
+WHAT = --constraint constraints.txt --editable '.[demo]' --group dev
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.12 or later is needed; PYTHON=... names one" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(WHAT) || \
+		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && $(BIN)/python -m pip install --quiet $(WHAT); }
+	@touch $@

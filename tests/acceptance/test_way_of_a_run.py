@@ -1,0 +1,198 @@
+"""Pending Orcheo runs execute in the background: the real API, the real command, our three processes."""
+
+from __future__ import annotations
+
+import base64
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+import redis
+
+from ops.orcheo_api import OrcheoApi
+from shared.slots import RunSlots
+from tests.databases import Database
+from tests.orcheo_stack import database_of, ended, forget_runs, stack_beside, upload
+from tests.processes import Process, until
+from tests.runs import audit, everything, ledger, one, read_run
+
+TERMINAL_SECONDS = 10.0
+_END_OF_WIRE = "the end of the wire"
+_KOMBU_BODY = re.compile(r'"body": "([^"]*)"')
+_SLOTS_IN_USE = "orcheo:workspace:runs:*"
+_QUEUES = ("celery", "orcheo.hints", "orcheo.runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The API, the ids of its workflows by name, and our processes."""
+
+    orcheo: OrcheoApi
+    database: Database
+    redis: redis.Redis
+    workflows: dict[str, str]
+    beat: Process
+    dispatcher: Process
+    worker: Process
+
+
+@pytest.fixture(scope="module")
+def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
+    """One for all tests here: a worker imports Orcheo, which takes seconds."""
+    forget_runs(orcheo)
+    ours = stack_beside(orcheo)
+    cron = {"ORCHEO_API_URL": orcheo.url, "ORCHEO_CRON_INTERVAL": "1"}
+    with (
+        ours.command("worker") as worker,
+        ours.running("dispatcher", **cron) as dispatcher,
+        ours.running("beat", **cron) as beat,
+        redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client,
+    ):
+        workflows = upload(orcheo, greet="greet", fail="fail", wait="wait", archived="greet")
+        worker.saw("worker_started")
+        yield Stack(orcheo, database_of(orcheo), client, workflows, beat, dispatcher, worker)
+
+
+def test_webhook_succeeds_and_shows_its_output_and_trace(stack: Stack) -> None:
+    fired = stack.orcheo.fire_webhook(stack.workflows["greet"], {"name": "Ada"})
+    run = ended(stack.orcheo, fired)
+    assert (run["status"], run["error"]) == ("succeeded", None)
+    assert run["output_payload"]["final_state"]["node_results"] == {"start": {"greeting": "hello Ada"}}
+    assert run["created_at"] < run["started_at"] < run["completed_at"]
+    assert audit(read_run(stack.database, run["id"])) == ["run_created", "run_started", "run_succeeded"]
+    until(lambda: stack.orcheo.history(run["id"])["status"] == "completed", what="the history is closed")
+    assert [step["payload"] for step in stack.orcheo.history(run["id"])["steps"]] == [
+        {"start": {"node_results": {"start": {"greeting": "hello Ada"}}}},
+        {"status": "completed"},
+    ]
+    assert {span["name"] for span in stack.orcheo.trace(run["id"])["spans"]} >= {"start"}
+    shown = stack.orcheo.show(stack.workflows["greet"])
+    assert any(run["id"] in line and "succeeded" in line for line in shown.splitlines())
+
+
+def test_failing_workflow_fails_with_its_error(stack: Stack) -> None:
+    run = ended(stack.orcheo, stack.orcheo.fire_webhook(stack.workflows["fail"], {"name": "Ada"}))
+    assert (run["status"], run["error"]) == ("failed", "no luck, Ada")
+    history = stack.orcheo.history(run["id"])
+    assert (history["status"], history["error"]) == ("error", "no luck, Ada")
+    shown = stack.orcheo.show(stack.workflows["fail"])
+    assert any(run["id"] in line and "failed" in line for line in shown.splitlines())
+
+
+def test_run_created_by_a_client_executes(stack: Stack) -> None:
+    created = stack.orcheo.create_run(stack.workflows["greet"], {"body": {"name": "Bob"}})
+    assert created["triggered_by"] == "cli"
+    assert ended(stack.orcheo, created)["status"] == "succeeded"
+
+
+def test_run_of_chatkit_is_never_touched(stack: Stack) -> None:
+    chat = stack.orcheo.create_run(stack.workflows["greet"], {"body": {"name": "Eve"}}, triggered_by="chatkit")
+    for name in ("Ada", "Bob"):
+        ended(stack.orcheo, stack.orcheo.fire_webhook(stack.workflows["greet"], {"name": name}))
+    assert stack.orcheo.run(chat["id"]) == chat
+    assert everything(stack.database, "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s", chat["id"]) == []
+
+
+def test_run_is_cancelled_when_its_workflow_was_archived_meanwhile(stack: Stack) -> None:
+    with _halted(stack.dispatcher):
+        fired = stack.orcheo.fire_webhook(stack.workflows["archived"], {"name": "Ada"})
+        stack.orcheo.archive(stack.workflows["archived"])
+        assert stack.orcheo.run(fired["id"])["status"] == "pending"
+    run = ended(stack.orcheo, fired)
+    assert (run["status"], run["error"]) == ("cancelled", "Workflow is archived.")
+
+
+def test_sixty_webhooks_are_terminal_soon_after_the_last(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    bodies = [{"name": f"Ada {number}"} for number in range(60)]
+    ids = [run["id"] for run in stack.orcheo.fire_webhooks(stack.workflows["greet"], bodies)]
+    fired_at = time.monotonic()
+    until(lambda: _statuses(stack, ids) == {"succeeded"}, what="all are terminal", seconds=TERMINAL_SECONDS)
+    with capsys.disabled():
+        print(f"\n60 webhooks were terminal {time.monotonic() - fired_at:.2f} s after the last")
+
+
+def test_cancelled_run_stops_and_gives_its_slot_back(stack: Stack) -> None:
+    fired = stack.orcheo.fire_webhook(stack.workflows["wait"], {})
+    until(lambda: stack.orcheo.run(fired["id"])["status"] == "running", what="the run begins")
+    slots = RunSlots(stack.redis)
+    taken = slots.in_use(fired["workspace_id"])
+    stack.orcheo.cancel(fired["id"], reason="not wanted")
+    until(lambda: slots.in_use(fired["workspace_id"]) == taken - 1, what="the slot comes back")
+    run = stack.orcheo.run(fired["id"])
+    assert (run["status"], run["error"]) == ("cancelled", "not wanted")
+    assert stack.orcheo.history(fired["id"])["status"] == "cancelled"
+    row = ledger(stack.database, fired["id"])
+    assert (row["state"], row["outcome"]) == ("settled", "cancelled")
+
+
+def test_inputs_and_secrets_stay_out_of_logs_ledger_and_redis(stack: Stack) -> None:
+    marker, password = "xylophone", "hunter2"
+    body = {"name": marker, "password": password, "database": f"postgresql://ada:{password}@db/x"}
+    with stack.redis.monitor() as monitor:
+        for workflow in ("greet", "fail"):
+            run = ended(stack.orcheo, stack.orcheo.fire_webhook(stack.workflows[workflow], body))
+            assert marker in str(run["output_payload"] or run["error"])
+        stack.redis.echo(_END_OF_WIRE)
+        commands = iter(lambda: str(monitor.next_command()["command"]), f"ECHO {_END_OF_WIRE}")
+        wire = "\n".join(map(_readable, commands))
+    assert run["id"] in wire
+    ledgers = everything(stack.database, "SELECT to_jsonb(d) AS row FROM orcheo_dispatch.dispatch AS d")
+    stack.worker.saw(f"run_settled run_id={run['id']}")
+    for process in (stack.beat, stack.dispatcher, stack.worker):
+        assert marker not in process.log
+        assert password not in process.log
+    for secret in (marker, password):
+        assert secret not in wire
+        assert secret not in str(ledgers)
+
+
+def test_due_cron_trigger_creates_a_run_that_executes(stack: Stack) -> None:
+    # Once a day: at the minute that has just begun.
+    due_at = datetime.now(UTC).replace(second=0, microsecond=0)
+    configuration = {"expression": f"{due_at:%M %H} * * *", "timezone": "UTC", "start_at": due_at.isoformat()}
+    path = f"/api/workflows/{stack.workflows['greet']}/triggers/cron/config"
+    answer = httpx.put(stack.orcheo.url + path, json=configuration)
+    assert answer.is_success, answer.text
+    stack.dispatcher.saw("cron_dispatched runs=1")
+    created = one(stack.database, "SELECT id FROM workflow_runs WHERE triggered_by = 'cron'")
+    assert ended(stack.orcheo, created)["status"] == "succeeded"
+
+
+def test_slots_and_queues_are_empty_when_all_is_done(stack: Stack) -> None:
+    bodies = [{"name": "Ada"}] * 5
+    for run in stack.orcheo.fire_webhooks(stack.workflows["greet"], bodies):
+        ended(stack.orcheo, run)
+    # Only runs of ChatKit, which are nobody's to end, hold a slot.
+    live = "SELECT count(*) AS runs FROM workflow_runs WHERE status IN ('pending', 'running')"
+    until(lambda: _slots_in_use(stack) == one(stack.database, live)["runs"], what="all other slots are back")
+    until(lambda: [stack.redis.llen(queue) for queue in _QUEUES] == [0, 0, 0], what="the queues are empty")
+
+
+@contextmanager
+def _halted(process: Process) -> Iterator[None]:
+    process.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.signal(signal.SIGCONT)
+
+
+def _statuses(stack: Stack, run_ids: list[str]) -> set[str]:
+    rows = everything(stack.database, "SELECT DISTINCT status FROM workflow_runs WHERE id = ANY (%s)", run_ids)
+    return {row["status"] for row in rows}
+
+
+def _slots_in_use(stack: Stack) -> int:
+    return sum(int(stack.redis.get(key) or 0) for key in stack.redis.scan_iter(_SLOTS_IN_USE))  # type: ignore[arg-type]
+
+
+def _readable(command: str) -> str:
+    """Return a command to Redis with the body of a message in clear."""
+    bodies = [base64.b64decode(body).decode() for body in _KOMBU_BODY.findall(command)]
+    return " ".join([command, *bodies])

@@ -1,0 +1,65 @@
+"""Orcheo's real API with our three processes beside it, as an operator runs them: with the defaults."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import redis
+
+from ops.orcheo_api import OrcheoApi
+from ops.orcheo_client import Record
+from tests.databases import Database
+from tests.processes import Stack, until
+from tests.runs import execute
+
+WORKFLOWS = Path(__file__).parent / "acceptance" / "workflows"
+_UPLOADS_AT_A_TIME = 3
+_LIVE = {"pending", "running"}
+
+
+def database_of(orcheo: OrcheoApi) -> Database:
+    """Return the database that the API is on."""
+    dsn = orcheo.variables["ORCHEO_POSTGRES_DSN"]
+    return Database(urlsplit(dsn).path.lstrip("/"), dsn)
+
+
+def stack_beside(orcheo: OrcheoApi) -> Stack:
+    """Return our processes on the API's database and Redis, with Orcheo itself as the executor."""
+    stack = Stack(database_of(orcheo), orcheo.variables["REDIS_URL"], Path(os.devnull))
+    stack.environment = {**orcheo.variables, "ORCHEO_WORKER_EXECUTOR": "orcheo"}
+    return stack
+
+
+def forget_runs(orcheo: OrcheoApi) -> None:
+    """Drop the runs, pushes and slots that other tests have left behind."""
+    execute(database_of(orcheo), "DELETE FROM workflow_runs")
+    execute(database_of(orcheo), "DELETE FROM orcheo_dispatch.dispatch")
+    with redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client:
+        client.flushdb()
+
+
+def upload(orcheo: OrcheoApi, **sources: str) -> dict[str, str]:
+    """Upload workflows of the folder `workflows` by name, with a webhook each; return their ids by name."""
+
+    def upload_one(name: str) -> str:
+        workflow_id = orcheo.upload(WORKFLOWS / f"{sources[name]}.py", name)
+        orcheo.configure_webhook(workflow_id)
+        return workflow_id
+
+    with ThreadPoolExecutor(_UPLOADS_AT_A_TIME) as pool:
+        return dict(zip(sources, pool.map(upload_one, sources), strict=True))
+
+
+def ended(orcheo: OrcheoApi, run: Record) -> Record:
+    """Wait until a run is terminal and return it as the API shows it."""
+
+    def look() -> Record | None:
+        seen = orcheo.run(run["id"])
+        return None if seen["status"] in _LIVE else seen
+
+    found = until(look, what=f"run {run['id']} is terminal")
+    assert found is not None
+    return found

@@ -1,0 +1,127 @@
+"""The planner's choice on 200,000 runs: polls must not read the runs that have ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy import TextClause
+from sqlalchemy.dialects.postgresql import psycopg as dialect
+
+from shared import statements
+from shared.ledger import PENDING_INDEX
+from tests.databases import Database
+from tests.runs import claim_all, store_of
+
+_FILL = """
+INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at)
+SELECT gen_random_uuid()::text, 'w' || n %% 50, 'v', CASE WHEN n %% 100 = 0 THEN 'pending' ELSE 'succeeded' END,
+       'webhook', '{}', now() - make_interval(secs => n), now()
+  FROM generate_series(1, %s) AS n
+"""
+_SETTLED = """
+INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, outcome, fence, slot, claimed_at,
+                                      settled_at, dispatcher_id)
+SELECT id, workflow_id, triggered_by, 'settled', 'succeeded', 1, 'none', now(), now(), gen_random_uuid()
+  FROM workflow_runs WHERE status = 'succeeded'
+"""
+
+
+@pytest.fixture
+def busy(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """200,000 runs of which 2,000 are pending, their settled ledger rows, and 300 live ones."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(_FILL, (200_000,))
+        connection.execute(_SETTLED)
+        with store_of(database) as (store, _):
+            for claim in claim_all(store, 300)[:150]:
+                store.begin(claim, worker_id=uuid4(), lease=30)
+        connection.execute("ANALYZE")
+        yield connection
+
+
+_CLAIM: dict[str, Any] = {
+    "room": 100,
+    "triggers": ["webhook", "cron"],
+    "every_trigger": False,
+    "lease": 60.0,
+    "dispatcher_id": str(uuid4()),
+}
+_RUN: dict[str, Any] = {"run_id": "x", "fence": 1, "actor": "worker"}
+_CASES = {
+    "claim": (statements.CLAIM, _CLAIM, PENDING_INDEX),
+    "queued": (statements.QUEUED, {}, "dispatch_queued"),
+    "lapsed": (statements.LAPSED, {"batch": 100}, "dispatch_queued"),
+    "reap": (
+        statements.REAP,
+        {"policy": "fail", "max_attempts": 3, "batch": 100, "actor": "dispatcher"},
+        "dispatch_running",
+    ),
+    "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
+    "begin": (statements.BEGIN, {**_RUN, "lease": 30.0, "worker_id": str(uuid4())}, "workflow_runs_pkey"),
+    "settle": (
+        statements.SETTLE,
+        {
+            **_RUN,
+            "outcome": "succeeded",
+            "status": "succeeded",
+            "action": "run_succeeded",
+            "reason": None,
+            "metadata": "{}",
+            "changes": "{}",
+        },
+        "workflow_runs_pkey",
+    ),
+    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "run_ids": ["x"] * 32, "fences": [1] * 32}, "dispatch_pkey"),
+}
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+def test_statements_use_their_indexes_with_bound_parameters(busy: psycopg.Connection[Any], mode: str) -> None:
+    busy.execute(f"SET plan_cache_mode = {mode}")
+    for name, (statement, parameters, index) in _CASES.items():
+        plan = _explain(busy, statement, parameters)
+        assert _indexes(plan) & _good(index), f"{name} under {mode}: {json.dumps(plan, indent=1)}"
+        scanned = _scanned_whole(plan)
+        assert not scanned & {"workflow_runs", "dispatch"}, f"{name} under {mode} reads all of {scanned}"
+
+
+def test_claim_works_without_the_index(busy: psycopg.Connection[Any]) -> None:
+    busy.execute(f"DROP INDEX {PENDING_INDEX}")
+    rows = busy.execute(_compiled(statements.CLAIM), _CLAIM).fetchall()
+    assert len(rows) == 100
+
+
+def _compiled(statement: TextClause) -> str:
+    """Return the statement as psycopg gets it: with its parameters bound, not written into it."""
+    return str(statement.compile(dialect=dialect.dialect()))
+
+
+def _explain(connection: psycopg.Connection[Any], statement: TextClause, parameters: dict[str, Any]) -> Any:
+    # A prepared statement, since only those have generic plans.
+    row = connection.execute(f"EXPLAIN (FORMAT JSON) {_compiled(statement)}", parameters, prepare=True).fetchone()
+    assert row is not None
+    return row[0][0]["Plan"]
+
+
+def _nodes(plan: Any) -> Iterator[Any]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _indexes(plan: Any) -> set[str]:
+    return {node["Index Name"] for node in _nodes(plan) if "Index Name" in node}
+
+
+def _scanned_whole(plan: Any) -> set[str]:
+    return {node["Relation Name"] for node in _nodes(plan) if node["Node Type"] == "Seq Scan"}
+
+
+def _good(index: str) -> set[str]:
+    # For a row of the ledger the index of live rows is as good as the primary key.
+    return {index, "dispatch_live"} if index == "dispatch_pkey" else {index}
