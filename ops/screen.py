@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.table import Table
 from ops.check import Finding, Grade
 from ops.queries import RunRow, Status
 
-console = Console()
-errors = Console(stderr=True)
+_PIPE_WIDTH = 160
+# A pipe has no width: there no id is cut short.
+console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 _COLOURS = {
     "pending": "yellow",
@@ -75,6 +77,8 @@ def status_view(status: Status) -> RenderableType:
 def runs_view(rows: Sequence[RunRow]) -> RenderableType:
     """Return a table of runs."""
     table = Table("run", "workflow", "by", "status", "age", "waited", "ran", "outcome", "fence", "attempts")
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         table.add_row(
             row.run_id,

@@ -15,6 +15,7 @@ from shared.settings import Settings
 
 def fail(error: DispatchError) -> NoReturn:
     """Print the error, a line each, and exit with its exit code."""
+    sys.stdout.flush()
     for line in str(error).splitlines():
         print(f"orcheo-dispatch: {line}", file=sys.stderr)
     raise SystemExit(error.exit_code)

@@ -91,6 +91,10 @@ class Process:
         """Wait for its end and return its exit code."""
         return self._process.wait(seconds)
 
+    def finish(self) -> None:
+        """Wait until all that it wrote before its end has been read."""
+        self._reader.join()
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         self.lines.extend(iter(self._process.stdout.readline, ""))

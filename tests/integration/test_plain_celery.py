@@ -1,0 +1,57 @@
+"""Beat, dispatcher and worker also start with the `celery` command alone."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.databases import Database
+from tests.processes import Process, Stack, until
+from tests.runs import everything, insert_runs
+
+
+@pytest.fixture
+def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
+    return Stack(database, redis_url, tmp_path / "side-effects")
+
+
+def _celery(stack: Stack, *arguments: str, **variables: str) -> Process:
+    return Process(["-m", "celery", *arguments], {**stack.environment, **variables})
+
+
+def test_pending_runs_are_executed_by_plain_celery(database: Database, stack: Stack) -> None:
+    insert_runs(database, 10)
+    with (
+        _celery(stack, "-A", "dispatcher.beat", "beat") as beat,
+        _celery(stack, "-A", "dispatcher.app", "worker", "-n", "dispatcher@%h") as dispatcher,
+        _celery(stack, "-A", "worker.app", "worker", "-n", "worker@%h") as worker,
+    ):
+        until(
+            lambda: everything(database, "SELECT DISTINCT status FROM workflow_runs") == [{"status": "succeeded"}],
+            what="every run succeeded",
+        )
+        kinds = {row["kind"] for row in everything(database, "SELECT kind FROM orcheo_dispatch.process")}
+        assert {"dispatcher", "worker"} <= kinds
+        assert everything(database, "SELECT concurrency FROM orcheo_dispatch.process WHERE kind = 'worker'") == [
+            {"concurrency": 32}
+        ]
+        for process in (worker, dispatcher, beat):
+            process.signal(signal.SIGTERM)
+        assert [process.exit_code() for process in (worker, dispatcher, beat)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("module", ["dispatcher.beat", "dispatcher.app", "worker.app"])
+def test_wrong_setting_is_one_line_under_plain_celery_too(stack: Stack, module: str) -> None:
+    with _celery(stack, "-A", module, "report", ORCHEO_DISPATCH_POLL_INTERVAL="soon") as process:
+        assert process.exit_code() == 2
+        process.finish()
+        assert "ORCHEO_DISPATCH_POLL_INTERVAL got 'soon'" in process.log
+        assert "Traceback" not in process.log
+
+
+@pytest.mark.parametrize("module", ["dispatcher.beat", "dispatcher.app", "worker.app"])
+def test_importing_an_app_reads_no_environment(stack: Stack, module: str) -> None:
+    with Process(["-c", f"import {module}"], {"PYTHONPATH": stack.environment["PYTHONPATH"]}) as process:
+        assert process.exit_code() == 0

@@ -1,0 +1,150 @@
+"""One poll on a real Postgres and a real Redis: what it claims, what it publishes, and Redis away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from dispatcher.app import Dispatcher, make_dispatcher_app
+from ops.embedded import EmbeddedRedis
+from shared.broker import held_claims
+from shared.ledger import Claim
+from shared.slots import RunSlots
+from tests.databases import Database
+from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, settings_for
+
+
+@contextmanager
+def _dispatcher(database: Database, redis_url: str, **overrides: Any) -> Iterator[Dispatcher]:
+    settings = settings_for(database, redis_url, **overrides)
+    app = make_dispatcher_app(settings)
+    dispatcher = Dispatcher(settings, app)
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.close()
+        app.close()
+
+
+def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -> None:
+    (run_id,) = insert_runs(database, inputs={"body": {"secret": "hunter2"}})
+    with _dispatcher(database, redis_url) as dispatcher, redis.Redis.from_url(redis_url) as client:
+        report = dispatcher.poller.poll()
+        assert (report.claimed, report.published) == (1, 1)
+        (raw,) = client.lrange("orcheo.runs", 0, -1)
+        assert b"hunter2" not in raw
+        message = json.loads(raw)
+        assert message["content-type"] == "application/json"
+        assert message["headers"]["task"] == "orcheo_dispatch.execute_run"
+        assert held_claims(client, "orcheo.runs") == {Claim(run_id, 1)}
+    assert ledger(database, run_id)["state"] == "published"
+
+
+def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Database, redis_url: str) -> None:
+    insert_runs(database, 30)
+    with (
+        _dispatcher(database, redis_url, max_queued=12, batch_size=8) as dispatcher,
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        reports = [dispatcher.poller.poll() for _ in range(3)]
+        assert [report.claimed for report in reports] == [8, 4, 0]
+        assert [report.next_delay == 0 for report in reports] == [True, True, False]
+        assert client.llen("orcheo.runs") == 12
+
+
+def test_redis_away_releases_claims_at_once_and_backs_off(database: Database, redis_server: EmbeddedRedis) -> None:
+    ids = insert_runs(database, 3)
+    with _dispatcher(database, redis_server.url) as dispatcher:
+        redis_server.kill()
+        report = dispatcher.poller.poll()
+        assert (report.claimed, report.published, report.released) == (3, 0, 3)
+        assert report.broker_error
+        assert dispatcher.poller.broker_away
+        again = dispatcher.poller.poll()
+        assert (again.claimed, again.broker_error) == (0, "broker is away")
+        redis_server.start()
+        for _ in range(200):
+            report = dispatcher.poller.poll()
+            if report.published:
+                break
+        assert report.published == 3 or _published_within(dispatcher, 3)
+    for run_id in ids:
+        row = ledger(database, run_id)
+        assert (row["state"], row["attempts"]) == ("published", 0)
+
+
+def _published_within(dispatcher: Dispatcher, count: int) -> bool:
+    import threading
+
+    for _ in range(100):
+        report = dispatcher.poller.poll()
+        if report.published == count:
+            return True
+        threading.Event().wait(report.next_delay or 0.05)
+    return False
+
+
+def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: str) -> None:
+    """Delivered and not yet acknowledged: kombu keeps it in a hash beside the queue."""
+    from celery import Celery
+
+    from shared.broker import make_app
+
+    insert_runs(database, 1)
+    with (
+        _dispatcher(database, redis_url, lease=1) as dispatcher,
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        dispatcher.poller.poll()
+        consumer: Celery = make_app("test", settings_for(database, redis_url))
+        with consumer.connection_for_read() as connection:
+            queue = connection.SimpleQueue("orcheo.runs")
+            message = queue.get(timeout=10)
+            assert client.llen("orcheo.runs") == 0
+            execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
+            report = dispatcher.poller.poll()
+            assert (report.extended, report.released) == (1, 0)
+            message.ack()
+            execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
+            report = dispatcher.poller.poll()
+            assert (report.extended, report.released, report.published) == (0, 1, 1)
+            queue.close()
+        consumer.close()
+    assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {2}
+
+
+def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_url: str) -> None:
+    (run_id,) = insert_runs(database)
+    key = f"orcheo:workspace:runs:{WORKSPACE_ID}"
+    with (
+        _dispatcher(database, redis_url) as dispatcher,
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        client.set(key, 5)
+        dispatcher.poller.poll()
+        execute(
+            database,
+            "UPDATE orcheo_dispatch.dispatch SET state = 'running', begun_at = now(), worker_id = gen_random_uuid(),"
+            " lease_expires_at = now() - interval '1 s', heartbeat_at = now()",
+        )
+        execute(database, "UPDATE workflow_runs SET status = 'running'")
+        assert dispatcher.poller.poll().lost == 1
+        assert client.get(key) == b"4"
+        assert ledger(database, run_id)["slot"] == "returned"
+        assert not RunSlots(client).give_back(run_id, WORKSPACE_ID)
+        assert client.get(key) == b"4"
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, None), ("1", None), ("0", None), ("2", "1")])
+def test_counter_of_slots_never_falls_below_zero(redis_url: str, before: str | None, after: str | None) -> None:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        key = "orcheo:workspace:runs:w"
+        if before is not None:
+            client.set(key, before)
+        assert RunSlots(client).give_back("r1", "w")
+        assert client.get(key) == after
