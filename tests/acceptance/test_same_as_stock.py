@@ -1,4 +1,8 @@
-"""A run leaves the same rows behind as with Orcheo's stock worker."""
+"""A run leaves the same rows behind as with Orcheo's stock worker.
+
+What differs on purpose: errors show no passwords of URLs (below), a run writes one checkpoint instead of one a step,
+and a run whose workflow was archived has `run_started` in its audit log, since it begins before that is seen.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ INPUTS: dict[str, dict[str, Any]] = {
         "items": [1, -2.5, 1e300, 2**60, True, None, "", {"a": []}],
         "nested": {"b": {"c": [[], {}, [None]]}, "a": "2026-11-23"},
     },
-    "fail": {"name": "Bob\nat postgresql://ada@db/x"},
+    "fail": {"name": "Bob\nat postgresql://ada:hunter2@db/x"},
 }
-# Digits alone: how a time is written is part of what must be the same.
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?")
+# How a zone is written is part of what must be the same; PostgreSQL drops zeros at the end of a fraction.
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,14 @@ def traces(orcheo: OrcheoApi) -> Iterator[dict[str, tuple[Trace, Trace]]]:
 @pytest.mark.parametrize("workflow", INPUTS)
 def test_run_is_the_same_as_with_the_stock_worker(traces: dict[str, tuple[Trace, Trace]], workflow: str) -> None:
     stock, ours = traces[workflow]
-    assert ours.run == stock.run
+    assert ours.run == _without_passwords(stock.run)
 
 
 @pytest.mark.parametrize("workflow", INPUTS)
 def test_history_is_the_same_as_with_the_stock_worker(traces: dict[str, tuple[Trace, Trace]], workflow: str) -> None:
     stock, ours = traces[workflow]
-    assert ours.history == stock.history
-    assert ours.steps == stock.steps
+    assert ours.history == _without_passwords(stock.history)
+    assert ours.steps == _without_passwords(stock.steps)
     assert len(ours.steps) >= 2
 
 
@@ -96,5 +100,17 @@ def _trace(database: Database, run_id: str) -> Trace:
 
 def _masked(row: dict[str, Any], run_id: str) -> dict[str, Any]:
     text = json.dumps(row).replace(run_id, "<id>")
-    masked: dict[str, Any] = json.loads(_TIME.sub(lambda found: re.sub(r"\d", "0", found[0]), text))
+    masked: dict[str, Any] = json.loads(_TIME.sub("<time>", text))
     return masked
+
+
+def _without_passwords(row: Any) -> Any:
+    """Return a row of the stock worker with its errors as ours writes them."""
+    if isinstance(row, list):
+        return [_without_passwords(each) for each in row]
+    if isinstance(row, dict):
+        return {
+            key: each.replace("ada:hunter2@", "ada:***@") if key == "error" and each else _without_passwords(each)
+            for key, each in row.items()
+        }
+    return row

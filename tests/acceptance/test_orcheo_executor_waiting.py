@@ -1,0 +1,89 @@
+"""The executor while runs wait: what stops them, how few connections they hold, and what they outlast."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.databases import Database
+from tests.executions import another, heard, history, new_run, play, signals
+from tests.runs import execute, one
+from worker.executor import FENCE_LOST
+from worker.orcheo.executor import OrcheoExecutor
+from worker.orcheo.postgres import POOL_SIZE
+
+RUNS = 50
+# Of the history store, the vault and the test's own repository.
+_OTHER_CONNECTIONS = 6
+
+_OTHERS = "datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+_COUNT = f"SELECT count(*) AS open FROM pg_stat_activity WHERE {_OTHERS}"
+_DISCONNECT = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OTHERS}"
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "step"),
+    [
+        ("Run was cancelled.", "cancelled", {"status": "cancelled", "reason": "Run was cancelled."}),
+        ("Run was timed out.", "error", {"status": "error", "error": "Run was timed out."}),
+    ],
+)
+def test_stopped_run_stops_its_nodes_and_closes_its_history(
+    orcheo_here: Database, why: str, status: str, step: dict[str, str]
+) -> None:
+    async def scenario(executor: OrcheoExecutor) -> None:
+        run = await new_run("wait")
+        execution = asyncio.create_task(executor.execute(run))
+        await heard(signals().waiting)
+        execution.cancel(why)
+        with pytest.raises(asyncio.CancelledError):
+            await execution
+        await heard(signals().stopped)
+        record, steps = history(orcheo_here, run)
+        assert (record["status"], record["error"]) == (status, why)
+        assert steps == [step]
+
+    play(scenario)
+
+
+def test_run_that_lost_its_fence_stops_its_nodes_and_leaves_its_history(orcheo_here: Database) -> None:
+    async def scenario(executor: OrcheoExecutor) -> None:
+        run = await new_run("wait")
+        execution = asyncio.create_task(executor.execute(run))
+        await heard(signals().waiting)
+        before = history(orcheo_here, run)
+        execution.cancel(FENCE_LOST)
+        with pytest.raises(asyncio.CancelledError):
+            await execution
+        await heard(signals().stopped)
+        assert history(orcheo_here, run) == before
+
+    play(scenario)
+
+
+def test_fifty_waiting_runs_hold_few_connections(orcheo_here: Database) -> None:
+    async def scenario(executor: OrcheoExecutor) -> None:
+        first = await new_run("wait")
+        executions = [asyncio.create_task(executor.execute(another(first))) for _ in range(RUNS)]
+        await heard(signals().waiting, RUNS)
+        assert one(orcheo_here, _COUNT)["open"] <= POOL_SIZE + _OTHER_CONNECTIONS
+        signals().go.set()
+        outputs = await asyncio.gather(*executions)
+        assert None not in outputs
+        assert one(orcheo_here, _COUNT)["open"] <= POOL_SIZE + _OTHER_CONNECTIONS
+
+    play(scenario)
+
+
+def test_run_outlasts_connections_that_the_server_closed(orcheo_here: Database) -> None:
+    async def scenario(executor: OrcheoExecutor) -> None:
+        run = await new_run("wait")
+        execution = asyncio.create_task(executor.execute(run))
+        await heard(signals().waiting)
+        execute(orcheo_here, _DISCONNECT)
+        signals().go.set()
+        assert await execution is not None
+        assert history(orcheo_here, run)[0]["status"] == "completed"
+
+    play(scenario)

@@ -1,0 +1,83 @@
+"""No transaction stays open across broker I/O or across a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from dispatcher.app import Dispatcher, make_dispatcher_app
+from ops.embedded import EmbeddedPostgres, EmbeddedRedis
+from shared.migrate import migrate
+from shared.settings import Settings
+from tests.databases import Database
+from tests.processes import Stack, until
+from tests.runs import everything, insert_runs, ledger, read_run, settings_for
+
+_OPEN = """
+SELECT application_name, state, query FROM pg_stat_activity
+ WHERE application_name LIKE 'orcheo-dispatch%%' AND state <> 'idle' AND datname = current_database()
+"""
+
+
+def test_no_transaction_is_open_while_a_run_executes(database: Database, redis_url: str, tmp_path: Path) -> None:
+    stack = Stack(database, redis_url, tmp_path / "side-effects")
+    insert_runs(database, inputs={"do": "wait", "seconds": 3600})
+    # A heartbeat so slow that it cannot be met by chance.
+    slow = {"ORCHEO_WORKER_HEARTBEAT": "60", "ORCHEO_WORKER_LEASE": "300"}
+    with stack.running("worker", **slow):
+        with stack.running("dispatcher", **slow) as dispatcher:
+            until(lambda: stack.noted("begun"), what="the run begins")
+            dispatcher.signal(signal.SIGTERM)
+            dispatcher.exit_code()
+        assert everything(database, _OPEN) == []
+        assert len(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running'")) == 1
+
+
+def test_no_transaction_is_open_while_redis_does_not_answer(database: Database, redis_server: EmbeddedRedis) -> None:
+    (run_id,) = insert_runs(database)
+    settings = settings_for(database, redis_server.url)
+    app = make_dispatcher_app(settings)
+    dispatcher = Dispatcher(settings, app)
+    dispatcher.poller.poll()
+    insert_runs(database)
+    assert redis_server.pid is not None
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    polling = threading.Thread(target=dispatcher.poller.poll)
+    try:
+        polling.start()
+        until(
+            lambda: len(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'claimed'")) == 1,
+            what="the claim is committed",
+        )
+        assert polling.is_alive()
+        assert everything(database, _OPEN) == []
+    finally:
+        os.kill(redis_server.pid, signal.SIGCONT)
+        polling.join()
+        dispatcher.close()
+        app.close()
+    assert ledger(database, run_id)["state"] == "published"
+
+
+def test_run_survives_a_restart_of_postgres(
+    postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path
+) -> None:
+    """Its lease runs out while nobody can beat; that is not the worker's death, and its outcome is kept."""
+    database = Database("postgres", postgres_server.url)
+    from tests.databases import make_orcheo_tables
+
+    make_orcheo_tables(database, redis_url)
+    migrate(Settings.load(postgres_dsn=database.dsn))
+    stack = Stack(database, redis_url, tmp_path / "side-effects")
+    (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 5})
+    with stack.running("worker") as worker, stack.running("dispatcher") as dispatcher:
+        until(lambda: stack.noted("begun"), what="the run begins")
+        postgres_server.kill()
+        dispatcher.saw("database_away")
+        worker.saw("settle_waits_for_database")
+        postgres_server.start()
+        dispatcher.saw("database_back")
+        until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
+    assert stack.noted("begun") == [run_id]
