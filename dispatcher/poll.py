@@ -22,6 +22,9 @@ MAINTENANCE_SECONDS = 30.0
 SLOT_PATIENCE_SECONDS = 15.0
 """A worker notes the slots it gave back with its heartbeats; only what is due for longer is looked into."""
 _MAINTENANCE_BATCH = 1000
+_CANCELLED_SECONDS = 86_400.0
+"""The API's counter of slots, too, lives for a day."""
+_WAITING, _DELIVERED = "waiting in Redis", "delivered"
 _BACKOFF_SECONDS = (0.25, 4.0)
 _FULL_QUEUE_SECONDS = 0.05
 
@@ -125,7 +128,10 @@ class Poller:
         if time.monotonic() < self._reap_from:
             return 0, 0
         reaped = self._store.reap(
-            self._settings.lost_runs, max_attempts=self._settings.max_attempts, batch=self._settings.batch_size
+            self._settings.lost_runs,
+            max_attempts=self._settings.max_attempts,
+            lease=self._settings.worker_lease,
+            batch=self._settings.batch_size,
         )
         for run in reaped:
             log.warning(
@@ -142,7 +148,11 @@ class Poller:
         return len(reaped) - requeued, requeued
 
     def _reconcile(self) -> tuple[int, int]:
-        """Extend the claims whose messages Redis still holds and release those whose messages it lost."""
+        """Extend the claims whose messages Redis still holds and release those whose messages it lost.
+
+        A message that a worker took and did not acknowledge for a lease died with its worker: Celery
+        acknowledges ours as soon as their runs are taken up.
+        """
         lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
         if not lapsed:
             return 0, 0
@@ -151,13 +161,16 @@ class Poller:
         except BrokerError as error:
             self._note_broker(error)
             return 0, 0
-        waiting = [claim for claim in lapsed if claim in held]
-        missing = [claim for claim in lapsed if claim not in held]
+        waiting = [claim for claim in lapsed if claim in held.waiting]
+        delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]
+        missing = lapsed.keys() - {*waiting, *delivered}
         if waiting:
-            self._store.extend(waiting, lease=self._settings.lease)
+            self._store.extend(waiting, lease=self._settings.lease, reason=_WAITING)
+        if delivered:
+            self._store.extend(delivered, lease=self._settings.lease, reason=_DELIVERED)
         released = self._store.release(missing, reason="message_lost") if missing else 0
-        log.warning("claims_reconciled", extended=len(waiting), released=released)
-        return len(waiting), released
+        log.warning("claims_reconciled", extended=len(waiting) + len(delivered), released=released)
+        return len(waiting) + len(delivered), released
 
     def _maintain(self) -> None:
         """Now and then: give back slots that a dead worker owed, settle rows without a run, prune."""
@@ -167,7 +180,14 @@ class Poller:
         self._maintenance_at = now + MAINTENANCE_SECONDS
         self._store.reap_orphans()
         self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
-        self._return_slots(older_than=SLOT_PATIENCE_SECONDS)
+        adopted = self._store.adopt_cancelled(
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            younger_than=_CANCELLED_SECONDS,
+            dispatcher_id=self._id,
+            batch=_MAINTENANCE_BATCH,
+        )
+        self._return_slots(older_than=0.0 if adopted else SLOT_PATIENCE_SECONDS)
 
     def _return_slots(self, *, older_than: float) -> None:
         due = self._store.slots_due(older_than=older_than, batch=_MAINTENANCE_BATCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -121,17 +122,26 @@ def broker_errors() -> Iterator[None]:
         raise BrokerError(redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__) from error
 
 
-def held_claims(client: redis.Redis, queue: str) -> set[Claim]:
-    """Return the claims whose messages Redis holds: waiting in `queue`, or delivered and not yet acknowledged.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The claims whose messages Redis holds."""
 
-    Raises `BrokerError` when Redis cannot say.
-    """
+    waiting: frozenset[Claim]
+    """In the queue: they will be delivered."""
+    delivered: frozenset[Claim]
+    """With a worker that has not acknowledged them: it will in a moment, unless it is dead."""
+
+
+def held_claims(client: redis.Redis, queue: str) -> Held:
+    """Return what Redis holds of our messages. Raises `BrokerError` when it cannot say."""
     with broker_errors():
         waiting: Any = client.lrange(queue, 0, -1)
         unacked: Any = client.hvals(_UNACKED)
-    claims = {claim_of(raw) for raw in waiting}
-    claims |= {claim_of(json.dumps(json.loads(raw)[0])) for raw in unacked}
-    return {claim for claim in claims if claim is not None}
+    delivered = (claim_of(json.dumps(json.loads(raw)[0])) for raw in unacked)
+    return Held(
+        frozenset(claim for claim in map(claim_of, waiting) if claim is not None),
+        frozenset(claim for claim in delivered if claim is not None),
+    )
 
 
 def task_name(raw: bytes | str) -> str | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.errors import DatabaseError, SchemaError
@@ -18,6 +18,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 _TCP_DEAD_MILLISECONDS = 15_000
+# Postgres is there and will never take this value: waiting for it to come back would be in vain.
+_REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 
 def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
@@ -55,7 +57,10 @@ def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """Run a block in one short transaction. Raises `DatabaseError` or `SchemaError`, never a driver's error."""
+    """Run a block in one short transaction.
+
+    Raises `DatabaseError` or `SchemaError`; SQLAlchemy's `DBAPIError` only where Postgres refuses a value for good.
+    """
     with database_errors(), engine.begin() as connection:
         # SET LOCAL, not a startup option: a transaction pooler refuses those.
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
@@ -67,14 +72,14 @@ def database_errors() -> Iterator[None]:
     """Translate the driver's errors into ours: one line, no parameters, no password."""
     try:
         yield
+    except psycopg.OperationalError as error:
+        raise DatabaseError(_first_line(error)) from error
     except ProgrammingError as error:
         raise SchemaError(_first_line(error)) from error
     except PoolTimeoutError as error:
         raise DatabaseError(f"no free connection within {POOL_TIMEOUT_SECONDS:g} s") from error
-    except (OperationalError, psycopg.OperationalError) as error:
-        raise DatabaseError(_first_line(error)) from error
     except DBAPIError as error:
-        if isinstance(error.orig, psycopg.DataError):
+        if isinstance(error.orig, _REFUSALS):
             raise
         raise DatabaseError(_first_line(error)) from error
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from celery import Celery
 
+from shared import logs
 from shared.errors import DispatchError
 from shared.settings import Settings
 
@@ -31,6 +32,8 @@ def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:
 @cache
 def _made(make: Callable[[Settings], Celery]) -> Celery:
     try:
-        return make(Settings.load())
+        settings = Settings.load()
+        logs.configure(settings)
+        return make(settings)
     except DispatchError as error:
         fail(error)

@@ -16,6 +16,7 @@ from shared.errors import SettingsError
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 ALL_TRIGGERS = "*"
+_RESERVED_QUEUES = frozenset({"celery", "orcheo.dispatch", "orcheo.hints", "orcheo.unacked"})
 DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
 
 
@@ -190,6 +191,14 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"ORCHEO_WORKER_LEASE got {self.worker_lease:g}, takes at least twice ORCHEO_WORKER_HEARTBEAT "
                 f"({self.heartbeat:g}): one late heartbeat must not lose a run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _queue_is_not_taken(self) -> Self:
+        if self.queue in _RESERVED_QUEUES or self.queue.startswith("_kombu"):
+            raise SettingsError.wrong(
+                "ORCHEO_DISPATCH_QUEUE", self.queue, "a name that is none of " + ", ".join(sorted(_RESERVED_QUEUES))
             )
         return self
 

@@ -46,15 +46,24 @@ RETURNING d.run_id, d.fence
 # How many claims wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")
 
-# Note that the messages are in Redis. A worker may have begun already: then only the time is noted.
+# Note that the messages are in Redis. A worker may have begun already: then only the time is noted, and not
+# even that where it holds the row at this moment. So no two batches of rows can ever wait for each other.
 MARK_PUBLISHED = text("""
+WITH sent AS MATERIALIZED (
+    SELECT d.run_id
+      FROM orcheo_dispatch.dispatch AS d
+      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+        ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.state IN ('claimed', 'running')
+       FOR UPDATE OF d SKIP LOCKED
+)
 UPDATE orcheo_dispatch.dispatch AS d
    SET state = CASE WHEN d.state = 'claimed' THEN 'published' ELSE d.state END,
        published_at = now(),
        lease_expires_at = CASE WHEN d.state = 'claimed' THEN now() + make_interval(secs => :lease)
                                ELSE d.lease_expires_at END
-  FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
- WHERE d.run_id = m.run_id AND d.fence = m.fence AND d.state IN ('claimed', 'running')
+  FROM sent AS s
+ WHERE d.run_id = s.run_id
 RETURNING d.run_id, d.fence
 """)
 
@@ -155,19 +164,20 @@ RETURNING d.run_id, d.fence, r.status
 """)
 
 # End, or hand back, the runs whose worker has not been heard of for a lease. FOR UPDATE with SKIP LOCKED on both:
-# a worker that beats or settles at this moment is alive.
+# a worker that beats or settles at this moment is alive. For a lease after a start of Postgres nobody is called
+# lost: nobody could beat. Under 'hold' only the rows of runs that the API has ended are settled.
 REAP = text("""
 WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,
            CASE WHEN r.status <> 'running' THEN 'keep'
-                WHEN :policy = 'requeue' AND d.attempts < :max_attempts THEN 'requeue'
-                WHEN :policy = 'hold' THEN 'hold' ELSE 'fail' END AS verdict,
+                WHEN :policy = 'requeue' AND d.attempts < :max_attempts THEN 'requeue' ELSE 'fail' END AS verdict,
            'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
                || CASE WHEN :policy = 'requeue' THEN ', attempt ' || d.attempts || ' of ' || :max_attempts
                        ELSE '' END AS error
       FROM orcheo_dispatch.dispatch AS d
       JOIN workflow_runs AS r ON r.id = d.run_id
      WHERE d.state = 'running' AND d.lease_expires_at < now()
+       AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)
        AND (:policy <> 'hold' OR r.status <> 'running')
      ORDER BY d.lease_expires_at
      LIMIT :batch
@@ -209,7 +219,7 @@ RETURNING d.run_id, d.fence
 
 # Claims that nobody has answered for a lease: their messages wait in Redis, or are lost.
 LAPSED = text("""
-SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
  ORDER BY d.lease_expires_at
  LIMIT :batch
@@ -218,11 +228,29 @@ SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
 # Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message.
 EXTEND = text("""
 UPDATE orcheo_dispatch.dispatch AS d
-   SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published',
+   SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
        published_at = COALESCE(d.published_at, d.claimed_at)
   FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
  WHERE d.run_id = m.run_id AND d.fence = m.fence AND d.state IN ('claimed', 'published')
 RETURNING d.run_id, d.fence
+""")
+
+# Runs that the API cancelled before anybody claimed them. It took a slot for each, and gives none back.
+ADOPT_CANCELLED = text("""
+INSERT INTO orcheo_dispatch.dispatch
+       (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+        dispatcher_id, reason)
+SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
+       CAST(:dispatcher_id AS uuid), 'never claimed'
+  FROM workflow_runs AS r
+ WHERE r.status = 'cancelled' AND r.workspace_id IS NOT NULL
+   AND r.updated_at > now() - make_interval(secs => :younger_than)
+   AND r.payload ->> 'started_at' IS NULL
+   AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id)
+ LIMIT :batch
+    ON CONFLICT (run_id) DO NOTHING
+RETURNING run_id
 """)
 
 # Run slots of ended runs that nobody has given back for a while: their worker died in between.

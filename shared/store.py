@@ -181,10 +181,15 @@ class Store:
         rows = self._rows(statements.HEARTBEAT, lease=lease, **_arrays(claims))
         return {Claim(row.run_id, row.fence): row.status for row in rows}
 
-    def reap(self, policy: LostRuns, *, max_attempts: int, batch: int) -> list[Reaped]:
-        """End or requeue runs whose worker missed its lease."""
+    def reap(self, policy: LostRuns, *, max_attempts: int, lease: float, batch: int) -> list[Reaped]:
+        """End or requeue runs whose worker missed its lease; none for `lease` seconds after a start of Postgres."""
         rows = self._rows(
-            statements.REAP, policy=policy.value, max_attempts=max_attempts, batch=batch, actor=ACTOR_DISPATCHER
+            statements.REAP,
+            policy=policy.value,
+            max_attempts=max_attempts,
+            lease=lease,
+            batch=batch,
+            actor=ACTOR_DISPATCHER,
         )
         return [
             Reaped(Claim(row.run_id, row.fence), Outcome(row.outcome), row.worker_id, row.workflow_id) for row in rows
@@ -194,13 +199,27 @@ class Store:
         """Settle the rows of runs that are gone from the API's table; return how many."""
         return len(self._rows(statements.REAP_ORPHANS))
 
-    def lapsed(self, *, batch: int) -> list[Claim]:
-        """Return claims that nobody answered for a lease."""
-        return [Claim(row.run_id, row.fence) for row in self._rows(statements.LAPSED, batch=batch)]
+    def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
+        """Return claims that nobody answered for a lease, with the reason of their last extension."""
+        return {Claim(row.run_id, row.fence): row.reason for row in self._rows(statements.LAPSED, batch=batch)}
 
-    def extend(self, claims: Iterable[Claim], *, lease: float) -> None:
+    def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> None:
         """Give these claims another lease."""
-        self._rows(statements.EXTEND, lease=lease, **_arrays(claims))
+        self._rows(statements.EXTEND, lease=lease, reason=reason, **_arrays(claims))
+
+    def adopt_cancelled(
+        self, *, triggers: Sequence[str], every_trigger: bool, younger_than: float, dispatcher_id: UUID, batch: int
+    ) -> int:
+        """Enter runs that were cancelled before any claim, so that their slots are given back; return how many."""
+        rows = self._rows(
+            statements.ADOPT_CANCELLED,
+            triggers=list(triggers),
+            every_trigger=every_trigger,
+            younger_than=younger_than,
+            dispatcher_id=str(dispatcher_id),
+            batch=batch,
+        )
+        return len(rows)
 
     def slots_due(self, *, older_than: float, batch: int) -> list[tuple[str, str]]:
         """Return `(run_id, workspace_id)` of the slots that have been due for `older_than` seconds."""
@@ -222,6 +241,5 @@ class Store:
 
 
 def _arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:
-    # In one order everywhere, so that two statements over the same rows lock them in the same order.
     ordered = sorted(claims)
     return {"run_ids": [claim.run_id for claim in ordered], "fences": [claim.fence for claim in ordered]}

@@ -77,6 +77,7 @@ def make_orcheo_tables(database: Database, redis_url: str) -> None:
             env=process_environment(variables),
             cwd=home,
             capture_output=True,
+            check=False,
             text=True,
             timeout=_TABLES_SECONDS,
         )

@@ -36,7 +36,7 @@ async def _wait(run: Run) -> Any:
 
 
 async def _block(run: Run) -> Any:
-    time.sleep(float(run.inputs["seconds"]))  # noqa: ASYNC251 - blocks the loop on purpose
+    time.sleep(float(run.inputs["seconds"]))
     return {}
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 import redis
 
 from ops.orcheo_api import OrcheoApi
 from ops.orcheo_client import Record
+from shared.errors import DispatchError
 from tests.databases import Database
 from tests.processes import Stack, until
 from tests.runs import execute
@@ -33,12 +35,17 @@ def stack_beside(orcheo: OrcheoApi) -> Stack:
     return stack
 
 
-def forget_runs(orcheo: OrcheoApi) -> None:
-    """Drop the runs, pushes and slots that other tests have left behind."""
+def start_afresh(orcheo: OrcheoApi) -> None:
+    """Drop the runs, pushes and slots that other tests have left behind, and have the API open its history store.
+
+    At its first use that store locks the tables of the trace, and a request may lose a deadlock with a worker.
+    """
     execute(database_of(orcheo), "DELETE FROM workflow_runs")
     execute(database_of(orcheo), "DELETE FROM orcheo_dispatch.dispatch")
     with redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client:
         client.flushdb()
+    with pytest.raises(DispatchError, match="answered 404"):
+        orcheo.history("none")
 
 
 def upload(orcheo: OrcheoApi, **sources: str) -> dict[str, str]:
@@ -50,7 +57,9 @@ def upload(orcheo: OrcheoApi, **sources: str) -> dict[str, str]:
     for name, source in sources.items():
         workflow_id = _post(orcheo, "", {"name": name})["id"]
         script = (WORKFLOWS / f"{source}.py").read_text()
-        _post(orcheo, f"/{workflow_id}/versions/ingest", {"script": script, "entrypoint": "build", "created_by": "test"})
+        _post(
+            orcheo, f"/{workflow_id}/versions/ingest", {"script": script, "entrypoint": "build", "created_by": "test"}
+        )
         orcheo.configure_webhook(workflow_id)
         ids[name] = workflow_id
     return ids

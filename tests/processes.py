@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 from types import TracebackType
 from typing import Self
 
@@ -61,7 +61,7 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.poll() is None:
-            self.signal_group(signal.SIGKILL)
+            self.signal_group(Signals.SIGKILL)
         self._process.wait()
         self._reader.join()
         assert self._process.stdout is not None
@@ -76,14 +76,16 @@ class Process:
 
     def saw(self, text: str, *, seconds: float = DEADLINE_SECONDS) -> None:
         """Wait until the log holds `text`."""
-        until(lambda: text in self.log or self._process.poll() is not None, what=f"{text!r} in the log", seconds=seconds)
+        until(
+            lambda: text in self.log or self._process.poll() is not None, what=f"{text!r} in the log", seconds=seconds
+        )
         assert text in self.log, f"ended with {self._process.poll()} before {text!r}"
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal to the process alone."""
         self._process.send_signal(number)
 
-    def signal_group(self, number: signal.Signals) -> None:
+    def signal_group(self, number: Signals) -> None:
         """Send a signal to it and to its children."""
         os.killpg(self._process.pid, number)
 
@@ -126,7 +128,9 @@ class Stack:
     def running(self, kind: str, **variables: str) -> Iterator[Process]:
         """Start a beat, dispatcher or worker and wait until it is at work."""
         with self.command(kind, **variables) as process:
-            process.saw({"beat": "beat: Starting", "dispatcher": "dispatcher_started", "worker": "worker_started"}[kind])
+            process.saw(
+                {"beat": "beat: Starting", "dispatcher": "dispatcher_started", "worker": "worker_started"}[kind]
+            )
             yield process
 
     def noted(self, event: str) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 from orcheo.models import WorkflowRun
@@ -28,8 +28,7 @@ _INSERT = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
 SELECT i.id, %(workflow)s, %(version)s, 'pending', %(by)s,
-       %(payload)s::jsonb || jsonb_build_object('id', i.id, 'triggered_by', %(by)s::text, 'created_at', at, 'updated_at', at),
-       at, at, %(workspace)s
+       %(payload)s::jsonb || jsonb_build_object('id', i.id, 'created_at', at, 'updated_at', at), at, at, %(workspace)s
   FROM unnest(%(ids)s::text[]) WITH ORDINALITY AS i(id, n),
        LATERAL (SELECT now() - make_interval(secs => 10 + cardinality(%(ids)s::text[]) - i.n)) AS t(at)
 """
@@ -62,8 +61,8 @@ def insert_runs(
 ) -> list[str]:
     """Insert pending runs as Orcheo's model writes them; return their ids, oldest first."""
     run = WorkflowRun(
-        workflow_id=WORKFLOW_ID,
-        workflow_version_id=VERSION_ID,
+        workflow_id=UUID(WORKFLOW_ID),
+        workflow_version_id=UUID(VERSION_ID),
         triggered_by=triggered_by,
         input_payload=inputs or {"body": {"name": "Ada"}},
         workspace_id=workspace_id,
@@ -109,13 +108,13 @@ def one(database: Database, query: str, *parameters: Any) -> dict[str, Any]:
 def everything(database: Database, query: str, *parameters: Any) -> list[dict[str, Any]]:
     """Return all rows of a query."""
     with psycopg.connect(database.dsn, row_factory=dict_row, autocommit=True) as connection:
-        return connection.execute(query, parameters).fetchall()  # type: ignore[arg-type]
+        return connection.execute(query, parameters).fetchall()
 
 
 def execute(database: Database, query: str, *parameters: Any) -> None:
     """Run one statement as somebody else would: the API, or an operator."""
     with psycopg.connect(database.dsn, autocommit=True) as connection:
-        connection.execute(query, parameters)  # type: ignore[arg-type]
+        connection.execute(query, parameters)
 
 
 def audit(row: dict[str, Any]) -> list[str]:

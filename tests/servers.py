@@ -178,8 +178,9 @@ def _wait_until_ready(servers: Servers) -> None:
     while True:
         try:
             versions_of(servers)
-            return
         except (psycopg.OperationalError, redis.RedisError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE_SECONDS)
+        else:
+            return

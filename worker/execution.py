@@ -25,8 +25,9 @@ class Stop(Enum):
     TIMED_OUT = "timed out"
     LOST = "lost"
     """Its fence moved: it is somebody else's now."""
-    DRAINED = "drained"
-    """The worker is stopping."""
+    LEASE_OVER = "stopped: its lease could not be renewed"
+    """Postgres could not be reached for a lease: somebody else may take the run for lost by now."""
+    DRAINED = "stopped with its worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class Execution:
     def __init__(self, run: Run, executor: Executor, loop: EventLoop) -> None:
         self.run = run
         self.claim = Claim(run.run_id, run.fence)
+        self.begun_at = time.monotonic()
+        self.settling = False
+        """Its end is being written: that the lease is gone then is no news."""
         self._executor = executor
         self._loop = loop
         self._stop: Stop | None = None

@@ -17,7 +17,7 @@ from shared.logs import describe, log
 from shared.processes import Process
 from shared.settings import Settings
 from shared.store import Store
-from worker.execution import Executions, Stop
+from worker.execution import Execution, Executions, Stop
 from worker.loop import EventLoop
 
 _LAG_LIMIT_SECONDS = 2.0
@@ -75,9 +75,9 @@ class Heartbeat:
             if execution is None:
                 continue
             if claim not in held:
-                self._stop(execution.stop(Stop.LOST), "run_lost", claim.run_id, claim.fence)
+                self._stop(execution, Stop.LOST, "run_lost")
             elif held[claim] != "running":
-                self._stop(execution.stop(Stop.CANCELLED), "run_ended_by_api", claim.run_id, claim.fence)
+                self._stop(execution, Stop.CANCELLED, "run_ended_by_api")
         self._process.seen(self._engine, running=len(claims))
         self._flush_returned()
         self.beaten_at = time.monotonic()
@@ -91,6 +91,7 @@ class Heartbeat:
                 if not self._away:
                     log.warning("heartbeat_failed", reason=str(error))
                 self._away = True
+                self._stop_what_cannot_be_renewed()
             except Exception as error:  # noqa: BLE001 - a fault of ours must not cost all runs their leases
                 log.error("heartbeat_failed", **describe(error))
             else:
@@ -98,9 +99,17 @@ class Heartbeat:
                     log.info("heartbeat_back")
                 self._away = False
 
-    def _stop(self, first: bool, event: str, run_id: str, fence: int) -> None:
-        if first:
-            log.warning(event, run_id=run_id, fence=fence)
+    def _stop(self, execution: Execution, why: Stop, event: str) -> None:
+        if not execution.settling and execution.stop(why):
+            log.warning(event, run_id=execution.claim.run_id, fence=execution.claim.fence)
+
+    def _stop_what_cannot_be_renewed(self) -> None:
+        """Give up the runs whose leases have run out meanwhile: a stale holder stops itself."""
+        if time.monotonic() - self.beaten_at < self._lease:
+            return
+        for execution in self._executions:
+            if time.monotonic() - execution.begun_at >= self._lease:
+                self._stop(execution, Stop.LEASE_OVER, "lease_not_renewed")
 
     def _flush_returned(self) -> None:
         with self._returned_lock:

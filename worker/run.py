@@ -41,12 +41,14 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
         result = execution.wait(timeout=runtime.settings.run_timeout, grace=runtime.settings.cancel_grace)
         if result.ignored_stop:
             log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence)
-        settled = _settle(runtime, claim, _ending_of(runtime, begun, result))
+        ending = _ending_of(runtime, begun, result)
+        execution.settling = True
+        settled = _settle(runtime, claim, ending) if ending is not None else None
     finally:
         runtime.executions.remove(execution)
 
     if settled is None:
-        log.warning("stale_run_not_settled", run_id=claim.run_id, fence=claim.fence)
+        log.warning("run_not_settled", run_id=claim.run_id, fence=claim.fence, reason="stale" if ending else "not ours")
         return None
     if settled.slot_due_in is not None:
         _give_back_slot(runtime, claim.run_id, settled.slot_due_in)
@@ -83,16 +85,20 @@ def _run_of(begun: Begun) -> Run:
     )
 
 
-def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending:
-    """Turn how the coroutine ended into how the run ends."""
+def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending | None:
+    """Turn how the coroutine ended into how the run ends; None where that is not this worker's to say."""
     if result.stop is Stop.TIMED_OUT:
         seconds = runtime.settings.run_timeout
         return Ending.failed(f"Run timed out after {seconds:g} s.", reason="timed_out", outcome=Outcome.TIMED_OUT)
-    if result.stop is Stop.CANCELLED or result.stop is Stop.LOST:
-        # The API's word, or another holder's fence, stands already; this only closes our side.
+    if result.stop is Stop.LOST:
+        return None
+    if result.stop is Stop.CANCELLED:
+        # The API's word stands already; this only closes our side.
         return Ending.cancelled("Run was cancelled.")
     if result.stop is Stop.DRAINED:
-        return _ending_of_drained(runtime, begun)
+        return _ending_of_lost(runtime, begun, "Worker stopped before the run ended.", reason="drained")
+    if result.stop is Stop.LEASE_OVER:
+        return _ending_of_lost(runtime, begun, "Worker could not renew its lease.", reason="lease_over")
     if isinstance(result.error, RunRejectedError):
         return Ending.cancelled(redact(storable_text(str(result.error))))
     if result.error is not None:
@@ -104,10 +110,14 @@ def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending:
     return Ending.succeeded(output)
 
 
-def _ending_of_drained(runtime: Runtime, begun: Begun) -> Ending:
-    why = "Worker stopped before the run ended."
-    requeue = runtime.settings.lost_runs is LostRuns.REQUEUE and begun.attempt < runtime.settings.max_attempts
-    return Ending.requeued(why) if requeue else Ending.failed(why, reason="drained", outcome=Outcome.LOST)
+def _ending_of_lost(runtime: Runtime, begun: Begun, why: str, *, reason: str) -> Ending | None:
+    """Apply the policy for lost runs, as the dispatcher would once the lease is over."""
+    policy = runtime.settings.lost_runs
+    if policy is LostRuns.HOLD:
+        return None
+    if policy is LostRuns.REQUEUE and begun.attempt < runtime.settings.max_attempts:
+        return Ending.requeued(why)
+    return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 
 
 def _unstorable(error: BaseException) -> Ending:

@@ -56,11 +56,12 @@ class Runtime:
         )
 
     def drain(self) -> None:
-        """Let the runs under way finish for the drain time, then stop them. Returns at once; call it once.
+        """Let the runs under way finish for the drain time, then stop them; the second call stops them now.
 
-        Celery has stopped taking messages by then, and gives back to Redis what it had not started.
+        Returns at once. Celery takes no more messages by then, and gives back to Redis what it had not started.
         """
         if self._drain is not None:
+            threading.Thread(target=self._stop_runs, name="stop", daemon=True).start()
             return
         log.info("drain_begun", running=len(self.executions), seconds=self.settings.drain_timeout)
         self._drain = threading.Timer(self.settings.drain_timeout, self._stop_runs)

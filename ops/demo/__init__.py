@@ -70,7 +70,7 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
 
 def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
     say = screen.console.print
-    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client creates them: stock Orcheo never executes those")
+    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
     engine = make_engine(stack.settings, role="demo", connections=1)
     try:
         began = time.monotonic()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from ops.orcheo_api import OrcheoApi
 from tests.databases import Database
-from tests.orcheo_stack import database_of, ended, forget_runs, stack_beside, upload
+from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
 from tests.processes import Process, until
 from tests.runs import everything, one
 
@@ -26,13 +26,16 @@ INPUTS: dict[str, dict[str, Any]] = {
     "branches": {
         "name": "x" * 100_000,
         "count": 3,
-        "items": [1, -2.5, 1e300, 2**60, True, None, "", {"a": []}],
+        "items": [1, -2.5, 1.5e-7, 2**60, True, None, "", {"a": []}],
         "nested": {"b": {"c": [[], {}, [None]]}, "a": "2026-11-23"},
     },
     "fail": {"name": "Bob\nat postgresql://ada:hunter2@db/x"},
 }
 # How a zone is written is part of what must be the same; PostgreSQL drops zeros at the end of a fraction.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+")
+
+# LangGraph gives each execution of a subgraph an id of its own.
+_TASK = re.compile(r"(?<=inner:)[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,9 @@ class Trace:
 
 
 @pytest.fixture(scope="module")
-def traces(orcheo: OrcheoApi) -> Iterator[dict[str, tuple[Trace, Trace]]]:
+def traces(orcheo: OrcheoApi) -> dict[str, tuple[Trace, Trace]]:
     """Each workflow with the trace of the stock worker and ours: same API, same database, one after the other."""
-    forget_runs(orcheo)
+    start_afresh(orcheo)
     stack = stack_beside(orcheo)
     # Without a dispatcher ours takes nothing, and need not wait until the other has ended.
     with stack.command("worker") as ours:
@@ -58,7 +61,7 @@ def traces(orcheo: OrcheoApi) -> Iterator[dict[str, tuple[Trace, Trace]]]:
         ours.saw("worker_started")
         with stack.running("dispatcher"):
             after = _play(orcheo, workflows)
-    yield {name: (before[name], after[name]) for name in INPUTS}
+    return {name: (before[name], after[name]) for name in INPUTS}
 
 
 @pytest.mark.parametrize("workflow", INPUTS)
@@ -82,8 +85,12 @@ def _play(orcheo: OrcheoApi, workflows: dict[str, str]) -> dict[str, Trace]:
     for run in runs.values():
         ended(orcheo, run)
         # The stock worker ends the run first and its history after.
-        until(lambda run=run: orcheo.history(run["id"])["status"] != "running", what="the history is closed")
+        until(partial(_is_closed, orcheo, run["id"]), what="the history is closed")
     return {name: _trace(database, run["id"]) for name, run in runs.items()}
+
+
+def _is_closed(orcheo: OrcheoApi, run_id: str) -> bool:
+    return bool(orcheo.history(run_id)["status"] != "running")
 
 
 def _trace(database: Database, run_id: str) -> Trace:
@@ -99,8 +106,8 @@ def _trace(database: Database, run_id: str) -> Trace:
 
 
 def _masked(row: dict[str, Any], run_id: str) -> dict[str, Any]:
-    text = json.dumps(row).replace(run_id, "<id>")
-    masked: dict[str, Any] = json.loads(_TIME.sub("<time>", text))
+    text = _TIME.sub("<time>", json.dumps(row).replace(run_id, "<id>"))
+    masked: dict[str, Any] = json.loads(_TASK.sub("<id>", text))
     return masked
 
 

@@ -14,18 +14,19 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 import redis
+from redis.client import Monitor
 
 from ops.orcheo_api import OrcheoApi
 from shared.slots import RunSlots
 from tests.databases import Database
-from tests.orcheo_stack import database_of, ended, forget_runs, stack_beside, upload
+from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
 from tests.processes import Process, until
 from tests.runs import audit, everything, ledger, one, read_run
 
 TERMINAL_SECONDS = 10.0
 _END_OF_WIRE = "the end of the wire"
 _KOMBU_BODY = re.compile(r'"body": "([^"]*)"')
-_SLOTS_IN_USE = "orcheo:workspace:runs:*"
+_SLOTS = "orcheo:workspace:runs:"
 _QUEUES = ("celery", "orcheo.hints", "orcheo.runs")
 
 
@@ -45,7 +46,7 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
     """One for all tests here: a worker imports Orcheo, which takes seconds."""
-    forget_runs(orcheo)
+    start_afresh(orcheo)
     ours = stack_beside(orcheo)
     cron = {"ORCHEO_API_URL": orcheo.url, "ORCHEO_CRON_INTERVAL": "1"}
     with (
@@ -134,7 +135,7 @@ def test_cancelled_run_stops_and_gives_its_slot_back(stack: Stack) -> None:
 def test_inputs_and_secrets_stay_out_of_logs_ledger_and_redis(stack: Stack) -> None:
     marker, password = "xylophone", "hunter2"
     body = {"name": marker, "password": password, "database": f"postgresql://ada:{password}@db/x"}
-    with stack.redis.monitor() as monitor:
+    with Monitor(stack.redis.connection_pool) as monitor:  # type: ignore[no-untyped-call]
         for workflow in ("greet", "fail"):
             run = ended(stack.orcheo, stack.orcheo.fire_webhook(stack.workflows[workflow], body))
             assert marker in str(run["output_payload"] or run["error"])
@@ -189,7 +190,8 @@ def _statuses(stack: Stack, run_ids: list[str]) -> set[str]:
 
 
 def _slots_in_use(stack: Stack) -> int:
-    return sum(int(stack.redis.get(key) or 0) for key in stack.redis.scan_iter(_SLOTS_IN_USE))  # type: ignore[arg-type]
+    slots = RunSlots(stack.redis)
+    return sum(slots.in_use(key.decode().removeprefix(_SLOTS)) for key in stack.redis.scan_iter(f"{_SLOTS}*"))
 
 
 def _readable(command: str) -> str:

@@ -137,7 +137,9 @@ def test_run_begins_once_when_two_workers_get_the_same_message(database: Databas
     assert sorted(begun) == sorted(ids)
 
 
-@pytest.mark.parametrize(("status", "outcome", "slot"), [("cancelled", "cancelled", "due"), ("running", "skipped", "held")])
+@pytest.mark.parametrize(
+    ("status", "outcome", "slot"), [("cancelled", "cancelled", "due"), ("running", "skipped", "held")]
+)
 def test_run_not_pending_any_more_is_skipped_at_begin(database: Database, status: str, outcome: str, slot: str) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):

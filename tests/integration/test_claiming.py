@@ -75,7 +75,9 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
         )
         gate.execute("SELECT pg_advisory_xact_lock(42)")
         slowed = text(
-            statements.CLAIM.text.replace("WHERE r.status = 'pending'", "WHERE stop_once(r.id) AND r.status = 'pending'")
+            statements.CLAIM.text.replace(
+                "WHERE r.status = 'pending'", "WHERE stop_once(r.id) AND r.status = 'pending'"
+            )
         )
         taken: list[Claim] = []
         failures: list[BaseException] = []

@@ -87,7 +87,8 @@ def test_migrate_on_an_empty_database_says_what_is_missing(
 @pytest.mark.parametrize("command", ["status", "beat", "worker", "check"])
 def test_wrong_setting_exits_with_two_and_one_line(stack: Stack, command: str) -> None:
     log = _ran(stack, command, ORCHEO_DISPATCH_POLL_INTERVAL="soon", expect=2)
-    assert log == "orcheo-dispatch: ORCHEO_DISPATCH_POLL_INTERVAL got 'soon', takes a valid number, unable to parse string as a number\n"
+    assert log.count("\n") == 1
+    assert log.startswith("orcheo-dispatch: ORCHEO_DISPATCH_POLL_INTERVAL got 'soon', takes a valid number")
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
@@ -98,7 +99,15 @@ def test_wrong_executor_exits_with_two_and_one_line(stack: Stack, pool: str) -> 
 
 def test_check_is_silent_about_nothing(database: Database, stack: Stack) -> None:
     findings = {finding["what"]: finding for finding in json.loads(_ran(stack, "check", "--json"))}
-    for what in ("settings", "database", "Orcheo's tables", "our schema", "index on pending runs", "broker", "executor"):
+    for what in (
+        "settings",
+        "database",
+        "Orcheo's tables",
+        "our schema",
+        "index on pending runs",
+        "broker",
+        "executor",
+    ):
         assert findings[what]["grade"] == "ok", findings[what]
     assert findings["cron"]["grade"] == "warn"
 

@@ -41,7 +41,7 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
         message = json.loads(raw)
         assert message["content-type"] == "application/json"
         assert message["headers"]["task"] == "orcheo_dispatch.execute_run"
-        assert held_claims(client, "orcheo.runs") == {Claim(run_id, 1)}
+        assert held_claims(client, "orcheo.runs").waiting == {Claim(run_id, 1)}
     assert ledger(database, run_id)["state"] == "published"
 
 

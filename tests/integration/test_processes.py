@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from ops.embedded import EmbeddedPostgres
+from shared.broker import make_app
 from shared.slots import RunSlots
-from tests.databases import Database
+from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
-from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, read_run
+from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, read_run, settings_for
 
 
 @pytest.fixture
@@ -135,6 +137,53 @@ def test_redis_flushed_between_publish_and_begin_delays_runs_and_loses_none(
     assert {row["fence"] for row in rows} == {2}
 
 
+def test_message_that_died_with_its_worker_is_published_again(database: Database, stack: Stack, redis_url: str) -> None:
+    """Taken from the queue, never acknowledged: kombu keeps it for a day, a lease has to do."""
+    (run_id,) = insert_runs(database)
+    consumer = make_app("test", settings_for(database, redis_url))
+    with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="1"):
+        with consumer.connection_for_read() as connection:
+            queue = connection.SimpleQueue("orcheo.runs")
+            queue.get(timeout=20)
+            with redis.Redis.from_url(redis_url) as client:
+                assert client.hlen("orcheo.unacked") == 1
+                with stack.running("worker"):
+                    until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
+                assert client.hlen("orcheo.unacked") == 1
+            queue.close()
+    consumer.close()
+    assert ledger(database, run_id)["attempts"] == 1
+
+
+def test_worker_that_cannot_renew_its_lease_stops_its_runs(
+    postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path
+) -> None:
+    private = Database("postgres", postgres_server.url)
+    make_orcheo_tables(private, redis_url)
+    migrate(private)
+    stack = Stack(private, redis_url, tmp_path / "effects")
+    (run_id,) = insert_runs(private, inputs={"do": "wait", "seconds": 3600})
+    with stack.running("worker") as worker, stack.running("dispatcher"):
+        until(lambda: stack.noted("begun"), what="the run begins")
+        postgres_server.kill()
+        until(lambda: stack.noted("cancelled"), what="the run is stopped", seconds=20)
+        assert "lease_not_renewed" in worker.log
+        postgres_server.start()
+        until(lambda: read_run(private, run_id)["status"] == "failed", what="the run is settled")
+    assert stack.noted("begun") == [run_id]
+
+
+def test_run_cancelled_before_any_claim_gives_its_slot_back(database: Database, stack: Stack, redis_url: str) -> None:
+    (run_id,) = insert_runs(database)
+    execute(database, "UPDATE workflow_runs SET status = 'cancelled', updated_at = now() WHERE id = %s", run_id)
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(f"orcheo:workspace:runs:{WORKSPACE_ID}", 3)
+        with stack.running("dispatcher"):
+            until(lambda: client.get(f"orcheo:workspace:runs:{WORKSPACE_ID}") == b"2", what="the slot is back")
+    row = ledger(database, run_id)
+    assert (row["outcome"], row["slot"]) == ("cancelled", "returned")
+
+
 def test_long_queue_is_not_published_again(database: Database, stack: Stack, redis_url: str) -> None:
     insert_runs(database, 5)
     with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="1") as dispatcher:
@@ -180,7 +229,22 @@ def test_drained_worker_finishes_its_runs_and_exits_with_zero(database: Database
     assert everything(database, "SELECT FROM orcheo_dispatch.process WHERE kind = 'worker'") == []
 
 
-@pytest.mark.parametrize(("policy", "status"), [("fail", "failed"), ("requeue", "pending")])
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_second_signal_stops_the_runs_now(database: Database, stack: Stack, pool: str) -> None:
+    insert_runs(database, inputs={"do": "wait", "seconds": 3600})
+    with (
+        stack.running("dispatcher"),
+        stack.running("worker", ORCHEO_WORKER_DRAIN_TIMEOUT="3600", ORCHEO_WORKER_POOL=pool) as worker,
+    ):
+        until(lambda: stack.noted("begun"), what="the run begins")
+        worker.signal(signal.SIGTERM)
+        worker.saw("drain_begun")
+        worker.signal(signal.SIGTERM)
+        assert worker.exit_code() == 0
+    assert _all(database, "failed")
+
+
+@pytest.mark.parametrize(("policy", "status"), [("fail", "failed"), ("requeue", "pending"), ("hold", "running")])
 def test_drain_that_takes_too_long_settles_by_the_lost_run_policy(
     database: Database, stack: Stack, policy: str, status: str
 ) -> None:

@@ -24,7 +24,7 @@ def _lost(store: Store, database: Database) -> Claim:
 def _expire(database: Database) -> None:
     execute(
         database,
-        "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s' WHERE lease_expires_at IS NOT NULL",
+        "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s' WHERE state <> 'settled'",
     )
 
 
@@ -32,9 +32,9 @@ def test_lost_run_fails_and_owes_its_slot(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
         claim = _lost(store, database)
-        (reaped,) = store.reap(LostRuns.FAIL, max_attempts=3, batch=10)
+        (reaped,) = store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
         assert (reaped.claim, reaped.outcome) == (claim, "lost")
-        assert store.reap(LostRuns.FAIL, max_attempts=3, batch=10) == []
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
     run, row = read_run(database, run_id), ledger(database, run_id)
     assert run["status"] == "failed"
     assert run["payload"]["error"].startswith("Worker lost: no heartbeat since 20")
@@ -46,7 +46,7 @@ def test_worker_that_comes_back_after_reap_changes_nothing(database: Database) -
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
         claim = _lost(store, database)
-        store.reap(LostRuns.FAIL, max_attempts=3, batch=10)
+        store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
         assert store.heartbeat([claim], lease=30) == {}
         assert store.settle(claim, Ending.succeeded('{"late": true}')) is None
     assert read_run(database, run_id)["status"] == "failed"
@@ -57,7 +57,7 @@ def test_live_run_is_not_reaped(database: Database) -> None:
     with store_of(database) as (store, _):
         claim = _lost(store, database)
         assert store.heartbeat([claim], lease=30) == {claim: "running"}
-        assert store.reap(LostRuns.FAIL, max_attempts=3, batch=10) == []
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
 
 
 def test_lost_run_is_requeued_until_its_attempts_are_used_up(database: Database) -> None:
@@ -65,14 +65,14 @@ def test_lost_run_is_requeued_until_its_attempts_are_used_up(database: Database)
     with store_of(database) as (store, _):
         for attempt in (1, 2):
             _lost(store, database)
-            (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, batch=10)
+            (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=10)
             assert reaped.outcome == "requeued"
             run = read_run(database, run_id)
             assert (run["status"], run["payload"]["started_at"]) == ("pending", None)
             assert ledger(database, run_id)["attempts"] == attempt
             assert ledger(database, run_id)["slot"] == "held"
         _lost(store, database)
-        (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, batch=10)
+        (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=10)
         assert reaped.outcome == "lost"
     run = read_run(database, run_id)
     assert run["status"] == "failed"
@@ -84,7 +84,7 @@ def test_lost_run_is_held_for_an_operator(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
         _lost(store, database)
-        assert store.reap(LostRuns.HOLD, max_attempts=3, batch=10) == []
+        assert store.reap(LostRuns.HOLD, max_attempts=3, lease=0, batch=10) == []
     assert read_run(database, run_id)["status"] == "running"
     assert ledger(database, run_id)["state"] == "running"
 
@@ -95,7 +95,7 @@ def test_lost_run_that_was_cancelled_stays_cancelled(database: Database, policy:
     with store_of(database) as (store, _):
         _lost(store, database)
         execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", run_id)
-        (reaped,) = store.reap(policy, max_attempts=3, batch=10)
+        (reaped,) = store.reap(policy, max_attempts=3, lease=0, batch=10)
     assert reaped.outcome == "cancelled"
     assert ledger(database, run_id)["slot"] == "due"
 
@@ -107,20 +107,20 @@ def test_reap_passes_over_a_run_that_settles_at_this_moment(database: Database) 
     with store_of(database) as (store, _), psycopg.connect(database.dsn) as worker:
         _lost(store, database)
         worker.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
-        assert store.reap(LostRuns.FAIL, max_attempts=3, batch=10) == []
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
         worker.rollback()
-        assert len(store.reap(LostRuns.FAIL, max_attempts=3, batch=10)) == 1
+        assert len(store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)) == 1
 
 
 def test_lapsed_claims_are_found_and_extended(database: Database) -> None:
     insert_runs(database, 2)
     with store_of(database) as (store, _):
         first, second = sorted(claim_all(store))
-        assert store.lapsed(batch=10) == []
+        assert store.lapsed(batch=10) == {}
         _expire(database)
         assert sorted(store.lapsed(batch=10)) == [first, second]
-        store.extend([first], lease=60)
-        assert store.lapsed(batch=10) == [second]
+        store.extend([first], lease=60, reason="waiting")
+        assert store.lapsed(batch=10) == {second: None}
 
 
 def test_rows_of_deleted_runs_are_settled(database: Database) -> None:

@@ -61,10 +61,8 @@ def test_no_transaction_is_open_while_redis_does_not_answer(database: Database, 
     assert ledger(database, run_id)["state"] == "published"
 
 
-def test_run_survives_a_restart_of_postgres(
-    postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path
-) -> None:
-    """Its lease runs out while nobody can beat; that is not the worker's death, and its outcome is kept."""
+def test_run_survives_a_restart_of_postgres(postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path) -> None:
+    """A run that ends while Postgres is away keeps its outcome and writes it when Postgres is back."""
     database = Database("postgres", postgres_server.url)
     from tests.databases import make_orcheo_tables
 
@@ -72,7 +70,10 @@ def test_run_survives_a_restart_of_postgres(
     migrate(Settings.load(postgres_dsn=database.dsn))
     stack = Stack(database, redis_url, tmp_path / "side-effects")
     (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 5})
-    with stack.running("worker") as worker, stack.running("dispatcher") as dispatcher:
+    with (
+        stack.running("worker", ORCHEO_WORKER_LEASE="30") as worker,
+        stack.running("dispatcher", ORCHEO_WORKER_LEASE="30") as dispatcher,
+    ):
         until(lambda: stack.noted("begun"), what="the run begins")
         postgres_server.kill()
         dispatcher.saw("database_away")

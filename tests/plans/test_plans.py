@@ -9,8 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy import TextClause
-from sqlalchemy.dialects.postgresql import psycopg as dialect
+from sqlalchemy import TextClause, create_mock_engine
 
 from shared import statements
 from shared.ledger import PENDING_INDEX
@@ -58,7 +57,7 @@ _CASES = {
     "lapsed": (statements.LAPSED, {"batch": 100}, "dispatch_queued"),
     "reap": (
         statements.REAP,
-        {"policy": "fail", "max_attempts": 3, "batch": 100, "actor": "dispatcher"},
+        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "dispatcher"},
         "dispatch_running",
     ),
     "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
@@ -98,7 +97,7 @@ def test_claim_works_without_the_index(busy: psycopg.Connection[Any]) -> None:
 
 def _compiled(statement: TextClause) -> str:
     """Return the statement as psycopg gets it: with its parameters bound, not written into it."""
-    return str(statement.compile(dialect=dialect.dialect()))
+    return str(statement.compile(dialect=create_mock_engine("postgresql+psycopg://", executor=print).dialect))
 
 
 def _explain(connection: psycopg.Connection[Any], statement: TextClause, parameters: dict[str, Any]) -> Any:

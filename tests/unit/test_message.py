@@ -17,7 +17,19 @@ def test_claim_is_read() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [(), ("r1",), ("r1", 1, 2), ("r1", "1"), ("r1", 1.0), ("r1", True), ("r1", 0), ("", 1), ("a\x00", 1), (1, 1), (None, 1)],
+    [
+        (),
+        ("r1",),
+        ("r1", 1, 2),
+        ("r1", "1"),
+        ("r1", 1.0),
+        ("r1", True),
+        ("r1", 0),
+        ("", 1),
+        ("a\x00", 1),
+        (1, 1),
+        (None, 1),
+    ],
 )
 def test_anything_else_is_refused(args: tuple[Any, ...]) -> None:
     assert read_claim(args, {}) is None

@@ -99,7 +99,7 @@ class OrcheoExecutor:
         except asyncio.CancelledError as cancelled:
             await self._close_stopped(run, history, redact(str(cancelled)))
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             await self._see_through(run, history.failed(redact(_text(error))))
             raise
         except SystemExit as error:

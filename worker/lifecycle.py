@@ -1,0 +1,93 @@
+"""When the runtime of a worker starts, drains and stops: Celery's signals, told in order for each pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from typing import Any
+
+from celery.concurrency import get_implementation
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+    worker_shutting_down,
+)
+
+from shared.entry import fail
+from shared.errors import DispatchError, SettingsError
+from shared.settings import Settings, WorkerPool
+from worker.executor import load_executor
+from worker.runtime import Runtime, start_runtime
+
+
+class Lifecycle:
+    """Ties a runtime to the Celery worker around it.
+
+    Under `threads` there is one runtime, in the worker's process. Under `prefork` each child has its own, and
+    learns of a drain by events that it inherits: a signal sent to the children would cut their work short.
+    A second signal to stop ends the drain: runs that still execute are stopped at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._runtime: Runtime | None = None
+        fork = multiprocessing.get_context("fork")
+        self._draining, self._stopping = fork.Event(), fork.Event()
+        if settings.pool is WorkerPool.PREFORK:
+            # Once, before the fork: a wrong name fails here, and what is imported is shared by the children.
+            load_executor(settings.executor)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Return the runtime of this process."""
+        assert self._runtime is not None
+        return self._runtime
+
+    def connect(self) -> None:
+        """Listen to Celery's signals."""
+        worker_init.connect(self._refuse_another_pool, weak=False)
+        if self._settings.pool is WorkerPool.THREADS:
+            worker_init.connect(self._start, weak=False)
+            worker_shutting_down.connect(self._drain, weak=False)
+            worker_shutdown.connect(self._stop, weak=False)
+        else:
+            worker_process_init.connect(self._start_child, weak=False)
+            worker_shutting_down.connect(self._tell_children, weak=False)
+            worker_process_shutdown.connect(self._stop, weak=False)
+
+    def _refuse_another_pool(self, sender: Any, **_: Any) -> None:
+        pool = get_implementation(sender.pool_cls)
+        if pool is not get_implementation(self._settings.pool.value):
+            given = pool.__module__.rpartition(".")[2]
+            fail(
+                SettingsError.wrong("ORCHEO_WORKER_POOL", self._settings.pool.value, f"what -P says, which is {given}")
+            )
+
+    def _start(self, **_: Any) -> None:
+        try:
+            self._runtime = start_runtime(self._settings)
+        except DispatchError as error:
+            fail(error)
+
+    def _start_child(self, **_: Any) -> None:
+        self._start()
+        threading.Thread(target=self._drain_with_parent, name="drain", daemon=True).start()
+
+    def _drain_with_parent(self) -> None:
+        for told in (self._draining, self._stopping):
+            told.wait()
+            self._drain()
+
+    def _tell_children(self, **_: Any) -> None:
+        (self._stopping if self._draining.is_set() else self._draining).set()
+
+    def _drain(self, **_: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.drain()
+
+    def _stop(self, **_: Any) -> None:
+        if self._runtime is not None:
+            self._runtime.stop()
+            self._runtime = None
