@@ -33,7 +33,6 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 # How a zone is written is part of what must be the same; PostgreSQL drops zeros at the end of a fraction.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d+")
-
 # LangGraph gives each execution of a subgraph an id of its own.
 _TASK = re.compile(r"(?<=inner:)[0-9a-f-]{36}")
 

@@ -67,8 +67,9 @@ def test_webhook_succeeds_and_shows_its_output_and_trace(stack: Stack) -> None:
     assert run["output_payload"]["final_state"]["node_results"] == {"start": {"greeting": "hello Ada"}}
     assert run["created_at"] < run["started_at"] < run["completed_at"]
     assert audit(read_run(stack.database, run["id"])) == ["run_created", "run_started", "run_succeeded"]
-    until(lambda: stack.orcheo.history(run["id"])["status"] == "completed", what="the history is closed")
-    assert [step["payload"] for step in stack.orcheo.history(run["id"])["steps"]] == [
+    history = stack.orcheo.history(run["id"])
+    assert history["status"] == "completed"
+    assert [step["payload"] for step in history["steps"]] == [
         {"start": {"node_results": {"start": {"greeting": "hello Ada"}}}},
         {"status": "completed"},
     ]
