@@ -51,6 +51,11 @@ class Ending:
     changes: str = field(default="{}", repr=False)
     """JSON text of what else changes in the payload: `output_payload`, `error`."""
 
+    @property
+    def why(self) -> str:
+        """What the run's audit log will say of its end."""
+        return str(self.metadata.get("error") or self.metadata.get("reason") or "")
+
     @classmethod
     def succeeded(cls, output: str) -> Ending:
         """Return the ending of a run with this output, as JSON text."""

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import redis
 
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.orcheo_api import OrcheoApi
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.orcheo_api import OrcheoApi
 from tests.databases import Database, cloned, close, make_orcheo_tables, migrate
 from tests.servers import Choice, Servers, choose, running, scratch, versions_of
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from ops.orcheo_environment import orcheo_environment, process_environment
+from ops.real.orcheo_environment import orcheo_environment, process_environment
 from tests.servers import Servers, scratch
 
 _TABLES = Path(__file__).with_name("orcheo_tables.py")

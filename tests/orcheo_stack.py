@@ -10,8 +10,8 @@ import httpx
 import pytest
 import redis
 
-from ops.orcheo_api import OrcheoApi
-from ops.orcheo_client import Record
+from ops.real.orcheo_api import OrcheoApi
+from ops.real.orcheo_client import Record
 from shared.errors import DispatchError
 from tests.databases import Database
 from tests.processes import Stack, until

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import redis
 
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 
 _START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05

@@ -9,25 +9,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 from typing import Any
 
 from shared.ledger import Claim
-from worker.executor import FENCE_LOST, Executor, Run
+from worker.executor import Executor, Run, Stopped
 from worker.loop import EventLoop
 
 
 class Stop(Enum):
     """Why a run was stopped before its end."""
 
-    CANCELLED = "cancelled"
+    CANCELLED = auto()
     """The API cancelled it."""
-    TIMED_OUT = "timed out"
-    LOST = "lost"
+    TIMED_OUT = auto()
+    LOST = auto()
     """Its fence moved: it is somebody else's now."""
-    LEASE_OVER = "stopped: its lease could not be renewed"
+    LEASE_OVER = auto()
     """Postgres could not be reached for a lease: somebody else may take the run for lost by now."""
-    DRAINED = "stopped with its worker"
+    DRAINED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,14 @@ class Result:
 class Execution:
     """One run under execution. Waited for by its own thread, stopped by others."""
 
-    def __init__(self, run: Run, executor: Executor, loop: EventLoop) -> None:
+    def __init__(self, run: Run, executor: Executor, loop: EventLoop, explain: Callable[[Stop], Stopped]) -> None:
         self.run = run
         self.claim = Claim(run.run_id, run.fence)
         self.begun_at = time.monotonic()
         self.settling = False
         """Its end is being written: that the lease is gone then is no news."""
         self._executor = executor
+        self._explain = explain
         self._loop = loop
         self._stop: Stop | None = None
         self._stop_lock = threading.Lock()
@@ -89,11 +90,8 @@ class Execution:
         return await self._executor.execute(self.run)
 
     def _cancel(self) -> None:
-        if self._task is not None and not self._task.done():
-            self._task.cancel(FENCE_LOST if self._stop is Stop.LOST else f"Run was {self._stop_text()}.")
-
-    def _stop_text(self) -> str:
-        return "stopped" if self._stop is None else self._stop.value
+        if self._stop is not None and self._task is not None and not self._task.done():
+            self._task.cancel(self._explain(self._stop))
 
     def _next_event(self, timeout: float) -> str | None:
         try:

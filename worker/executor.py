@@ -11,8 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 from shared.errors import SettingsError
 
 ORCHEO = "orcheo"
-FENCE_LOST = "fence lost"
-"""The message of a cancellation after which the run is somebody else's: an executor must not write of it any more."""
 _ORCHEO_PATH = "worker.orcheo.executor:OrcheoExecutor"
 _VARIABLE = "ORCHEO_WORKER_EXECUTOR"
 
@@ -35,6 +33,15 @@ class Run:
     runnable_config: Mapping[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Why the worker cancels a run: `error.args[0]` of the `asyncio.CancelledError` that its executor gets."""
+
+    status: str | None
+    """The status that the run will have; None where it may be another worker's by now: write nothing more of it."""
+    reason: str
+
+
 class RunRejectedError(Exception):
     """The run must not execute (its workflow is archived or gone): it is cancelled with this reason."""
 
@@ -44,8 +51,9 @@ class Executor(Protocol):
     """Executes runs on the one event loop of its process.
 
     `execute` returns the run's `output_payload`. It raises to fail the run and `RunRejectedError`
-    to cancel it. It is cancelled (`asyncio.CancelledError`) on a timeout, a cancelled run, a lost
-    fence and at the end of a drain. It never changes the status of a run: that is the worker's.
+    to cancel it. It is cancelled (`asyncio.CancelledError`) on a timeout, a cancelled run, a lost fence
+    and at the end of a drain; the error's first argument is a `Stopped`. It never changes the status of
+    a run: that is the worker's.
 
     An executor may also have `async open()` and `async close()`, called once a process around all runs.
     """

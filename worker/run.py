@@ -15,7 +15,7 @@ from shared.redaction import redact
 from shared.settings import LostRuns
 from shared.store import Begun, Ending, NotBegun, Settled
 from worker.execution import Execution, Result, Stop
-from worker.executor import Run, RunRejectedError
+from worker.executor import Run, RunRejectedError, Stopped
 from worker.payload import storable, storable_text
 from worker.runtime import Runtime
 
@@ -35,7 +35,10 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     started = time.monotonic()
     log.info("run_begun", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence, attempt=begun.attempt)
 
-    execution = Execution(_run_of(begun), runtime.executor, runtime.loop)
+    def explain(stop: Stop) -> Stopped:
+        return _explain(stop, _ending_of_stopped(runtime, begun, stop))
+
+    execution = Execution(_run_of(begun), runtime.executor, runtime.loop, explain)
     runtime.executions.add(execution)
     try:
         result = execution.wait(timeout=runtime.settings.run_timeout, grace=runtime.settings.cancel_grace)
@@ -87,18 +90,8 @@ def _run_of(begun: Begun) -> Run:
 
 def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending | None:
     """Turn how the coroutine ended into how the run ends; None where that is not this worker's to say."""
-    if result.stop is Stop.TIMED_OUT:
-        seconds = runtime.settings.run_timeout
-        return Ending.failed(f"Run timed out after {seconds:g} s.", reason="timed_out", outcome=Outcome.TIMED_OUT)
-    if result.stop is Stop.LOST:
-        return None
-    if result.stop is Stop.CANCELLED:
-        # The API's word stands already; this only closes our side.
-        return Ending.cancelled("Run was cancelled.")
-    if result.stop is Stop.DRAINED:
-        return _ending_of_lost(runtime, begun, "Worker stopped before the run ended.", reason="drained")
-    if result.stop is Stop.LEASE_OVER:
-        return _ending_of_lost(runtime, begun, "Worker could not renew its lease.", reason="lease_over")
+    if result.stop is not None:
+        return _ending_of_stopped(runtime, begun, result.stop)
     if isinstance(result.error, RunRejectedError):
         return Ending.cancelled(redact(storable_text(str(result.error))))
     if result.error is not None:
@@ -110,14 +103,34 @@ def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending | None:
     return Ending.succeeded(output)
 
 
-def _ending_of_lost(runtime: Runtime, begun: Begun, why: str, *, reason: str) -> Ending | None:
-    """Apply the policy for lost runs, as the dispatcher would once the lease is over."""
-    policy = runtime.settings.lost_runs
-    if policy is LostRuns.HOLD:
+def _ending_of_stopped(runtime: Runtime, begun: Begun, stop: Stop) -> Ending | None:
+    settings = runtime.settings
+    match stop:
+        case Stop.CANCELLED:
+            # The API's word stands already; this only closes our side.
+            return Ending.cancelled("Run was cancelled.")
+        case Stop.TIMED_OUT:
+            error = f"Run timed out after {settings.run_timeout:g} s."
+            return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT)
+        case Stop.LOST:
+            return None
+        case Stop.DRAINED:
+            why, reason = "Worker stopped before the run ended.", "drained"
+        case Stop.LEASE_OVER:
+            why, reason = "Worker could not renew its lease.", "lease_over"
+    # The policy for lost runs, as the dispatcher would apply it once the lease is over.
+    if settings.lost_runs is LostRuns.HOLD:
         return None
-    if policy is LostRuns.REQUEUE and begun.attempt < runtime.settings.max_attempts:
+    if settings.lost_runs is LostRuns.REQUEUE and begun.attempt < settings.max_attempts:
         return Ending.requeued(why)
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
+
+
+def _explain(stop: Stop, ending: Ending | None) -> Stopped:
+    """Tell the executor what to make of its cancellation."""
+    if ending is None or stop is Stop.LEASE_OVER:
+        return Stopped(None, "The run may be another worker's by now.")
+    return Stopped(ending.status, ending.why)
 
 
 def _unstorable(error: BaseException) -> Ending:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from ops import queries, screen
 from ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
-from ops.orcheo_api import OrcheoApi
+from ops.real.orcheo_api import OrcheoApi
 from shared.broker import HINT_QUEUE, connect
 from shared.database import make_engine, transaction
 from shared.migrate import migrate

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.child import end, last_lines, launch
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.orcheo_api import OrcheoApi
-from ops.orcheo_environment import process_environment
+from ops.real.child import end, last_lines, launch
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.orcheo_api import OrcheoApi
+from ops.real.orcheo_environment import process_environment
 from shared.errors import DispatchError
 from shared.ledger import ProcessKind
 from shared.settings import Settings

@@ -10,7 +10,7 @@ from orcheo.config import get_settings
 from orcheo_backend.app import dependencies
 from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
 
-from ops.orcheo_environment import orcheo_environment
+from ops.real.orcheo_environment import orcheo_environment
 from tests.databases import Database
 
 _NO_REDIS = "redis://127.0.0.1:1/0"

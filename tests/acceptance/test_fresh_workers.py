@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ops.orcheo_api import OrcheoApi
+from ops.real.orcheo_api import OrcheoApi
 from tests.databases import Database
 from tests.orcheo_stack import ended, stack_beside, upload
 from tests.runs import everything, one

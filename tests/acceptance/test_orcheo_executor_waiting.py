@@ -9,7 +9,7 @@ import pytest
 from tests.databases import Database
 from tests.executions import another, heard, history, new_run, play, signals
 from tests.runs import execute, one
-from worker.executor import FENCE_LOST
+from worker.executor import Stopped
 from worker.orcheo.executor import OrcheoExecutor
 from worker.orcheo.postgres import POOL_SIZE
 
@@ -23,25 +23,26 @@ _DISCONNECT = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_O
 
 
 @pytest.mark.parametrize(
-    ("why", "status", "step"),
+    ("stopped", "status", "step"),
     [
-        ("Run was cancelled.", "cancelled", {"status": "cancelled", "reason": "Run was cancelled."}),
-        ("Run was timed out.", "error", {"status": "error", "error": "Run was timed out."}),
+        (Stopped("cancelled", "Nobody waits."), "cancelled", {"status": "cancelled", "reason": "Nobody waits."}),
+        (Stopped("pending", "Drained."), "cancelled", {"status": "cancelled", "reason": "Drained."}),
+        (Stopped("failed", "Took too long."), "error", {"status": "error", "error": "Took too long."}),
     ],
 )
 def test_stopped_run_stops_its_nodes_and_closes_its_history(
-    orcheo_here: Database, why: str, status: str, step: dict[str, str]
+    orcheo_here: Database, stopped: Stopped, status: str, step: dict[str, str]
 ) -> None:
     async def scenario(executor: OrcheoExecutor) -> None:
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
-        execution.cancel(why)
+        execution.cancel(stopped)
         with pytest.raises(asyncio.CancelledError):
             await execution
         await heard(signals().stopped)
         record, steps = history(orcheo_here, run)
-        assert (record["status"], record["error"]) == (status, why)
+        assert (record["status"], record["error"]) == (status, stopped.reason)
         assert steps == [step]
 
     play(scenario)
@@ -53,7 +54,7 @@ def test_run_that_lost_its_fence_stops_its_nodes_and_leaves_its_history(orcheo_h
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
         before = history(orcheo_here, run)
-        execution.cancel(FENCE_LOST)
+        execution.cancel(Stopped(None, "Somebody else has it."))
         with pytest.raises(asyncio.CancelledError):
             await execution
         await heard(signals().stopped)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ops.orcheo_api import OrcheoApi
+from ops.real.orcheo_api import OrcheoApi
 from tests.databases import Database
 from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
 from tests.processes import Process, until

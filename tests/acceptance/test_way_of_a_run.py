@@ -16,7 +16,7 @@ import pytest
 import redis
 from redis.client import Monitor
 
-from ops.orcheo_api import OrcheoApi
+from ops.real.orcheo_api import OrcheoApi
 from shared.slots import RunSlots
 from tests.databases import Database
 from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload

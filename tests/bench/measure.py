@@ -20,8 +20,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ops.demo.stack import OurProcess, demo_variables, wait_until_at_work
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.orcheo_api import OrcheoApi
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.orcheo_api import OrcheoApi
 from shared.ledger import ProcessKind
 from shared.migrate import migrate
 from shared.settings import Settings
@@ -30,7 +30,10 @@ _WORKFLOWS = Path(__file__).with_name("workflows")
 _DEADLINE_SECONDS = 180.0
 _MEGABYTE = 1024 * 1024
 
-_LATENCY = "SELECT EXTRACT(epoch FROM begun_at - created_at)::float8 AS ms FROM workflow_runs JOIN orcheo_dispatch.dispatch ON run_id = id"
+_LATENCY = """
+SELECT EXTRACT(epoch FROM begun_at - created_at)::float8 AS seconds
+  FROM workflow_runs JOIN orcheo_dispatch.dispatch ON run_id = id
+"""
 _SPAN = "SELECT EXTRACT(epoch FROM max(settled_at) - min(begun_at))::float8 AS seconds FROM orcheo_dispatch.dispatch"
 
 
@@ -61,7 +64,7 @@ class Bench:
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Return the rows of a query."""
         with psycopg.connect(self.postgres.url, row_factory=dict_row, autocommit=True) as connection:
-            return connection.execute(query).fetchall()  # type: ignore[arg-type]
+            return connection.execute(query).fetchall()
 
     def empty(self) -> None:
         """Forget all runs."""
@@ -100,12 +103,17 @@ class Bench:
 def trivial(bench: Bench) -> None:
     """400 runs that set one variable, all pending before the dispatcher starts."""
     bench.fire(bench.greet, 400)
-    with bench.running(ProcessKind.WORKER) as (worker,), bench.running(ProcessKind.BEAT, ProcessKind.DISPATCHER) as ours:
+    with (
+        bench.running(ProcessKind.WORKER) as (worker,),
+        bench.running(ProcessKind.BEAT, ProcessKind.DISPATCHER) as ours,
+    ):
         bench.until_terminal()
         seconds = bench.rows(_SPAN)[0]["seconds"]
         print(f"400 trivial runs: {400 / seconds:.0f} runs/s, {bench.statuses()}")
         process = _process(worker)
-        connections = sum(each.raddr and each.raddr.port == bench.postgres.port for each in process.net_connections("tcp"))
+        connections = sum(
+            each.raddr and each.raddr.port == bench.postgres.port for each in process.net_connections("tcp")
+        )
         others = [f"{each.kind} {_process(each).memory_info().rss / _MEGABYTE:.0f} MB" for each in ours]
         print(f"worker: {process.memory_info().rss / _MEGABYTE:.0f} MB, {connections} connections; {', '.join(others)}")
 
@@ -120,7 +128,7 @@ def latency(bench: Bench) -> None:
             bench.api.fire_webhook(bench.greet, {"name": str(n)})
             time.sleep(0.1)
         bench.until_terminal()
-        waits = [row["ms"] * 1000 for row in bench.rows(_LATENCY)]
+        waits = [row["seconds"] * 1000 for row in bench.rows(_LATENCY)]
         p50, p95 = statistics.median(waits), statistics.quantiles(waits, n=20)[-1]
         print(f"commit to begin, idle: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
         bench.empty()
@@ -137,7 +145,9 @@ def waiting(bench: Bench) -> None:
     ):
         bench.until_terminal()
         memory = _process(worker).memory_info().rss / _MEGABYTE
-        print(f"200 runs that wait 2 s: {bench.rows(_SPAN)[0]['seconds']:.1f} s, worker {memory:.0f} MB, {bench.statuses()}")
+        print(
+            f"200 runs that wait 2 s: {bench.rows(_SPAN)[0]['seconds']:.1f} s, worker {memory:.0f} MB, {bench.statuses()}"
+        )
 
 
 def killed(bench: Bench) -> None:
@@ -159,7 +169,7 @@ def flushed(bench: Bench) -> None:
         bench.redis.kill()
         bench.redis.start()
         with bench.running(ProcessKind.WORKER):
-            print(f"Redis back empty, 34 runs queued: terminal after {bench.until_terminal():.0f} s, {bench.statuses()}")
+            print(f"Redis back empty, 34 queued: terminal after {bench.until_terminal():.0f} s, {bench.statuses()}")
 
 
 def restarted(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.embedded import EmbeddedRedis
+from ops.real.embedded import EmbeddedRedis
 from tests.databases import Database
 from tests.processes import Stack
 from tests.runs import everything, insert_runs

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from dispatcher.app import Dispatcher, make_dispatcher_app
-from ops.embedded import EmbeddedRedis
+from ops.real.embedded import EmbeddedRedis
 from shared.broker import held_claims
 from shared.ledger import Claim
 from shared.slots import RunSlots

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from ops.embedded import EmbeddedPostgres
+from ops.real.embedded import EmbeddedPostgres
 from shared.broker import make_app
 from shared.slots import RunSlots
 from tests.databases import Database, make_orcheo_tables, migrate

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 import redis
 
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from shared.errors import BrokerError, DatabaseError
 from tests.databases import Database
 from tests.servers import Servers

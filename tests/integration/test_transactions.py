@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from dispatcher.app import Dispatcher, make_dispatcher_app
-from ops.embedded import EmbeddedPostgres, EmbeddedRedis
+from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from shared.migrate import migrate
 from shared.settings import Settings
 from tests.databases import Database

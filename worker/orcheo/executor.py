@@ -26,7 +26,7 @@ from orcheo_backend.app.history import RunHistoryStore
 from shared.errors import SettingsError
 from shared.logs import describe, log
 from shared.redaction import redact
-from worker.executor import FENCE_LOST, Run
+from worker.executor import Run, Stopped
 from worker.orcheo.history import History
 from worker.orcheo.postgres import Pool, RunSaver, open_pool
 from worker.orcheo.schema import create_tables
@@ -34,8 +34,6 @@ from worker.orcheo.workflow import load_version
 
 _CLOSING_SECONDS = 5.0
 _CANCELLED = "Workflow execution cancelled"
-# The message with which the worker cancels a run that took too long: such a run ends as failed, not as cancelled.
-_TIMED_OUT = "Run was timed out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class OrcheoExecutor:
             await history.start(str(version.workflow_id), config)
             output = await _run_graph(services, run, version, config, history)
         except asyncio.CancelledError as cancelled:
-            await self._close_stopped(run, history, redact(str(cancelled)))
+            await self._close_stopped(run, history, cancelled)
             raise
         except Exception as error:
             await self._see_through(run, history.failed(redact(_text(error))))
@@ -125,11 +123,14 @@ class OrcheoExecutor:
             raise RuntimeError("the executor is not open")
         return self._services
 
-    async def _close_stopped(self, run: Run, history: History, why: str) -> None:
-        if why == FENCE_LOST:
-            return
-        closing = history.failed(why) if why.startswith(_TIMED_OUT) else history.cancelled(why or _CANCELLED)
-        await self._see_through(run, closing)
+    async def _close_stopped(self, run: Run, history: History, cancelled: asyncio.CancelledError) -> None:
+        """Say in the trace what the run's status will say; nothing where the run may be another worker's by now."""
+        stopped = cancelled.args[0] if cancelled.args else None
+        if not isinstance(stopped, Stopped):
+            stopped = Stopped("cancelled", _CANCELLED)
+        if stopped.status is not None:
+            close = history.failed if stopped.status == "failed" else history.cancelled
+            await self._see_through(run, close(stopped.reason))
 
     async def _see_through(self, run: Run, closing: Coroutine[Any, Any, None]) -> None:
         """Await `closing`, which goes on where `run` is cancelled meanwhile, for some seconds at most."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from ops.child import end, free_port, last_lines
+from ops.real.child import end, free_port, last_lines
 from shared.errors import DispatchError
 
 _START_SECONDS = 30.0
@@ -21,7 +21,7 @@ class EmbeddedServer(abc.ABC):
     """A server in `directory`, on a port it keeps, that never outlives this process.
 
     `start` after `stop` or `kill` serves the same URL again. Start it on a thread that outlives it (see
-    `ops.child.launch`).
+    `ops.real.child.launch`).
     """
 
     name: ClassVar[str]

@@ -14,10 +14,10 @@ import socket
 import subprocess
 from pathlib import Path
 
-from ops import other_user
-from ops.binaries import postgres_binaries, redis_binary, version_of
-from ops.child import children_of, end, kill_all, last_lines, launch
-from ops.embedded_server import EmbeddedServer
+from ops.real import other_user
+from ops.real.binaries import postgres_binaries, redis_binary, version_of
+from ops.real.child import children_of, end, kill_all, last_lines, launch
+from ops.real.embedded_server import EmbeddedServer
 from shared.errors import BrokerError, DatabaseError
 
 _STOP_SECONDS = 10.0

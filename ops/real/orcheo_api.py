@@ -14,9 +14,9 @@ import httpx
 import psycopg
 from psycopg.types.json import Jsonb
 
-from ops.child import end, free_port, last_lines, launch
-from ops.orcheo_client import OrcheoClient
-from ops.orcheo_environment import orcheo_environment, process_environment
+from ops.real.child import end, free_port, last_lines, launch
+from ops.real.orcheo_client import OrcheoClient
+from ops.real.orcheo_environment import orcheo_environment, process_environment
 from shared.errors import DispatchError
 
 WORKSPACE = "default"
@@ -30,7 +30,7 @@ class OrcheoApi(OrcheoClient):
     """The API on a free port, with one workspace that anonymous callers own, and what users do with it.
 
     `home` is a scratch folder: the API's log and its `HOME`. The API never outlives this process; start it
-    on a thread that outlives it (see `ops.child.launch`).
+    on a thread that outlives it (see `ops.real.child.launch`).
     """
 
     def __init__(self, dsn: str, redis_url: str, home: Path) -> None:
