@@ -145,9 +145,8 @@ def waiting(bench: Bench) -> None:
     ):
         bench.until_terminal()
         memory = _process(worker).memory_info().rss / _MEGABYTE
-        print(
-            f"200 runs that wait 2 s: {bench.rows(_SPAN)[0]['seconds']:.1f} s, worker {memory:.0f} MB, {bench.statuses()}"
-        )
+        seconds = bench.rows(_SPAN)[0]["seconds"]
+        print(f"200 runs that wait 2 s: {seconds:.1f} s, worker {memory:.0f} MB, {bench.statuses()}")
 
 
 def killed(bench: Bench) -> None:
