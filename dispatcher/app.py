@@ -15,11 +15,12 @@ from dispatcher.loop import PollLoop
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
-from shared.database import make_engine
+from shared.database import make_engine, transaction
 from shared.entry import lazy_app
 from shared.errors import DatabaseError
-from shared.ledger import ProcessKind
+from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
+from shared.migrate import index_is_valid
 from shared.processes import Process
 from shared.settings import Settings
 from shared.slots import RunSlots
@@ -53,6 +54,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Poll from now on, and listen for hints."""
+        self._look_for_index()
         self.loop.start()
         self._hints.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id))
@@ -74,6 +76,15 @@ class Dispatcher:
         self.broker.close()
         self.slots.close()
         self.engine.dispose()
+
+    def _look_for_index(self) -> None:
+        """Say where polls will read all runs for want of the index on the pending ones; dispatch works all the same."""
+        try:
+            with transaction(self.engine) as connection:
+                if not index_is_valid(connection):
+                    log.warning("index_missing", index=PENDING_INDEX, mend="orcheo-dispatch migrate")
+        except DatabaseError as error:
+            log.warning("index_not_looked_for", reason=str(error))
 
     def _cron_soon(self) -> None:
         # The API may take its time; hints must not wait for it.

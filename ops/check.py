@@ -14,7 +14,7 @@ from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import PENDING_INDEX
-from shared.migrate import current_revision, newest_revision
+from shared.migrate import current_revision, index_is_valid, newest_revision
 from shared.redaction import redact
 from shared.settings import Settings
 
@@ -132,9 +132,7 @@ def _look_at_database(connection: Connection) -> Iterator[Finding]:
             "orcheo-dispatch migrate",
             wrong,
         )
-    valid = connection.scalar(
-        text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"), {"index": PENDING_INDEX}
-    )
+    valid = index_is_valid(connection)
     if valid:
         yield Finding("index on pending runs", Grade.OK, PENDING_INDEX)
     else:

@@ -62,7 +62,7 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
             after = current_revision(connection)
             connection.rollback()
             created = _make_index(engine) if index else False
-            present = bool(connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX}))
+            present = bool(index_is_valid(connection))
             assert after is not None
             return Migration(before, after, created, present)
     finally:
@@ -82,6 +82,12 @@ def current_revision(connection: Connection) -> str | None:
         return None
     revision: str | None = connection.scalar(text(_REVISION))
     return revision
+
+
+def index_is_valid(connection: Connection) -> bool | None:
+    """Return whether the index on pending runs can be used; None where there is none."""
+    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+    return valid
 
 
 def _config(connection: Connection | None) -> Config:
@@ -124,7 +130,7 @@ def _make_index(engine: Engine) -> bool:
     """Make the index on pending runs where there is no valid one; return whether it was made."""
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
-        valid = autocommit.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+        valid = index_is_valid(autocommit)
         if valid:
             return False
         if valid is False:

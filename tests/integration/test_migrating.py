@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,7 +14,8 @@ from shared.errors import SchemaError
 from shared.ledger import PENDING_INDEX
 from shared.migrate import Migration, migrate, newest_revision
 from tests.databases import Database
-from tests.runs import claim_all, everything, execute, insert_runs, one, settings_for, store_of
+from tests.processes import Stack
+from tests.runs import everything, execute, insert_runs, one, settings_for
 
 _PUBLIC = """
 SELECT c.relname, pg_get_indexdef(c.oid) AS definition FROM pg_class AS c
@@ -43,12 +45,15 @@ def test_migrate_touches_nothing_of_the_api_but_one_index(orcheo_database: Datab
     assert everything(orcheo_database, _TRIGGERS) == triggers
 
 
-def test_index_can_be_left_out_and_dispatch_works_without_it(orcheo_database: Database) -> None:
+def test_index_can_be_left_out_and_dispatch_works_without_it(
+    orcheo_database: Database, redis_url: str, tmp_path: Path
+) -> None:
     done = migrate(settings_for(orcheo_database), index=False)
     assert (done.index_created, done.index_present) == (False, False)
     insert_runs(orcheo_database)
-    with store_of(orcheo_database) as (store, _):
-        assert len(claim_all(store)) == 1
+    with Stack(orcheo_database, redis_url, tmp_path / "effects").running("dispatcher") as dispatcher:
+        dispatcher.saw("index_missing")
+        dispatcher.saw("published=1")
 
 
 def test_two_hosts_migrate_at_once(orcheo_database: Database) -> None:
