@@ -26,6 +26,7 @@ INBOX = "orcheo.hints"
 """Where a message is looked at: it is moved there in one step, so that no crash can lose it."""
 _BLOCK_SECONDS = 1
 _RETRY_SECONDS = 1.0
+_SWEEP_SECONDS = 1.0
 _SWEEP = 1000
 
 # Back to the end of the queue that it came from; once, whoever else has seen it in the inbox.
@@ -43,7 +44,7 @@ class HintListener:
         self._client = client
         self._on_run = on_run
         self._on_cron = on_cron
-        self._interval = interval
+        self._sweep_seconds = min(interval, _SWEEP_SECONDS)
         self._stopping = threading.Event()
         self._foreign = False
         self._warned: set[str] = set()
@@ -101,8 +102,8 @@ class HintListener:
             self._sort(raw)
 
     def _sweep(self) -> None:
-        """With foreign messages in the queue, take hints from between them, once an interval."""
-        if self._stopping.wait(self._interval):
+        """With foreign messages in the queue, take hints from between them, now and then."""
+        if self._stopping.wait(self._sweep_seconds):
             return
         messages: Any = self._client.lrange(HINT_QUEUE, -_SWEEP, -1)
         names = {raw: task_name(raw) for raw in messages}

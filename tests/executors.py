@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,15 @@ async def _clean_up(run: Run) -> Any:
         _note(run, "cleaned")
 
 
+_MEETING = threading.Barrier(20)
+
+
+async def _meet(run: Run) -> Any:
+    """Wait, in a thread, for nineteen others that wait in threads."""
+    await asyncio.to_thread(_MEETING.wait, 30)
+    return {}
+
+
 async def _fail(run: Run) -> Any:
     raise ValueError(str(run.inputs.get("text", "it failed")).replace("{nul}", "\x00"))
 
@@ -76,6 +86,7 @@ _ACTS = {
     "block": _block,
     "swallow": _swallow,
     "clean_up": _clean_up,
+    "meet": _meet,
     "fail": _fail,
     "exit": _exit,
     "odd": _return_odd_things,

@@ -10,16 +10,23 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shared.logs import describe, log
 
 
 class EventLoop:
-    """Runs coroutines for other threads."""
+    """Runs coroutines for other threads.
 
-    def __init__(self) -> None:
+    `threads` bounds what runs may do at a time in `asyncio.to_thread`, which is where LangGraph executes nodes
+    that are plain functions. asyncio's own bound, five more than the cores, is meant for one program, not for
+    as many as run here.
+    """
+
+    def __init__(self, *, threads: int) -> None:
         self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="run"))
         self._thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
 
     def start(self) -> None:

@@ -19,6 +19,7 @@ from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
 
 _MAX_CONNECTIONS = 8
+_MIN_THREADS = 8
 _OPEN_TIMEOUT_SECONDS = 300.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
 
@@ -35,7 +36,7 @@ class Runtime:
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.executor = load_executor(settings.executor)
         self.executions = Executions()
-        self.loop = EventLoop()
+        self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, self.loop)
         self._drain: threading.Timer | None = None
 

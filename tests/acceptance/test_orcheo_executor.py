@@ -56,7 +56,7 @@ def test_failing_node_raises_and_history_redacts_its_error(orcheo_here: Database
 
 def test_sys_exit_in_a_workflow_fails_its_run_alone(orcheo_here: Database) -> None:
     # asyncio stops a loop at a SystemExit; the worker's starts again.
-    loop = EventLoop()
+    loop = EventLoop(threads=8)
     loop.start()
     executor = OrcheoExecutor()
     loop.call(executor.open())

@@ -85,6 +85,13 @@ def test_blocked_loop_is_named_and_costs_no_lease(database: Database, stack: Sta
     assert stack.noted("begun").count(neighbour) == 1
 
 
+def test_runs_that_use_threads_do_not_wait_for_each_others(database: Database, stack: Stack) -> None:
+    insert_runs(database, 20, inputs={"do": "meet"})
+    with stack.running("worker"), stack.running("dispatcher"):
+        until(lambda: not _statuses(database) & {"pending", "running"}, what="every run is terminal")
+    assert _all(database, "succeeded")
+
+
 def test_run_cancelled_through_the_api_is_stopped_and_cleans_up(
     database: Database, stack: Stack, redis_url: str
 ) -> None:
@@ -211,6 +218,7 @@ def test_hints_of_the_api_are_taken_and_wake_the_dispatcher(database: Database, 
         api.send_task("somebody.elses.task", queue="celery")
         api.send_task("orcheo_backend.worker.tasks.dispatch_cron_triggers", queue="celery")
         dispatcher.saw("foreign_task_left_alone")
+        dispatcher.saw("cron_not_dispatched")
         with redis.Redis.from_url(redis_url) as client:
             messages = client.lrange("celery", 0, -1)
             assert any(b"somebody.elses.task" in message for message in messages)
