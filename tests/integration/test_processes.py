@@ -54,7 +54,8 @@ def test_runs_that_misbehave_end_in_a_status_that_orcheo_reads(database: Databas
         "odd": ("succeeded", "succeeded"),
     }
     runs = {do: insert_runs(database, inputs={"do": do})[0] for do in wanted}
-    (secret,) = insert_runs(database, inputs={"do": "fail", "text": "nul {nul} at postgresql://me:hunter2@db/x"})
+    text = "swordfish, nul {nul} at postgresql://me:hunter2@db/x"
+    (secret,) = insert_runs(database, inputs={"do": "fail", "text": text})
     (slow,) = insert_runs(database, inputs={"do": "wait", "seconds": 3600})
     (stubborn,) = insert_runs(database, inputs={"do": "swallow", "seconds": 20})
     with stack.running("worker", ORCHEO_WORKER_RUN_TIMEOUT="2") as worker, stack.running("dispatcher"):
@@ -72,7 +73,9 @@ def test_runs_that_misbehave_end_in_a_status_that_orcheo_reads(database: Databas
         assert ledger(database, run_id)["outcome"] == "timed_out"
     assert f"run_ignored_stop run_id={stubborn}" in worker.log
     assert "hunter2" not in worker.log
-    assert "Ada" not in worker.log
+    # Neither inputs nor what an error quotes of them.
+    assert "swordfish" not in worker.log
+    assert "swordfish" in error
 
 
 def test_blocked_loop_is_named_and_costs_no_lease(database: Database, stack: Stack) -> None:
