@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import redis
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import setup_logging
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
@@ -93,6 +95,9 @@ def make_app(name: str, settings: Settings) -> Celery:
         beat_scheduler="celery.beat:Scheduler",
         beat_max_loop_interval=max(0.05, min(settings.poll_interval, 5.0)),
     )
+
+    # About messages that are acknowledged late, at each loss of the connection; ours are acknowledged early.
+    warnings.filterwarnings("ignore", r"\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
 
     def configure_logs(**_: Any) -> None:
         logs.configure(settings)
