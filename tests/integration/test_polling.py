@@ -121,8 +121,9 @@ def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: 
 def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_url: str) -> None:
     (run_id,) = insert_runs(database)
     key = f"orcheo:workspace:runs:{WORKSPACE_ID}"
+    # A short lease: nobody is called lost for a lease after a start of Postgres.
     with (
-        _dispatcher(database, redis_url) as dispatcher,
+        _dispatcher(database, redis_url, heartbeat=0.1, worker_lease=0.5) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         client.set(key, 5)
