@@ -1,6 +1,6 @@
 """The words of the ledger: the states of a dispatched run and the ways in which it can end.
 
-The tables themselves are in `shared/migrations`, every statement on them in `shared/statements.py`.
+The tables themselves are in `shared/migrations`, every statement on them in `shared/statements`.
 """
 
 from __future__ import annotations

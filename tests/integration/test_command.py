@@ -52,6 +52,19 @@ def test_poll_by_hand_publishes(database: Database, stack: Stack) -> None:
     assert json.loads(_ran(stack, "poll", "--json"))["claimed"] == 0
 
 
+def test_runs_are_repaired_by_hand(database: Database, stack: Stack) -> None:
+    first, second = insert_runs(database, 2)
+    assert f"{first}  would be pending -> failed" in _ran(stack, "fail", first, "--reason", "old", "--dry-run")
+    assert f"{first}  pending -> failed" in _ran(stack, "fail", first, "--reason", "old")
+    assert f"{second}  pending -> cancelled" in _ran(stack, "cancel", second)
+    (done,) = json.loads(_ran(stack, "requeue", first, "--json"))
+    assert done == {"run_id": first, "status_before": "failed", "status_after": "pending", "refused": None}
+    log = _ran(stack, "requeue", first, "nobody", expect=1)
+    assert f"{first}  refused: run is pending already" in log
+    assert "nobody  refused: there is no such run" in log
+    assert "Missing option" in _ran(stack, "fail", first, expect=2)
+
+
 def test_poll_with_redis_away_exits_with_four_and_releases(database: Database, stack: Stack) -> None:
     insert_runs(database, 2)
     log = _ran(stack, "poll", REDIS_URL="redis://:hunter2@127.0.0.1:1/0", expect=4)

@@ -1,0 +1,58 @@
+"""Every statement that moves a run or its ledger row: each can be pasted into psql with its :names filled in.
+
+A statement locks the run before its ledger row, always in that order, so that two of them never wait
+for each other. Several rows go in as arrays. The states in predicates are literals: with a bound state
+a generic plan could not use the partial indexes. Nothing here executes.
+
+Orcheo's table is named without a schema: it is found by the search_path, as Orcheo itself finds it.
+"""
+
+from shared.statements.claiming import (
+    CLAIM,
+    EXTEND,
+    LAPSED,
+    MARK_PUBLISHED,
+    QUEUED,
+    RELEASE,
+)
+from shared.statements.executing import (
+    BEGIN,
+    HEARTBEAT,
+    SETTLE,
+)
+from shared.statements.processes import (
+    GONE,
+    PRUNE_PROCESSES,
+    SEEN,
+)
+from shared.statements.recovering import (
+    ADOPT_CANCELLED,
+    PRUNE,
+    REAP,
+    REAP_ORPHANS,
+    REPAIR,
+    SLOTS_DUE,
+    SLOTS_RETURNED,
+)
+
+__all__ = [
+    "ADOPT_CANCELLED",
+    "BEGIN",
+    "CLAIM",
+    "EXTEND",
+    "GONE",
+    "HEARTBEAT",
+    "LAPSED",
+    "MARK_PUBLISHED",
+    "PRUNE",
+    "PRUNE_PROCESSES",
+    "QUEUED",
+    "REAP",
+    "REAP_ORPHANS",
+    "REPAIR",
+    "RELEASE",
+    "SEEN",
+    "SETTLE",
+    "SLOTS_DUE",
+    "SLOTS_RETURNED",
+]

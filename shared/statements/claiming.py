@@ -1,0 +1,95 @@
+"""Claims: taken, published, looked into, given back."""
+
+from sqlalchemy import text
+
+# Take up to :room of the oldest pending runs, oldest first.
+#
+# SKIP LOCKED passes over rows that another dispatcher holds right now, but does not look again at a row
+# that another one locked, entered into the ledger and let go, unchanged, since this statement's snapshot.
+# For those the conflict clause decides: only a settled row is taken over. A taken-over row gets the next fence.
+CLAIM = text("""
+WITH candidates AS MATERIALIZED (
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by
+      FROM workflow_runs AS r
+     WHERE r.status = 'pending'
+       AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+       AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
+                        WHERE d.run_id = r.id AND d.state IN ('claimed', 'published', 'running'))
+     ORDER BY r.created_at, r.id
+     LIMIT :room
+       FOR UPDATE OF r SKIP LOCKED
+)
+INSERT INTO orcheo_dispatch.dispatch AS d
+       (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
+        dispatcher_id)
+SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed', 1,
+       CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
+       now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid)
+  FROM candidates AS c
+    ON CONFLICT (run_id) DO UPDATE
+   SET state = 'claimed', outcome = NULL, fence = d.fence + 1, claimed_at = now(), published_at = NULL,
+       begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
+       dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL
+ WHERE d.state = 'settled'
+RETURNING d.run_id, d.fence
+""")
+
+# How many claims wait to begin.
+QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")
+
+# Note that the messages are in Redis. A worker may have begun already: then only the time is noted, and not
+# even that where it holds the row at this moment. So no two batches of rows can ever wait for each other.
+MARK_PUBLISHED = text("""
+WITH sent AS MATERIALIZED (
+    SELECT d.run_id
+      FROM orcheo_dispatch.dispatch AS d
+      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+        ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.state IN ('claimed', 'running')
+       FOR UPDATE OF d SKIP LOCKED
+)
+UPDATE orcheo_dispatch.dispatch AS d
+   SET state = CASE WHEN d.state = 'claimed' THEN 'published' ELSE d.state END,
+       published_at = now(),
+       lease_expires_at = CASE WHEN d.state = 'claimed' THEN now() + make_interval(secs => :lease)
+                               ELSE d.lease_expires_at END
+  FROM sent AS s
+ WHERE d.run_id = s.run_id
+RETURNING d.run_id, d.fence
+""")
+
+# Claims that nobody has answered for a lease: their messages wait in Redis, or are lost.
+LAPSED = text("""
+SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
+ WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
+ ORDER BY d.lease_expires_at
+ LIMIT :batch
+""")
+
+# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message.
+EXTEND = text("""
+UPDATE orcheo_dispatch.dispatch AS d
+   SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
+       published_at = COALESCE(d.published_at, d.claimed_at)
+  FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+ WHERE d.run_id = m.run_id AND d.fence = m.fence AND d.state IN ('claimed', 'published')
+RETURNING d.run_id, d.fence
+""")
+
+# Give claims back that never began. Where the API has ended the run meanwhile, the row says so and the slot is due.
+RELEASE = text("""
+WITH released AS MATERIALIZED (
+    SELECT r.id, r.status, m.fence
+      FROM workflow_runs AS r
+      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence) ON m.run_id = r.id
+     ORDER BY r.id
+       FOR UPDATE OF r
+)
+UPDATE orcheo_dispatch.dispatch AS d
+   SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = :reason,
+       outcome = CASE v.status WHEN 'pending' THEN 'released' WHEN 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
+       slot = CASE WHEN v.status IN ('cancelled', 'failed', 'succeeded') AND d.slot = 'held' THEN 'due' ELSE d.slot END
+  FROM released AS v
+ WHERE d.run_id = v.id AND d.fence = v.fence AND d.state IN ('claimed', 'published')
+RETURNING d.run_id, d.fence, d.outcome
+""")

@@ -1,0 +1,154 @@
+"""Runs whose worker is lost, slots that are owed, rows that are old; and what operators do by hand."""
+
+from sqlalchemy import text
+
+# End, or hand back, the runs whose worker has not been heard of for a lease. FOR UPDATE with SKIP LOCKED on both:
+# a worker that beats or settles at this moment is alive. For a lease after a start of Postgres nobody is called
+# lost: nobody could beat. Under 'hold' only the rows of runs that the API has ended are settled.
+REAP = text("""
+WITH lost AS MATERIALIZED (
+    SELECT d.run_id, d.fence, r.status,
+           CASE WHEN r.status <> 'running' THEN 'keep'
+                WHEN :policy = 'requeue' AND d.attempts < :max_attempts THEN 'requeue' ELSE 'fail' END AS verdict,
+           'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
+               || CASE WHEN :policy = 'requeue' THEN ', attempt ' || d.attempts || ' of ' || :max_attempts
+                       ELSE '' END AS error
+      FROM orcheo_dispatch.dispatch AS d
+      JOIN workflow_runs AS r ON r.id = d.run_id
+     WHERE d.state = 'running' AND d.lease_expires_at < now()
+       AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)
+       AND (:policy <> 'hold' OR r.status <> 'running')
+     ORDER BY d.lease_expires_at
+     LIMIT :batch
+       FOR UPDATE OF r, d SKIP LOCKED
+), settled AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = 'worker_lost',
+           outcome = CASE WHEN l.verdict = 'requeue' THEN 'requeued' WHEN l.verdict = 'fail' THEN 'lost'
+                          WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
+           slot = CASE WHEN d.slot = 'held' AND l.verdict <> 'requeue' AND l.status <> 'pending' THEN 'due'
+                       ELSE d.slot END
+      FROM lost AS l
+     WHERE d.run_id = l.run_id AND d.fence = l.fence AND d.state = 'running'
+    RETURNING d.run_id, d.fence, d.outcome, d.worker_id, d.workflow_id, l.verdict, l.error
+), ended AS (
+    UPDATE workflow_runs AS r
+       SET status = CASE WHEN s.verdict = 'requeue' THEN 'pending' ELSE 'failed' END, updated_at = now(),
+           payload = CASE WHEN s.verdict = 'requeue'
+               THEN orcheo_dispatch.moved(r.payload, 'pending', 'run_requeued', :actor,
+                   jsonb_build_object('reason', s.error), jsonb_build_object('started_at', NULL))
+               ELSE orcheo_dispatch.moved(r.payload, 'failed', 'run_failed', :actor,
+                   jsonb_build_object('error', s.error),
+                   jsonb_build_object('error', s.error, 'completed_at', orcheo_dispatch.iso(now()))) END
+      FROM settled AS s
+     WHERE r.id = s.run_id AND r.status = 'running' AND s.verdict IN ('fail', 'requeue')
+)
+SELECT s.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id FROM settled AS s
+""")
+
+# Settle the rows of runs that are gone from the API's table.
+REAP_ORPHANS = text("""
+UPDATE orcheo_dispatch.dispatch AS d
+   SET state = 'settled', settled_at = now(), lease_expires_at = NULL, outcome = 'skipped', reason = 'run is gone',
+       slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
+ WHERE d.state IN ('claimed', 'published', 'running') AND d.lease_expires_at < now()
+   AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id)
+RETURNING d.run_id, d.fence
+""")
+
+# Runs that the API cancelled before anybody claimed them. It took a slot for each, and gives none back.
+ADOPT_CANCELLED = text("""
+INSERT INTO orcheo_dispatch.dispatch
+       (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+        dispatcher_id, reason)
+SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
+       CAST(:dispatcher_id AS uuid), 'never claimed'
+  FROM workflow_runs AS r
+ WHERE r.status = 'cancelled' AND r.workspace_id IS NOT NULL
+   AND r.updated_at > now() - make_interval(secs => :younger_than)
+   AND r.payload ->> 'started_at' IS NULL
+   AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id)
+ LIMIT :batch
+    ON CONFLICT (run_id) DO NOTHING
+RETURNING run_id
+""")
+
+# Run slots of ended runs that nobody has given back for a while: their worker died in between.
+SLOTS_DUE = text("""
+SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
+ WHERE d.slot = 'due' AND d.settled_at < now() - make_interval(secs => :older_than)
+ ORDER BY d.settled_at
+ LIMIT :batch
+""")
+
+SLOTS_RETURNED = text("""
+UPDATE orcheo_dispatch.dispatch SET slot = 'returned'
+ WHERE run_id = ANY (CAST(:run_ids AS text[])) AND slot = 'due'
+""")
+
+# Rows that stand for a pending run keep its fence, and rows that owe a slot keep the debt.
+PRUNE = text("""
+WITH old AS (
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
+     WHERE d.state = 'settled' AND d.settled_at < now() - make_interval(secs => :retention) AND d.slot <> 'due'
+       AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id AND r.status IN ('pending', 'running'))
+     ORDER BY d.settled_at
+     LIMIT :batch
+       FOR UPDATE OF d SKIP LOCKED
+)
+DELETE FROM orcheo_dispatch.dispatch AS d USING old WHERE d.run_id = old.run_id
+RETURNING d.run_id
+""")
+
+# What an operator does by hand to one run: :action is cancel, fail or requeue. Refuses what a live worker holds
+# (but for a cancel, which the worker obeys itself) and what has ended otherwise. Its verdict says what was, or
+# under :dry_run would be, done. A run that was never claimed gets its row here, so that its slot comes back.
+REPAIR = text("""
+WITH run AS MATERIALIZED (
+    SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by
+      FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE
+), held AS MATERIALIZED (
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN run ON run.id = d.run_id
+     WHERE d.state = 'running' AND d.lease_expires_at >= now()
+       FOR UPDATE OF d
+), verdict AS (
+    SELECT run.*, held.run_id IS NOT NULL AS alive,
+           CASE WHEN :action = 'requeue' AND run.status = 'pending' THEN 'run is pending already'
+                WHEN :action = 'requeue' AND run.status = 'succeeded' THEN 'run has succeeded'
+                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') THEN 'run is ' || run.status
+                WHEN :action <> 'cancel' AND held.run_id IS NOT NULL THEN 'its worker is alive: cancel it first' END
+               AS refused,
+           CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'pending' END AS status_after
+      FROM run LEFT JOIN held ON held.run_id = run.id
+), moved AS (
+    UPDATE workflow_runs AS r
+       SET status = v.status_after, updated_at = now(),
+           payload = CASE WHEN :action = 'requeue'
+               THEN orcheo_dispatch.moved(r.payload, 'pending', 'run_requeued', :actor,
+                   jsonb_build_object('reason', CAST(:reason AS text)),
+                   jsonb_build_object('started_at', NULL, 'completed_at', NULL, 'error', NULL))
+               ELSE orcheo_dispatch.moved(r.payload, v.status_after, 'run_' || v.status_after, :actor,
+                   jsonb_build_object(CASE :action WHEN 'fail' THEN 'error' ELSE 'reason' END, CAST(:reason AS text)),
+                   jsonb_build_object('error', CAST(:reason AS text),
+                                      'completed_at', orcheo_dispatch.iso(now()))) END
+      FROM verdict AS v
+     WHERE r.id = v.id AND v.refused IS NULL AND NOT :dry_run
+), settled AS (
+    INSERT INTO orcheo_dispatch.dispatch AS d
+           (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+            dispatcher_id, reason)
+    SELECT v.id, v.workflow_id, v.workspace_id, v.triggered_by, 'settled',
+           CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'requeued' END, 1,
+           CASE WHEN v.workspace_id IS NULL THEN 'none' WHEN :action = 'requeue' THEN 'held' ELSE 'due' END,
+           now(), now(), '00000000-0000-0000-0000-000000000000', 'by hand'
+      FROM verdict AS v
+     WHERE v.refused IS NULL AND NOT v.alive AND NOT :dry_run
+        ON CONFLICT (run_id) DO UPDATE
+       SET state = 'settled', outcome = EXCLUDED.outcome, settled_at = now(), lease_expires_at = NULL,
+           reason = EXCLUDED.reason,
+           attempts = CASE WHEN :action = 'requeue' THEN 0 ELSE d.attempts END,
+           slot = CASE WHEN :action <> 'requeue' AND d.slot = 'held' THEN 'due' ELSE d.slot END
+)
+SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
+""")
