@@ -143,6 +143,7 @@ class Poller:
                 worker_id=str(run.worker_id),
             )
         if reaped:
+            self._store.close_traces(run.claim.run_id for run in reaped)
             self._return_slots(older_than=0.0)
         requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
         return len(reaped) - requeued, requeued

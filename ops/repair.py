@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from shared import statements
 from shared.database import transaction
 from shared.redaction import redact
+from shared.store import Store
 
 ACTOR_OPERATOR = "operator"
 
@@ -50,7 +51,10 @@ def repair(
     Raises `DatabaseError`; what was done until then stays done.
     """
     text = redact(reason.encode("utf-8", "replace").decode())
-    return [_repair_one(engine, run_id, action, text, dry_run) for run_id in dict.fromkeys(run_ids)]
+    done = [_repair_one(engine, run_id, action, text, dry_run) for run_id in dict.fromkeys(run_ids)]
+    if action is Action.FAIL and not dry_run:
+        Store(engine).close_traces(each.run_id for each in done if not each.refused)
+    return done
 
 
 def _repair_one(engine: Engine, run_id: str, action: Action, reason: str, dry_run: bool) -> Repair:

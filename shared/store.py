@@ -12,7 +12,9 @@ from sqlalchemy import Engine
 
 from shared import statements
 from shared.database import transaction
+from shared.errors import DatabaseError
 from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, Claim, Outcome, State
+from shared.logs import log
 from shared.settings import LostRuns
 
 
@@ -203,6 +205,17 @@ class Store:
     def reap_orphans(self) -> int:
         """Settle the rows of runs that are gone from the API's table; return how many."""
         return len(self._rows(statements.REAP_ORPHANS))
+
+    def close_traces(self, run_ids: Iterable[str]) -> int:
+        """Close the traces of these runs as far as they are open and the runs have ended; return how many.
+
+        Never raises: a trace is not worth a poll or a run. Orcheo makes the tables when it first writes a trace.
+        """
+        try:
+            return len(self._rows(statements.CLOSE_TRACES, run_ids=list(run_ids)))
+        except DatabaseError as error:
+            log.warning("traces_not_closed", reason=str(error))
+            return 0
 
     def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
         """Return claims that nobody answered for a lease, with the reason of their last extension."""

@@ -55,6 +55,9 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
         return None
     if settled.slot_due_in is not None:
         _give_back_slot(runtime, claim.run_id, settled.slot_due_in)
+    if settled.ended and (result.ignored_stop or result.stop is Stop.LEASE_OVER):
+        # Its executor did not get to it, or was told to keep off.
+        runtime.store.close_traces([claim.run_id])
     log.info(
         "run_settled",
         run_id=claim.run_id,

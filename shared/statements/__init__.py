@@ -27,6 +27,7 @@ from shared.statements.processes import (
 )
 from shared.statements.recovering import (
     ADOPT_CANCELLED,
+    CLOSE_TRACES,
     PRUNE,
     REAP,
     REAP_ORPHANS,
@@ -39,6 +40,7 @@ __all__ = [
     "ADOPT_CANCELLED",
     "BEGIN",
     "CLAIM",
+    "CLOSE_TRACES",
     "EXTEND",
     "GONE",
     "HEARTBEAT",

@@ -152,3 +152,29 @@ WITH run AS MATERIALIZED (
 )
 SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
 """)
+
+# Close the traces of ended runs whose worker cannot: an error step, as Orcheo's worker writes it, and the record's end.
+CLOSE_TRACES = text("""
+WITH open_trace AS MATERIALIZED (
+    SELECT h.execution_id, r.payload ->> 'error' AS error,
+           CASE r.status WHEN 'cancelled' THEN 'cancelled' ELSE 'error' END AS status
+      FROM execution_history AS h JOIN workflow_runs AS r ON r.id = h.execution_id
+     WHERE h.execution_id = ANY (CAST(:run_ids AS text[])) AND h.status = 'running'
+       AND r.status IN ('failed', 'cancelled')
+       FOR UPDATE OF h
+), step AS (
+    INSERT INTO execution_history_steps (execution_id, step_index, at, payload)
+    SELECT o.execution_id,
+           (SELECT COALESCE(max(s.step_index), -1) + 1 FROM execution_history_steps AS s
+             WHERE s.execution_id = o.execution_id),
+           now(),
+           jsonb_build_object('status', o.status, CASE o.status WHEN 'error' THEN 'error' ELSE 'reason' END, o.error)
+      FROM open_trace AS o
+        ON CONFLICT (execution_id, step_index) DO NOTHING
+)
+UPDATE execution_history AS h
+   SET status = o.status, error = o.error, completed_at = now(), trace_completed_at = now(), trace_last_span_at = now()
+  FROM open_trace AS o
+ WHERE h.execution_id = o.execution_id
+RETURNING h.execution_id
+""")

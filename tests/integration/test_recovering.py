@@ -10,7 +10,7 @@ from shared.ledger import Claim
 from shared.settings import LostRuns
 from shared.store import Begun, Ending, Store
 from tests.databases import Database
-from tests.runs import audit, claim_all, execute, insert_runs, ledger, read_run, store_of
+from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
 
 def _lost(store: Store, database: Database) -> Claim:
@@ -40,6 +40,40 @@ def test_lost_run_fails_and_owes_its_slot(database: Database) -> None:
     assert run["payload"]["error"].startswith("Worker lost: no heartbeat since 20")
     assert run["payload"]["audit_log"][-1]["actor"] == "dispatcher"
     assert (row["state"], row["outcome"], row["slot"]) == ("settled", "lost", "due")
+
+
+def _open_trace(database: Database, run_id: str) -> None:
+    """Write what Orcheo's history store has written of a run that is under way."""
+    execute(
+        database,
+        "INSERT INTO execution_history (execution_id, workflow_id, inputs, status, started_at)"
+        " VALUES (%s, 'w', '{}', 'running', now())",
+        run_id,
+    )
+    execute(database, "INSERT INTO execution_history_steps VALUES (%s, 0, now(), '{\"start\": {}}')", run_id)
+
+
+def test_trace_of_a_lost_run_is_closed_with_an_error_step(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    _open_trace(database, run_id)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        assert store.close_traces([run_id]) == 0, "the run has not ended"
+        store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
+        assert store.close_traces([run_id]) == 1
+        assert store.close_traces([run_id]) == 0
+    error = read_run(database, run_id)["payload"]["error"]
+    (record,) = everything(database, "SELECT status, error, completed_at FROM execution_history")
+    assert (record["status"], record["error"]) == ("error", error)
+    assert record["completed_at"] is not None
+    steps = everything(database, "SELECT step_index, payload FROM execution_history_steps ORDER BY step_index")
+    assert steps[1] == {"step_index": 1, "payload": {"status": "error", "error": error}}
+
+
+def test_traces_that_orcheo_never_made_cost_nothing(database: Database) -> None:
+    execute(database, "DROP TABLE execution_history_steps, execution_history")
+    with store_of(database) as (store, _):
+        assert store.close_traces(["r1"]) == 0
 
 
 def test_worker_that_comes_back_after_reap_changes_nothing(database: Database) -> None:
