@@ -19,10 +19,14 @@ from shared.settings import LostRuns
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A run that is ours to execute now."""
+class Run:
+    """One execution of a workflow, as begun: what an executor may know of it.
 
-    claim: Claim
+    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
+    """
+
+    run_id: str
+    fence: int
     attempt: int
     workflow_id: str
     workflow_version_id: str
@@ -30,6 +34,11 @@ class Begun:
     triggered_by: str
     inputs: Mapping[str, Any] = field(repr=False)
     runnable_config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it is executed."""
+        return Claim(self.run_id, self.fence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +144,7 @@ class Store:
         """Give claims back that never began; return how many of them were still ours."""
         return len(self._rows(statements.RELEASE, reason=reason, **_arrays(claims)))
 
-    def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Begun | NotBegun:
+    def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Run | NotBegun:
         """Begin the run of this claim, once; every later call with the same fence is told `stale`."""
         rows = self._rows(
             statements.BEGIN,
@@ -150,8 +159,9 @@ class Store:
         row = rows[0]
         if row.state != State.RUNNING:
             return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)
-        return Begun(
-            claim=claim,
+        return Run(
+            run_id=claim.run_id,
+            fence=claim.fence,
             attempt=row.attempts,
             workflow_id=row.workflow_id,
             workflow_version_id=row.workflow_version_id,

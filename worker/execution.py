@@ -45,7 +45,7 @@ class Execution:
 
     def __init__(self, run: Run, executor: Executor, loop: EventLoop, explain: Callable[[Stop], Stopped]) -> None:
         self.run = run
-        self.claim = Claim(run.run_id, run.fence)
+        self.claim = run.claim
         self.begun_at = time.monotonic()
         self.settling = False
         """Its end is being written: that the lease is gone then is no news."""

@@ -5,32 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from shared.errors import SettingsError
+from shared.store import Run
+
+__all__ = ["Executor", "FunctionExecutor", "Run", "RunRejectedError", "Stopped", "load_executor"]
 
 ORCHEO = "orcheo"
 _ORCHEO_PATH = "worker.orcheo.executor:OrcheoExecutor"
 _VARIABLE = "ORCHEO_WORKER_EXECUTOR"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One execution of a workflow, as begun: what an executor may know of it.
-
-    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
-    """
-
-    run_id: str
-    fence: int
-    attempt: int
-    workflow_id: str
-    workflow_version_id: str
-    workspace_id: str | None
-    triggered_by: str
-    inputs: Mapping[str, Any] = field(repr=False)
-    runnable_config: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from shared.ledger import Claim, Outcome
 from shared.logs import describe, log
 from shared.redaction import redact
 from shared.settings import LostRuns
-from shared.store import Begun, Ending, NotBegun, Settled
+from shared.store import Ending, NotBegun, Run, Settled
 from worker.execution import Execution, Result, Stop
-from worker.executor import Run, RunRejectedError, Stopped
+from worker.executor import RunRejectedError, Stopped
 from worker.payload import storable, storable_text
 from worker.runtime import Runtime
 
@@ -28,23 +28,23 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     Never raises on account of the run. Raises `DatabaseError` only from `begin`, when nothing has happened yet:
     the claim's lease then has the dispatcher look after it.
     """
-    begun = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
-    if isinstance(begun, NotBegun):
-        _skip(runtime, begun)
+    run = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
+    if isinstance(run, NotBegun):
+        _skip(runtime, run)
         return None
     started = time.monotonic()
-    log.info("run_begun", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence, attempt=begun.attempt)
+    log.info("run_begun", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence, attempt=run.attempt)
 
     def explain(stop: Stop) -> Stopped:
-        return _explain(stop, _ending_of_stopped(runtime, begun, stop))
+        return _explain(stop, _ending_of_stopped(runtime, run, stop))
 
-    execution = Execution(_run_of(begun), runtime.executor, runtime.loop, explain)
+    execution = Execution(run, runtime.executor, runtime.loop, explain)
     runtime.executions.add(execution)
     try:
         result = execution.wait(timeout=runtime.settings.run_timeout, grace=runtime.settings.cancel_grace)
         if result.ignored_stop:
-            log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=begun.workflow_id, fence=claim.fence)
-        ending = _ending_of(runtime, begun, result)
+            log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence)
+        ending = _ending_of(runtime, run, result)
         execution.settling = True
         settled = _settle(runtime, claim, ending) if ending is not None else None
     finally:
@@ -61,7 +61,7 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     log.info(
         "run_settled",
         run_id=claim.run_id,
-        workflow_id=begun.workflow_id,
+        workflow_id=run.workflow_id,
         fence=claim.fence,
         outcome=settled.outcome.value,
         seconds=round(time.monotonic() - started, 3),
@@ -77,24 +77,10 @@ def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
         _give_back_slot(runtime, claim.run_id, not_begun.slot_due_in)
 
 
-def _run_of(begun: Begun) -> Run:
-    return Run(
-        run_id=begun.claim.run_id,
-        fence=begun.claim.fence,
-        attempt=begun.attempt,
-        workflow_id=begun.workflow_id,
-        workflow_version_id=begun.workflow_version_id,
-        workspace_id=begun.workspace_id,
-        triggered_by=begun.triggered_by,
-        inputs=begun.inputs,
-        runnable_config=begun.runnable_config,
-    )
-
-
-def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending | None:
+def _ending_of(runtime: Runtime, run: Run, result: Result) -> Ending | None:
     """Turn how the coroutine ended into how the run ends; None where that is not this worker's to say."""
     if result.stop is not None:
-        return _ending_of_stopped(runtime, begun, result.stop)
+        return _ending_of_stopped(runtime, run, result.stop)
     if isinstance(result.error, RunRejectedError):
         return Ending.cancelled(redact(storable_text(str(result.error))))
     if result.error is not None:
@@ -106,7 +92,7 @@ def _ending_of(runtime: Runtime, begun: Begun, result: Result) -> Ending | None:
     return Ending.succeeded(output)
 
 
-def _ending_of_stopped(runtime: Runtime, begun: Begun, stop: Stop) -> Ending | None:
+def _ending_of_stopped(runtime: Runtime, run: Run, stop: Stop) -> Ending | None:
     settings = runtime.settings
     match stop:
         case Stop.CANCELLED:
@@ -124,7 +110,7 @@ def _ending_of_stopped(runtime: Runtime, begun: Begun, stop: Stop) -> Ending | N
     # The policy for lost runs, as the dispatcher would apply it once the lease is over.
     if settings.lost_runs is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.REQUEUE and begun.attempt < settings.max_attempts:
+    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
         return Ending.requeued(why)
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 

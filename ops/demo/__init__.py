@@ -21,7 +21,7 @@ from shared.database import make_engine, transaction
 from shared.migrate import migrate
 from shared.settings import Settings
 
-_WORKFLOW = Path(__file__).with_name("greet.py")
+WORKFLOW = Path(__file__).with_name("greet.py")
 _NAMES = ("Ada", "Grace", "Edsger", "Barbara", "Leslie", "Tony", "Radia", "Donald")
 _MAX_RUNS_OF_WORKSPACE = 1_000_000
 _DEADLINE_SECONDS = 300.0
@@ -51,7 +51,7 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                 stack = DemoStack(folder, variables, settings, api, redis_url)
                 with our_processes(folder, variables) as processes:
                     say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
-                    workflow_id = api.upload(_WORKFLOW, "greet")
+                    workflow_id = api.upload(WORKFLOW, "greet")
                     api.configure_webhook(workflow_id)
                     wait_until_at_work(processes)
                     succeeded = _play(stack, workflow_id, webhooks, cli_runs)

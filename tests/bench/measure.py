@@ -19,6 +19,7 @@ import psutil
 import psycopg
 from psycopg.rows import dict_row
 
+from ops.demo import WORKFLOW
 from ops.demo.stack import OurProcess, demo_variables, wait_until_at_work
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from ops.real.orcheo_api import OrcheoApi
@@ -26,7 +27,6 @@ from shared.ledger import ProcessKind
 from shared.migrate import migrate
 from shared.settings import Settings
 
-_WORKFLOWS = Path(__file__).with_name("workflows")
 _DEADLINE_SECONDS = 180.0
 _MEGABYTE = 1024 * 1024
 
@@ -48,8 +48,8 @@ class Bench:
         self.api = stack.enter_context(OrcheoApi(self.postgres.url, self.redis.url, folder / "orcheo"))
         self.api.limit_runs(1_000_000)
         migrate(Settings.load(postgres_dsn=self.postgres.url, redis_url=self.redis.url))
-        self.greet = self._workflow("greet")
-        self.wait = self._workflow("wait")
+        self.greet = self._workflow(WORKFLOW)
+        self.wait = self._workflow(Path(__file__).with_name("wait.py"))
 
     @contextmanager
     def running(self, *kinds: ProcessKind, **variables: str) -> Iterator[list[OurProcess]]:
@@ -94,8 +94,8 @@ class Bench:
         found = self.rows("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status")
         return {row["status"]: row["runs"] for row in found}
 
-    def _workflow(self, name: str) -> str:
-        workflow_id = self.api.upload(_WORKFLOWS / f"{name}.py", name)
+    def _workflow(self, source: Path) -> str:
+        workflow_id = self.api.upload(source, source.stem)
         self.api.configure_webhook(workflow_id)
         return workflow_id
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from shared.ledger import Claim, Outcome
-from shared.store import Begun, Ending, NotBegun, Store
+from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
 from tests.runs import audit, claim_all, execute, insert_runs, ledger, read_run, store_of
 
@@ -20,7 +20,7 @@ WORKER = uuid4()
 
 def _begun(store: Store) -> Claim:
     (claim,) = claim_all(store)
-    assert isinstance(store.begin(claim, worker_id=WORKER, lease=30), Begun)
+    assert isinstance(store.begin(claim, worker_id=WORKER, lease=30), Run)
     return claim
 
 
@@ -29,7 +29,7 @@ def test_begin_moves_run_and_ledger_together(database: Database) -> None:
     with store_of(database) as (store, _):
         (claim,) = claim_all(store)
         begun = store.begin(claim, worker_id=WORKER, lease=30)
-    assert isinstance(begun, Begun)
+    assert isinstance(begun, Run)
     assert begun.inputs == {"body": {"name": "Ada"}}
     assert begun.attempt == 1
     run, row = read_run(database, run_id), ledger(database, run_id)
@@ -84,7 +84,7 @@ def test_stale_fence_cannot_begin_run(database: Database) -> None:
         assert isinstance(answer, NotBegun)
         assert answer.reason == "stale"
         assert read_run(database, run_id)["status"] == "pending"
-        assert isinstance(store.begin(new, worker_id=WORKER, lease=30), Begun)
+        assert isinstance(store.begin(new, worker_id=WORKER, lease=30), Run)
 
 
 def test_stale_fence_cannot_heartbeat_run(database: Database) -> None:
@@ -118,7 +118,7 @@ def test_run_begins_once_when_two_workers_get_the_same_message(database: Databas
     ids = insert_runs(database, 200)
     with store_of(database) as (store, _):
         claims = claim_all(store, 200)
-    answers: list[Begun | NotBegun] = []
+    answers: list[Run | NotBegun] = []
     start = threading.Barrier(2)
 
     def work() -> None:
@@ -132,7 +132,7 @@ def test_run_begins_once_when_two_workers_get_the_same_message(database: Databas
         thread.start()
     for thread in threads:
         thread.join()
-    begun = [answer.claim.run_id for answer in answers if isinstance(answer, Begun)]
+    begun = [answer.claim.run_id for answer in answers if isinstance(answer, Run)]
     assert len(answers) == 400
     assert sorted(begun) == sorted(ids)
 
@@ -158,7 +158,7 @@ def test_begin_that_waits_for_a_cancel_sees_it(database: Database) -> None:
     with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
         (claim,) = claim_all(store)
         api.execute("UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", (run_id,))
-        answers: list[Begun | NotBegun] = []
+        answers: list[Run | NotBegun] = []
         worker = threading.Thread(target=lambda: answers.append(store.begin(claim, worker_id=WORKER, lease=30)))
         worker.start()
         _wait_until_blocked(database)

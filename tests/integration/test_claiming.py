@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from shared import statements
 from shared.ledger import Claim, Outcome
-from shared.store import Begun, Ending, NotBegun
+from shared.store import Ending, NotBegun, Run
 from tests.databases import Database
 from tests.runs import claim_all, execute, insert_runs, ledger, store_of
 
@@ -134,7 +134,7 @@ def test_released_claim_costs_no_attempt(database: Database) -> None:
         assert ledger(database, run_id)["attempts"] == 0
         assert ledger(database, run_id)["outcome"] == "released"
         (claim,) = claim_all(store)
-        assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Begun)
+        assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
         assert ledger(database, run_id)["attempts"] == 1
 
 
@@ -146,7 +146,7 @@ def test_release_of_an_old_claim_changes_nothing(database: Database) -> None:
         (new,) = claim_all(store)
         assert store.release(old, reason="test") == 0
         assert ledger(database, run_id)["state"] == "claimed"
-        assert isinstance(store.begin(new, worker_id=uuid4(), lease=30), Begun)
+        assert isinstance(store.begin(new, worker_id=uuid4(), lease=30), Run)
         assert store.release([new], reason="test") == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from shared.ledger import Claim
 from shared.settings import LostRuns
-from shared.store import Begun, Ending, Store
+from shared.store import Ending, Run, Store
 from tests.databases import Database
 from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
@@ -16,7 +16,7 @@ from tests.runs import audit, claim_all, everything, execute, insert_runs, ledge
 def _lost(store: Store, database: Database) -> Claim:
     """Begin a run whose worker is then never heard of again."""
     (claim,) = claim_all(store)
-    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Begun)
+    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
     _expire(database)
     return claim
 

@@ -10,14 +10,14 @@ from sqlalchemy import Engine
 from ops.repair import Action, Repair, repair
 from shared.ledger import Claim
 from shared.settings import LostRuns
-from shared.store import Begun, Ending, Store
+from shared.store import Ending, Run, Store
 from tests.databases import Database
 from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
 
 def _begun(store: Store) -> Claim:
     (claim,) = claim_all(store)
-    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Begun)
+    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
     return claim
 
 
@@ -39,7 +39,7 @@ def test_pending_run_is_ended_and_never_begins(database: Database, action: Actio
     with store_of(database) as (store, engine):
         (claim,) = claim_all(store)
         assert _one(engine, run_id, action) == Repair(run_id, "pending", status, None)
-        assert not isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Begun)
+        assert not isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
     run = read_run(database, run_id)
     assert (run["status"], run["payload"]["error"]) == (status, "because")
     assert run["payload"]["audit_log"][-1]["actor"] == "operator"
