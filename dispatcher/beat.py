@@ -8,10 +8,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from celery import Celery
+from celery.signals import beat_init
 
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, make_app
 from shared.entry import lazy_app
 from shared.ledger import ProcessKind
+from shared.logs import log
 from shared.processes import Process
 from shared.settings import Settings
 
@@ -25,7 +27,13 @@ def make_beat_app(settings: Settings) -> Celery:
     none of the past. The schedule is kept in memory: it holds nothing worth a file.
     """
     app = make_app("orcheo-beat", settings)
-    identity = {BEAT_HEADER: {"id": str(uuid4()), "host": socket.gethostname(), "pid": os.getpid()}}
+    beat_id = str(uuid4())
+    identity = {BEAT_HEADER: {"id": beat_id, "host": socket.gethostname(), "pid": os.getpid()}}
+
+    def say_started(**_: Any) -> None:
+        log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval)
+
+    beat_init.connect(say_started, weak=False)
     app.conf.beat_schedule = {
         "tick": {
             "task": TICK,

@@ -18,7 +18,7 @@ from ops.repair import Action, repair
 from shared import __version__, logs
 from shared.database import make_engine, transaction
 from shared.entry import fail
-from shared.errors import DispatchError, SchemaError
+from shared.errors import DispatchError, SchemaError, SettingsError
 from shared.migrate import current_revision, migrate, newest_revision
 from shared.settings import Settings
 
@@ -225,7 +225,10 @@ def demo(
     cli_runs: Annotated[int, typer.Option(min=0, max=1_000, help="Runs to create as a client would.")] = 5,
 ) -> None:
     """Run everything for real in a scratch folder: Postgres, Redis, Orcheo's API, and our three processes."""
-    from ops.demo import run_demo
+    try:
+        from ops.demo import run_demo
+    except ImportError as error:
+        raise SettingsError(f"the demo needs {error.name}: pip install 'orcheo-dispatch[demo]'") from error
 
     raise typer.Exit(run_demo(webhooks=webhooks, cli_runs=cli_runs, keep=keep))
 
@@ -272,11 +275,12 @@ def _celery_level(settings: Settings) -> str:
 
 def _run_worker(celery_app: object, settings: Settings, hostname: str) -> None:
     from celery import Celery
+    from celery.utils.nodenames import host_format
 
     assert isinstance(celery_app, Celery)
     # Gossip, mingle and Celery's own heartbeat fill Redis with chatter that nothing here reads.
     celery_worker = celery_app.Worker(
-        hostname=hostname,
+        hostname=host_format(hostname),
         loglevel=_celery_level(settings),
         quiet=True,
         without_gossip=True,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from ops.check import Finding, Grade
@@ -99,5 +100,6 @@ def findings_view(findings: Iterable[Finding]) -> RenderableType:
     """Return the table of `check`."""
     table = Table("what", "", "found", "how to mend it")
     for finding in findings:
-        table.add_row(finding.what, _GRADES[finding.grade], finding.found, finding.mend)
+        # Escaped: what stands in square brackets is not meant for rich.
+        table.add_row(finding.what, _GRADES[finding.grade], escape(finding.found), escape(finding.mend))
     return table

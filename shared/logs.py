@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 log = logger
 """`log.info("run_begun", run_id=..., fence=...)`: an event name and its fields."""
 
-_QUIET_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "kombu", "amqp", "httpx", "httpcore")
+# They tell of each message and each tick; what happens to a run is told by us.
+_QUIET_LOGGERS = ("celery.beat", "celery.worker.strategy", "celery.app.trace", "kombu", "amqp", "httpx", "httpcore")
 
 
 class _Intercept(logging.Handler):

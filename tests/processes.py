@@ -128,9 +128,7 @@ class Stack:
     def running(self, kind: str, **variables: str) -> Iterator[Process]:
         """Start a beat, dispatcher or worker and wait until it is at work."""
         with self.command(kind, **variables) as process:
-            process.saw(
-                {"beat": "beat: Starting", "dispatcher": "dispatcher_started", "worker": "worker_started"}[kind]
-            )
+            process.saw({"beat": "beat_started", "dispatcher": "dispatcher_started", "worker": "worker_started"}[kind])
             yield process
 
     def noted(self, event: str) -> list[str]:

@@ -26,7 +26,7 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _PAUSE_SECONDS = 0.05
 _AT_WORK = {
-    ProcessKind.BEAT: "beat: Starting",
+    ProcessKind.BEAT: "beat_started",
     ProcessKind.DISPATCHER: "dispatcher_started",
     ProcessKind.WORKER: "worker_started",
 }

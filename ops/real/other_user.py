@@ -40,7 +40,7 @@ def give(paths: Iterable[Path]) -> None:
 def within_reach(binaries: Path, directory: Path) -> Path:
     """Return `binaries`, or a copy of them in `directory` where the other user cannot come to them.
 
-    A virtualenv below /root is such a place.
+    A virtualenv in the home of root is such a place.
     """
     if not _closed(binaries.resolve()):
         return binaries

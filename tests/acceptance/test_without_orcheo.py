@@ -15,7 +15,7 @@ from tests.runs import insert_runs, ledger
 _SITECUSTOMIZE = """
 import sys
 
-REFUSED = {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain_core"}
+REFUSED = {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain_core", "httpx"}
 
 class Refusal:
     def find_spec(self, name, path=None, target=None):
@@ -58,6 +58,13 @@ def test_worker_says_in_one_line_that_the_extra_is_missing(stack: Stack, pool: s
     assert "cannot be imported" in line
     assert "pip install 'orcheo-dispatch[orcheo]'" in line
     assert "Traceback" not in worker.log
+
+
+def test_demo_says_in_one_line_what_it_needs(stack: Stack) -> None:
+    with stack.command("demo") as demo:
+        assert demo.exit_code() == 2
+        demo.finish()
+    assert demo.log == "orcheo-dispatch: the demo needs httpx: pip install 'orcheo-dispatch[demo]'\n"
 
 
 def _succeeds(stack: Stack, command: str) -> str:
