@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from orcheo.runtime.credentials import CredentialReferenceNotFoundError
+from orcheo_backend.app.dependencies import get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 
 from tests.databases import Database
@@ -19,6 +24,25 @@ from worker.payload import storable
 
 def test_name_orcheo_in_the_settings_stands_for_this_executor() -> None:
     assert isinstance(load_executor("orcheo"), OrcheoExecutor)
+
+
+def test_credential_of_the_workspace_is_resolved_and_another_one_is_not(orcheo_here: Database) -> None:
+    async def scenario(executor: OrcheoExecutor) -> None:
+        vault = get_vault()
+        arguments: dict[str, Any] = {"name": "door_key", "provider": "door", "scopes": [], "actor": "test"}
+        create = partial(vault.create_credential, **arguments)
+        await asyncio.to_thread(create, secret="somebody else's", workspace_id=str(uuid4()))
+        with pytest.raises(CredentialReferenceNotFoundError):
+            await executor.execute(await new_run("unlock"))
+        await asyncio.to_thread(create, secret="swordfish", workspace_id=WORKSPACE)
+        output = await executor.execute(await new_run("unlock"))
+        assert output is not None
+        assert output["final_state"]["node_results"] == {"start": {"length": 9, "resolved": True}}
+        traces = everything(orcheo_here, "SELECT payload::text AS step FROM execution_history_steps")
+        assert traces
+        assert not any("swordfish" in trace["step"] for trace in traces)
+
+    play(scenario)
 
 
 def test_success_returns_final_state_and_writes_history(orcheo_here: Database) -> None:

@@ -36,6 +36,16 @@ class UnstorableNode(TaskNode):
         return {"nan": float("nan"), "text": "a\x00b\ud800", "keys": {1: float("inf")}}
 
 
+class CredentialNode(TaskNode):
+    """Uses a credential of the vault, and tells nobody what it is."""
+
+    token: str
+
+    async def run(self, state: State, config: RunnableConfig) -> dict[str, Any]:
+        """Say how long the secret is."""
+        return {"length": len(self.token), "resolved": not self.token.startswith("[[")}
+
+
 class CountingNode(TaskNode):
     """Counts its calls in its class, as careless scripts do."""
 
@@ -79,6 +89,11 @@ def leave() -> StateGraph:
 def unstorable() -> StateGraph:
     """Return a graph whose output cannot be stored as it is."""
     return _graph(UnstorableNode(name="start"))
+
+
+def unlock() -> StateGraph:
+    """Return a graph that needs a credential of the vault."""
+    return _graph(CredentialNode(name="start", token="[[door_key]]"))
 
 
 def count() -> StateGraph:
