@@ -127,7 +127,10 @@ def _unstorable(error: BaseException) -> Ending:
 
 
 def _error_text(error: BaseException) -> str:
-    text = redact(storable_text(str(error))) or type(error).__name__
+    try:
+        text = redact(storable_text(str(error))) or type(error).__name__
+    except Exception:  # noqa: BLE001 - the workflow's own class may fail at its text
+        text = type(error).__name__
     return text if len(text) <= _MAX_ERROR_CHARACTERS else text[:_MAX_ERROR_CHARACTERS] + " ..."
 
 

@@ -51,6 +51,7 @@ def test_runs_that_misbehave_end_in_a_status_that_orcheo_reads(database: Databas
     wanted = {
         "fail": ("failed", "failed"),
         "exit": ("failed", "failed"),
+        "mute": ("failed", "failed"),
         "odd": ("succeeded", "succeeded"),
     }
     runs = {do: insert_runs(database, inputs={"do": do})[0] for do in wanted}
