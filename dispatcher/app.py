@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from celery import Celery, Task
-from celery.signals import worker_init, worker_shutdown
+from celery.signals import worker_init, worker_ready, worker_shutdown
 
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
@@ -15,6 +15,7 @@ from dispatcher.loop import PollLoop
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
+from shared.consumer import Consumer, watch_consumer
 from shared.database import make_engine, transaction
 from shared.entry import lazy_app
 from shared.errors import DatabaseError
@@ -22,11 +23,14 @@ from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.migrate import index_is_valid
 from shared.processes import Process
+from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
 
 _CONNECTIONS = 2
+_POLL_PATIENCE_SECONDS = 120.0
+"""A poll is some ten statements, each with a timeout; one that takes longer will never end."""
 
 
 class Dispatcher:
@@ -47,6 +51,7 @@ class Dispatcher:
             dispatcher_id=self.process.id,
         )
         self.loop = PollLoop(self.poller, self.process, self.engine, interval=settings.poll_interval)
+        self._progress: ProgressWatch | None = None
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
             self._hint_client, on_run=self.loop.wake, on_cron=self._cron_soon, interval=settings.poll_interval
@@ -59,8 +64,16 @@ class Dispatcher:
         self._hints.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id))
 
+    def watch(self, consumer: Consumer) -> None:
+        """Watch from now on whether ticks are taken and polls end."""
+        polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
+        self._progress = ProgressWatch(watch_consumer(consumer, self.broker, DISPATCH_QUEUE), polls)
+        self._progress.start()
+
     def stop(self) -> None:
         """Finish the poll under way and say goodbye. Claims that are out keep their leases."""
+        if self._progress is not None:
+            self._progress.stop()
         self._hints.stop()
         self.loop.stop()
         try:
@@ -102,7 +115,10 @@ def make_dispatcher_app(settings: Settings) -> Celery:
     def tick(self: Task[Any, Any]) -> None:
         beat = beat_of((self.request.headers or {}).get(BEAT_HEADER))
         for dispatcher in running:
-            dispatcher.loop.tick(beat)
+            if beat is None:
+                dispatcher.loop.wake()
+            else:
+                dispatcher.loop.tick(beat)
 
     @app.task(name=CRON, ignore_result=True)
     def cron() -> None:
@@ -114,11 +130,16 @@ def make_dispatcher_app(settings: Settings) -> Celery:
         dispatcher.start()
         running.append(dispatcher)
 
+    def watch(sender: Consumer, **_: Any) -> None:
+        for dispatcher in running:
+            dispatcher.watch(sender)
+
     def stop(**_: Any) -> None:
         while running:
             running.pop().stop()
 
     worker_init.connect(start, weak=False)
+    worker_ready.connect(watch, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
 

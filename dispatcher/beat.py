@@ -4,52 +4,95 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Any
 from uuid import UUID, uuid4
 
 from celery import Celery
+from celery.beat import Scheduler, SchedulingError
 from celery.signals import beat_init
+from kombu.connection import Connection
 
-from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, make_app
+from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, broker_errors, connect, make_app
+from shared.broker_state import BrokerState, reconnect
 from shared.entry import lazy_app
+from shared.errors import BrokerError
 from shared.ledger import ProcessKind
 from shared.logs import log
 from shared.processes import Process
+from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
 
-_EXPIRY_INTERVALS = 2
+_MAX_WAITING_TICKS = 10
+_PATIENCE_SECONDS = 30.0
+_PATIENCE_INTERVALS = 5
+
+
+class TickScheduler(Scheduler):
+    """Celery's scheduler, which sends nothing while nobody takes what it sends, and logs a change of state once.
+
+    The schedule is kept in memory: it holds nothing worth a file. Messages do not expire: an expiry is written
+    by one host's clock and read by another's. Instead none is sent while a few wait.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.broker = BrokerState("beat")
+        self.turned_at = time.monotonic()
+        """`time.monotonic()` of the last entry that was seen to, whatever came of it."""
+        super().__init__(*args, **kwargs)
+        self._client = connect(self.app.conf.broker_read_url)
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send what is due, unless enough of it waits; never raises."""
+        try:
+            with broker_errors():
+                waiting: Any = self._client.llen(DISPATCH_QUEUE)
+            if waiting < _MAX_WAITING_TICKS:
+                self.apply_async(entry, producer=producer, advance=False)
+        except (SchedulingError, BrokerError) as error:
+            self.broker.lost(error)
+        else:
+            self.broker.back()
+        self.turned_at = time.monotonic()
+
+    def _ensure_connected(self) -> Connection:
+        return reconnect(self.connection, self.broker, self._turn)
+
+    def _turn(self) -> None:
+        self.turned_at = time.monotonic()
 
 
 def make_beat_app(settings: Settings) -> Celery:
     """Return the app whose schedule Beat runs. Several Beats do no harm: ticks are coalesced.
 
-    A tick that nobody took within two intervals expires, so that a dispatcher that comes back meets
-    none of the past. The schedule is kept in memory: it holds nothing worth a file.
+    Beat is known to go on without ticking: wedged in a socket, or waiting for a host clock that was set back.
+    It is ended then, for its service manager to start it again; meanwhile dispatchers poll by themselves.
     """
     app = make_app("orcheo-beat", settings)
     beat_id = str(uuid4())
     identity = {BEAT_HEADER: {"id": beat_id, "host": socket.gethostname(), "pid": os.getpid()}}
+    patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * settings.poll_interval)
 
-    def say_started(**_: Any) -> None:
+    def start(sender: Any, **_: Any) -> None:
+        scheduler: TickScheduler = sender.scheduler
+        ticking = Watched("beat", lambda: time.monotonic() - scheduler.turned_at < patience, (exit_now,), patience=0)
+        ProgressWatch(ticking).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval)
 
-    beat_init.connect(say_started, weak=False)
+    beat_init.connect(start, weak=False)
+    app.conf.beat_scheduler = f"{__name__}:{TickScheduler.__name__}"
     app.conf.beat_schedule = {
         "tick": {
             "task": TICK,
             "schedule": settings.poll_interval,
-            "options": {
-                "queue": DISPATCH_QUEUE,
-                "expires": max(1.0, _EXPIRY_INTERVALS * settings.poll_interval),
-                "headers": identity,
-            },
+            "options": {"queue": DISPATCH_QUEUE, "headers": identity, "retry": False},
         }
     }
     if settings.api_url:
         app.conf.beat_schedule["cron"] = {
             "task": CRON,
             "schedule": settings.cron_interval,
-            "options": {"queue": DISPATCH_QUEUE, "expires": settings.cron_interval},
+            "options": {"queue": DISPATCH_QUEUE, "retry": False},
         }
     return app
 
@@ -58,7 +101,7 @@ def beat_of(header: Any) -> Process | None:
     """Return the Beat that a tick's header names, or None where it names none."""
     try:
         return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=str(header["host"])[:255], pid=int(header["pid"]))
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
 

@@ -33,6 +33,7 @@ class PollLoop:
         self._ticked_at = time.monotonic()
         self._beat_silent = False
         self._database_away = False
+        self._due_at = time.monotonic()
         self._seen_at = float("-inf")
         self._pruned_at = time.monotonic()
         self._beats: dict[str, Process] = {}
@@ -57,17 +58,20 @@ class PollLoop:
             self._woken = True
             self._wake.notify()
 
-    def tick(self, beat: Process | None = None) -> None:
-        """Poll as soon as possible: Beat is alive and says that an interval has passed."""
+    def tick(self, beat: Process) -> None:
+        """Poll as soon as possible: this Beat is alive and says that an interval has passed."""
         with self._wake:
             self._ticked_at = time.monotonic()
             self._woken = True
-            if beat is not None:
-                self._beats[str(beat.id)] = beat
+            self._beats[str(beat.id)] = beat
             self._wake.notify()
         if self._beat_silent:
             self._beat_silent = False
             log.info("beat_back")
+
+    def overdue(self, seconds: float) -> bool:
+        """Return whether a poll has not come to its end, or not begun, for so many seconds more than it should."""
+        return time.monotonic() > self._due_at + seconds
 
     def _run(self) -> None:
         delay: float | None = 0.0
@@ -78,8 +82,11 @@ class PollLoop:
         """Wait for a wake-up, for `delay`, or for Beat to have been silent too long; False to stop."""
         with self._wake:
             if not self._woken and not self._stopping:
-                self._wake.wait(self._patience() if delay is None else min(delay, self._patience()))
+                pause = self._patience() if delay is None else min(delay, self._patience())
+                self._due_at = time.monotonic() + pause
+                self._wake.wait(pause)
             self._woken = False
+            self._due_at = time.monotonic()
             return not self._stopping
 
     def _patience(self) -> float:

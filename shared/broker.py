@@ -33,7 +33,8 @@ HINT_QUEUE = "celery"
 BEAT_HEADER = "orcheo_dispatch_beat"
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-SOCKET_TIMEOUT_SECONDS = 15.0
+SOCKET_TIMEOUT_SECONDS = 5.0
+"""Redis answers in milliseconds; a connection that is silent for so long is dead."""
 HEALTH_CHECK_SECONDS = 25
 _VISIBILITY_TIMEOUT_SECONDS = 86_400
 _UNACKED = "orcheo.unacked"
@@ -73,7 +74,6 @@ def make_app(name: str, settings: Settings) -> Celery:
             "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": HEALTH_CHECK_SECONDS,
-            "retry_on_timeout": True,
             # A publisher that meets a dead broker says so at once; who publishes decides about trying again.
             "max_retries": 1,
             "interval_start": 0,
@@ -84,15 +84,17 @@ def make_app(name: str, settings: Settings) -> Celery:
             "unacked_index_key": f"{_UNACKED}_index",
             "unacked_mutex_key": f"{_UNACKED}_mutex",
         },
+        broker_channel_error_retry=True,
+        worker_consumer="shared.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
+        worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_proc_alive_timeout=120.0,
-        beat_scheduler="celery.beat:Scheduler",
         beat_max_loop_interval=max(0.05, min(settings.poll_interval, 5.0)),
     )
 
@@ -142,10 +144,9 @@ def held_claims(client: redis.Redis, queue: str) -> Held:
     with broker_errors():
         waiting: Any = client.lrange(queue, 0, -1)
         unacked: Any = client.hvals(_UNACKED)
-    delivered = (claim_of(json.dumps(json.loads(raw)[0])) for raw in unacked)
     return Held(
         frozenset(claim for claim in map(claim_of, waiting) if claim is not None),
-        frozenset(claim for claim in delivered if claim is not None),
+        frozenset(claim for claim in map(_claim_of_unacked, unacked) if claim is not None),
     )
 
 
@@ -153,16 +154,33 @@ def task_name(raw: bytes | str) -> str | None:
     """Return the task that a raw message of kombu's names, or None where it is no such message."""
     try:
         name = json.loads(raw)["headers"]["task"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 
 
 def claim_of(raw: bytes | str) -> Claim | None:
     """Return the claim that a raw message carries in its headers, or None where it is not one of ours."""
-    if task_name(raw) != EXECUTE_RUN:
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
-    claim = json.loads(raw)["headers"].get("claim")
+    return _claim_in(message)
+
+
+def _claim_of_unacked(raw: bytes | str) -> Claim | None:
+    """Return the claim of a message that kombu keeps until it is acknowledged: `[message, exchange, routing key]`."""
+    try:
+        return _claim_in(json.loads(raw)[0])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _claim_in(message: Any) -> Claim | None:
+    headers = message.get("headers") if isinstance(message, dict) else None
+    if not isinstance(headers, dict) or headers.get("task") != EXECUTE_RUN:
+        return None
+    claim = headers.get("claim")
     if not isinstance(claim, list) or len(claim) != 2:
         return None
     run_id, fence = claim

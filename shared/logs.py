@@ -26,6 +26,8 @@ log = logger
 
 # They tell of each message and each tick; what happens to a run is told by us.
 _QUIET_LOGGERS = ("celery.beat", "celery.worker.strategy", "celery.app.trace", "kombu", "amqp", "httpx", "httpcore")
+# What it warns of is told by our own consumer, once a change of state and without the message's body.
+_SILENT_LOGGERS = ("celery.worker.consumer.consumer",)
 
 
 class _Intercept(logging.Handler):
@@ -50,8 +52,9 @@ def configure(settings: Settings) -> None:
     write = _write_json if settings.log_format == "json" else _write_text
     logger.add(write, level=settings.log_level, format="{message}", backtrace=False, diagnose=False, catch=True)
     logging.basicConfig(handlers=[_Intercept()], level=settings.log_level.replace("TRACE", "DEBUG"), force=True)
-    for name in _QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for names, level in ((_QUIET_LOGGERS, logging.WARNING), (_SILENT_LOGGERS, logging.ERROR)):
+        for name in names:
+            logging.getLogger(name).setLevel(level)
 
 
 def describe(error: BaseException | None, trace: TracebackType | None = None) -> dict[str, str]:

@@ -17,6 +17,9 @@ from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, Claim, Outcome, State
 from shared.logs import log
 from shared.settings import LostRuns
 
+STALE = "stale"
+"""Why a message of an earlier claim, or one that was answered before, is not begun."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -155,7 +158,7 @@ class Store:
             actor=ACTOR_WORKER,
         )
         if not rows:
-            return NotBegun(claim, "stale")
+            return NotBegun(claim, STALE)
         row = rows[0]
         if row.state != State.RUNNING:
             return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
+from celery.exceptions import Ignore
 from kombu.entity import Queue
 
 from shared.broker import EXECUTE_RUN, make_app
@@ -29,18 +30,28 @@ def make_worker_app(settings: Settings) -> Celery:
     lifecycle = Lifecycle(settings)
     lifecycle.connect()
 
-    @app.task(name=EXECUTE_RUN, ignore_result=True)
-    def execute(*args: Any, **kwargs: Any) -> None:
+    @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)
+    def execute(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
         claim = read_claim(args, kwargs)
-        if claim is None:
-            return
+        if claim is None or _wants_more(self.request):
+            # Nor is anything done that such a message wants to be done afterwards.
+            raise Ignore
         try:
             execute_run(lifecycle.runtime, claim)
+            lifecycle.after_run()
         except DatabaseError as error:
             # Nothing has begun: the lease of the claim runs out, and the dispatcher sees to it.
             log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
 
     return app
+
+
+def _wants_more(request: Any) -> bool:
+    """Tell whether a message wants other tasks to follow: ours never do."""
+    more = bool(request.callbacks or request.errbacks or request.chord or request.chain)
+    if more:
+        log.warning("malformed_message", error="follow-up tasks")
+    return more
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import queue
 import threading
 import time
@@ -30,6 +31,9 @@ class Stop(Enum):
     DRAINED = auto()
 
 
+_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution")
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """How the coroutine ended: an output, an error, or a stop. `ignored_stop` where it went on after the grace time."""
@@ -43,10 +47,13 @@ class Result:
 class Execution:
     """One run under execution. Waited for by its own thread, stopped by others."""
 
-    def __init__(self, run: Run, executor: Executor, loop: EventLoop, explain: Callable[[Stop], Stopped]) -> None:
+    def __init__(
+        self, run: Run, executor: Executor, loop: EventLoop, explain: Callable[[Stop], Stopped], *, begun_at: float
+    ) -> None:
         self.run = run
         self.claim = run.claim
-        self.begun_at = time.monotonic()
+        self.begun_at = begun_at
+        """`time.monotonic()` of the moment before its lease began."""
         self.settling = False
         """Its end is being written: that the lease is gone then is no news."""
         self._executor = executor
@@ -84,6 +91,7 @@ class Execution:
 
     async def _execute(self) -> Mapping[str, Any] | None:
         self._task = asyncio.current_task()
+        _current.set(self)
         with self._stop_lock:
             if self._stop is not None:
                 raise asyncio.CancelledError
@@ -120,6 +128,11 @@ class Execution:
         return Result(output=output, stop=stop)
 
 
+def execution_in(context: contextvars.Context | None) -> Execution | None:
+    """Return the execution whose code has this context: a run's own task, and every task that it makes."""
+    return context.get(_current) if context is not None else None
+
+
 class Executions:
     """The runs that this process executes now, for the heartbeat and the drain. Thread-safe."""
 
@@ -129,6 +142,10 @@ class Executions:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def __contains__(self, execution: Execution) -> bool:
+        with self._lock:
+            return self._running.get(execution.claim) is execution
 
     def __iter__(self) -> Iterator[Execution]:
         with self._lock:

@@ -18,31 +18,26 @@ from shared.processes import Process
 from shared.settings import Settings
 from shared.store import Store
 from worker.execution import Execution, Executions, Stop
-from worker.loop import EventLoop
-
-_LAG_LIMIT_SECONDS = 2.0
 
 
 class Heartbeat:
     """Beats every `settings.heartbeat` seconds until it is stopped; one batched statement a beat."""
 
-    def __init__(self, settings: Settings, process: Process, executions: Executions, loop: EventLoop) -> None:
+    def __init__(self, settings: Settings, process: Process, executions: Executions) -> None:
         self._interval = settings.heartbeat
         self._lease = settings.worker_lease
         self._process = process
         self._executions = executions
-        self._loop = loop
         self._engine: Engine = make_engine(settings, role="heartbeat", connections=1)
         self._store = Store(self._engine)
         self._stopping = threading.Event()
         self._returned: list[str] = []
         self._returned_lock = threading.Lock()
         self._away = False
-        self._echoed = True
-        self._probed_at = time.monotonic()
-        self._blocked = False
         self.beaten_at = float("-inf")
         """`time.monotonic()` of the last beat that reached the database."""
+        self.turned_at = time.monotonic()
+        """The same of the last beat that was begun, whatever came of it."""
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -61,6 +56,11 @@ class Heartbeat:
             log.warning("goodbye_not_said", reason=str(error))
         self._engine.dispose()
 
+    @property
+    def gets_on(self) -> bool:
+        """Whether beats are begun when they are due; whether they reach the database is another matter."""
+        return time.monotonic() - self.turned_at <= 2 * self._interval
+
     def note_slot_returned(self, run_id: str) -> None:
         """Have the next beat note that this run's slot was given back."""
         with self._returned_lock:
@@ -68,6 +68,7 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Extend all leases; stop the runs that were cancelled or are not ours any more. Raises `DatabaseError`."""
+        began = time.monotonic()
         claims = [execution.claim for execution in self._executions]
         held = self._store.heartbeat(claims, lease=self._lease) if claims else {}
         for claim in claims:
@@ -80,18 +81,29 @@ class Heartbeat:
                 self._stop(execution, Stop.CANCELLED, "run_ended_by_api")
         self._process.seen(self._engine, running=len(claims))
         self._flush_returned()
-        self.beaten_at = time.monotonic()
+        # Of the moment before: the lease is not later than what we believe.
+        self.beaten_at = began
+
+    def stop_what_was_not_renewed(self) -> None:
+        """Give up the runs whose leases have run out: a stale holder stops itself.
+
+        For another thread than the heartbeat's own, which may be waiting for a connection that is dead.
+        """
+        if time.monotonic() - self.beaten_at < self._lease:
+            return
+        for execution in self._executions:
+            if time.monotonic() - execution.begun_at >= self._lease:
+                self._stop(execution, Stop.LEASE_OVER, "lease_not_renewed")
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval):
-            self._watch_loop()
+            self.turned_at = time.monotonic()
             try:
                 self.beat()
             except DatabaseError as error:
                 if not self._away:
                     log.warning("heartbeat_failed", reason=str(error))
                 self._away = True
-                self._stop_what_cannot_be_renewed()
             except Exception as error:  # noqa: BLE001 - a fault of ours must not cost all runs their leases
                 log.error("heartbeat_failed", **describe(error))
             else:
@@ -102,14 +114,6 @@ class Heartbeat:
     def _stop(self, execution: Execution, why: Stop, event: str) -> None:
         if not execution.settling and execution.stop(why):
             log.warning(event, run_id=execution.claim.run_id, fence=execution.claim.fence)
-
-    def _stop_what_cannot_be_renewed(self) -> None:
-        """Give up the runs whose leases have run out meanwhile: a stale holder stops itself."""
-        if time.monotonic() - self.beaten_at < self._lease:
-            return
-        for execution in self._executions:
-            if time.monotonic() - execution.begun_at >= self._lease:
-                self._stop(execution, Stop.LEASE_OVER, "lease_not_renewed")
 
     def _flush_returned(self) -> None:
         with self._returned_lock:
@@ -122,21 +126,3 @@ class Heartbeat:
             with self._returned_lock:
                 self._returned.extend(run_ids)
             raise
-
-    def _watch_loop(self) -> None:
-        """Ask the loop for a sign of life each beat; say so where a run has kept it from answering."""
-        if self._echoed:
-            if self._blocked:
-                log.info("loop_unblocked")
-            self._blocked, self._echoed, self._probed_at = False, False, time.monotonic()
-            self._loop.loop.call_soon_threadsafe(self._echo)
-        elif not self._blocked and time.monotonic() - self._probed_at > _LAG_LIMIT_SECONDS:
-            self._blocked = True
-            log.warning(
-                "loop_blocked",
-                seconds=round(time.monotonic() - self._probed_at, 1),
-                runs=",".join(execution.claim.run_id for execution in self._executions),
-            )
-
-    def _echo(self) -> None:
-        self._echoed = True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
+import time
 from typing import Any
 
 from celery.concurrency import get_implementation
@@ -11,15 +13,23 @@ from celery.signals import (
     worker_init,
     worker_process_init,
     worker_process_shutdown,
+    worker_ready,
     worker_shutdown,
     worker_shutting_down,
 )
+from celery.worker import state
 
+from shared.broker import connect
+from shared.consumer import Consumer, watch_consumer
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
+from shared.logs import log
+from shared.progress import EXIT_STALLED, LOOK_SECONDS, ProgressWatch
 from shared.settings import Settings, WorkerPool
 from worker.executor import load_executor
 from worker.runtime import Runtime, start_runtime
+
+_END_SECONDS = 5.0
 
 
 class Lifecycle:
@@ -33,6 +43,7 @@ class Lifecycle:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._runtime: Runtime | None = None
+        self._progress: ProgressWatch | None = None
         fork = multiprocessing.get_context("fork")
         self._draining, self._stopping = fork.Event(), fork.Event()
         if settings.pool is WorkerPool.PREFORK:
@@ -48,6 +59,7 @@ class Lifecycle:
     def connect(self) -> None:
         """Listen to Celery's signals."""
         worker_init.connect(self._refuse_another_pool, weak=False)
+        worker_ready.connect(self._watch, weak=False)
         if self._settings.pool is WorkerPool.THREADS:
             worker_init.connect(self._start, weak=False)
             worker_shutting_down.connect(self._drain, weak=False)
@@ -71,6 +83,21 @@ class Lifecycle:
         except DispatchError as error:
             fail(error)
 
+    def _watch(self, sender: Consumer, **_: Any) -> None:
+        """Watch from now on whether the consumer of this process takes what waits."""
+        self._broker = connect(self._settings.redis_url.get_secret_value())
+        self._progress = ProgressWatch(watch_consumer(sender, self._broker, self._settings.queue))
+        if self._settings.pool is WorkerPool.PREFORK:
+            # On a timer of the consumer's own loop: a lock that a thread holds while we fork stays locked in the child.
+            sender.timer.call_repeatedly(LOOK_SECONDS, self._progress.look)
+            return
+        self._progress.start()
+        if self._runtime is not None:
+            loop_watch = self._runtime.loop_watch
+            # A run that holds the loop holds up every other: more of them would only wait.
+            sender.paused = lambda: loop_watch.blocked
+            self._runtime.on_stalled = sender.give_up
+
     def _start_child(self, **_: Any) -> None:
         self._start()
         threading.Thread(target=self._drain_with_parent, name="drain", daemon=True).start()
@@ -83,11 +110,28 @@ class Lifecycle:
     def _tell_children(self, **_: Any) -> None:
         (self._stopping if self._draining.is_set() else self._draining).set()
 
+    def after_run(self) -> None:
+        """End a child whose loop a run still holds, although it was given up: its parent starts another."""
+        if self._settings.pool is WorkerPool.PREFORK and self.runtime.loop_watch.blocked:
+            log.warning("child_given_up", pid=os.getpid())
+            # Not os._exit: the pool would count its next message as this child's.
+            raise SystemExit(EXIT_STALLED)
+
     def _drain(self, **_: Any) -> None:
         if self._runtime is not None:
             self._runtime.drain()
 
     def _stop(self, **_: Any) -> None:
+        if self._progress is not None:
+            self._progress.stop()
         if self._runtime is not None:
             self._runtime.stop()
             self._runtime = None
+            threading.Thread(target=_end_for_certain, name="end", daemon=True).start()
+
+
+def _end_for_certain() -> None:
+    """End the process, though a thread that a run has left behind goes on: Python would wait for it."""
+    time.sleep(_END_SECONDS)
+    log.warning("threads_abandoned", threads=sum(not thread.daemon for thread in threading.enumerate()) - 1)
+    os._exit(state.should_stop or 0)

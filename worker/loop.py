@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
+import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,8 @@ class EventLoop:
 
     def __init__(self, *, threads: int) -> None:
         self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="run"))
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="run")
+        self.loop.set_default_executor(self._threads)
         self._thread = threading.Thread(target=self._run, name="event-loop", daemon=True)
 
     def start(self) -> None:
@@ -40,6 +43,17 @@ class EventLoop:
     def call[T](self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run the coroutine and wait for its result. Raises `TimeoutError` after `timeout` seconds."""
         return self.submit(coroutine).result(timeout)
+
+    def at_work(self) -> tuple[contextvars.Context | None, str]:
+        """Return the context of the task that holds the loop now, from any thread, and where its code is."""
+        task = asyncio.current_task(self.loop)
+        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - the documented way to see a thread
+        at = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "?"
+        return (task.get_context() if task is not None else None), at
+
+    def abandon_threads(self) -> None:
+        """Let the threads of runs end when they will: no run waits for them any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping
 
 from sqlalchemy.exc import DBAPIError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
@@ -13,12 +15,14 @@ from shared.ledger import Claim, Outcome
 from shared.logs import describe, log
 from shared.redaction import redact
 from shared.settings import LostRuns
-from shared.store import Ending, NotBegun, Run, Settled
+from shared.store import STALE, Ending, NotBegun, Run, Settled
 from worker.execution import Execution, Result, Stop
 from worker.executor import RunRejectedError, Stopped
 from worker.payload import storable, storable_text
 from worker.runtime import Runtime
 
+TIMEOUT_KEY = "run_timeout_seconds"
+"""Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""
 _MAX_ERROR_CHARACTERS = 20_000
 
 
@@ -28,23 +32,24 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     Never raises on account of the run. Raises `DatabaseError` only from `begin`, when nothing has happened yet:
     the claim's lease then has the dispatcher look after it.
     """
+    started = time.monotonic()
     run = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
     if isinstance(run, NotBegun):
         _skip(runtime, run)
         return None
-    started = time.monotonic()
+    timeout = _timeout_of(run, runtime.settings.run_timeout)
     log.info("run_begun", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence, attempt=run.attempt)
 
     def explain(stop: Stop) -> Stopped:
-        return _explain(stop, _ending_of_stopped(runtime, run, stop))
+        return _explain(stop, _ending_of_stopped(runtime, run, stop, timeout))
 
-    execution = Execution(run, runtime.executor, runtime.loop, explain)
+    execution = Execution(run, runtime.executor, runtime.loop, explain, begun_at=started)
     runtime.executions.add(execution)
     try:
-        result = execution.wait(timeout=runtime.settings.run_timeout, grace=runtime.settings.cancel_grace)
+        result = execution.wait(timeout=timeout, grace=runtime.settings.cancel_grace)
         if result.ignored_stop:
             log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence)
-        ending = _ending_of(runtime, run, result)
+        ending = _ending_of(runtime, run, result, timeout)
         execution.settling = True
         settled = _settle(runtime, claim, ending) if ending is not None else None
     finally:
@@ -70,17 +75,31 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     return settled.outcome
 
 
+def _timeout_of(run: Run, limit: float) -> float:
+    """Return the seconds that this run may take: the setting, or less where its own configuration says so."""
+    metadata = run.runnable_config.get("metadata")
+    wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
+    if wanted is None:
+        return limit
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
+        log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
+        return limit
+    return min(limit, float(wanted))
+
+
 def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
     claim = not_begun.claim
-    log.info("run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
+    # A message that was answered before is a replay, or came late; both deserve a look.
+    level = "WARNING" if not_begun.reason == STALE else "INFO"
+    log.log(level, "run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
     if not_begun.slot_due_in is not None:
         _give_back_slot(runtime, claim.run_id, not_begun.slot_due_in)
 
 
-def _ending_of(runtime: Runtime, run: Run, result: Result) -> Ending | None:
+def _ending_of(runtime: Runtime, run: Run, result: Result, timeout: float) -> Ending | None:
     """Turn how the coroutine ended into how the run ends; None where that is not this worker's to say."""
     if result.stop is not None:
-        return _ending_of_stopped(runtime, run, result.stop)
+        return _ending_of_stopped(runtime, run, result.stop, timeout)
     if isinstance(result.error, RunRejectedError):
         return Ending.cancelled(redact(storable_text(str(result.error))))
     if result.error is not None:
@@ -92,14 +111,14 @@ def _ending_of(runtime: Runtime, run: Run, result: Result) -> Ending | None:
     return Ending.succeeded(output)
 
 
-def _ending_of_stopped(runtime: Runtime, run: Run, stop: Stop) -> Ending | None:
+def _ending_of_stopped(runtime: Runtime, run: Run, stop: Stop, timeout: float) -> Ending | None:
     settings = runtime.settings
     match stop:
         case Stop.CANCELLED:
             # The API's word stands already; this only closes our side.
             return Ending.cancelled("Run was cancelled.")
         case Stop.TIMED_OUT:
-            error = f"Run timed out after {settings.run_timeout:g} s."
+            error = f"Run timed out after {timeout:g} s."
             return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT)
         case Stop.LOST:
             return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from shared.database import make_engine
 from shared.errors import DispatchError
 from shared.ledger import ProcessKind
 from shared.logs import describe, log
 from shared.processes import Process
+from shared.progress import ProgressWatch, Watched
 from shared.settings import Settings, WorkerPool
 from shared.slots import RunSlots
 from shared.store import Store
@@ -17,11 +19,15 @@ from worker.execution import Executions, Stop
 from worker.executor import load_executor
 from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
+from worker.loop_watch import LoopWatch
 
 _MAX_CONNECTIONS = 8
 _MIN_THREADS = 8
 _OPEN_TIMEOUT_SECONDS = 300.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
+_LOOP_PATIENCE_SECONDS = 5.0
+_HEARTBEAT_PATIENCE_SECONDS = 60.0
+"""A beat may wait for a connection and for a statement, each with a timeout below this."""
 
 
 class Runtime:
@@ -37,7 +43,14 @@ class Runtime:
         self.executor = load_executor(settings.executor)
         self.executions = Executions()
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
-        self.heartbeat = Heartbeat(settings, self.process, self.executions, self.loop)
+        self.heartbeat = Heartbeat(settings, self.process, self.executions)
+        self.loop_watch = LoopWatch(self.loop, self.executions)
+        self.on_stalled: Callable[[], None] = _leave_be
+        """What to do where this process cannot execute runs any more."""
+        self._progress = ProgressWatch(
+            Watched("event loop", self._loop_gets_on, (self._stalled,), _LOOP_PATIENCE_SECONDS),
+            Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+        )
         self._drain: threading.Timer | None = None
 
     def start(self) -> None:
@@ -48,6 +61,7 @@ class Runtime:
         if open_executor is not None:
             self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
         self.heartbeat.start()
+        self._progress.start()
         log.info(
             "worker_started",
             worker_id=str(self.process.id),
@@ -79,15 +93,32 @@ class Runtime:
                 self.loop.call(close_executor(), _CLOSE_TIMEOUT_SECONDS)
             except Exception as error:  # noqa: BLE001 - an executor that cannot close must not keep us from saying goodbye
                 log.warning("executor_not_closed", **describe(error))
+        self._progress.stop()
         self.heartbeat.stop()
+        self.loop.abandon_threads()
         self.slots.close()
         self.engine.dispose()
         log.info("worker_stopped", worker_id=str(self.process.id))
+
+    def _loop_gets_on(self) -> bool:
+        self.loop_watch.look()
+        return not self.loop_watch.hopeless
+
+    def _heartbeat_gets_on(self) -> bool:
+        self.heartbeat.stop_what_was_not_renewed()
+        return self.heartbeat.gets_on
+
+    def _stalled(self) -> None:
+        self.on_stalled()
 
     def _stop_runs(self) -> None:
         stopped = self.executions.stop_all(Stop.DRAINED)
         if stopped:
             log.warning("drain_timed_out", stopped=stopped)
+
+
+def _leave_be() -> None:
+    """Do nothing."""
 
 
 def start_runtime(settings: Settings) -> Runtime:

@@ -132,7 +132,7 @@ def test_redis_flushed_between_publish_and_begin_delays_runs_and_loses_none(
     database: Database, stack: Stack, redis_url: str
 ) -> None:
     ids = insert_runs(database, 20)
-    with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="2") as dispatcher:
+    with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="5") as dispatcher:
         until(
             lambda: len(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'")) == 20,
             what="all are published",

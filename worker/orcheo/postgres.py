@@ -26,7 +26,9 @@ _OUTAGE_SECONDS = 30.0
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 outlast_outage = retry(
-    retry=retry_if_exception_type((psycopg.OperationalError, psycopg.InterfaceError)),
+    retry=retry_if_exception_type(
+        (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
+    ),
     stop=stop_after_delay(_OUTAGE_SECONDS),
     wait=wait_random_exponential(multiplier=0.1, max=2),
     reraise=True,
@@ -46,7 +48,7 @@ async def open_pool(dsn: str) -> Pool:
         kwargs=connection_kwargs(autocommit=True, row_factory=dict_row),
         min_size=1,
         max_size=POOL_SIZE,
-        check=AsyncConnectionPool.check_connection,
+        check=_check_writable,
         timeout=_CHECKOUT_SECONDS,
         name="orcheo-executor",
         open=False,
@@ -57,6 +59,14 @@ async def open_pool(dsn: str) -> Pool:
         await pool.close()
         raise DatabaseError(f"no connection to Postgres within {_CHECKOUT_SECONDS:g} s") from error
     return pool
+
+
+async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
+    """Raise where the connection is dead, or leads to a server that a failover has made read-only."""
+    cursor = await connection.execute("SHOW transaction_read_only")
+    row = await cursor.fetchone()
+    if row is not None and row["transaction_read_only"] == "on":
+        raise psycopg.OperationalError("the server is read-only")
 
 
 class RunSaver(AsyncPostgresSaver):

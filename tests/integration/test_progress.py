@@ -1,0 +1,148 @@
+"""Liveness means progress: a process that is up and does nothing mends itself, or ends for its service manager."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+
+from ops.real.embedded import EmbeddedRedis
+from tests.databases import Database
+from tests.processes import Process, Stack, until
+from tests.runs import everything, insert_runs, read_run
+
+
+@pytest.fixture
+def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
+    return Stack(database, redis_url, tmp_path / "side-effects")
+
+
+def _ended(database: Database) -> int:
+    return len(everything(database, "SELECT FROM workflow_runs WHERE status IN ('succeeded', 'failed', 'cancelled')"))
+
+
+def test_worker_that_has_stopped_consuming_gets_a_new_connection(database: Database, stack: Stack) -> None:
+    insert_runs(database, inputs={"do": "deafen"})
+    with stack.running("dispatcher"), stack.running("worker", ORCHEO_WORKER_EXECUTOR="tests.wedges:play") as worker:
+        until(lambda: _ended(database) == 1, what="the run that deafens the worker ends")
+        insert_runs(database, 3)
+        until(lambda: _ended(database) == 4, what="the others end", seconds=30)
+        assert "stalled what=consumer" in worker.log
+        assert "remedy=restart_connection" in worker.log
+        assert "remedy=give_up" not in worker.log
+
+
+def test_worker_whose_consumer_hangs_ends_with_nothing_left_to_save(database: Database, stack: Stack) -> None:
+    insert_runs(database, inputs={"do": "wedge"})
+    with (
+        # The one message that Redis has sent to the worker that hangs is lost with it.
+        stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="5"),
+        stack.running("worker", ORCHEO_WORKER_EXECUTOR="tests.wedges:play") as worker,
+    ):
+        until(lambda: _ended(database) == 1, what="the run that wedges the worker ends")
+        insert_runs(database, 3)
+        assert worker.exit_code() == 1
+        assert "remedy=give_up" in worker.log
+        with stack.running("worker"):
+            until(lambda: _ended(database) == 4, what="another worker executes the others")
+
+
+def test_worker_whose_loop_a_given_up_run_holds_ends_and_settles_the_others(database: Database, stack: Stack) -> None:
+    (blocker,) = insert_runs(database, inputs={"do": "block", "seconds": 3600})
+    with (
+        stack.running("dispatcher"),
+        stack.running(
+            "worker",
+            ORCHEO_WORKER_RUN_TIMEOUT="4",
+            ORCHEO_WORKER_DRAIN_TIMEOUT="1",
+            ORCHEO_DISPATCH_LOST_RUNS="requeue",
+        ) as worker,
+    ):
+        until(lambda: stack.noted("begun") == [blocker], what="the run begins")
+        worker.saw("loop_blocked")
+        line = next(line for line in worker.lines if "loop_blocked" in line)
+        assert f"run_id={blocker}" in line
+        assert "executors.py" in line
+        # Nothing is taken while the loop is held: it would only wait.
+        (waiting,) = insert_runs(database)
+        assert worker.exit_code() == 1
+        assert read_run(database, blocker)["payload"]["error"] == "Run timed out after 4 s."
+        with stack.running("worker"):
+            until(lambda: read_run(database, waiting)["status"] == "succeeded", what="another worker takes it")
+    assert stack.noted("begun") == [blocker, waiting]
+
+
+def test_child_whose_loop_a_given_up_run_holds_is_replaced(database: Database, stack: Stack) -> None:
+    (blocker,) = insert_runs(database, inputs={"do": "block", "seconds": 3600})
+    with (
+        stack.running("dispatcher"),
+        stack.running(
+            "worker", ORCHEO_WORKER_POOL="prefork", ORCHEO_WORKER_CONCURRENCY="1", ORCHEO_WORKER_RUN_TIMEOUT="4"
+        ) as worker,
+    ):
+        until(lambda: read_run(database, blocker)["status"] == "failed", what="the run times out")
+        # What reaches the pool while one child ends is lost with it, and comes again after the dispatch lease.
+        until(lambda: worker.log.count("worker_started") == 2, what="another child is there")
+        (after,) = insert_runs(database)
+        until(lambda: read_run(database, after)["status"] == "succeeded", what="the next run is executed")
+        assert "child_given_up" in worker.log
+
+
+def test_beat_that_has_stopped_ticking_ends(stack: Stack) -> None:
+    with Process(["-m", "tests.wedged_beat"], stack.environment) as beat:
+        beat.saw("beat_started")
+        assert beat.exit_code() == 1
+        assert "exit_stalled" in beat.log
+
+
+def test_processes_are_back_within_seconds_of_redis_and_say_so_once(
+    database: Database, redis_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    stack = Stack(database, redis_server.url, tmp_path / "side-effects")
+    with stack.running("beat") as beat, stack.running("dispatcher") as dispatcher, stack.running("worker") as worker:
+        processes = (beat, dispatcher, worker)
+        insert_runs(database)
+        until(lambda: _ended(database) == 1, what="the first run ends")
+        redis_server.kill()
+        insert_runs(database)
+        for process in processes:
+            process.saw("broker_away")
+        # Long enough for any backoff to grow.
+        until(lambda: worker.log.count("role=consumer") >= 1, what="the worker says so")
+        beaten = everything(database, "SELECT now() + interval '12 seconds' AS at")[0]["at"]
+        until(lambda: everything(database, "SELECT now() > %s AS over", beaten)[0]["over"], what="twelve seconds")
+        redis_server.start()
+        until(lambda: _ended(database) == 2, what="the second run ends", seconds=5)
+        for process in processes:
+            process.saw("broker_back")
+        for process in processes:
+            noisy = [line for line in process.lines if "broker_away" in line]
+            assert len(noisy) <= 2, noisy
+            assert "Traceback" not in process.log
+            process.signal(signal.SIGTERM)
+            assert process.exit_code() == 0
+
+
+def test_redis_that_refuses_to_write_is_outlasted(
+    database: Database, redis_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """Its disk is full, or it has become a replica: it can be connected to, and answers with errors."""
+    import redis
+
+    stack = Stack(database, redis_server.url, tmp_path / "side-effects")
+    with stack.running("beat") as beat, stack.running("dispatcher") as dispatcher, stack.running("worker") as worker:
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            client.config_set("replica-serve-stale-data", "yes")
+            for process in (beat, worker, dispatcher):
+                if process is not dispatcher:
+                    process.saw("broker_away")
+            insert_runs(database)
+            dispatcher.saw("broker_away")
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        until(lambda: _ended(database) == 1, what="the run ends", seconds=10)
+        worker.saw("broker_back")
+        for process in (beat, dispatcher, worker):
+            assert len([line for line in process.lines if "broker_away" in line]) <= 3, process.log
