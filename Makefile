@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports unit acceptance format clean
+.PHONY: help demo test check lint types imports unit acceptance faults format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ unit: $(INSTALLED)  ## The quick half of the suite
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance
+
+faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3
+	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),3)
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .

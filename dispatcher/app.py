@@ -11,16 +11,19 @@ from celery.signals import worker_init, worker_ready, worker_shutdown
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
-from dispatcher.loop import PollLoop
+from dispatcher.loop import SILENT_INTERVALS, PollLoop
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
+from shared.checks import condition, progress
 from shared.consumer import Consumer, watch_consumer
 from shared.database import make_engine, transaction
-from shared.entry import lazy_app
-from shared.errors import DatabaseError
+from shared.entry import fail, lazy_app
+from shared.errors import DatabaseError, DispatchError
+from shared.health import HealthServer, Route, health_routes, serve_health
 from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
+from shared.metrics import DispatcherMetrics
 from shared.migrate import index_is_valid
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
@@ -29,6 +32,7 @@ from shared.slots import RunSlots
 from shared.store import Store
 
 _CONNECTIONS = 2
+_POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
 """A poll is some ten statements, each with a timeout; one that takes longer will never end."""
 
@@ -38,6 +42,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.process = Process(ProcessKind.DISPATCHER)
+        self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
@@ -49,16 +54,23 @@ class Dispatcher:
             broker=self.broker,
             slots=self.slots,
             dispatcher_id=self.process.id,
+            metrics=self.metrics,
         )
-        self.loop = PollLoop(self.poller, self.process, self.engine, interval=settings.poll_interval)
+        self.loop = PollLoop(
+            self.poller, self.process, self.engine, interval=settings.poll_interval, metrics=self.metrics
+        )
+        self._consumer: Consumer | None = None
         self._progress: ProgressWatch | None = None
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
-            self._hint_client, on_run=self.loop.wake, on_cron=self._cron_soon, interval=settings.poll_interval
+            self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._settings = settings
+        self._health: HealthServer | None = None
 
     def start(self) -> None:
-        """Poll from now on, and listen for hints."""
+        """Poll from now on, and listen for hints. Raises `SettingsError` where the health port is taken."""
+        self._health = serve_health(self._settings, self._routes())
         self._look_for_index()
         self.loop.start()
         self._hints.start()
@@ -66,8 +78,10 @@ class Dispatcher:
 
     def watch(self, consumer: Consumer) -> None:
         """Watch from now on whether ticks are taken and polls end."""
+        self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
-        self._progress = ProgressWatch(watch_consumer(consumer, self.broker, DISPATCH_QUEUE), polls)
+        taking = watch_consumer(consumer, self.broker, DISPATCH_QUEUE, self.metrics)
+        self._progress = ProgressWatch(taking, polls)
         self._progress.start()
 
     def stop(self) -> None:
@@ -85,6 +99,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._health is not None:
+            self._health.stop()
+        self.metrics.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()
@@ -99,7 +116,22 @@ class Dispatcher:
         except DatabaseError as error:
             log.warning("index_not_looked_for", reason=str(error))
 
+    def _routes(self) -> dict[str, Route]:
+        limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
+        live = [progress("poll", "poll succeeded", lambda: self.loop.polled_at, limit)]
+        broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
+        return health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+
+    def _broker_away(self) -> bool:
+        """Whether what takes ticks or what publishes has found Redis away."""
+        return self.poller.broker_away or (self._consumer is not None and not self._consumer.steady)
+
+    def _poll_soon(self) -> None:
+        self.metrics.hinted("run")
+        self.loop.wake()
+
     def _cron_soon(self) -> None:
+        self.metrics.hinted("cron")
         # The API may take its time; hints must not wait for it.
         threading.Thread(target=self.cron, name="cron", daemon=True).start()
 
@@ -127,7 +159,10 @@ def make_dispatcher_app(settings: Settings) -> Celery:
 
     def start(**_: Any) -> None:
         dispatcher = Dispatcher(settings, app)
-        dispatcher.start()
+        try:
+            dispatcher.start()
+        except DispatchError as error:
+            fail(error)
         running.append(dispatcher)
 
     def watch(sender: Consumer, **_: Any) -> None:

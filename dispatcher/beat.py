@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,10 +16,13 @@ from kombu.connection import Connection
 
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, broker_errors, connect, make_app
 from shared.broker_state import BrokerState, reconnect
-from shared.entry import lazy_app
-from shared.errors import BrokerError
+from shared.checks import progress
+from shared.entry import fail, lazy_app
+from shared.errors import BrokerError, DispatchError
+from shared.health import health_routes, serve_health
 from shared.ledger import ProcessKind
 from shared.logs import log
+from shared.metrics import BeatMetrics
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
@@ -39,6 +43,9 @@ class TickScheduler(Scheduler):
         self.broker = BrokerState("beat")
         self.turned_at = time.monotonic()
         """`time.monotonic()` of the last entry that was seen to, whatever came of it."""
+        self.sent_at = float("-inf")
+        """The same of the last one that went out."""
+        self.on_sent: Callable[[], None] = _nothing
         super().__init__(*args, **kwargs)
         self._client = connect(self.app.conf.broker_read_url)
 
@@ -49,6 +56,8 @@ class TickScheduler(Scheduler):
                 waiting: Any = self._client.llen(DISPATCH_QUEUE)
             if waiting < _MAX_WAITING_TICKS:
                 self.apply_async(entry, producer=producer, advance=False)
+                self.sent_at = time.monotonic()
+                self.on_sent()
         except (SchedulingError, BrokerError) as error:
             self.broker.lost(error)
         else:
@@ -75,6 +84,15 @@ def make_beat_app(settings: Settings) -> Celery:
 
     def start(sender: Any, **_: Any) -> None:
         scheduler: TickScheduler = sender.scheduler
+        metrics = BeatMetrics(settings, UUID(beat_id))
+        scheduler.on_sent = metrics.tick_sent
+        live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
+        # Not sent while Redis is away, nor while nobody takes what was sent.
+        sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
+        try:
+            serve_health(settings, health_routes(live=live, ready=[*live, sent], metrics=metrics.read))
+        except DispatchError as error:
+            fail(error)
         ticking = Watched("beat", lambda: time.monotonic() - scheduler.turned_at < patience, (exit_now,), patience=0)
         ProgressWatch(ticking).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval)
@@ -95,6 +113,10 @@ def make_beat_app(settings: Settings) -> Celery:
             "options": {"queue": DISPATCH_QUEUE, "retry": False},
         }
     return app
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def beat_of(header: Any) -> Process | None:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from dispatcher.poll import Poller, PollReport
 from shared.errors import DatabaseError
 from shared.logs import describe, log
+from shared.metrics import DispatcherMetrics
 from shared.processes import Process, prune_processes
 
 SILENT_INTERVALS = 5
@@ -22,11 +23,14 @@ _PRUNE_SECONDS = 3600.0
 class PollLoop:
     """Polls on a thread of its own. Any number of wake-ups while it polls become one more poll."""
 
-    def __init__(self, poller: Poller, process: Process, engine: Engine, *, interval: float) -> None:
+    def __init__(
+        self, poller: Poller, process: Process, engine: Engine, *, interval: float, metrics: DispatcherMetrics
+    ) -> None:
         self._poller = poller
         self._process = process
         self._engine = engine
         self._interval = interval
+        self._metrics = metrics
         self._wake = threading.Condition()
         self._woken = False
         self._stopping = False
@@ -65,8 +69,10 @@ class PollLoop:
             self._woken = True
             self._beats[str(beat.id)] = beat
             self._wake.notify()
+        self._metrics.ticked()
         if self._beat_silent:
             self._beat_silent = False
+            self._metrics.beat_is_silent(False)
             log.info("beat_back")
 
     def overdue(self, seconds: float) -> bool:
@@ -97,23 +103,29 @@ class PollLoop:
     def _poll_once(self) -> float | None:
         if not self._beat_silent and time.monotonic() - self._ticked_at >= SILENT_INTERVALS * self._interval:
             self._beat_silent = True
+            self._metrics.beat_is_silent(True)
             log.warning("beat_silent", seconds=SILENT_INTERVALS * self._interval, polling="by itself")
+        began = time.monotonic()
         try:
             report = self._poller.poll()
             self._say_alive()
         except DatabaseError as error:
+            self._metrics.database_failed()
+            self._metrics.polled("database_away", time.monotonic() - began)
             if not self._database_away:
                 self._database_away = True
                 log.warning("database_away", reason=str(error))
             return _DATABASE_RETRY_SECONDS
         except Exception as error:  # noqa: BLE001
             # A fault of ours must not end dispatching: say so, with the place, and go on.
+            self._metrics.polled("failed", time.monotonic() - began)
             log.error("poll_failed", **describe(error))
             return _DATABASE_RETRY_SECONDS
         if self._database_away:
             self._database_away = False
             log.info("database_back")
         self.polled_at = time.monotonic()
+        self._metrics.polled("broker_away" if report.broker_error else "succeeded", self.polled_at - began)
         _log_report(report)
         return report.next_delay
 

@@ -14,6 +14,7 @@ from shared.broker import broker_errors, held_claims
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import Outcome
 from shared.logs import log
+from shared.metrics import DispatcherMetrics
 from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
@@ -57,6 +58,7 @@ class Poller:
         broker: redis.Redis,
         slots: RunSlots,
         dispatcher_id: UUID,
+        metrics: DispatcherMetrics,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -64,6 +66,7 @@ class Poller:
         self._broker = broker
         self._slots = slots
         self._id = dispatcher_id
+        self._metrics = metrics
         self._broker_failures = 0
         self._broker_retry_at = 0.0
         self._maintenance_at = 0.0
@@ -93,6 +96,7 @@ class Poller:
         extended, released = (0, 0) if broker_error else self._reconcile()
         self._maintain()
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - self._store.queued()))
+        self._metrics.room(room)
         if broker_error or room == 0:
             delay = self._broker_delay() if broker_error else self._full_delay()
             return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
@@ -105,12 +109,16 @@ class Poller:
             lease=self._settings.lease,
             dispatcher_id=self._id,
         )
+        self._metrics.claimed(len(claims))
         published, error = self._publisher.publish(claims) if claims else ([], None)
         if published:
+            self._metrics.published(len(published))
             self._store.mark_published(published, lease=self._settings.lease)
         if error:
             unpublished = [claim for claim in claims if claim not in set(published)]
-            released += self._store.release(unpublished, reason="broker_away")
+            given_back = self._store.release(unpublished, reason="broker_away")
+            self._metrics.released(given_back, "broker_away")
+            released += given_back
             self._note_broker(error)
         return PollReport(
             lost,
@@ -146,6 +154,7 @@ class Poller:
             self._store.close_traces(run.claim.run_id for run in reaped)
             self._return_slots(older_than=0.0)
         requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
+        self._metrics.reaped(lost=sum(run.outcome is Outcome.LOST for run in reaped), requeued=requeued)
         return len(reaped) - requeued, requeued
 
     def _reconcile(self) -> tuple[int, int]:
@@ -170,6 +179,8 @@ class Poller:
         if delivered:
             self._store.extend(delivered, lease=self._settings.lease, reason=_DELIVERED)
         released = self._store.release(missing, reason="message_lost") if missing else 0
+        self._metrics.extended(len(waiting) + len(delivered))
+        self._metrics.released(released, "message_lost")
         log.warning("claims_reconciled", extended=len(waiting) + len(delivered), released=released)
         return len(waiting) + len(delivered), released
 
@@ -223,6 +234,7 @@ class Poller:
         if not self.broker_away:
             log.warning("broker_away", reason=str(error))
         self._broker_failures += 1
+        self._metrics.broker_failed()
         first, last = _BACKOFF_SECONDS
         pause = min(last, first * 2 ** min(self._broker_failures, 10))
         # Full jitter, so that many dispatchers do not come back in step (AWS Architecture Blog, 2015).

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from ops import rights
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError
@@ -21,13 +22,6 @@ from shared.settings import Settings
 POSTGRES_OLDEST = 140000
 REDIS_OLDEST = (6, 2)
 ORCHEO_OLDEST, ORCHEO_BEFORE = (0, 39), (0, 40)
-
-_RIGHTS = text("""
-SELECT has_table_privilege('workflow_runs', 'SELECT') AS can_select,
-       has_column_privilege('workflow_runs', 'status', 'UPDATE')
-           AND has_column_privilege('workflow_runs', 'payload', 'UPDATE')
-           AND has_column_privilege('workflow_runs', 'updated_at', 'UPDATE') AS can_update
-""")
 
 
 class Grade(StrEnum):
@@ -110,17 +104,11 @@ def _look_at_database(connection: Connection) -> Iterator[Finding]:
             wrong,
         )
         return
-    rights = connection.execute(_RIGHTS).one()
-    if rights.can_select and rights.can_update:
-        yield Finding("Orcheo's tables", Grade.OK, "workflow_runs can be read and updated")
-    else:
-        yield Finding(
-            "Orcheo's tables",
-            Grade.WRONG,
-            "no right to " + ("update" if rights.can_select else "read") + " workflow_runs",
-            "GRANT SELECT, UPDATE (status, payload, updated_at) ON workflow_runs",
-            wrong,
-        )
+    yield Finding("Orcheo's tables", Grade.OK, "workflow_runs is there")
+    lacks = rights.lacking(connection)
+    yield from _rights(lacks)
+    if not lacks.entry:
+        return
     revision, newest = current_revision(connection), newest_revision()
     if revision == newest:
         yield Finding("our schema", Grade.OK, f"revision {revision}")
@@ -142,6 +130,22 @@ def _look_at_database(connection: Connection) -> Iterator[Finding]:
             "missing" if valid is None else "invalid",
             "orcheo-dispatch migrate (polls read all runs without it)",
         )
+
+
+def _rights(lacks: rights.Lacking) -> Iterator[Finding]:
+    mend = "the owner runs the SQL that 'orcheo-dispatch roles' prints"
+    if lacks.dispatcher and lacks.worker:
+        kind, missing = min(("dispatcher", lacks.dispatcher), ("worker", lacks.worker), key=lambda lack: len(lack[1]))
+        found = f"a {kind} lacks {', '.join(missing)}"
+        yield Finding("rights", Grade.WRONG, found, mend, DatabaseError.exit_code)
+        return
+    if not lacks.dispatcher and not lacks.worker:
+        found = "enough for a dispatcher and a worker"
+    else:
+        found = "enough for a " + ("worker with an executor of your own" if lacks.dispatcher else "dispatcher")
+    yield Finding("rights", Grade.OK, found)
+    if lacks.traces:
+        yield Finding("traces", Grade.WARN, "no right to close those of lost runs", mend)
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ops import check as checks
-from ops import queries, screen
+from ops import queries, rights, screen
 from ops.repair import Action, repair
 from shared import __version__, logs
 from shared.database import make_engine, transaction
@@ -85,6 +85,12 @@ def migrate_command(
     print(f"schema orcheo_dispatch {moved} revision {done.revision}")
     made = "made" if done.index_created else "present" if done.index_present else "left out: polls read all runs"
     print(f"index on pending runs: {made}")
+
+
+@app.command()
+def roles() -> None:
+    """Print SQL that makes roles of least privilege; to be run by the owner of Orcheo's tables, after `migrate`."""
+    print(rights.roles_sql(), end="")
 
 
 @app.command()

@@ -44,6 +44,11 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_a
  ORDER BY kind, host, started_at
 """)
 
+# How long no Beat has been seen; nothing where none ever was, or not for a day: then its row is pruned.
+_BEAT_SILENT = text("""
+SELECT EXTRACT(epoch FROM now() - max(seen_at))::float8 FROM orcheo_dispatch.process WHERE kind = 'beat'
+""")
+
 _RUNS = text("""
 SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
        EXTRACT(epoch FROM now() - r.created_at)::float8 AS age,
@@ -92,6 +97,8 @@ class Status:
     running: int
     stuck: int
     slots_due: int
+    beat_silent_for: float | None
+    """Seconds since a dispatcher took a tick of any Beat; None where there was none for a day."""
     processes: list[ProcessRow] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -132,6 +139,7 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         ).one()
         dispatch = connection.execute(_DISPATCH).one()
         slots_due = connection.scalar(_SLOTS_DUE)
+        beat_silent_for = connection.scalar(_BEAT_SILENT)
         alive = connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})
         processes = [ProcessRow(**row) for row in alive.mappings()]
     return Status(
@@ -146,6 +154,7 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         running=dispatch.running,
         stuck=dispatch.stuck,
         slots_due=slots_due or 0,
+        beat_silent_for=beat_silent_for,
         processes=processes,
     )
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ops.check import Finding, Grade
-from ops.queries import RunRow, Status
+from ops.queries import ALIVE_SECONDS, RunRow, Status
 
 _PIPE_WIDTH = 160
 # A pipe has no width: there no id is cut short.
@@ -72,7 +72,15 @@ def status_view(status: Status) -> RenderableType:
         processes.add_row(
             process.kind, process.host, str(process.pid), process.version, load, f"{seconds(process.seen_ago)} ago"
         )
-    return Group(promise, "", runs, "", dispatch, "", processes)
+    return Group(promise, "", runs, "", dispatch, "", processes, *_beat_view(status.beat_silent_for))
+
+
+def _beat_view(silent_for: float | None) -> list[RenderableType]:
+    """Return a line where no Beat ticks: runs go on, but cron does not."""
+    if silent_for is not None and silent_for < ALIVE_SECONDS:
+        return []
+    since = "a day or ever" if silent_for is None else seconds(silent_for)
+    return [f"[yellow]no Beat for {since}: dispatchers poll by themselves, cron triggers wait[/]"]
 
 
 def runs_view(rows: Sequence[RunRow]) -> RenderableType:

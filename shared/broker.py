@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 """Redis answers in milliseconds; a connection that is silent for so long is dead."""
 HEALTH_CHECK_SECONDS = 25
+_KOMBU_SOCKET = "redis+socket"
+"""What kombu says for `unix`."""
+_OVER_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
 _VISIBILITY_TIMEOUT_SECONDS = 86_400
 _UNACKED = "orcheo.unacked"
 _POOL_ACQUIRE_SECONDS = 10.0
@@ -49,7 +53,9 @@ def make_app(name: str, settings: Settings) -> Celery:
     wedges Beat. Messages are acknowledged as soon as a run is taken up: whether a run is lost is decided by the
     lease in the ledger, not by Redis.
     """
-    app = Celery(name, broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    url = settings.redis_url.get_secret_value()
+    broker = f"{_KOMBU_SOCKET}{url.removeprefix('unix')}" if url.startswith("unix:") else url
+    app = Celery(name, broker=broker, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -62,6 +68,8 @@ def make_app(name: str, settings: Settings) -> Celery:
         task_default_queue=DISPATCH_QUEUE,
         timezone="UTC",
         enable_utc=True,
+        # Where the URL says nothing of certificates kombu would take any; redis-py, so all else here, takes none.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -109,13 +117,13 @@ def make_app(name: str, settings: Settings) -> Celery:
 
 
 def connect(url: str) -> redis.Redis:
-    """Return a Redis client whose every call ends within its timeouts."""
+    """Return a Redis client whose every call ends within its timeouts; the URL may be kombu's."""
+    if url.startswith(_KOMBU_SOCKET):
+        url = f"unix{url.removeprefix(_KOMBU_SOCKET)}"
+    # redis-py takes neither for a socket of the file system.
+    over_tcp = {} if url.startswith("unix:") else _OVER_TCP
     client: redis.Redis = redis.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        socket_keepalive=True,
-        health_check_interval=HEALTH_CHECK_SECONDS,
+        url, socket_timeout=SOCKET_TIMEOUT_SECONDS, health_check_interval=HEALTH_CHECK_SECONDS, **over_tcp
     )
     return client
 

@@ -25,6 +25,7 @@ from shared.broker import broker_errors
 from shared.broker_state import RETRY_SECONDS, BrokerState, reconnect
 from shared.errors import BrokerError
 from shared.logs import describe, log
+from shared.metrics import ConsumerMetrics
 from shared.progress import EXIT_STALLED, Watched, exit_now
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,6 +100,11 @@ class Consumer(CeleryConsumer):
         if time.monotonic() - self._connected_at < _STEADY_SECONDS:
             # It can be connected to but answers with errors: its disk is full, it is a replica, it is loading.
             time.sleep(RETRY_SECONDS / 2)
+
+    @property
+    def steady(self) -> bool:
+        """Whether there is a connection, and Redis was not found away on it."""
+        return self.connection is not None and not self.broker.away
 
     def note_steady(self) -> None:
         """Say that Redis is back, once a connection has held for a while: some accept and then refuse."""
@@ -198,12 +204,17 @@ class ConsumerProgress:
             return True
 
 
-def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str) -> Watched:
+def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
     """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
+
+    def restart_connection() -> None:
+        metrics.consumer_stalled()
+        consumer.restart_connection()
+
     return Watched(
         "consumer",
         ConsumerProgress(consumer, client, queue),
-        (consumer.restart_connection, consumer.give_up),
+        (restart_connection, consumer.give_up),
         CONSUMER_PATIENCE_SECONDS,
     )
 

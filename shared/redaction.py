@@ -6,7 +6,7 @@ import re
 
 _URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.\-]*://)(?P<user>[^\s:@/]*):(?P<password>[^\s/]+)@")
 _NAMED_SECRET = re.compile(
-    r"(?i)(?P<name>\b(?:password|passwd|pgpassword|secret|token|api[_-]?key|authorization)\b['\"]?\s*[=:]\s*)"
+    r"(?i)(?P<name>(?:password|passwd|pgpassword|secret|token|api[_-]?key|authorization)\b['\"]?\s*[=:]\s*)"
     r"(?P<value>\"[^\"]*\"|'[^']*'|(?:bearer\s+)?[^\s,;&'\"]+)"
 )
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.addresses import check_postgres_dsn, check_redis_url
 from shared.errors import SettingsError
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
@@ -41,23 +41,7 @@ def _split_list(value: Any) -> Any:
     return value
 
 
-def _url_of(*schemes: str) -> AfterValidator:
-    def validate(value: SecretStr) -> SecretStr:
-        if urlsplit(value.get_secret_value()).scheme not in schemes:
-            raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes))
-        return value
-
-    return AfterValidator(validate)
-
-
-def _dsn(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    if not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
-        raise ValueError("a Postgres DSN such as postgresql://user@host:5432/database")
-    return value
-
-
-RedisUrl = Annotated[SecretStr, _url_of("redis", "rediss", "unix")]
+RedisUrl = Annotated[SecretStr, AfterValidator(check_redis_url)]
 
 
 class Settings(BaseSettings):
@@ -65,7 +49,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
-    postgres_dsn: Annotated[SecretStr, AfterValidator(_dsn)] = Field(
+    postgres_dsn: Annotated[SecretStr, AfterValidator(check_postgres_dsn)] = Field(
         alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
     )
     redis_url: RedisUrl = Field(
@@ -166,6 +150,17 @@ class Settings(BaseSettings):
         "orcheo",
         alias="ORCHEO_WORKER_EXECUTOR",
         description="What executes a run: `orcheo`, or `package.module:name` (see `worker/executor.py`).",
+    )
+
+    health_host: str = Field(
+        "127.0.0.1", alias="ORCHEO_HEALTH_HOST", description="Address that /livez, /readyz and /metrics are served on."
+    )
+    health_port: int = Field(
+        0,
+        alias="ORCHEO_HEALTH_PORT",
+        ge=0,
+        le=65_535,
+        description="Their port, one of its own for each process; 0 serves none of them.",
     )
 
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import redis
 
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from ops.real.orcheo_api import OrcheoApi
-from tests.databases import Database, cloned, close, make_orcheo_tables, migrate
+from tests.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
+from tests.orcheo_stack import ApiOnDatabase
+from tests.roles import Roles, made
 from tests.servers import Choice, Servers, choose, running, scratch, versions_of
 
 type Admin = psycopg.Connection[Any]
@@ -57,6 +60,13 @@ def admin(servers: Servers) -> Iterator[Admin]:
 
 
 @pytest.fixture(scope="session")
+def granted(admin: Admin, servers: Servers) -> Iterator[Roles | str]:
+    """Roles of least privilege, or why this server lets the session have none."""
+    with made(admin, servers.postgres_url) as roles:
+        yield roles
+
+
+@pytest.fixture(scope="session")
 def orcheo_template(admin: Admin, servers: Servers) -> Iterator[Database]:
     """A closed database with Orcheo's tables and one workspace, about 8 s to make."""
     with cloned(admin, servers) as template:
@@ -66,19 +76,30 @@ def orcheo_template(admin: Admin, servers: Servers) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def template(admin: Admin, servers: Servers, orcheo_template: Database) -> Iterator[Database]:
-    """A closed database with Orcheo's tables and our schema."""
-    with cloned(admin, servers, orcheo_template.name) as made:
-        migrate(made)
-        close(admin, made)
-        yield made
+def template(admin: Admin, servers: Servers, orcheo_template: Database, granted: Roles | str) -> Iterator[Database]:
+    """A closed database with Orcheo's tables and our schema, and with rights for the session's roles."""
+    roles = granted if isinstance(granted, Roles) else None
+    with cloned(admin, servers, orcheo_template.name) as clone:
+        migrate(clone)
+        if roles:
+            grant(clone, roles)
+        close(admin, clone)
+        yield replace(clone, roles=roles)
 
 
 @pytest.fixture
 def database(admin: Admin, servers: Servers, template: Database) -> Iterator[Database]:
-    """A database of the test's own: Orcheo's tables, one workspace, our schema."""
+    """A database of the test's own: Orcheo's tables, one workspace, our schema, rights for the session's roles."""
     with cloned(admin, servers, template.name) as clone:
-        yield clone
+        yield replace(clone, roles=template.roles)
+
+
+@pytest.fixture
+def roles(granted: Roles | str) -> Roles:
+    """The session's roles of least privilege."""
+    if isinstance(granted, str):
+        pytest.skip(granted)
+    return granted
 
 
 @pytest.fixture
@@ -123,7 +144,7 @@ def orcheo(
     home: Path = tmp_path_factory.mktemp("orcheo")
     with (
         cloned(admin, servers, template.name) as shared_database,
-        OrcheoApi(shared_database.dsn, _flushed(servers, _API_REDIS), home) as api,
+        ApiOnDatabase(replace(shared_database, roles=template.roles), _flushed(servers, _API_REDIS), home) as api,
     ):
         api.limit_runs(_ORCHEO_RUNS)
         yield api

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from ops.real.orcheo_environment import orcheo_environment, process_environment
+from tests.roles import Kind, Roles
 from tests.servers import Servers, scratch
 
 _TABLES = Path(__file__).with_name("orcheo_tables.py")
@@ -29,6 +30,16 @@ class Database:
 
     name: str
     dsn: str = field(repr=False)
+    roles: Roles | None = None
+    """Who has rights of least privilege in it, if anybody has."""
+
+    def dsn_of(self, kind: Kind) -> str:
+        """Return its DSN for a login role of this kind, or the owner's where there are no roles."""
+        return self.roles.dsn(self.dsn, kind) if self.roles else self.dsn
+
+    def seen_by(self, kind: Kind) -> Database:
+        """Return the same database, as a login role of this kind sees it."""
+        return replace(self, dsn=self.dsn_of(kind), roles=None)
 
 
 def create(admin: psycopg.Connection[tuple[object, ...]], url: str, template: str = _EMPTY) -> Database:
@@ -91,6 +102,12 @@ def migrate(database: Database) -> None:
     from shared.settings import Settings
 
     migrations.migrate(Settings.load(postgres_dsn=database.dsn))
+
+
+def grant(database: Database, roles: Roles) -> None:
+    """Give the roles their rights in the database, as its owner does after `migrate`."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(roles.sql)
 
 
 def _with_name(url: str, name: str) -> str:

@@ -85,6 +85,19 @@ async def _exit(run: Run) -> Any:
     sys.exit(3)
 
 
+async def _recurse(run: Run) -> Any:
+    return await _recurse(run)
+
+
+async def _return_much(run: Run) -> Any:
+    return {"text": "x" * 5_000_000}
+
+
+async def _hog(run: Run) -> Any:
+    """Take every thread of the process, for ever."""
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, 3600) for _ in range(200)))
+
+
 async def _return_odd_things(run: Run) -> Any:
     return {"nul": "a\x00b", "lone": "\ud800", "nan": float("nan"), "object": object(), "id": uuid4(), 1: "key"}
 
@@ -100,6 +113,9 @@ _ACTS = {
     "mute": _mute,
     "exit": _exit,
     "odd": _return_odd_things,
+    "recurse": _recurse,
+    "much": _return_much,
+    "hog": _hog,
 }
 
 

@@ -22,8 +22,18 @@ _HTTP_TIMEOUT_SECONDS = 60.0
 _LIVE = {"pending", "running"}
 
 
+class ApiOnDatabase(OrcheoApi):
+    """The API on a database of which the tests know more than its DSN."""
+
+    def __init__(self, database: Database, redis_url: str, home: Path) -> None:
+        super().__init__(database.dsn, redis_url, home)
+        self.database = database
+
+
 def database_of(orcheo: OrcheoApi) -> Database:
     """Return the database that the API is on."""
+    if isinstance(orcheo, ApiOnDatabase):
+        return orcheo.database
     dsn = orcheo.variables["ORCHEO_POSTGRES_DSN"]
     return Database(urlsplit(dsn).path.lstrip("/"), dsn)
 

@@ -17,10 +17,13 @@ from typing import Self
 import pytest
 
 from tests.databases import Database
+from tests.roles import Kind
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+# Beat never connects to Postgres.
+_NOBODYS_DSN = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
 def until[T](look: Callable[[], T], *, what: str, seconds: float = DEADLINE_SECONDS) -> T:
@@ -103,9 +106,10 @@ class Process:
 
 
 class Stack:
-    """Starts our processes on one database and one Redis."""
+    """Starts our processes on one database and one Redis, each with no more rights than it needs."""
 
     def __init__(self, database: Database, redis_url: str, side_effects: Path) -> None:
+        self.database = database
         self.side_effects = side_effects
         self.environment = {
             "ORCHEO_POSTGRES_DSN": database.dsn,
@@ -122,7 +126,27 @@ class Stack:
 
     def command(self, *arguments: str, **variables: str) -> Process:
         """Start the command with these arguments, and these variables on top."""
-        return Process(["-m", "ops.cli", *arguments], {**self.environment, **variables})
+        return Process(["-m", "ops.cli", *arguments], self.environment_of(*arguments, **variables))
+
+    def environment_of(self, command: str, *_: str, **variables: str) -> dict[str, str]:
+        """Return the environment of one command: with the DSN of the role that has its rights, and no others."""
+        environment = {**self.environment, **variables}
+        if environment["ORCHEO_POSTGRES_DSN"] == self.database.dsn:
+            environment["ORCHEO_POSTGRES_DSN"] = self._dsn_of(command, environment["ORCHEO_WORKER_EXECUTOR"])
+        return environment
+
+    def _dsn_of(self, command: str, executor: str) -> str:
+        match command:
+            case "beat":
+                return _NOBODYS_DSN
+            case "worker" if executor != "orcheo":
+                return self.database.dsn_of(Kind.WORKER)
+            case "dispatcher" | "poll" | "check" | "cancel" | "fail" | "requeue":
+                return self.database.dsn_of(Kind.DISPATCHER)
+            case "status" | "runs":
+                return self.database.dsn_of(Kind.DASHBOARD)
+        # `migrate` makes tables. Orcheo's executor does too, and reads workflows and credentials.
+        return self.database.dsn
 
     @contextmanager
     def running(self, kind: str, **variables: str) -> Iterator[Process]:

@@ -98,6 +98,21 @@ def ledger(database: Database, run_id: str) -> dict[str, Any]:
     return one(database, "SELECT * FROM orcheo_dispatch.dispatch WHERE run_id = %s", run_id)
 
 
+def statuses(database: Database) -> set[str]:
+    """Return the statuses that runs have."""
+    return {row["status"] for row in everything(database, "SELECT DISTINCT status FROM workflow_runs")}
+
+
+def all_are(database: Database, status: str) -> bool:
+    """Return whether every run has this status."""
+    return statuses(database) == {status}
+
+
+def all_ended(database: Database) -> bool:
+    """Return whether no run is pending or running."""
+    return not statuses(database) & {"pending", "running"}
+
+
 def one(database: Database, query: str, *parameters: Any) -> dict[str, Any]:
     """Return the one row of a query."""
     rows = everything(database, query, *parameters)

@@ -1,4 +1,4 @@
-"""An executor for tests: its runs break the process around them, in the ways that Celery is known to break by itself."""
+"""An executor for tests: its runs break the process around them, as Celery is known to break by itself."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.entity import Queue
 
-from shared.broker import EXECUTE_RUN, make_app
+from shared.broker import DISPATCH_QUEUE, EXECUTE_RUN, TICK, broker_errors, make_app
 from shared.entry import lazy_app
-from shared.errors import DatabaseError
+from shared.errors import BrokerError, DatabaseError
 from shared.logs import log
 from shared.settings import Settings
 from worker.lifecycle import Lifecycle
@@ -27,7 +27,16 @@ def make_worker_app(settings: Settings) -> Celery:
         task_queues=[Queue(settings.queue)],
         task_default_queue=settings.queue,
     )
-    lifecycle = Lifecycle(settings)
+
+    def wake_dispatchers() -> None:
+        try:
+            with broker_errors():
+                app.send_task(TICK, queue=DISPATCH_QUEUE, retry=False, ignore_result=True)
+        except BrokerError as error:
+            # The next poll finds the run all the same.
+            log.debug("dispatchers_not_woken", reason=str(error))
+
+    lifecycle = Lifecycle(settings, wake_dispatchers)
     lifecycle.connect()
 
     @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)
@@ -35,12 +44,14 @@ def make_worker_app(settings: Settings) -> Celery:
         claim = read_claim(args, kwargs)
         if claim is None or _wants_more(self.request):
             # Nor is anything done that such a message wants to be done afterwards.
+            lifecycle.metrics.message_taken("malformed")
             raise Ignore
         try:
             execute_run(lifecycle.runtime, claim)
             lifecycle.after_run()
         except DatabaseError as error:
             # Nothing has begun: the lease of the claim runs out, and the dispatcher sees to it.
+            lifecycle.metrics.message_taken("database_away")
             log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
 
     return app

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from shared.database import make_engine
 from shared.errors import DatabaseError
 from shared.logs import describe, log
+from shared.metrics import WorkerMetrics
 from shared.processes import Process
 from shared.settings import Settings
 from shared.store import Store
@@ -23,11 +24,12 @@ from worker.execution import Execution, Executions, Stop
 class Heartbeat:
     """Beats every `settings.heartbeat` seconds until it is stopped; one batched statement a beat."""
 
-    def __init__(self, settings: Settings, process: Process, executions: Executions) -> None:
+    def __init__(self, settings: Settings, process: Process, executions: Executions, metrics: WorkerMetrics) -> None:
         self._interval = settings.heartbeat
         self._lease = settings.worker_lease
         self._process = process
         self._executions = executions
+        self._metrics = metrics
         self._engine: Engine = make_engine(settings, role="heartbeat", connections=1)
         self._store = Store(self._engine)
         self._stopping = threading.Event()
@@ -101,12 +103,15 @@ class Heartbeat:
             try:
                 self.beat()
             except DatabaseError as error:
+                self._metrics.beaten(succeeded=False)
+                self._metrics.database_failed()
                 if not self._away:
                     log.warning("heartbeat_failed", reason=str(error))
                 self._away = True
             except Exception as error:  # noqa: BLE001 - a fault of ours must not cost all runs their leases
                 log.error("heartbeat_failed", **describe(error))
             else:
+                self._metrics.beaten(succeeded=True)
                 if self._away:
                     log.info("heartbeat_back")
                 self._away = False

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 from celery.concurrency import get_implementation
 from celery.signals import (
@@ -20,16 +22,21 @@ from celery.signals import (
 from celery.worker import state
 
 from shared.broker import connect
+from shared.checks import Check, below, condition, progress
 from shared.consumer import Consumer, watch_consumer
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
+from shared.health import HealthServer, health_routes, serve_health
 from shared.logs import log
+from shared.metrics import WorkerMetrics
 from shared.progress import EXIT_STALLED, LOOK_SECONDS, ProgressWatch
 from shared.settings import Settings, WorkerPool
 from worker.executor import load_executor
+from worker.loop_watch import LAG_LIMIT_SECONDS
 from worker.runtime import Runtime, start_runtime
 
 _END_SECONDS = 5.0
+_MIN_LIMIT_SECONDS = 5.0
 
 
 class Lifecycle:
@@ -40,9 +47,13 @@ class Lifecycle:
     A second signal to stop ends the drain: runs that still execute are stopped at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wake_dispatchers: Callable[[], None]) -> None:
         self._settings = settings
+        self._wake_dispatchers = wake_dispatchers
         self._runtime: Runtime | None = None
+        self.metrics = WorkerMetrics.of_parent(settings, uuid4())
+        self._health: HealthServer | None = None
+        self._left = False
         self._progress: ProgressWatch | None = None
         fork = multiprocessing.get_context("fork")
         self._draining, self._stopping = fork.Event(), fork.Event()
@@ -79,14 +90,15 @@ class Lifecycle:
 
     def _start(self, **_: Any) -> None:
         try:
-            self._runtime = start_runtime(self._settings)
+            self._runtime = start_runtime(self._settings, self.metrics, self._wake_dispatchers)
         except DispatchError as error:
             fail(error)
 
     def _watch(self, sender: Consumer, **_: Any) -> None:
         """Watch from now on whether the consumer of this process takes what waits."""
         self._broker = connect(self._settings.redis_url.get_secret_value())
-        self._progress = ProgressWatch(watch_consumer(sender, self._broker, self._settings.queue))
+        self._progress = ProgressWatch(watch_consumer(sender, self._broker, self._settings.queue, self.metrics))
+        self._serve_health(sender)
         if self._settings.pool is WorkerPool.PREFORK:
             # On a timer of the consumer's own loop: a lock that a thread holds while we fork stays locked in the child.
             sender.timer.call_repeatedly(LOOK_SECONDS, self._progress.look)
@@ -98,7 +110,36 @@ class Lifecycle:
             sender.paused = lambda: loop_watch.blocked
             self._runtime.on_stalled = sender.give_up
 
+    def _serve_health(self, consumer: Consumer) -> None:
+        """Answer from now on. Under `prefork` for the parent alone: what its children do is in the metrics."""
+        live: list[Check] = []
+        ready = [
+            condition("consumer", lambda: None if consumer.steady else "not connected to Redis", "connected"),
+            condition("drain", lambda: "draining" if self._left else None, "takes runs"),
+        ]
+        if (runtime := self._runtime) is not None:
+            limit = max(_MIN_LIMIT_SECONDS, 3 * self._settings.heartbeat)
+            live = [
+                progress("heartbeat", "heartbeat begun", lambda: runtime.heartbeat.turned_at, limit),
+                below("loop", "loop lag", lambda: runtime.loop_watch.lag, self._settings.worker_lease),
+            ]
+            stored = progress(
+                "database",
+                "heartbeat stored",
+                lambda: runtime.heartbeat.beaten_at,
+                self._settings.worker_lease,
+                patient=False,
+            )
+            ready = [below("lag", "loop lag", lambda: runtime.loop_watch.lag, LAG_LIMIT_SECONDS), stored, *ready]
+        try:
+            self._health = serve_health(
+                self._settings, health_routes(live=live, ready=[*live, *ready], metrics=self.metrics.read)
+            )
+        except DispatchError as error:
+            fail(error)
+
     def _start_child(self, **_: Any) -> None:
+        self.metrics = self.metrics.of_child(uuid4())
         self._start()
         threading.Thread(target=self._drain_with_parent, name="drain", daemon=True).start()
 
@@ -108,6 +149,7 @@ class Lifecycle:
             self._drain()
 
     def _tell_children(self, **_: Any) -> None:
+        self._left = True
         (self._stopping if self._draining.is_set() else self._draining).set()
 
     def after_run(self) -> None:
@@ -118,12 +160,15 @@ class Lifecycle:
             raise SystemExit(EXIT_STALLED)
 
     def _drain(self, **_: Any) -> None:
+        self._left = True
         if self._runtime is not None:
             self._runtime.drain()
 
     def _stop(self, **_: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
+        if self._health is not None:
+            self._health.stop()
         if self._runtime is not None:
             self._runtime.stop()
             self._runtime = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from shared.logs import log
+from shared.metrics import WorkerMetrics
 from worker.execution import Execution, Executions, execution_in
 from worker.loop import EventLoop
 
@@ -14,9 +15,10 @@ LAG_LIMIT_SECONDS = 2.0
 class LoopWatch:
     """Asks the loop for a sign of life, again and again, from another thread."""
 
-    def __init__(self, loop: EventLoop, executions: Executions) -> None:
+    def __init__(self, loop: EventLoop, executions: Executions, metrics: WorkerMetrics) -> None:
         self._loop = loop
         self._executions = executions
+        self._metrics = metrics
         self._echoed = True
         self._asked_at = time.monotonic()
         self._blocker: Execution | None = None
@@ -29,6 +31,7 @@ class LoopWatch:
         """Look whether the loop answered, and ask again."""
         now = time.monotonic()
         if self._echoed:
+            self._metrics.loop_lag(self.lag)
             if self.blocked:
                 log.info("loop_unblocked")
             self.blocked, self._blocker = False, None
@@ -36,8 +39,10 @@ class LoopWatch:
             self._loop.loop.call_soon_threadsafe(self._echo)
             return
         self.lag = now - self._asked_at
+        self._metrics.loop_lag(self.lag)
         if self.lag > LAG_LIMIT_SECONDS and not self.blocked:
             self.blocked = True
+            self._metrics.loop_blocked()
             self._say_who()
 
     @property

@@ -35,8 +35,10 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
     started = time.monotonic()
     run = runtime.store.begin(claim, worker_id=runtime.process.id, lease=runtime.settings.worker_lease)
     if isinstance(run, NotBegun):
+        runtime.metrics.message_taken("stale" if run.reason == STALE else "skipped")
         _skip(runtime, run)
         return None
+    runtime.metrics.message_taken("begun")
     timeout = _timeout_of(run, runtime.settings.run_timeout)
     log.info("run_begun", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence, attempt=run.attempt)
 
@@ -45,24 +47,21 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
 
     execution = Execution(run, runtime.executor, runtime.loop, explain, begun_at=started)
     runtime.executions.add(execution)
-    try:
-        result = execution.wait(timeout=timeout, grace=runtime.settings.cancel_grace)
-        if result.ignored_stop:
-            log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence)
-        ending = _ending_of(runtime, run, result, timeout)
-        execution.settling = True
-        settled = _settle(runtime, claim, ending) if ending is not None else None
-    finally:
-        runtime.executions.remove(execution)
+    with runtime.metrics.executing():
+        settled, ending, result = _see_through(runtime, execution, timeout)
 
     if settled is None:
+        runtime.metrics.settle_was_stale()
         log.warning("run_not_settled", run_id=claim.run_id, fence=claim.fence, reason="stale" if ending else "not ours")
         return None
     if settled.slot_due_in is not None:
         _give_back_slot(runtime, claim.run_id, settled.slot_due_in)
+    if settled.outcome is Outcome.REQUEUED:
+        runtime.wake_dispatchers()
     if settled.ended and (result.ignored_stop or result.stop is Stop.LEASE_OVER):
         # Its executor did not get to it, or was told to keep off.
         runtime.store.close_traces([claim.run_id])
+    runtime.metrics.run_settled(settled.outcome, run.triggered_by, time.monotonic() - started)
     log.info(
         "run_settled",
         run_id=claim.run_id,
@@ -73,6 +72,22 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
         **(describe(result.error) if result.error is not None else {}),
     )
     return settled.outcome
+
+
+def _see_through(
+    runtime: Runtime, execution: Execution, timeout: float
+) -> tuple[Settled | None, Ending | None, Result]:
+    """Execute a run that has begun, and settle it; return also what was to be settled, and how the coroutine ended."""
+    run, claim = execution.run, execution.claim
+    try:
+        result = execution.wait(timeout=timeout, grace=runtime.settings.cancel_grace)
+        if result.ignored_stop:
+            log.warning("run_ignored_stop", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence)
+        ending = _ending_of(runtime, run, result, timeout)
+        execution.settling = True
+        return (_settle(runtime, claim, ending) if ending is not None else None), ending, result
+    finally:
+        runtime.executions.remove(execution)
 
 
 def _timeout_of(run: Run, limit: float) -> float:

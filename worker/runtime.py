@@ -10,6 +10,7 @@ from shared.database import make_engine
 from shared.errors import DispatchError
 from shared.ledger import ProcessKind
 from shared.logs import describe, log
+from shared.metrics import WorkerMetrics
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched
 from shared.settings import Settings, WorkerPool
@@ -33,9 +34,12 @@ _HEARTBEAT_PATIENCE_SECONDS = 60.0
 class Runtime:
     """The loop, the executor, the heartbeat and the connections of one process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: WorkerMetrics, wake_dispatchers: Callable[[], None]) -> None:
         concurrency = settings.concurrency if settings.pool is WorkerPool.THREADS else 1
         self.settings = settings
+        self.metrics = metrics
+        self.wake_dispatchers = wake_dispatchers
+        """Tell the dispatchers that a run is pending again."""
         self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
         self.engine = make_engine(settings, role="worker", connections=min(concurrency, _MAX_CONNECTIONS))
         self.store = Store(self.engine)
@@ -43,8 +47,8 @@ class Runtime:
         self.executor = load_executor(settings.executor)
         self.executions = Executions()
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
-        self.heartbeat = Heartbeat(settings, self.process, self.executions)
-        self.loop_watch = LoopWatch(self.loop, self.executions)
+        self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
+        self.loop_watch = LoopWatch(self.loop, self.executions, metrics)
         self.on_stalled: Callable[[], None] = _leave_be
         """What to do where this process cannot execute runs any more."""
         self._progress = ProgressWatch(
@@ -61,6 +65,7 @@ class Runtime:
         if open_executor is not None:
             self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
         self.heartbeat.start()
+        self.metrics.capacity(self.process.concurrency)
         self._progress.start()
         log.info(
             "worker_started",
@@ -121,9 +126,9 @@ def _leave_be() -> None:
     """Do nothing."""
 
 
-def start_runtime(settings: Settings) -> Runtime:
+def start_runtime(settings: Settings, metrics: WorkerMetrics, wake_dispatchers: Callable[[], None]) -> Runtime:
     """Return a started runtime. Raises `DispatchError` where it cannot start."""
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, metrics, wake_dispatchers)
     try:
         runtime.start()
     except DispatchError:

@@ -23,11 +23,6 @@ SECRET = "swordfish"
 
 
 @pytest.fixture
-def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
-    return Stack(database, redis_url, tmp_path / "side-effects")
-
-
-@pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as connection:
         yield connection

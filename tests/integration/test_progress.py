@@ -5,18 +5,14 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
 import redis
 
+from ops.real.child import free_port
 from ops.real.embedded import EmbeddedRedis
+from shared.health import ask
 from tests.databases import Database
 from tests.processes import Process, Stack, until
 from tests.runs import everything, insert_runs, read_run
-
-
-@pytest.fixture
-def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
-    return Stack(database, redis_url, tmp_path / "side-effects")
 
 
 def _ended(database: Database) -> int:
@@ -101,14 +97,26 @@ def test_processes_are_back_within_seconds_of_redis_and_say_so_once(
     database: Database, redis_server: EmbeddedRedis, tmp_path: Path
 ) -> None:
     stack = Stack(database, redis_server.url, tmp_path / "side-effects")
-    with stack.running("beat") as beat, stack.running("dispatcher") as dispatcher, stack.running("worker") as worker:
+    ports = {kind: free_port() for kind in ("beat", "dispatcher", "worker")}
+    with (
+        stack.running("beat", ORCHEO_HEALTH_PORT=str(ports["beat"])) as beat,
+        stack.running("dispatcher", ORCHEO_HEALTH_PORT=str(ports["dispatcher"])) as dispatcher,
+        stack.running("worker", ORCHEO_HEALTH_PORT=str(ports["worker"])) as worker,
+    ):
         processes = (beat, dispatcher, worker)
         insert_runs(database)
         until(lambda: _ended(database) == 1, what="the first run ends")
+        for kind, port in ports.items():
+            until(lambda port=port: ask("127.0.0.1", port, "/readyz")[0], what=f"{kind} is ready")  # type: ignore[misc]
         redis_server.kill()
         insert_runs(database)
         for process in processes:
             process.saw("broker_away")
+        for kind in ("dispatcher", "worker"):
+            until(lambda port=ports[kind]: "Redis" in ask("127.0.0.1", port, "/readyz")[1], what=kind)  # type: ignore[misc]
+            assert not ask("127.0.0.1", ports[kind], "/readyz")[0], kind
+            # Nothing that a restart would mend.
+            assert ask("127.0.0.1", ports[kind], "/livez")[0]
         # Long enough for any backoff to grow.
         until(lambda: worker.log.count("role=consumer") >= 1, what="the worker says so")
         beaten = everything(database, "SELECT now() + interval '12 seconds' AS at")[0]["at"]
@@ -117,6 +125,9 @@ def test_processes_are_back_within_seconds_of_redis_and_say_so_once(
         until(lambda: _ended(database) == 2, what="the second run ends", seconds=5)
         for process in processes:
             process.saw("broker_back")
+        for kind, port in ports.items():
+            until(lambda port=port: ask("127.0.0.1", port, "/readyz")[0], what=f"{kind} is ready")  # type: ignore[misc]
+        assert "orcheo_dispatch_broker_errors_total 0" not in ask("127.0.0.1", ports["dispatcher"], "/metrics")[1]
         for process in processes:
             noisy = [line for line in process.lines if "broker_away" in line]
             assert len(noisy) <= 2, noisy
@@ -129,7 +140,6 @@ def test_redis_that_refuses_to_write_is_outlasted(
     database: Database, redis_server: EmbeddedRedis, tmp_path: Path
 ) -> None:
     """Its disk is full, or it has become a replica: it can be connected to, and answers with errors."""
-    import redis
 
     stack = Stack(database, redis_server.url, tmp_path / "side-effects")
     with stack.running("beat") as beat, stack.running("dispatcher") as dispatcher, stack.running("worker") as worker:

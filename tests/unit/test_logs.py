@@ -72,6 +72,8 @@ def test_secrets_and_texts_of_exceptions_are_in_no_line(capsys: pytest.CaptureFi
         ("host=x password=hunter2 dbname=y", "host=x password=*** dbname=y"),
         ("password='hunter 2' x", "password=*** x"),
         ("Authorization: Bearer hunter2", "Authorization: ***"),
+        ("https://x/?access_token=hunter2&page=1", "https://x/?access_token=***&page=1"),
+        ("sslkey=a.pem sslpassword=hunter2", "sslkey=a.pem sslpassword=***"),
         ("nothing to hide: 12:30 at https://example.org/a@b", "nothing to hide: 12:30 at https://example.org/a@b"),
     ],
 )

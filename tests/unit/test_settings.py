@@ -46,7 +46,16 @@ def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch
         ("ORCHEO_LOG_FORMAT", "xml", "got 'xml', takes 'text' or 'json'"),
         ("ORCHEO_WORKER_LEASE", "6", "got 6, takes at least twice ORCHEO_WORKER_HEARTBEAT (5)"),
         ("REDIS_URL", "http://me:hunter2@x", "got a value, takes a URL that begins with redis://"),
+        ("REDIS_URL", "redis://:hunter2/x@host:6379/0", "got a value, takes a URL with a number for its port"),
+        ("REDIS_URL", "redis://:123/hunter2@host:6379/0", "got a value, takes a URL with a number after the host"),
+        ("REDIS_URL", "redis://host/0?socket_timeout=5", "got a value, takes a URL without parameters, or rediss://"),
+        ("REDIS_URL", "rediss://host/0?ssl_cert_reqs=1", "got a value, takes ssl_cert_reqs=required or optional or"),
+        ("REDIS_URL", "unix://host/redis.sock", "got a value, takes a URL such as unix:///run/redis/redis.sock"),
         ("ORCHEO_POSTGRES_DSN", "mysql:hunter2", "got a value, takes a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@hunter2@host/db", "got a value, takes a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@/hunter2@host/db", "got a value, takes a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:hunter2/x@host/db", "got a value, takes a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "host=host password=x hunter2", "got a value, takes a Postgres DSN"),
     ],
 )
 def test_wrong_value_is_named_with_what_it_takes(
@@ -58,6 +67,24 @@ def test_wrong_value_is_named_with_what_it_takes(
     assert str(raised.value).startswith(f"{variable} {says}")
     assert "hunter2" not in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("REDIS_URL", "redis://host"),
+        ("REDIS_URL", "redis://:p%2Fw@[::1]:6379/7"),
+        ("REDIS_URL", "rediss://me:pw@host:6380/0?ssl_cert_reqs=required&ssl_ca_certs=/etc/ca.pem"),
+        ("REDIS_URL", "unix:///run/redis/redis.sock"),
+        ("ORCHEO_POSTGRES_DSN", "postgres://me:p%40w@one:5432,two:5433/db?target_session_attrs=read-write"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql:///db?host=/run/postgresql"),
+        ("ORCHEO_POSTGRES_DSN", "host=db port=5432 password='with blank' sslmode=verify-full"),
+    ],
+)
+def test_address_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    settings = Settings.load()
+    assert value in {settings.redis_url.get_secret_value(), settings.postgres_dsn.get_secret_value()}
 
 
 def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

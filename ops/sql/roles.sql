@@ -1,0 +1,111 @@
+-- Roles that may do what orcheo-dispatch needs, and no more.
+--
+--   orcheo-dispatch roles | psql --set ON_ERROR_STOP=1 'DSN of the owner'
+--
+-- Run it as the owner of Orcheo's tables, after `orcheo-dispatch migrate`, and again:
+--   * after each later `migrate`: what a role may write is granted table by table, on purpose (see the end);
+--   * after the API has served its first trace: Orcheo makes the two tables of traces only then.
+-- It may be run any number of times. What it does not grant, it takes back from these three roles.
+--
+-- The roles cannot log in. Make roles that can, and make them members:
+--
+--   CREATE ROLE dispatcher_1 LOGIN PASSWORD '...' IN ROLE orcheo_dispatcher;
+--
+-- To make the three roles takes CREATEROLE. Where the owner lacks it, let somebody who has it run the first block.
+
+BEGIN;
+
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['orcheo_dispatcher', 'orcheo_worker', 'orcheo_dashboard'] LOOP
+        -- Looked for first: without CREATEROLE even a role that is there cannot be "created".
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+        END IF;
+    END LOOP;
+END $$;
+
+-- From here on the file is the whole truth about the three roles.
+REVOKE ALL ON ALL TABLES IN SCHEMA orcheo_dispatch FROM orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+REVOKE ALL ON workflow_runs FROM orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+
+GRANT USAGE ON SCHEMA orcheo_dispatch TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+
+-- Every command first looks whether the schema is the one that its release needs.
+GRANT SELECT ON orcheo_dispatch.alembic_version TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+
+
+-- orcheo_dispatcher: `dispatcher` and `poll`; also `cancel`, `fail` and `requeue`, which operators give by hand.
+
+-- Three columns change, and no fourth: status, its copy in the payload, and updated_at, which is in the payload too.
+-- No run is inserted or deleted, and none is moved to another workflow or workspace. The payload must be read to be
+-- changed, so a dispatcher can see inputs and outputs, and could change them.
+GRANT SELECT (id, workflow_id, workspace_id, triggered_by, status, payload, created_at, updated_at),
+      UPDATE (status, payload, updated_at) ON workflow_runs TO orcheo_dispatcher;
+
+-- DELETE prunes what is old.
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.dispatch TO orcheo_dispatcher;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_dispatcher;
+
+-- These two write a run's payload, with the rights of whoever calls them.
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
+                          orcheo_dispatch.moved(jsonb, text, text, text, jsonb, jsonb)
+   TO orcheo_dispatcher, orcheo_worker;
+
+
+-- orcheo_worker: a worker with an executor of your own. A worker with the executor `orcheo` connects as Orcheo
+-- itself does: it makes Orcheo's tables and reads its workflows and credentials.
+
+GRANT SELECT (id, workflow_id, workflow_version_id, triggered_by, status, payload),
+      UPDATE (status, payload, updated_at) ON workflow_runs TO orcheo_worker;
+
+-- It begins, keeps alive and settles what was claimed. It cannot claim: it inserts no row and changes no fence.
+GRANT SELECT,
+      UPDATE (state, outcome, reason, slot, attempts, worker_id, begun_at, heartbeat_at, lease_expires_at, settled_at)
+   ON orcheo_dispatch.dispatch TO orcheo_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_worker;
+
+
+-- orcheo_dashboard: `status`, `runs`, and the panels of a dashboard. Reads, and never the payload: there are the
+-- inputs, the outputs and the errors of runs, and an error may quote either.
+
+GRANT SELECT (id, workflow_id, workflow_version_id, workspace_id, triggered_by, status, created_at, updated_at)
+   ON workflow_runs TO orcheo_dashboard;
+GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process TO orcheo_dashboard;
+
+
+DO $$
+DECLARE
+    api_schema name := (SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                         WHERE c.oid = 'workflow_runs'::regclass);
+    our_owner name := (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'orcheo_dispatch');
+BEGIN
+    -- Everybody has these two on a fresh database; on a hardened one nobody has.
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard',
+                   current_database());
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard', api_schema);
+
+    -- To close the trace of a run whose worker is lost: is it open? an error step, and the record's end. The inputs
+    -- in the record and the payloads of the steps cannot be read. Without this the log says `traces_not_closed`.
+    IF to_regclass('execution_history') IS NOT NULL AND to_regclass('execution_history_steps') IS NOT NULL THEN
+        REVOKE ALL ON execution_history, execution_history_steps
+          FROM orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+        GRANT SELECT (execution_id, status),
+              UPDATE (status, error, completed_at, trace_completed_at, trace_last_span_at)
+           ON execution_history TO orcheo_dispatcher, orcheo_worker;
+        GRANT SELECT (execution_id, step_index), INSERT (execution_id, step_index, at, payload)
+           ON execution_history_steps TO orcheo_dispatcher, orcheo_worker;
+    ELSE
+        RAISE NOTICE 'Orcheo has written no trace yet: run this again when it has';
+    END IF;
+
+    -- A dashboard can read at once what a later `migrate` makes. Nobody can write to it before this file is run
+    -- again: a view acts with the rights of its owner, and who may write to a simple view of workflow_runs could
+    -- delete runs through it.
+    EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA orcheo_dispatch'
+                   ' GRANT SELECT ON TABLES TO orcheo_dashboard', our_owner);
+END $$;
+
+COMMIT;

@@ -1,0 +1,57 @@
+"""Where the servers are: URLs that every client of ours takes alike, and that fall apart without quoting a password.
+
+A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
+error texts that nobody can redact. So an address is taken apart before anybody connects.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
+
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+# What redis-py and kombu both understand; any other word stops one of the two.
+_TLS_PARAMETERS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_DATABASE = re.compile(r"(/\d*)?")
+_CERT_REQS = ("required", "optional", "none")
+
+
+def check_redis_url(value: SecretStr) -> SecretStr:
+    """Return `value` if it is a URL of a Redis. Raises `ValueError`, which says what is taken and quotes nothing."""
+    try:
+        parts = urlsplit(value.get_secret_value())
+        port = parts.port
+    except ValueError:
+        raise ValueError("a URL with a number for its port and a percent-encoded password") from None
+    if parts.scheme not in _REDIS_SCHEMES:
+        raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _REDIS_SCHEMES))
+    if parts.scheme == "unix":
+        if parts.hostname or port or parts.query:
+            raise ValueError("a URL such as unix:///run/redis/redis.sock")
+        return value
+    if not _DATABASE.fullmatch(parts.path):
+        raise ValueError("a URL with a number after the host, and a percent-encoded password")
+    parameters = parse_qs(parts.query, keep_blank_values=True)
+    if set(parameters) - set(_TLS_PARAMETERS if parts.scheme == "rediss" else ()):
+        raise ValueError("a URL without parameters, or rediss:// with " + ", ".join(_TLS_PARAMETERS))
+    if parameters.get("ssl_cert_reqs", ["required"])[0] not in _CERT_REQS:
+        raise ValueError("ssl_cert_reqs=" + " or ".join(_CERT_REQS))
+    return value
+
+
+def check_postgres_dsn(value: SecretStr) -> SecretStr:
+    """Return `value` if it is a DSN of Postgres. Raises `ValueError`, which says what is taken and quotes nothing."""
+    text = value.get_secret_value()
+    takes = "a Postgres DSN such as postgresql://user@host:5432/database, with a percent-encoded password"
+    try:
+        options = conninfo_to_dict(text)
+    except ProgrammingError:
+        raise ValueError(takes) from None
+    ports = str(options.get("port", "0")).replace(",", "")
+    if not options or not ports.isdecimal() or any("@" in str(options.get(each, "")) for each in ("host", "dbname")):
+        raise ValueError(takes)
+    return value

@@ -1,0 +1,70 @@
+"""Checks of health: each looks at what a process did last, for liveness is progress and not an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check found; `why` is one line, and says as much when all is well."""
+
+    name: str
+    ok: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A name, and a look that never waits and returns whether all is well, and why."""
+
+    name: str
+    look: Callable[[], tuple[bool, str]]
+
+    def report(self) -> Report:
+        """Look. Never raises: a look that fails is a check that fails."""
+        try:
+            return Report(self.name, *self.look())
+        except Exception as error:  # noqa: BLE001 - its text may quote anything; its class is enough here
+            return Report(self.name, ok=False, why=f"the check itself failed: {type(error).__name__}")
+
+
+def progress(name: str, what: str, at: Callable[[], float], limit: float, *, patient: bool = True) -> Check:
+    """Return the check that `what` (such as "poll succeeded") happened within `limit` seconds.
+
+    `at` returns `time.monotonic()` of the last time, or -inf. A patient check, which is what liveness asks, gives the
+    first time `limit` seconds from now; the other, which is what readiness asks, fails until it comes.
+    """
+    began = time.monotonic()
+
+    def look() -> tuple[bool, str]:
+        now, last = time.monotonic(), at()
+        if last == float("-inf"):
+            return patient and now - began <= limit, f"no {what} yet, for {now - began:.1f} s, limit {limit:g} s"
+        if now - last <= limit:
+            return True, f"last {what} {now - last:.1f} s ago, limit {limit:g} s"
+        return False, f"no {what} for {now - last:.1f} s, limit {limit:g} s"
+
+    return Check(name, look)
+
+
+def below(name: str, what: str, value: Callable[[], float], limit: float) -> Check:
+    """Return the check that a number of seconds, such as the lag of a loop, is not above its limit."""
+
+    def look() -> tuple[bool, str]:
+        seconds = value()
+        return seconds <= limit, f"{what} is {seconds:.1f} s, limit {limit:g} s"
+
+    return Check(name, look)
+
+
+def condition(name: str, wrong: Callable[[], str | None], well: str) -> Check:
+    """Return the check that fails with what `wrong` returns, and says `well` where that is None."""
+
+    def look() -> tuple[bool, str]:
+        why = wrong()
+        return why is None, well if why is None else why
+
+    return Check(name, look)
