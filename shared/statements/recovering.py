@@ -56,9 +56,10 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Runs that the API cancelled before anybody claimed them. It took a slot for each, and gives none back.
+# Runs that the API cancelled before anybody claimed them, or after their claim was released or they were requeued.
+# It took a slot for each, and gives none back.
 ADOPT_CANCELLED = text("""
-INSERT INTO orcheo_dispatch.dispatch
+INSERT INTO orcheo_dispatch.dispatch AS d
        (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
         dispatcher_id, reason)
 SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
@@ -68,10 +69,13 @@ SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelle
    AND r.updated_at > now() - make_interval(secs => :younger_than)
    AND r.payload ->> 'started_at' IS NULL
    AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
-   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id)
+   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
+                    WHERE d.run_id = r.id AND NOT (d.state = 'settled' AND d.slot = 'held'))
  LIMIT :batch
-    ON CONFLICT (run_id) DO NOTHING
-RETURNING run_id
+    ON CONFLICT (run_id) DO UPDATE
+   SET outcome = 'cancelled', slot = 'due', settled_at = now(), reason = 'never claimed again'
+ WHERE d.state = 'settled' AND d.slot = 'held'
+RETURNING d.run_id
 """)
 
 # Run slots of ended runs that nobody has given back for a while: their worker died in between.

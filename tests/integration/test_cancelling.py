@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 import redis
 
 from shared.slots import RunSlots
+from shared.store import Ending
 from tests.databases import Database
 from tests.processes import Stack, until
-from tests.runs import WORKSPACE_ID, audit, everything, execute, insert_runs, ledger, read_run
+from tests.runs import WORKSPACE_ID, audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
 _SLOTS = f"orcheo:workspace:runs:{WORKSPACE_ID}"
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
@@ -107,3 +109,29 @@ def test_run_that_swallows_its_cancel_is_settled_after_the_grace_time(database: 
     assert read_run(database, run_id)["status"] == "cancelled"
     assert read_run(database, run_id)["payload"]["output_payload"] is None
     assert len(everything(database, "SELECT FROM workflow_runs")) == 1
+
+
+@pytest.mark.parametrize("given_back", ["released", "requeued"])
+def test_run_cancelled_between_two_claims_gives_its_slot_back(database: Database, given_back: str) -> None:
+    """Found by the fault suite: its row is there already, settled, and still holds the slot."""
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        (claim,) = claim_all(store)
+        if given_back == "released":
+            store.release([claim], reason="test")
+        else:
+            store.begin(claim, worker_id=uuid4(), lease=30)
+            store.settle(claim, Ending.requeued("test"))
+        assert ledger(database, run_id)["slot"] == "held"
+        execute(database, _CANCEL, run_id)
+        adopted = store.adopt_cancelled(
+            triggers=["webhook"], every_trigger=False, younger_than=60, dispatcher_id=uuid4(), batch=10
+        )
+        assert adopted == 1
+        assert store.slots_due(older_than=0, batch=10) == [(run_id, WORKSPACE_ID)]
+        store.slots_returned([run_id])
+        again = store.adopt_cancelled(
+            triggers=["webhook"], every_trigger=False, younger_than=60, dispatcher_id=uuid4(), batch=10
+        )
+        assert again == 0
+    assert ledger(database, run_id)["outcome"] == "cancelled"
