@@ -77,14 +77,14 @@ def _database(settings: Settings) -> Iterator[Finding]:
     engine = make_engine(settings, role="check", connections=1)
     try:
         with transaction(engine) as connection:
-            yield from _look_at_database(connection)
+            yield from _look_at_database(connection, settings.executor)
     except DatabaseError as error:
         yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
     finally:
         engine.dispose()
 
 
-def _look_at_database(connection: Connection) -> Iterator[Finding]:
+def _look_at_database(connection: Connection, executor: str) -> Iterator[Finding]:
     wrong = DatabaseError.exit_code
     number = int(str(connection.scalar(text("SHOW server_version_num"))))
     shown = f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
@@ -106,7 +106,7 @@ def _look_at_database(connection: Connection) -> Iterator[Finding]:
         return
     yield Finding("Orcheo's tables", Grade.OK, "workflow_runs is there")
     lacks = rights.lacking(connection)
-    yield from _rights(lacks)
+    yield from _rights(lacks, executor)
     if not lacks.entry:
         return
     revision, newest = current_revision(connection), newest_revision()
@@ -132,18 +132,19 @@ def _look_at_database(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _rights(lacks: rights.Lacking) -> Iterator[Finding]:
-    mend = "the owner runs the SQL that 'orcheo-dispatch roles' prints"
+def _rights(lacks: rights.Lacking, executor: str) -> Iterator[Finding]:
+    mend, wrong = "the owner runs the SQL that 'orcheo-dispatch roles' prints", DatabaseError.exit_code
     if lacks.dispatcher and lacks.worker:
         kind, missing = min(("dispatcher", lacks.dispatcher), ("worker", lacks.worker), key=lambda lack: len(lack[1]))
-        found = f"a {kind} lacks {', '.join(missing)}"
-        yield Finding("rights", Grade.WRONG, found, mend, DatabaseError.exit_code)
+        yield Finding("rights", Grade.WRONG, f"a {kind} lacks {', '.join(missing)}", mend, wrong)
         return
-    if not lacks.dispatcher and not lacks.worker:
-        found = "enough for a dispatcher and a worker"
+    if lacks.dispatcher and executor == "orcheo":
+        found = "enough for a worker with an executor of your own, not for the executor orcheo"
+        yield Finding("rights", Grade.WRONG, found, "connect as Orcheo's API does", wrong)
+    elif lacks.dispatcher:
+        yield Finding("rights", Grade.OK, "enough for a worker with an executor of your own")
     else:
-        found = "enough for a " + ("worker with an executor of your own" if lacks.dispatcher else "dispatcher")
-    yield Finding("rights", Grade.OK, found)
+        yield Finding("rights", Grade.OK, "enough for a dispatcher" + ("" if lacks.worker else " and a worker"))
     if lacks.traces:
         yield Finding("traces", Grade.WARN, "no right to close those of lost runs", mend)
 

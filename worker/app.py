@@ -58,11 +58,15 @@ def make_worker_app(settings: Settings) -> Celery:
 
 
 def _wants_more(request: Any) -> bool:
-    """Tell whether a message wants other tasks to follow: ours never do."""
+    """Tell whether a message wants other tasks to follow, or a time limit of Celery's: ours never do.
+
+    Under prefork such a limit takes a run from its heartbeat while its coroutine goes on.
+    """
+    limited = any(request.timelimit or ())
     more = bool(request.callbacks or request.errbacks or request.chord or request.chain)
-    if more:
-        log.warning("malformed_message", error="follow-up tasks")
-    return more
+    if more or limited:
+        log.warning("malformed_message", error="follow-up tasks" if more else "time limit")
+    return more or limited
 
 
 def __getattr__(name: str) -> Any:

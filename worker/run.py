@@ -46,6 +46,10 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
         return _explain(stop, _ending_of_stopped(runtime, run, stop, timeout))
 
     execution = Execution(run, runtime.executor, runtime.loop, explain, begun_at=started)
+    if time.monotonic() - started >= runtime.settings.worker_lease:
+        # Postgres answered so late that the run may be another's by now: it is settled, if it can be, and not executed.
+        execution.stop(Stop.LEASE_OVER)
+        log.warning("lease_not_renewed", run_id=claim.run_id, fence=claim.fence)
     runtime.executions.add(execution)
     with runtime.metrics.executing():
         settled, ending, result = _see_through(runtime, execution, timeout)

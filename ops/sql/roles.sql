@@ -5,7 +5,7 @@
 -- Run it as the owner of Orcheo's tables, after `orcheo-dispatch migrate`, and again:
 --   * after each later `migrate`: what a role may write is granted table by table, on purpose (see the end);
 --   * after the API has served its first trace: Orcheo makes the two tables of traces only then.
--- It may be run any number of times. What it does not grant, it takes back from these three roles.
+-- It may be run any number of times. What it does not grant on the tables that it names, it takes back.
 --
 -- The roles cannot log in. Make roles that can, and make them members:
 --
@@ -27,7 +27,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- From here on the file is the whole truth about the three roles.
+-- From here on the file is the whole truth about the three roles and these tables.
 REVOKE ALL ON ALL TABLES IN SCHEMA orcheo_dispatch FROM orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
 REVOKE ALL ON workflow_runs FROM orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
 

@@ -16,7 +16,7 @@ from tests.runs import all_are, claim_all, everything, execute, insert_runs, led
 
 @contextmanager
 def _with_clock_off(stack: Stack, kind: str, hours: float, **variables: str) -> Iterator[Process]:
-    environment = {**stack.environment, **variables, "TEST_CLOCK_HOURS": str(hours)}
+    environment = {**stack.environment_of(kind, **variables), "TEST_CLOCK_HOURS": str(hours)}
     with Process(["-m", "tests.clock_off", kind], environment) as process:
         process.saw(f"{kind}_started")
         yield process

@@ -111,6 +111,7 @@ def forgeries(run_id: str) -> dict[str, Any]:
         "expires": message(call(run_id, 1), expires="2999-01-01T00:00:00"),
         "eta is rubbish": message(call(run_id, 1), eta=SECRET),
         "wants a task to follow": message(call(run_id, 1, callbacks=[signature("os.system")])),
+        "wants a time limit": message(call(run_id, 2), timelimit=[3600, 3600]),
         "10 MB": message(call(SECRET * 1_200_000, 1)),
         "10 MB of another task": message(call(SECRET * 1_200_000), task="os.system"),
         "an unknown run": message(call(str(uuid4()), 1)),

@@ -11,6 +11,8 @@ from tests.databases import Database
 from tests.processes import Process, Stack, until
 from tests.runs import everything, insert_runs
 
+_COMMANDS = {"dispatcher.beat": "beat", "dispatcher.app": "dispatcher", "worker.app": "worker"}
+
 
 @pytest.fixture
 def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
@@ -18,7 +20,8 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
 
 
 def _celery(stack: Stack, *arguments: str, **variables: str) -> Process:
-    return Process(["-m", "celery", *arguments], {**stack.environment, **variables})
+    module = next(each for each in _COMMANDS if each in arguments)
+    return Process(["-m", "celery", *arguments], stack.environment_of(_COMMANDS[module], **variables))
 
 
 def test_pending_runs_are_executed_by_plain_celery(database: Database, stack: Stack) -> None:

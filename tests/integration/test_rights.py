@@ -276,11 +276,12 @@ def test_operators_way_from_migrate_to_check(
 
 
 def test_check_names_the_rights_that_are_missing(database: Database, roles: Roles, redis_url: str) -> None:
-    def rights(kind: Kind) -> tuple[str, str]:
-        return _checked(database.seen_by(kind), redis_url)["rights"]
+    def rights(kind: Kind, executor: str = "orcheo") -> tuple[str, str]:
+        return _checked(database.seen_by(kind), redis_url, executor)["rights"]
 
     assert _checked(database, redis_url)["rights"] == ("ok", "enough for a dispatcher and a worker")
-    assert rights(Kind.WORKER) == ("ok", "enough for a worker with an executor of your own")
+    assert rights(Kind.WORKER, "mine:run") == ("ok", "enough for a worker with an executor of your own")
+    assert rights(Kind.WORKER)[0] == "wrong"
     grade, found = rights(Kind.DASHBOARD)
     assert grade == "wrong"
     assert "UPDATE (payload, status, updated_at) ON workflow_runs" in found
@@ -341,6 +342,6 @@ def _psql(database: Database, script: str) -> str:
     return done.stderr
 
 
-def _checked(database: Database, redis_url: str) -> dict[str, tuple[str, str]]:
-    findings = check(settings_for(database, redis_url))
+def _checked(database: Database, redis_url: str, executor: str = "orcheo") -> dict[str, tuple[str, str]]:
+    findings = check(settings_for(database, redis_url, executor=executor))
     return {finding.what: (finding.grade, finding.found) for finding in findings}

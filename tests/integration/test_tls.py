@@ -65,6 +65,7 @@ def postgres(request: pytest.FixtureRequest, servers: Servers, certificates: Cer
         if getattr(request, "param", "proxy") == "proxy":
             database: Database = request.getfixturevalue("database")
             request.getfixturevalue("roles")
+            _takes_plain_connections(database)
             parts = urlsplit(servers.postgres_url)
             context = certificates.context(asks_client=False)
             proxy = TlsProxy(parts.hostname or "localhost", parts.port or 5432, context, postgres=True)
@@ -261,6 +262,13 @@ class _RedisOnSocket(EmbeddedRedis):
             str(self.directory),
         ]
         return launch([str(redis_binary()), *options], log=self.log, death_signal=self.death_signal)
+
+
+def _takes_plain_connections(database: Database) -> None:
+    try:
+        psycopg.connect(database.dsn, sslmode="disable").close()
+    except psycopg.OperationalError:
+        pytest.skip("the server of TEST_DATABASE_URL takes TLS connections only: no proxy can end TLS before it")
 
 
 def _system_postgres(opened: ExitStack, certificates: Certificates) -> TlsPostgres:

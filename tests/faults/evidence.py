@@ -1,0 +1,95 @@
+"""All that a trial leaves behind, read once, after everything has stopped."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from tests.faults import history
+from tests.faults.acts import BEGUN, DID, ENDED
+from tests.faults.history import History
+from tests.faults.injector import Injected
+from tests.faults.plan import Plan
+from tests.faults.supervisor import Exit
+
+SIDE_EFFECTS = frozenset({BEGUN, DID, ENDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line of the file that each run appends to. Fence 0 where the run cannot know it."""
+
+    run_id: str
+    fence: int
+    event: str
+    at: float
+    pid: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the checker judges."""
+
+    plan: Plan
+    lost_runs: str
+    """What the policy is: `fail` or `requeue`."""
+    fenced: bool
+    """Whether there is a ledger; the stock worker has none."""
+    runs: Mapping[str, dict[str, Any]]
+    ledger: Mapping[str, dict[str, Any]]
+    history: History
+    notes: list[Note]
+    injected: list[Injected]
+    exits: list[Exit]
+    cancelled: Mapping[str, float]
+    """When the API cancelled a run."""
+    slots_leaked: int
+    logs: Mapping[str, str]
+    secrets: tuple[str, ...]
+    """Words that no log may hold."""
+
+    @cached_property
+    def notes_of(self) -> dict[str, list[Note]]:
+        """The notes by run."""
+        found: dict[str, list[Note]] = defaultdict(list)
+        for note in self.notes:
+            found[note.run_id].append(note)
+        return found
+
+
+def read_tables(dsn: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], History]:
+    """Return the runs, the ledger and the history."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("SET TIME ZONE 'UTC'")
+        with connection.cursor(row_factory=dict_row) as cursor:
+            runs = cursor.execute("SELECT * FROM workflow_runs").fetchall()
+            ledger = cursor.execute("SELECT * FROM orcheo_dispatch.dispatch").fetchall()
+        return {row["id"]: row for row in runs}, {row["run_id"]: row for row in ledger}, history.read(connection)
+
+
+def read_notes(file: Path) -> list[Note]:
+    """Return what the runs have noted, in order."""
+    lines = (line.split() for line in file.read_text().splitlines()) if file.exists() else iter(())
+    return [Note(run_id, int(fence), event, float(at), int(pid)) for run_id, fence, event, at, pid in lines]
+
+
+def read_logs(logs: Mapping[str, Path]) -> dict[str, str]:
+    """Return the logs by process."""
+    return {name: log.read_text(errors="replace") for name, log in logs.items() if log.exists()}
+
+
+def actions(run: Mapping[str, Any]) -> list[str]:
+    """Return the actions in a run's audit log."""
+    return [str(record.get("action")) for record in _records(run)]
+
+
+def _records(run: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = run["payload"].get("audit_log") or []
+    return found

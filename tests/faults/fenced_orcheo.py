@@ -1,0 +1,19 @@
+"""Orcheo as the executor, with the fence where the nodes of a trial find it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.faults.acts import fence_of_run
+from worker.executor import Run
+from worker.orcheo.executor import OrcheoExecutor
+
+
+class FencedOrcheo(OrcheoExecutor):
+    """Executes as `orcheo` does; the tasks of a run inherit the variable."""
+
+    async def execute(self, run: Run) -> Mapping[str, Any] | None:
+        """Execute the run."""
+        fence_of_run.set(run.fence)
+        return await super().execute(run)

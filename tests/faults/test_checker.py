@@ -1,0 +1,201 @@
+"""The checker finds each kind of broken promise, and nothing where all were kept: on real tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from shared.store import Ending, Run, Store
+from tests.databases import Database
+from tests.faults import history
+from tests.faults.acts import BEGUN, DID, ENDED
+from tests.faults.checker import Column, check, counts
+from tests.faults.evidence import Evidence, read_notes, read_tables
+from tests.faults.injector import Injected
+from tests.faults.plan import FULL, Act, Kind, Plan, RunPlan
+from tests.faults.supervisor import Exit
+from tests.runs import claim_all, execute, insert_runs, store_of
+
+PID = 77
+SECRET = "the-marker"
+
+
+@dataclass
+class Story:
+    """A trial of three runs that all went well: one that succeeded, one that ignored its end, one that is cancelled."""
+
+    database: Database
+    store: Store
+    side_effects: Path
+    run_id: str
+    stubborn: str
+    cancelled: str
+
+    def note(self, event: str, run_id: str | None = None, *, at: float = 0.0, fence: int = 1) -> None:
+        """Append to the side effects."""
+        with self.side_effects.open("a") as file:
+            file.write(f"{run_id or self.run_id} {fence} {event} {at} {PID}\n")
+
+    def sql(self, query: str) -> None:
+        """Do something to the run that succeeded that nobody should."""
+        execute(self.database, query, self.run_id)
+
+    def evidence(self) -> Evidence:
+        """Return what is left behind."""
+        runs, ledger, noted = read_tables(self.database.dsn)
+        acts = {self.run_id: Act.ECHO, self.stubborn: Act.SWALLOW, self.cancelled: Act.WAIT}
+        plans = tuple(RunPlan(run_id, 0.0, act, 0.0, None, "webhook") for run_id, act in acts.items())
+        return Evidence(
+            plan=Plan(1, FULL, (), plans),
+            lost_runs="fail",
+            fenced=True,
+            runs=runs,
+            ledger=ledger,
+            history=noted,
+            notes=read_notes(self.side_effects),
+            injected=[],
+            exits=[],
+            cancelled={self.cancelled: 0.0},
+            slots_leaked=0,
+            logs={"worker-0": "run_begun\n"},
+            secrets=(SECRET,),
+        )
+
+
+@pytest.fixture
+def story(database: Database, tmp_path: Path) -> Iterator[Story]:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        history.install(connection)
+    run_id, stubborn, cancelled = insert_runs(database, 3)
+    with store_of(database) as (store, _):
+        told = Story(database, store, tmp_path / "side-effects", run_id, stubborn, cancelled)
+        for claim in claim_all(store):
+            assert isinstance(store.begin(claim, worker_id=uuid4(), lease=60), Run)
+            told.note(BEGUN, claim.run_id)
+            if claim.run_id == cancelled:
+                execute(database, _CANCEL, cancelled)
+            else:
+                told.note(ENDED, claim.run_id)
+            assert store.settle(claim, Ending.succeeded("{}"))
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET slot = 'returned'")
+        yield told
+
+
+# As the API writes it.
+_CANCEL = """
+UPDATE workflow_runs
+   SET status = 'cancelled', updated_at = now(),
+       payload = orcheo_dispatch.moved(payload, 'cancelled', 'run_cancelled', 'user', '{}', '{"error": "unwanted"}')
+ WHERE id = %s
+"""
+_MOVE = "UPDATE workflow_runs SET status = %s, payload = payload || %s WHERE id = %s"
+
+
+def test_nothing_is_found_where_all_promises_were_kept(story: Story) -> None:
+    assert check(story.evidence()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "query"),
+    [
+        (Column.LOST, "DELETE FROM workflow_runs WHERE id = %s"),
+        (Column.LOST, "UPDATE workflow_runs SET status = 'pending' WHERE id = %s"),
+        (Column.STUCK, "UPDATE workflow_runs SET status = 'running' WHERE id = %s"),
+        (Column.SLOTS, "UPDATE orcheo_dispatch.dispatch SET slot = 'due' WHERE run_id = %s"),
+        (Column.SLOTS, "UPDATE orcheo_dispatch.dispatch SET slot = 'held' WHERE run_id = %s"),
+        (Column.UNREADABLE, """UPDATE workflow_runs SET payload = payload || '{"ours": 1}' WHERE id = %s"""),
+        (Column.UNREADABLE, "UPDATE workflow_runs SET updated_at = now() + interval '1 second' WHERE id = %s"),
+        (
+            Column.UNEXPLAINED,
+            "UPDATE workflow_runs SET payload = jsonb_set(payload, '{audit_log}', '[]') WHERE id = %s",
+        ),
+    ],
+)
+def test_row_that_should_not_be_is_found(story: Story, column: Column, query: str) -> None:
+    story.sql(query)
+    assert counts(check(story.evidence()))[column] >= 1
+
+
+def test_live_row_of_an_ended_run_is_found(story: Story) -> None:
+    story.sql(
+        "UPDATE orcheo_dispatch.dispatch SET state = 'claimed', outcome = NULL, settled_at = NULL,"
+        " lease_expires_at = now() WHERE run_id = %s"
+    )
+    assert counts(check(story.evidence()))[Column.STUCK] == 1
+
+
+def test_second_begin_of_a_claim_is_found(story: Story) -> None:
+    story.note(BEGUN)
+    assert counts(check(story.evidence()))[Column.TWICE] == 1
+
+
+def test_second_move_of_a_claim_to_running_is_found(story: Story) -> None:
+    story.sql(
+        "UPDATE orcheo_dispatch.dispatch SET state = 'running', outcome = NULL, settled_at = NULL,"
+        " lease_expires_at = now() WHERE run_id = %s"
+    )
+    assert counts(check(story.evidence()))[Column.TWICE] >= 1
+
+
+def test_side_effect_after_a_settle_is_found(story: Story) -> None:
+    story.note(DID, at=_settled_at(story, story.run_id) + 2)
+    assert counts(check(story.evidence()))[Column.LATE] == 1
+
+
+def test_side_effect_that_nobody_can_prevent_is_not_found(story: Story) -> None:
+    settled = _settled_at(story, story.run_id)
+    story.note(DID, at=settled + 0.5)
+    story.note(DID, story.stubborn, at=_settled_at(story, story.stubborn) + 3)
+    story.note(DID, at=settled + 6)
+    paused = Injected(Kind.PAUSE_WORKER, settled - 1, settled + 5.5, PID)
+    assert check(replace(story.evidence(), injected=[paused])) == []
+
+
+def test_cancel_that_was_overwritten_is_found(story: Story) -> None:
+    execute(story.database, _MOVE, "succeeded", '{"status": "succeeded"}', story.cancelled)
+    assert counts(check(story.evidence()))[Column.OVERWRITTEN] == 2
+
+
+def test_success_of_a_run_that_never_ended_is_found(story: Story) -> None:
+    evidence = story.evidence()
+    notes = [note for note in evidence.notes if note.event != ENDED]
+    assert counts(check(replace(evidence, notes=notes)))[Column.UNEXPLAINED] == 2
+
+
+def test_failure_without_a_reason_is_found(story: Story) -> None:
+    execute(story.database, _FAIL, story.run_id)
+    assert counts(check(story.evidence()))[Column.UNEXPLAINED] == 1
+
+
+_FAIL = """
+UPDATE workflow_runs
+   SET status = 'failed', updated_at = now(),
+       payload = orcheo_dispatch.moved(payload, 'failed', 'run_failed', 'worker', '{}', '{"error": "no idea"}')
+ WHERE id = %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        (Column.SLOTS, lambda evidence: replace(evidence, slots_leaked=-1)),
+        (Column.LEAKED, lambda evidence: replace(evidence, logs={"worker-0": f"said {SECRET}"})),
+        (Column.CRASHED, lambda evidence: replace(evidence, logs={"beat-0": "Traceback (most recent call last):"})),
+        (Column.CRASHED, lambda evidence: replace(evidence, exits=[Exit("worker-1", PID, -9, 0.0, True, True)])),
+    ],
+)
+def test_what_is_beside_the_tables_is_found(
+    story: Story, column: Column, change: Callable[[Evidence], Evidence]
+) -> None:
+    assert counts(check(change(story.evidence())))[column] == 1
+
+
+def _settled_at(story: Story, run_id: str) -> float:
+    settled = story.evidence().history.settled_at(run_id, 1)
+    assert settled is not None
+    return settled

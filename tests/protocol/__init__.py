@@ -1,0 +1,1 @@
+"""A model of the protocol, and a machine that compares it with the database."""
