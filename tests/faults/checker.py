@@ -1,14 +1,15 @@
 """Judges what a trial has left behind: each finding is a promise that was not kept.
 
 Side effects may come a little after a settle in three cases, which are no findings. A holder that was cut off or
-paused learns of its lost fence at a heartbeat: two of them are its bound, after its lease or its wake-up. And a run
-that ignores its cancellation, or blocks the loop, cannot be stopped; it is settled, and its code goes on.
+paused learns of its lost fence at a heartbeat: two of them are its bound, after its lease or its wake-up. A run that
+ignores its cancellation, or blocks the loop, cannot be stopped; it is settled, and its code goes on. And while a run
+blocks the loop, its neighbours cannot be stopped either: each may still come to its next `await`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,13 +100,17 @@ def _twice(evidence: Evidence) -> Iterator[str]:
 def _late(evidence: Evidence) -> Iterator[str]:
     acts = {run.run_id: run.act for run in evidence.plan.runs}
     bound = 2 * evidence.plan.pace.heartbeat + CLOCK_SECONDS
+    silences = _silences(evidence)
     for note in evidence.notes:
         if note.event not in SIDE_EFFECTS or acts[note.run_id] in {Act.SWALLOW, Act.BLOCK}:
             continue
         settled = _settled_at(evidence, note)
         if settled is None:
             continue
-        if note.at > max(settled, _woken_at(evidence, note, settled)) + bound:
+        if (
+            note.at
+            > max((end for began, end in silences[note.pid] if began <= settled <= end), default=settled) + bound
+        ):
             yield f"{note.run_id} under fence {note.fence}: {note.event} {note.at - settled:.2f} s after its settle"
 
 
@@ -115,14 +120,20 @@ def _settled_at(evidence: Evidence, note: Note) -> float | None:
     return evidence.history.ended_at(note.run_id)
 
 
-def _woken_at(evidence: Evidence, note: Note, settled: float) -> float:
-    """Return when the process of a note was woken up, where it was paused while its claim was settled."""
-    woken = [
-        fault.ended_at
-        for fault in evidence.injected
-        if fault.kind is Kind.PAUSE_WORKER and fault.pid == note.pid and fault.began_at <= settled <= fault.ended_at
-    ]
-    return max(woken, default=settled)
+def _silences(evidence: Evidence) -> dict[int, list[tuple[float, float]]]:
+    """Return by process from when to when it could obey nobody: it was paused, or a run blocked its loop."""
+    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for fault in evidence.injected:
+        if fault.kind is Kind.PAUSE_WORKER and fault.pid is not None:
+            found[fault.pid].append((fault.began_at, fault.ended_at))
+    for run in (run for run in evidence.plan.runs if run.act is Act.BLOCK):
+        began: dict[tuple[int, int], float] = {}
+        for note in evidence.notes_of[run.run_id]:
+            if note.event == BEGUN:
+                began[note.pid, note.fence] = note.at
+            elif (note.pid, note.fence) in began:
+                found[note.pid].append((began[note.pid, note.fence], note.at))
+    return found
 
 
 def _slots(evidence: Evidence) -> Iterator[str]:

@@ -156,6 +156,16 @@ def test_side_effect_that_nobody_can_prevent_is_not_found(story: Story) -> None:
     assert check(replace(story.evidence(), injected=[paused])) == []
 
 
+def test_side_effect_of_a_blocked_neighbour_is_not_found(story: Story) -> None:
+    settled = _settled_at(story, story.run_id)
+    story.note(DID, story.stubborn, at=settled + 4)
+    story.note(DID, at=settled + 4)
+    evidence = story.evidence()
+    assert counts(check(evidence))[Column.LATE] == 1
+    runs = (replace(run, act=Act.BLOCK) if run.act is Act.SWALLOW else run for run in evidence.plan.runs)
+    assert check(replace(evidence, plan=replace(evidence.plan, runs=tuple(runs)))) == []
+
+
 def test_cancel_that_was_overwritten_is_found(story: Story) -> None:
     execute(story.database, _MOVE, "succeeded", '{"status": "succeeded"}', story.cancelled)
     assert counts(check(story.evidence()))[Column.OVERWRITTEN] == 2

@@ -121,7 +121,7 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
             supervisor.wait_until_at_work()
             with _running(workload, plan) as (began, stopping):
                 injector.run(plan.faults, began, stopping)
-            _wait_for_rest(database, conditions.system)
+            _wait_for_rest(database, workload, conditions.system)
         runs, ledger, history = read_tables(database.dsn)
         return Evidence(
             plan=plan,
@@ -155,7 +155,7 @@ def _running(workload: Workload, plan: Plan) -> Iterator[tuple[float, threading.
         thread.join()
 
 
-def _wait_for_rest(database: Database, system: System) -> None:
+def _wait_for_rest(database: Database, workload: Workload, system: System) -> None:
     """Return when every run has ended and every slot is back, or when it is clear that they never will."""
     deadline = time.monotonic() + _REST_SECONDS
     ended = time.monotonic()
@@ -164,7 +164,8 @@ def _wait_for_rest(database: Database, system: System) -> None:
         while time.monotonic() < deadline:
             row = connection.execute(_UNREST).fetchone()
             assert row is not None
-            if row[0] == row[1] == 0:
+            # A run that was cancelled before any claim is in no ledger yet, but its slot is counted.
+            if row[0] == row[1] == workload.slots_leaked() == 0:
                 return
             if row[0] == 0:
                 deadline = min(deadline, ended + _SLOTS_SECONDS)
