@@ -64,8 +64,9 @@ workers = st.sampled_from(WORKERS)
 POLL = ("reap", "look", "reconcile", "maintain", "claim", "publish", "note")
 rooms = st.integers(1, MAX_RUNS)
 policies = st.sampled_from(LostRuns)
-stages = st.sampled_from(["begin", "note", "claim", "pending"])
-pasts = st.sampled_from(["none", "message lost", "worker lost", "failed"])
+# What leads furthest, twice as often.
+pasts = st.sampled_from(["none", "worker lost", "worker lost", "message lost", "failed"])
+stages = st.sampled_from(["begin", "begin", "note", "claim", "pending"])
 histories = st.lists(st.tuples(st.booleans(), pasts, stages), min_size=1, max_size=3)
 
 
@@ -88,18 +89,17 @@ class Protocol(Machine):
         """Have somebody hold the run who has lost it, and does not know."""
         if past == "none":
             return
-        self.dispatcher_polls(1, MAX_RUNS, "claim")
+        self.dispatcher_polls(0, MAX_RUNS, "claim")
         if past != "message lost":
-            self.dispatcher_publishes(1)
+            self.dispatcher_publishes(0)
             self.worker_takes_messages(number, MAX_RUNS)
         if past == "failed":
             self.worker_settles((number, self.held[number][-1]), LOST)
             self.dispatcher_polls(1, MAX_RUNS, "maintain")
         else:
             self.lease_runs_out(run)
-        if past == "message lost":
-            self.do("release", self.do("lapsed"))
-        else:
+            self.dispatcher_polls(1, MAX_RUNS, "reconcile")
+        if self.model.runs[run].status != "pending":
             self.operator_repairs(run, Action.REQUEUE)
 
     # The API, and the operator.
@@ -222,15 +222,18 @@ class Protocol(Machine):
         self.held[worker].remove(claim)
 
     @where(lambda self: self.executing)
-    @rule(which=among(lambda self: self.executing), ending=st.sampled_from(ENDINGS), first=st.booleans())
-    def worker_settles_at_the_moment_it_is_reaped(self, which: tuple[int, Claim], ending: Ending, first: bool) -> None:
+    @rule(which=among(lambda self: self.executing), ending=st.sampled_from([None, *ENDINGS]), first=st.booleans())
+    def worker_settles_or_beats_while_it_is_reaped(
+        self, which: tuple[int, Claim], ending: Ending | None, first: bool
+    ) -> None:
         worker, claim = which
         self.do("expire", [claim.run_id])
-        settle, reap = ("settle", claim, ending), ("reap", self.policy)
-        answers = self.do_at_once(settle, reap) if first else reversed(self.do_at_once(reap, settle))
-        settled, reaped = answers
-        assert settled is None or claim not in dict(reaped), "one of them wins"
-        self.held[worker].remove(claim)
+        act: Act = ("settle", claim, ending) if ending else ("heartbeat", [claim])
+        reap: Act = ("reap", self.policy)
+        answers = self.do_at_once(act, reap) if first else self.do_at_once(reap, act)[::-1]
+        assert not answers[0] or claim not in dict(answers[1]), "one of them wins"
+        if ending or not answers[0]:
+            self.held[worker].remove(claim)
 
     @where(lambda self: self.busy)
     @rule(worker=among(lambda self: self.busy))
@@ -254,7 +257,7 @@ class Protocol(Machine):
         """Its holder is dead, or only paused: then it comes back and goes on as if nothing had been."""
         self.do("expire", [run])
 
-    @where(lambda self: any(run.status in ENDED and not run.status_aged for run in self.model.runs.values()))
+    @where(lambda self: self.prunable)
     @rule()
     def week_passes(self) -> None:
         self.do("age")
@@ -267,7 +270,7 @@ class Protocol(Machine):
     def two_act_at_once(self, acts: tuple[Act, Act]) -> None:
         self.do_at_once(*acts)
 
-    @where(lambda self: self.runs(status=OPEN))
+    @where(lambda self: set(self.runs(status=OPEN)) & set(self.runs(state=LIVE)))
     @rule(acts=two_acts(lambda self, run: [("cancel", run)]))
     def api_cancels_run_while_another_acts(self, acts: tuple[Act, Act]) -> None:
         self.do_at_once(*acts)
@@ -298,6 +301,11 @@ class Protocol(Machine):
         # A pruned row has forgotten its fence: what is requeued after that counts anew.
         runs = self.model.runs.values()
         return [run.run_id for run in runs if run.status not in (None, "succeeded") and not run.forgotten]
+
+    @property
+    def prunable(self) -> list[str]:
+        runs = self.model.runs.values()
+        return [run.run_id for run in runs if run.status in ENDED and run.state == "settled" and run.slot != "due"]
 
     @property
     def leased(self) -> list[str]:

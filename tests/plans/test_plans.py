@@ -122,5 +122,5 @@ def _scanned_whole(plan: Any) -> set[str]:
 
 
 def _good(index: str) -> set[str]:
-    # For a row of the ledger the indexes of live rows, or of running ones, are as good as the primary key: they are few.
+    # For a row of the ledger the indexes of live and of running rows are as good as the primary key: they are few.
     return {index, "dispatch_live", "dispatch_running"} if index == "dispatch_pkey" else {index}
