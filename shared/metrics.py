@@ -118,9 +118,6 @@ class DispatcherMetrics(ConsumerMetrics):
             "Runs whose worker was lost, by what became of them.",
             outcome=(Outcome.LOST.value, Outcome.REQUEUED.value),
         )
-        self._pending_seconds = make.histogram(
-            "orcheo_dispatch_run_pending_seconds", "Time from a run's creation to its claim.", _RUN_SECONDS
-        )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
         self._hints = make.counter("orcheo_dispatch_hints", "Hints of the API, by kind.", kind=get_args(HintKind))
         self._ticks = make.counter("orcheo_dispatch_ticks_received", "Ticks of Beat that were received.")
@@ -151,10 +148,6 @@ class DispatcherMetrics(ConsumerMetrics):
         """Count runs whose worker was lost."""
         self._reaped(Outcome.LOST.value).inc(lost)
         self._reaped(Outcome.REQUEUED.value).inc(requeued)
-
-    def was_pending(self, seconds: float) -> None:
-        """Note how long a run that is claimed now has been pending."""
-        self._pending_seconds().observe(max(0.0, seconds))
 
     def room(self, runs: int) -> None:
         """Note how many runs this poll may claim."""
@@ -193,6 +186,11 @@ class WorkerMetrics(ConsumerMetrics):
         self._messages = make.counter(
             "orcheo_dispatch_messages", "Messages taken, by what became of them.", result=get_args(MessageResult)
         )
+        self._pending_seconds = make.histogram(
+            "orcheo_dispatch_run_pending_seconds",
+            "Time from creation of a run to the claim under which it first began.",
+            _RUN_SECONDS,
+        )
         self._queued_seconds = make.histogram(
             "orcheo_dispatch_run_queued_seconds", "Time from a run's claim to its begin.", _RUN_SECONDS
         )
@@ -230,6 +228,10 @@ class WorkerMetrics(ConsumerMetrics):
             yield
         finally:
             self._in_flight().dec()
+
+    def was_pending(self, seconds: float) -> None:
+        """Note how long a run that begins for the first time had been pending before its claim."""
+        self._pending_seconds().observe(max(0.0, seconds))
 
     def was_queued(self, seconds: float) -> None:
         """Note how long a run that begins now has been claimed."""

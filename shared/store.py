@@ -37,6 +37,10 @@ class Run:
     triggered_by: str
     inputs: Mapping[str, Any] = field(repr=False)
     runnable_config: Mapping[str, Any] = field(repr=False)
+    pending_for: float = 0.0
+    """Seconds from its creation to this claim, by the clock of the database."""
+    queued_for: float = 0.0
+    """Seconds from its claim to its begin, by the same clock."""
 
     @property
     def claim(self) -> Claim:
@@ -172,6 +176,8 @@ class Store:
             triggered_by=row.triggered_by,
             inputs=row.inputs or {},
             runnable_config=row.runnable_config or {},
+            pending_for=row.pending_for,
+            queued_for=row.queued_for,
         )
 
     def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:

@@ -39,6 +39,9 @@ def execute_run(runtime: Runtime, claim: Claim) -> Outcome | None:
         _skip(runtime, run)
         return None
     runtime.metrics.message_taken("begun")
+    runtime.metrics.was_queued(run.queued_for)
+    if run.attempt == 1:
+        runtime.metrics.was_pending(run.pending_for)
     timeout = _timeout_of(run, runtime.settings.run_timeout)
     log.info("run_begun", run_id=claim.run_id, workflow_id=run.workflow_id, fence=claim.fence, attempt=run.attempt)
 

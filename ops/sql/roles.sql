@@ -58,7 +58,7 @@ GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
 -- orcheo_worker: a worker with an executor of your own. A worker with the executor `orcheo` connects as Orcheo
 -- itself does: it makes Orcheo's tables and reads its workflows and credentials.
 
-GRANT SELECT (id, workflow_id, workflow_version_id, triggered_by, status, payload),
+GRANT SELECT (id, workflow_id, workflow_version_id, triggered_by, status, payload, created_at),
       UPDATE (status, payload, updated_at) ON workflow_runs TO orcheo_worker;
 
 -- It begins, keeps alive and settles what was claimed. It cannot claim: it inserts no row and changes no fence.

@@ -23,7 +23,7 @@ WITH locked_run AS MATERIALIZED (
            worker_id = CAST(:worker_id AS uuid)
       FROM (SELECT 1) AS always LEFT JOIN locked_run AS l ON true
      WHERE d.run_id = :run_id AND d.fence = :fence AND d.state IN ('claimed', 'published')
-    RETURNING d.run_id, d.state, d.reason, d.attempts, d.slot, d.workspace_id
+    RETURNING d.run_id, d.state, d.reason, d.attempts, d.slot, d.workspace_id, d.claimed_at
 ), begun AS (
     UPDATE workflow_runs AS r
        SET status = 'running', updated_at = now(),
@@ -32,10 +32,13 @@ WITH locked_run AS MATERIALIZED (
       FROM answered AS a
      WHERE r.id = a.run_id AND a.state = 'running' AND r.status = 'pending'
     RETURNING r.id, r.workflow_id, r.workflow_version_id, r.triggered_by,
+              EXTRACT(EPOCH FROM a.claimed_at - r.created_at)::float8 AS pending_for,
+              EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
               r.payload -> 'input_payload' AS inputs, r.payload -> 'runnable_config' AS runnable_config
 )
 SELECT a.state, a.reason, a.attempts, a.slot, a.workspace_id,
-       b.workflow_id, b.workflow_version_id, b.triggered_by, b.inputs, b.runnable_config
+       b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for,
+       b.inputs, b.runnable_config
   FROM answered AS a LEFT JOIN begun AS b ON b.id = a.run_id
 """)
 

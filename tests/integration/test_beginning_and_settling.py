@@ -32,6 +32,8 @@ def test_begin_moves_run_and_ledger_together(database: Database) -> None:
     assert isinstance(begun, Run)
     assert begun.inputs == {"body": {"name": "Ada"}}
     assert begun.attempt == 1
+    assert 5 < begun.pending_for < 60, "from its creation, which is ten seconds ago"
+    assert 0 <= begun.queued_for < 5
     run, row = read_run(database, run_id), ledger(database, run_id)
     assert run["status"] == "running"
     assert run["payload"]["started_at"] == run["payload"]["updated_at"]
@@ -112,6 +114,18 @@ def test_stale_fence_cannot_settle_run(database: Database) -> None:
         assert settled is not None
         assert read_run(database, run_id)["payload"]["output_payload"] == {"final_state": {}}
         assert store.settle(new, Ending.failed("again", reason="x")) is None
+
+
+def test_message_that_comes_again_leaves_a_live_run_alone(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _begun(store)
+        before = ledger(database, run_id)
+        answer = store.begin(claim, worker_id=uuid4(), lease=30)
+        assert isinstance(answer, NotBegun)
+        assert answer.reason == "stale"
+        assert ledger(database, run_id) == before
+        assert store.settle(claim, Ending.succeeded('{"final_state": {}}')) is not None
 
 
 def test_run_begins_once_when_two_workers_get_the_same_message(database: Database) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
+import psycopg
 import redis
 
 from ops.real.embedded import EmbeddedPostgres
 from shared.broker import make_app
 from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
-from tests.runs import WORKSPACE_ID, all_are, everything, insert_runs, ledger, read_run, settings_for
+from tests.runs import WORKSPACE_ID, all_are, everything, execute, insert_runs, ledger, read_run, settings_for
+
+_PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
+_WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 def test_pending_runs_are_executed_by_beat_dispatcher_and_worker(database: Database, stack: Stack) -> None:
@@ -101,6 +106,47 @@ def test_worker_that_cannot_renew_its_lease_stops_its_runs(
         postgres_server.start()
         until(lambda: read_run(private, run_id)["status"] == "failed", what="the run is settled")
     assert stack.noted("begun") == [run_id]
+
+
+def test_worker_stops_a_run_whose_fence_has_moved(database: Database, stack: Stack) -> None:
+    """Its heartbeat says so: the lease is not over, and nobody has cancelled."""
+    lost, kept = insert_runs(database, 2, inputs={"do": "wait", "seconds": 4})
+    with stack.running("worker") as worker, stack.running("dispatcher"):
+        until(lambda: len(stack.noted("begun")) == 2, what="the runs begin")
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1 WHERE run_id = %s", lost)
+        until(lambda: stack.noted("cancelled"), what="the run is stopped", seconds=3)
+        worker.saw("run_not_settled")
+        until(lambda: read_run(database, kept)["status"] == "succeeded", what="its neighbour ends")
+        assert "lease_not_renewed" not in worker.log
+    assert stack.noted("cancelled") == [lost]
+    assert "run_lost" in worker.log
+
+
+def test_paused_worker_stops_and_writes_nothing_when_it_comes_back(database: Database, stack: Stack) -> None:
+    (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 3600})
+    with stack.running("worker") as worker, stack.running("dispatcher"):
+        until(lambda: stack.noted("begun"), what="the run begins")
+        worker.signal_group(signal.SIGSTOP)
+        until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is reaped")
+        reaped = read_run(database, run_id), ledger(database, run_id)["fence"]
+        worker.signal_group(signal.SIGCONT)
+        until(lambda: stack.noted("cancelled"), what="the run is stopped", seconds=5)
+        worker.saw("run_not_settled")
+    assert (read_run(database, run_id), ledger(database, run_id)["fence"]) == reaped
+
+
+def test_run_whose_begin_is_answered_after_its_lease_is_not_executed(database: Database, stack: Stack) -> None:
+    (run_id,) = insert_runs(database)
+    with stack.running("dispatcher"), psycopg.connect(database.dsn) as somebody:
+        until(lambda: everything(database, _PUBLISHED), what="the claim is published")
+        somebody.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
+        with stack.running("worker", ORCHEO_WORKER_LEASE="1") as worker:
+            until(lambda: everything(database, _WAITING), what="the begin waits")
+            time.sleep(1.5)
+            somebody.rollback()
+            worker.saw("lease_not_renewed")
+            until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is settled or reaped")
+    assert stack.noted("begun") == []
 
 
 def test_long_queue_is_not_published_again(database: Database, stack: Stack, redis_url: str) -> None:

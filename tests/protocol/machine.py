@@ -112,8 +112,8 @@ class Machine(RuleBasedStateMachine):
     def do(self, verb: str, *arguments: Any, by: int = 0) -> Any:
         """Have it done, and compare the answer with the model's."""
         self._sound = False
-        answer = getattr(self._reals[by], verb)(*arguments)
-        assert answer == getattr(self.model, verb)(*arguments)
+        answer, expected = _act(self._reals[by], (verb, *arguments)), _act(self.model, (verb, *arguments))
+        assert answer == expected, f"{verb} answers {answer}, not {expected}"
         self._note((verb, *arguments), answer)
         return answer
 
@@ -154,7 +154,8 @@ class Machine(RuleBasedStateMachine):
             answer = self._reals[0].claim(0, fast_room)
         finally:
             self._ground.watch.execute(f"SELECT pg_advisory_unlock({_GATE})")
-        assert (answer, other.result()) == (fast, slow)
+        answers = (answer, other.result())
+        assert answers == (fast, slow), f"{answers}, not {(fast, slow)}"
         self._note(("claim", 0), fast)
         self._note(("claim", _SLOW), slow)
 
@@ -162,7 +163,7 @@ class Machine(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         """Compare the database with the model, and each run with what it was before this step."""
         seen = see(self._ground.watch)
-        assert not differences(self.model, seen)
+        assert not (different := differences(self.model, seen)), different
         for run_id, run in self.model.runs.items():
             before, after = self._seen.get(run_id, NOTHING), seen.get(run_id, NOTHING)
             assert after == before or self._touched.get(run_id) != run.touched, "somebody stale has changed it"

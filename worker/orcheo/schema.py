@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import psycopg
 from orcheo.postgres_pools import connection_kwargs
 from psycopg.rows import tuple_row
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from shared.logs import log
 
@@ -32,8 +32,13 @@ async def create_tables(dsn: str, creates: list[Create]) -> None:
             await _outlast_race(create)
 
 
+def _may_be_a_lost_race(error: BaseException) -> bool:
+    """Return whether another attempt may do better; a role that may not create tables never will."""
+    return isinstance(error, psycopg.Error) and not isinstance(error, psycopg.errors.InsufficientPrivilege)
+
+
 @retry(
-    retry=retry_if_exception_type(psycopg.Error),
+    retry=retry_if_exception(_may_be_a_lost_race),
     stop=stop_after_delay(_RACE_SECONDS),
     wait=wait_random_exponential(multiplier=0.1, max=2),
     reraise=True,
