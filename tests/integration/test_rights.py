@@ -16,12 +16,11 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, TextClause, text
 
-from ops import queries
 from ops.check import check
 from ops.real.binaries import postgres_binaries
 from ops.rights import lacking, roles_sql
 from shared import migrate as migrations
-from shared import statements
+from shared import queries, statements
 from shared.database import database_errors
 from shared.errors import SchemaError
 from shared.settings import LostRuns
