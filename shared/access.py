@@ -33,7 +33,7 @@ def guarded(
 
 class _Access:
     def __init__(self, token: str) -> None:
-        self._bearer = f"Bearer {token}".encode()
+        self._bearer = f"Bearer {token}"
         # Made from the token: good at each process that has the same one, and no more once it has changed.
         self._cookie = hmac.new(token.encode(), _OF_THE_COOKIE, "sha256").hexdigest()
 
@@ -50,16 +50,20 @@ class _Access:
         return _with_cookie(request, "", 0)
 
     def _shows_token(self, request: Request) -> bool:
-        # Compared in constant time, as bytes: what is not ASCII is no error.
-        return hmac.compare_digest(request.headers.get("authorization", "").encode(), self._bearer)
+        return _same(request.headers.get("authorization", ""), self._bearer)
 
     def _shows_cookie(self, request: Request) -> bool:
         # Not by SimpleCookie: that gives up on the whole header where another program's cookie is odd.
         for cookie in request.headers.get("cookie", "").split(";"):
             name, _, value = cookie.strip().partition("=")
-            if name == COOKIE and hmac.compare_digest(value.encode(), self._cookie.encode()):
+            if name == COOKIE and _same(value, self._cookie):
                 return True
         return False
+
+
+def _same(shown: str, right: str) -> bool:
+    """Compare in constant time; as bytes, so that what is not ASCII is no error."""
+    return hmac.compare_digest(shown.encode(errors="replace"), right.encode())
 
 
 def _refused() -> Answer:

@@ -23,11 +23,13 @@ SELECT md5('workflow' || n)::uuid::text, 'handle-' || n,
 
 # A run each, in the API's table. `at` is when it was created; others take it from there.
 _RUN = f"""
-SELECT gen_random_uuid()::text AS id, md5('workflow' || 1 + floor(power(random(), 1.6) * 5)::int)::uuid::text AS workflow,
+SELECT gen_random_uuid()::text AS id,
+       md5('workflow' || 1 + floor(power(random(), 1.6) * 5)::int)::uuid::text AS workflow,
        {_BY} AS by, random() AS luck, random() AS pace, n
   FROM generate_series(1, %(count)s::int) AS n
 """
-_PAYLOAD = "jsonb_build_object('input_payload', %(marker)s::text, 'output_payload', %(marker)s::text, 'error', %(marker)s::text)"
+_MARKED = ", ".join(f"'{name}', %(marker)s::text" for name in ("input_payload", "output_payload", "error"))
+_PAYLOAD = f"jsonb_build_object({_MARKED})"
 
 _ENDED = f"""
 WITH run AS MATERIALIZED ({_RUN}), timed AS MATERIALIZED (
@@ -48,7 +50,7 @@ INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, 
                                       claimed_at, published_at, begun_at, settled_at, dispatcher_id, worker_id, reason)
 SELECT id, workflow, by, 'settled', outcome, 1, 1, 'none', ended - ran - wait / 2, ended - ran - wait / 3, ended - ran,
        ended, gen_random_uuid(), gen_random_uuid(),
-       CASE outcome WHEN 'failed' THEN (ARRAY['ValueError', 'TimeoutError', 'HTTPStatusError', %(marker)s || ' said so'])
+       CASE outcome WHEN 'failed' THEN (ARRAY['ValueError', 'TimeoutError', 'HTTPStatusError', 'x: ' || %(marker)s])
                                        [1 + floor(random() * 4)::int]
                     WHEN 'timed_out' THEN 'timed_out' WHEN 'cancelled' THEN 'cancelled' END
   FROM timed

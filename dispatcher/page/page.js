@@ -26,7 +26,7 @@
   function span(seconds) {
     const s = Math.max(0, Math.floor(seconds));
     if (s < 60) return `${s} s`;
-    if (s < 3600) return `${Math.floor(s / 60)} min${s < 600 ? ` ${s % 60} s` : ""}`;
+    if (s < 3600) return `${Math.floor(s / 60)} min${s < 600 && s % 60 ? ` ${s % 60} s` : ""}`;
     if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
     return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
   }
@@ -90,8 +90,8 @@
   }
 
   // --- Charts: sixty bars, each a stack ---
-  function chart(id, series, words, format) {
-    const figure = $(id), output = figure.querySelector("output");
+  function chart(id, series, summary, format) {
+    const figure = $(id), at = figure.querySelector("span"), legend = make("output", "legend");
     const plot = make("div", "plot"), label = make("span", "top-label"), nothing = make("span", "nothing");
     const svg = document.createElementNS(SVG, "svg");
     const shape = (tag, name) => {
@@ -114,13 +114,12 @@
     const from = make("span"), to = make("span", "", "now");
     axis.append(from, to);
     axis.setAttribute("aria-hidden", "true");
-    const legend = make("p", "legend");
-    legend.setAttribute("aria-hidden", "true");
-    for (const each of series) {
-      const entry = make("span");
-      entry.append(make("i", each.style), each.name);
+    const values = series.map((each) => {
+      const entry = make("span"), value = make("b");
+      entry.append(make("i", each.style), `${each.name} `, value);
       legend.append(entry);
-    }
+      return value;
+    });
     figure.append(plot, axis, legend);
 
     let minutes = [], whole = null, chosen = null;
@@ -140,6 +139,7 @@
       });
       const empty = stacks.every((stack) => stack.every((value) => !(value > 0)));
       put(label, empty ? "" : format(top));
+      plot.classList.toggle("bare", empty);
       put(nothing, empty && minutes.length ? "No run ended in the last hour" : "");
       if (minutes.length) put(from, clock.format(new Date(minutes[0].minute)));
     }
@@ -147,15 +147,9 @@
     function read() {
       const minute = chosen == null ? null : minutes[chosen];
       plot.classList.toggle("read", minute != null);
-      if (minute) {
-        guide.setAttribute("x", chosen * 10);
-        sentence(`${clock.format(new Date(minute.minute))}  `, words(minute));
-      } else sentence("", whole ? words(whole) : "");
-    }
-
-    function sentence(before, text) {
-      if (output.textContent === before + text) return;
-      output.replaceChildren(make("i", "", before), text);
+      if (minute) guide.setAttribute("x", chosen * 10);
+      put(at, minute ? clock.format(new Date(minute.minute)) : whole ? summary(whole) : "");
+      series.forEach((each, index) => put(values[index], whole ? each.told(minute ?? whole) : "–"));
     }
 
     function choose(index) {
@@ -182,7 +176,7 @@
       minutes = hour ? hour.minutes : [];
       draw();
       read();
-      plot.setAttribute("aria-label", whole ? `The last hour: ${words(whole)}. Arrow keys read single minutes.` : "");
+      plot.setAttribute("aria-label", whole ? `The last hour: ${series.map((each) => `${each.name} ${each.told(whole)}`).join(", ")}. Arrow keys read single minutes.` : "");
     };
   }
 
@@ -196,45 +190,40 @@
     return steps.find((step) => step >= value) ?? Math.ceil(value / 3600) * 3600;
   }
 
-  const counted = (m) => {
-    const parts = [`${number(m.succeeded)} succeeded`, `${number(m.failed)} failed`];
-    if (m.cancelled) parts.push(`${number(m.cancelled)} cancelled`);
-    return parts.join(", ");
-  };
-  const timed = (name) => (m) =>
-    m[`${name}_p50`] == null ? "–" : `half within ${duration(m[`${name}_p50`])}, 95 % within ${duration(m[`${name}_p95`])}`;
-  const times = (name) => [
-    { name: "half of the runs", style: "s-mid", value: (m) => m[`${name}_p50`] ?? 0 },
-    { name: "95 % of the runs", style: "s-far", value: (m) => (m[`${name}_p95`] ?? 0) - (m[`${name}_p50`] ?? 0) },
+  const counted = (name, style) => ({ name, style, value: (m) => m[name], told: (m) => number(m[name]) });
+  const timed = (name) => [
+    { name: "p50", style: "s-mid", value: (m) => m[`${name}_p50`] ?? 0, told: (m) => duration(m[`${name}_p50`]) },
+    {
+      name: "p95", style: "s-far", told: (m) => duration(m[`${name}_p95`]),
+      value: (m) => (m[`${name}_p95`] ?? 0) - (m[`${name}_p50`] ?? 0),
+    },
   ];
+  const lastHour = () => "last hour";
   const charts = [
-    chart("chart-ended", [
-      { name: "succeeded", style: "s-good", value: (m) => m.succeeded },
-      { name: "cancelled", style: "s-idle", value: (m) => m.cancelled },
-      { name: "failed", style: "s-bad", value: (m) => m.failed },
-    ], counted, (top) => `${number(top)} a minute`),
-    chart("chart-wait", times("wait"), timed("wait"), duration),
-    chart("chart-ran", times("ran"), timed("ran"), duration),
+    chart("chart-ended", [counted("succeeded", "s-good"), counted("cancelled", "s-idle"), counted("failed", "s-bad")], lastHour, (top) => `${number(top)} a minute`),
+    chart("chart-wait", timed("wait"), lastHour, duration),
+    chart("chart-ran", timed("ran"), lastHour, duration),
   ];
 
   // --- Health ---
-  const LEVELS = { healthy: "All is well", degraded: "Needs attention", unhealthy: "Not well" };
 
   function showHealth(health) {
     root.dataset.level = health.level;
     const problems = health.problems;
-    const headline = problems.length === 1 ? problems[0].text.split(". ")[0].replace(/\.$/, "") : LEVELS[health.level];
-    put($("level"), headline);
+    const [first] = problems;
+    const one = first && (first.text.includes(". ") ? first.text.slice(0, first.text.indexOf(". ")) : first.text.replace(/\.$/, ""));
+    put($("level"), !first ? "All is well" : problems.length === 1 ? one : `${problems.length} things are wrong`);
     live($("since"), health.for, (s) => (s < 1 ? "since now" : `for ${span(s)}`));
     $("problems").hidden = !problems.length;
     list($("problems"), problems, (p) => p.name, () => {
       const item = make("li");
-      item.append(make("b"), make("span"));
+      item.append(make("b"), make("span"), make("code"));
       return item;
     }, (item, p) => {
       item.className = p.level;
       put(item.children[0], p.text);
       put(item.children[1], p.mend);
+      put(item.children[2], p.command);
     });
     document.title = health.level === "healthy" ? "OK · orcheo-dispatch" : `${problems.length} wrong · orcheo-dispatch`;
     icon(getComputedStyle(root).getPropertyValue("--tone").trim());
@@ -268,7 +257,7 @@
     tile.classList.toggle("good", promise?.late === 0);
     tile.classList.toggle("bad", promise?.late > 0);
     put($("late"), promise ? percent(promise.late_share) : "–");
-    put($("late-note"), promise ? (promise.late ? `${plural(promise.late, "run", "runs")}; the promise is 0 %` : "the promise of 0 % is kept") : " ");
+    put($("late-note"), promise ? (promise.late ? `${plural(promise.late, "run", "runs")}, promised 0 %` : "as promised") : " ");
     put($("pending"), number(now?.pending));
     if (promise?.oldest != null) live($("pending-note"), promise.oldest, (s) => `oldest ${duration(s)}`);
     else still($("pending-note"), now ? "none waits" : " ");
@@ -278,7 +267,7 @@
     $("running-meter").style.width = `${now?.capacity ? Math.min(100, (now.running / now.capacity) * 100) : 0}%`;
     const ended = hour && hour.succeeded + hour.failed + hour.cancelled;
     put($("ended"), number(ended) + (hour && !hour.complete ? "+" : ""));
-    put($("ended-note"), hour ? (ended ? `${number(hour.failed)} failed, ${number(hour.lost)} of them lost` : "no run ended") : " ");
+    put($("ended-note"), hour ? (ended ? `${number(hour.failed)} failed, ${number(hour.lost)} lost` : "no run ended") : " ");
     charts.forEach((draw) => draw(hour));
   }
 
@@ -370,7 +359,7 @@
       live(when, run.how === "stuck" ? run.silent_for : run.changed_ago, run.how === "stuck" ? span : ago);
       put(id, run.run_id);
     });
-    put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost today` : "");
+    put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost in a day` : "");
     $("stuck-empty").hidden = rows.length > 0;
     put($("stuck-empty"), "None is stuck. None was lost in the last day.");
   }

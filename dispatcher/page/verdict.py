@@ -27,31 +27,35 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong, in one sentence, and what to do about it in another."""
+    """Something that is wrong, in a sentence or two, what to do about it, and the command that helps."""
 
     name: str
     level: Level
     text: str
     mend: str
+    command: str
 
 
 DATABASE_AWAY = Problem(
     "database",
     Level.UNHEALTHY,
     "Postgres does not answer. Nothing moves until it does; no run is lost.",
-    "See that it runs and that ORCHEO_POSTGRES_DSN leads to it: orcheo-dispatch check",
+    "See that it runs, and that ORCHEO_POSTGRES_DSN leads to it.",
+    "orcheo-dispatch check",
 )
 DATABASE_REFUSES = Problem(
     "database",
     Level.UNHEALTHY,
     "Postgres lacks a table, or refuses this dispatcher a right that it needs.",
-    "orcheo-dispatch check names what is missing; orcheo-dispatch migrate makes the tables.",
+    "See what is missing. Tables are made by orcheo-dispatch migrate, rights are given by orcheo-dispatch roles.",
+    "orcheo-dispatch check",
 )
 DATABASE_SLOW = Problem(
     "figures",
     Level.DEGRADED,
     "Postgres is too slow for this page. Dispatch goes on; these figures are old.",
-    "Look for long transactions and a missing ANALYZE: orcheo-dispatch check",
+    "Look for long transactions, and for tables that were never analysed.",
+    "orcheo-dispatch check",
 )
 _POLL = "The polls of this dispatcher do not succeed"
 
@@ -73,10 +77,11 @@ def _failed(check: Report) -> Problem:
             "broker",
             Level.UNHEALTHY,
             "Redis is away. Pending runs wait in the database; none is lost.",
-            "See that it runs and that REDIS_URL leads to it: orcheo-dispatch check",
+            "See that it runs, and that REDIS_URL leads to it.",
+            "orcheo-dispatch check",
         )
     text = f"{_POLL}: {check.why}." if check.name == "poll" else f"{check.name}: {check.why}."
-    return Problem(check.name, Level.UNHEALTHY, text, "The log of this process says why.")
+    return Problem(check.name, Level.UNHEALTHY, text, "The log of this process says why.", "orcheo-dispatch check")
 
 
 def _found_in(figures: Figures) -> list[Problem]:
@@ -86,8 +91,9 @@ def _found_in(figures: Figures) -> list[Problem]:
             Problem(
                 "workers",
                 Level.UNHEALTHY,
-                f"No worker is alive. {_runs(figures.now['pending'], 'waits', 'wait')}.",
-                "Start one: orcheo-dispatch worker",
+                f"No worker is alive. {_runs(figures.now['pending'], 'waits', 'wait')} for one.",
+                "Start one.",
+                "orcheo-dispatch worker",
             )
         )
     minutes = figures.promise["late_after"] // 60
@@ -98,6 +104,7 @@ def _found_in(figures: Figures) -> list[Problem]:
                 Level.UNHEALTHY,
                 f"{_runs(late, 'has', 'have')} been pending for more than {minutes} minutes.",
                 "More workers, or a higher ORCHEO_WORKER_CONCURRENCY, take them sooner.",
+                "orcheo-dispatch status",
             )
         )
     if stuck := figures.now["stuck"]:
@@ -106,7 +113,8 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "stuck",
                 Level.DEGRADED,
                 f"{_runs(stuck, 'is', 'are')} running without a live worker.",
-                "If it stays so, decide: orcheo-dispatch requeue RUN, or orcheo-dispatch fail RUN",
+                "If it stays so, decide: requeue them, fail them or cancel them.",
+                "orcheo-dispatch runs --stuck",
             )
         )
     silent = figures.beat_silent_for
@@ -116,14 +124,15 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "beat",
                 Level.DEGRADED,
                 "No Beat ticks. Dispatchers poll by themselves; cron triggers wait.",
-                "Start one: orcheo-dispatch beat",
+                "Start one.",
+                "orcheo-dispatch beat",
             )
         )
     return found
 
 
 def _runs(count: int, one: str, many: str) -> str:
-    return f"1 run {one}" if count == 1 else f"{count:,} runs {many}"
+    return f"{count or 'No'} run {one}" if count < 2 else f"{count:,} runs {many}"
 
 
 @dataclass(frozen=True, slots=True)
