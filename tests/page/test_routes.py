@@ -16,7 +16,8 @@ from dispatcher.page import watch
 from dispatcher.page.routes import OVERVIEW
 from shared.ledger import ProcessKind
 from shared.processes import Process
-from tests.databases import Database
+from tests.conftest import Admin
+from tests.databases import Database, close
 from tests.page.conftest import Serve, Served
 from tests.page_states import HOSTILE, MARKER, WORKFLOWS, fill_broken, fill_busy
 from tests.processes import ROOT, Stack, until
@@ -67,6 +68,10 @@ def test_figures_have_the_names_that_are_documented(database: Database, serve: S
     assert len(seen["hour"]["minutes"]) == 60
     documented = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "status-page.md").read_text(encoding="utf-8")))
     assert _names_in(seen) - documented == set()
+
+
+def _problems(seen: Any) -> list[str]:
+    return [problem["name"] for problem in seen["health"]["problems"]]
 
 
 def _names_in(value: Any) -> set[str]:
@@ -249,19 +254,15 @@ def test_with_a_token_the_page_is_open_and_its_figures_are_not(database: Databas
 
 
 def test_database_away_is_told_and_the_last_figures_stay(
-    database: Database, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    database: Database, serve: Serve, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_FRESH_SECONDS", 0.05)
     insert_runs(database, 3)
     served = serve(database)
     before = _overview(served)
-    execute(database, f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS false')
-    execute(
-        Database("postgres", database.dsn.replace(database.name, "postgres")),
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-        database.name,
-    )
-    seen = until(lambda: (s := _overview(served))["health"]["problems"][0]["name"] == "database" and s, what="it told")
+    close(admin, database)
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database.name])
+    seen = until(lambda: "database" in _problems(s := _overview(served)) and s, what="it told")
     assert seen["health"]["level"] == "unhealthy"
     assert seen["now"] == before["now"]
     assert seen["read"]["at"]
