@@ -406,25 +406,29 @@
     return chosen.length ? `?${new URLSearchParams(chosen)}` : "";
   }
 
-  async function ask() {
-    clearTimeout(timer);
-    const turn = ++asked;
+  // Returns what there is to show, or nothing: it failed, a later question has overtaken it, or a token is wanted.
+  async function fetched(turn) {
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
-      if (turn !== asked) return;
-      if (answer.status === 401) return signIn(true);
-      if (!answer.ok) throw new Error(String(answer.status));
-      const seen = await answer.json();
-      if (turn !== asked) return;
-      signIn(false);
+      if (answer.status !== 401 && !answer.ok) throw new Error(String(answer.status));
+      const seen = answer.ok ? await answer.json() : null;
+      if (turn !== asked) return null;
       failures = 0;
-      show(seen);
+      signIn(!seen);
+      return seen;
     } catch {
-      if (turn !== asked) return;
-      failures += 1;
+      if (turn === asked) failures += 1;
+      return null;
     }
+  }
+
+  async function ask() {
+    clearTimeout(timer);
+    const turn = ++asked, seen = await fetched(turn);
+    if (turn !== asked) return;
+    if ($("login").hidden) again();
+    if (seen) show(seen);
     tellFreshness();
-    again();
   }
 
   function again() {

@@ -130,10 +130,11 @@ def test_dispatcher_that_cannot_be_reached_leaves_its_last_state(database: Datab
     served = _state("busy", database, serve)
     window = look()
     page = window.open(served.url)
+    port = served.server.port
     served.server.stop()
     expect(page.get_by_role("alert").first).to_contain_text("Cannot reach the dispatcher.", timeout=15_000)
     expect(page.locator("#running")).to_have_text("37")
-    serve(database, port=int(served.url.rsplit(":", 1)[1].strip("/")))
+    serve(database, port=port)
     expect(page.locator("#unreachable")).to_be_hidden(timeout=30_000)
     # Chromium itself says so of each request that fails.
     assert all("ERR_CONNECTION" in complaint for complaint in window.complaints)
