@@ -12,6 +12,7 @@ from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
 from dispatcher.loop import SILENT_INTERVALS, PollLoop
+from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
@@ -67,6 +68,7 @@ class Dispatcher:
         )
         self._settings = settings
         self._health: HealthServer | None = None
+        self._page = StatusPage(settings, self.process)
 
     def start(self) -> None:
         """Poll from now on, and listen for hints. Raises `SettingsError` where the health port is taken."""
@@ -101,6 +103,7 @@ class Dispatcher:
         """Close all connections."""
         if self._health is not None:
             self._health.stop()
+        self._page.close()
         self.metrics.close()
         self._hint_client.close()
         self.broker.close()
@@ -120,7 +123,8 @@ class Dispatcher:
         limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
         live = [progress("poll", "poll succeeded", lambda: self.loop.polled_at, limit)]
         broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
-        return health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        routes = health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        return {**routes, **self._page.routes([*live, broker])}
 
     def _broker_away(self) -> bool:
         """Whether what takes ticks or what publishes has found Redis away."""

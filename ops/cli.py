@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from ops import check as checks
-from ops import queries, rights, screen
+from ops import rights, screen
 from ops.repair import Action, repair
-from shared import __version__, logs
+from shared import __version__, logs, queries
 from shared.database import make_engine, transaction
 from shared.entry import fail
 from shared.errors import DispatchError, SchemaError, SettingsError

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ops.check import Finding, Grade
-from ops.queries import ALIVE_SECONDS, RunRow, Status
+from shared.queries import ALIVE_SECONDS, RunRow, Status
 
 _PIPE_WIDTH = 160
 # A pipe has no width: there no id is cut short.
