@@ -8,6 +8,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
+from pydantic import SecretStr
 
 from shared import library_logs
 from shared.log_lines import complete, describe, log, within_run, writer
@@ -31,10 +32,16 @@ def configure(settings: Settings) -> None:
 
 
 def _secrets(settings: Settings) -> list[str]:
-    """Return the passwords of all servers and the API's token, without those that are not set."""
-    dsn = conninfo_to_dict(settings.postgres_dsn.get_secret_value())
-    found = [dsn.get("password"), dsn.get("sslpassword")]
-    found += [urlsplit(url.get_secret_value()).password for url in (settings.redis_url, settings.slots_redis_url)]
-    if settings.service_token is not None:
-        found.append(settings.service_token.get_secret_value())
-    return [str(each) for each in found if each]
+    """Return the passwords of all servers and all tokens that the settings hold."""
+    found: list[str | None] = []
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if not isinstance(value, SecretStr):
+            continue
+        text = value.get_secret_value()
+        if name == "postgres_dsn":
+            parts = conninfo_to_dict(text)
+            found += [str(parts[key]) for key in ("password", "sslpassword") if parts.get(key)]
+        else:
+            found.append(urlsplit(text).password if "://" in text else text)
+    return [each for each in found if each]
