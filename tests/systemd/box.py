@@ -208,9 +208,7 @@ class Box:
         text = (Path(sys.prefix) / "pyvenv.cfg").read_text()
         self.put(f"{_VENV}/pyvenv.cfg", text.replace(sys.base_prefix, _PYTHON))
         # As pip writes it; the packages of a development install name this source where it is here, not there.
-        self.put(
-            COMMAND, f"#!{_VENV}/bin/python\nimport sys\nfrom ops.cli import main\nsys.exit(main())\n", 0o755
-        )
+        self.put(COMMAND, f"#!{_VENV}/bin/python\nimport sys\nfrom ops.cli import main\nsys.exit(main())\n", 0o755)
         for folder in (_PYTHON, f"{_VENV}/lib", SOURCE):
             (self._root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
