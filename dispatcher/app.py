@@ -41,7 +41,7 @@ class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        self.process = Process(ProcessKind.DISPATCHER)
+        self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
