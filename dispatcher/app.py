@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
+from dispatcher.backlog import Backlog
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
@@ -65,6 +66,8 @@ class Dispatcher:
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._backlog = Backlog(settings, self.broker)
+        self.metrics.add(self._backlog)
         self._settings = settings
         self._health: HealthServer | None = None
 
@@ -102,6 +105,7 @@ class Dispatcher:
         if self._health is not None:
             self._health.stop()
         self.metrics.close()
+        self._backlog.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()

@@ -209,6 +209,7 @@ class Poller:
                 self._slots.give_back(run_id, workspace_id)
                 returned.append(run_id)
         except BrokerError as error:
+            self._metrics.broker_failed()
             log.warning("slots_not_returned", due=len(due) - len(returned), reason=str(error))
         if returned:
             self._store.slots_returned(returned)
