@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from shared.settings import Settings
 
 LATE_SECONDS = 300
 """The promise: no pending run is older than five minutes."""
-COUNTED = 100_000
+COUNTED = 50_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""
 FRESH_SECONDS = 5.0
 """A reading is used for so long, however many scrape."""
@@ -153,18 +154,13 @@ class Backlog:
             done.set()
 
     def _look(self) -> _Reading:
+        # Whether they answer is all that matters here; polls and heartbeats say why not.
         messages, ledger, alive, vanished = None, None, None, None
-        try:
-            with broker_errors():
-                answer: Any = self._broker.llen(self._settings.queue)
+        with suppress(BrokerError), broker_errors():
+            answer: Any = self._broker.llen(self._settings.queue)
             messages = int(answer)
-        except BrokerError:
-            pass
-        try:
+        with suppress(DispatchError):
             ledger, alive, vanished = self._ask_database()
-        except DispatchError:
-            # Whether it answers is all that matters here; polls and heartbeats say why not.
-            pass
         return _Reading(time.monotonic(), ledger, alive, vanished, messages)
 
     def _ask_database(self) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:

@@ -191,6 +191,8 @@ class Poller:
             return
         self._maintenance_at = now + MAINTENANCE_SECONDS
         self._store.reap_orphans()
+        # Before anything is pruned that was not counted.
+        self._store.count_ended()
         self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
         adopted = self._store.adopt_cancelled(
             triggers=self._settings.triggers,

@@ -1,4 +1,4 @@
-"""Views for dashboards, and what they need: two columns and an index of failures.
+"""Views for dashboards, and what they need: a count of what ended, two columns and an index of failures.
 
 Revision ID: 0002
 """
@@ -20,8 +20,10 @@ DROP VIEW orcheo_dispatch.oldest_transactions, orcheo_dispatch.queue_and_backlog
           orcheo_dispatch.running_elsewhere, orcheo_dispatch.lost_runs, orcheo_dispatch.stuck_runs,
           orcheo_dispatch.failures, orcheo_dispatch.slowest_workflows, orcheo_dispatch.workflow_latencies,
           orcheo_dispatch.throughput, orcheo_dispatch.runs_by_hour, orcheo_dispatch.settled_runs,
+          orcheo_dispatch.ended_by_minute,
           orcheo_dispatch.pending_by_trigger, orcheo_dispatch.pending_ages, orcheo_dispatch.pending_kpi,
           orcheo_dispatch.pending_runs, orcheo_dispatch.allow_list;
+DROP TABLE orcheo_dispatch.ended;
 DROP INDEX orcheo_dispatch.dispatch_unwell;
 ALTER TABLE orcheo_dispatch.process DROP COLUMN triggers;
 ALTER TABLE orcheo_dispatch.dispatch DROP COLUMN created_at;
@@ -29,7 +31,7 @@ ALTER TABLE orcheo_dispatch.dispatch DROP COLUMN created_at;
 
 
 def upgrade() -> None:
-    """Make the columns, the index and the views."""
+    """Make the table, the columns, the index and the views."""
     op.get_bind().exec_driver_sql(_UPGRADE.read_text(encoding="utf-8"))
 
 
