@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
+from dispatcher.backlog import Backlog
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
@@ -43,7 +44,7 @@ class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        self.process = Process(ProcessKind.DISPATCHER)
+        self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
@@ -68,6 +69,8 @@ class Dispatcher:
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._backlog = Backlog(settings, self.broker)
+        self.metrics.add(self._backlog)
         self._settings = settings
         self._health: HealthServer | None = None
         self._page = StatusPage(settings, self.process)
@@ -113,6 +116,7 @@ class Dispatcher:
             self._health.stop()
         self._page.close()
         self.metrics.close()
+        self._backlog.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()
