@@ -19,7 +19,7 @@ from shared import __version__, logs
 from shared.database import make_engine, transaction
 from shared.entry import fail
 from shared.errors import DispatchError, SchemaError, SettingsError
-from shared.migrate import current_revision, migrate, newest_revision
+from shared.migrate import current_revision, migrate, migrate_back, newest_revision
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -67,10 +67,11 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
-    done = migrate(Settings.load(), index=index)
+    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
         screen.print_json(
             {
