@@ -19,7 +19,7 @@ from shared import __version__, logs
 from shared.database import make_engine, transaction
 from shared.entry import fail
 from shared.errors import DispatchError, SchemaError, SettingsError
-from shared.migrate import current_revision, migrate, migrate_back, newest_revision
+from shared.migrate import current_revision, migrate, newest_revision
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -71,6 +71,8 @@ def migrate_command(
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
+    from shared.migrate import migrate_back
+
     done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
         screen.print_json(
