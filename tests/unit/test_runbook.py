@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -24,17 +25,19 @@ ALERTS = ROOT / "ops/prometheus/alerts.yml"
 
 _CONSOLE = re.compile(r"^ *```console\n(?P<lines>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`\n]+)`")
-_OURS = re.compile(r"(?:^|[\s/|])orcheo-dispatch (?=[a-z-])")
-_END = re.compile(r"\s(?:\||>|;|&&|#)(?:\s|$)|\s{2,}#|\"$")
 _WORD = re.compile(r"[a-z]+(?:_[a-z]+)+")
 _LEVELS = {"trace", "debug", "info", "warning", "error", "exception", "log"}
-# What Postgres, PgBouncer and Redis themselves call so.
+# What Postgres, PgBouncer and the API themselves call so.
 _OF_SERVERS = {
     "max_connections",
     "statement_timeout",
     "idle_in_transaction_session_timeout",
     "lock_timeout",
+    "pg_terminate_backend",
+    "pool_mode",
+    # Columns of the API's table, and our schema.
     "triggered_by",
+    "orcheo_dispatch",
 }
 
 
@@ -42,23 +45,29 @@ def _invocations() -> list[str]:
     """Return what follows `orcheo-dispatch` wherever the page has somebody type it."""
     typed = [line.strip()[2:] for block in _CONSOLE.finditer(RUNBOOK) for line in block["lines"].splitlines()]
     prose = re.sub(r"^ *```.*?^ *```$", "", RUNBOOK, flags=re.DOTALL | re.MULTILINE)
-    typed += _SPAN.findall(prose)
-    found = []
-    for line in typed:
-        for start in _OURS.finditer(line):
-            rest = line[start.end() :]
-            end = _END.search(rest)
-            found.append(rest[: end.start()] if end else rest)
-    return sorted(set(found))
+    typed += [span for span in _SPAN.findall(prose) if "orcheo-dispatch " in span]
+    return sorted({shlex.join(words) for line in typed for words in _commands(line)})
+
+
+def _commands(line: str) -> Iterator[list[str]]:
+    """Yield the arguments of each `orcheo-dispatch` in a line of a shell, up to a pipe or the like."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words = list(lexer)
+    for number, word in enumerate(words):
+        if Path(word).name == "orcheo-dispatch" and words[number - 1] != "--command":
+            rest = words[number + 1 :]
+            yield list(itertools.takewhile(lambda word: not set(word) <= set("|&;<>"), rest))
 
 
 @pytest.mark.parametrize("invocation", _invocations())
 def test_each_command_is_taken_with_its_options(invocation: str) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    name, *arguments = shlex.split(invocation.replace("...", ""))
+    name, *arguments = shlex.split(invocation)
     assert name in group.commands
-    wanting = not any(word.isupper() for word in arguments) and name in {"cancel", "fail", "requeue"}
+    # `xargs` brings the runs.
+    wanting = name in {"cancel", "fail", "requeue"} and not any(word.startswith("RUN") for word in arguments)
     group.commands[name].make_context(name, [*arguments, *(["RUN"] if wanting else [])])
 
 
