@@ -55,7 +55,7 @@ def _commands(line: str) -> Iterator[list[str]]:
     lexer.whitespace_split = True
     words = list(lexer)
     for number, word in enumerate(words):
-        if Path(word).name == "orcheo-dispatch" and words[number - 1] != "--command":
+        if re.fullmatch(r"(?:/.*/bin/)?orcheo-dispatch", word) and words[number - 1] != "--command":
             rest = words[number + 1 :]
             yield list(itertools.takewhile(lambda word: not set(word) <= set("|&;<>"), rest))
 
