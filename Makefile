@@ -9,7 +9,7 @@ PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports unit acceptance faults format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves nothing running
 	$(BIN)/orcheo-dispatch demo
 
-test: $(INSTALLED) lint types imports  ## Lint, types, import contracts and the whole suite
+test: $(INSTALLED) lint types imports docs  ## Lint, types, import contracts, the documentation site and the whole suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
 check: test  ## What CI runs
@@ -31,6 +31,9 @@ types: $(INSTALLED)  ## mypy, strict
 
 imports: $(INSTALLED)  ## Import contracts
 	$(BIN)/lint-imports
+
+docs: $(INSTALLED)  ## The documentation site, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 unit: $(INSTALLED)  ## The quick half of the suite
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/plans tests/integration

@@ -76,10 +76,13 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
-    done = migrate(Settings.load(), index=index)
+    from shared.migrate import migrate_back
+
+    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
         screen.print_json(
             {
