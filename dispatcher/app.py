@@ -6,8 +6,9 @@ import threading
 from typing import Any
 
 from celery import Celery, Task
-from celery.signals import worker_init, worker_ready, worker_shutdown
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
+from dispatcher.backlog import Backlog
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
@@ -26,6 +27,7 @@ from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
 from shared.migrate import index_is_valid
+from shared.notify import ServiceManager
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
@@ -42,7 +44,7 @@ class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        self.process = Process(ProcessKind.DISPATCHER)
+        self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
@@ -62,10 +64,13 @@ class Dispatcher:
         )
         self._consumer: Consumer | None = None
         self._progress: ProgressWatch | None = None
+        self._manager = ServiceManager()
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._backlog = Backlog(settings, self.broker)
+        self.metrics.add(self._backlog)
         self._settings = settings
         self._health: HealthServer | None = None
         self._page = StatusPage(settings, self.process)
@@ -83,8 +88,14 @@ class Dispatcher:
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         taking = watch_consumer(consumer, self.broker, DISPATCH_QUEUE, self.metrics)
-        self._progress = ProgressWatch(taking, polls)
+        # Not by /livez: that is red while Postgres is away as well, and a new process would not bring it back.
+        self._progress = ProgressWatch(taking, polls, on_well=self._feed)
+        self._manager.ready("polling")
         self._progress.start()
+
+    def stopping(self) -> None:
+        """Say that this process ends."""
+        self._manager.stopping("finishing the poll under way")
 
     def stop(self) -> None:
         """Finish the poll under way and say goodbye. Claims that are out keep their leases."""
@@ -105,6 +116,7 @@ class Dispatcher:
             self._health.stop()
         self._page.close()
         self.metrics.close()
+        self._backlog.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()
@@ -125,6 +137,11 @@ class Dispatcher:
         broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
         routes = health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
         return {**routes, **self._page.routes([*live, broker])}
+
+    def _feed(self) -> None:
+        away = "Postgres" if self.loop.database_away else "Redis" if self._broker_away() else None
+        self._manager.status(f"{away} is away" if away else "polling")
+        self._manager.feed()
 
     def _broker_away(self) -> bool:
         """Whether what takes ticks or what publishes has found Redis away."""
@@ -173,12 +190,17 @@ def make_dispatcher_app(settings: Settings) -> Celery:
         for dispatcher in running:
             dispatcher.watch(sender)
 
+    def stopping(**_: Any) -> None:
+        for dispatcher in running:
+            dispatcher.stopping()
+
     def stop(**_: Any) -> None:
         while running:
             running.pop().stop()
 
     worker_init.connect(start, weak=False)
     worker_ready.connect(watch, weak=False)
+    worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
 

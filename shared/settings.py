@@ -1,18 +1,20 @@
 """Every setting, read once at the entry point and passed on as an argument.
 
-Each field is one environment variable (its alias). Durations are seconds.
+Each field is one environment variable (its alias), or a credential of that name. Durations are seconds.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.addresses import check_postgres_dsn, check_redis_url
+from shared.credentials import CredentialsSource, read_credentials
 from shared.errors import SettingsError
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
@@ -192,6 +194,18 @@ class Settings(BaseSettings):
         60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, description="Seconds between two cron dispatches."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from; the first wins: an argument, the environment, a credential."""
+        return init_settings, env_settings, CredentialsSource(settings_cls)
+
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> Self:
         if self.worker_lease < 2 * self.heartbeat:
@@ -256,6 +270,7 @@ def _explain(item: Any) -> str:
     variable = str(getattr(Settings.model_fields.get(str(location)), "alias", None) or location)
     if item["type"] == "missing":
         return f"{variable} is not set, takes {Settings.model_fields['postgres_dsn'].description}"
-    got = "a value" if variable in _SECRET_VARIABLES else repr(item["input"])
+    secret = variable in _SECRET_VARIABLES or (not os.environ.get(variable) and variable in read_credentials())
+    got = "a value" if secret else repr(item["input"])
     takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{variable} got {got}, takes {takes}"

@@ -29,6 +29,7 @@ from tests.databases import Database, grant
 from tests.processes import Stack
 from tests.roles import Kind, Roles
 from tests.runs import claim_all, everything, execute, insert_runs, ledger, read_run, settings_for, store_of
+from tests.views import views_of
 
 pytestmark = pytest.mark.usefixtures("roles")
 
@@ -172,8 +173,20 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
         ),
     )
     ours = {"orcheo_dispatch.alembic_version", "orcheo_dispatch.dispatch", "orcheo_dispatch.process"}
-    traces = set() if kind is Kind.DASHBOARD else {"execution_history", "execution_history_steps"}
-    assert {row["name"] for row in reached} == {"workflow_runs", *ours, *traces}
+    if kind is not Kind.WORKER:
+        ours.add("orcheo_dispatch.ended")
+    more = views_of(database) if kind is Kind.DASHBOARD else {"execution_history", "execution_history_steps"}
+    assert {row["name"] for row in reached} == {"workflow_runs", *ours, *more}
+
+
+def test_dashboard_reads_every_view_and_writes_to_none(database: Database) -> None:
+    views = views_of(database)
+    assert len(views) > 10
+    with psycopg.connect(database.dsn_of(Kind.DASHBOARD), autocommit=True) as connection:
+        for view in views:
+            connection.execute(f"SELECT * FROM {view}")
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState)):
+                connection.execute(f"DELETE FROM {view}")
 
 
 _NOBODYS = (

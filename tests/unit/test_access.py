@@ -66,7 +66,7 @@ def test_login_gives_a_cookie_that_no_script_reads_and_no_other_site_sends() -> 
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert "Secure" not in cookie
     assert TOKEN not in cookie
-    secure = _ask(LOGIN, **{"Authorization": f"Bearer {TOKEN}", "X-Forwarded-Proto": "https"})
+    secure = _ask(LOGIN, None, **{"Authorization": f"Bearer {TOKEN}", "X-Forwarded-Proto": "https"})
     assert "Secure" in secure.headers["Set-Cookie"].split("; ")
 
 
