@@ -184,9 +184,9 @@
     if (value <= 0) return 1;
     if (format !== duration) {
       const power = 10 ** Math.floor(Math.log10(value));
-      return [1, 2, 3, 5, 10].map((step) => step * power).find((step) => step >= value);
+      return [1, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
     }
-    const steps = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600];
+    const steps = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 3, 5, 8, 10, 15, 20, 30, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600];
     return steps.find((step) => step >= value) ?? Math.ceil(value / 3600) * 3600;
   }
 

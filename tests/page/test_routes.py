@@ -74,6 +74,16 @@ def _problems(seen: Any) -> list[str]:
     return [problem["name"] for problem in seen["health"]["problems"]]
 
 
+def _told(served: Served, name: str | None = None) -> Any:
+    """Wait for the page to tell of this problem, or of any."""
+
+    def look() -> Any:
+        seen = _overview(served)
+        return seen if (name in _problems(seen) if name else _problems(seen)) else None
+
+    return until(look, what="a problem told")
+
+
 def _names_in(value: Any) -> set[str]:
     if isinstance(value, dict):
         return {*value, *(name for each in value.values() for name in _names_in(each))}
@@ -262,7 +272,7 @@ def test_database_away_is_told_and_the_last_figures_stay(
     before = _overview(served)
     close(admin, database)
     admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database.name])
-    seen = until(lambda: "database" in _problems(s := _overview(served)) and s, what="it told")
+    seen = _told(served, "database")
     assert seen["health"]["level"] == "unhealthy"
     assert seen["now"] == before["now"]
     assert seen["read"]["at"]
@@ -272,7 +282,7 @@ def test_database_away_is_told_and_the_last_figures_stay(
 def test_database_away_from_the_start_is_told_with_no_figures(database: Database, serve: Serve) -> None:
     away = Database("away", "postgresql://nobody:hunter2@127.0.0.1:1/away")
     served = serve(away)
-    seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+    seen = _told(served)
     assert [problem["name"] for problem in seen["health"]["problems"]] == ["database"]
     assert (seen["now"], seen["runs"]["rows"], seen["read"]) == (None, None, {"at": None, "ago": None})
     assert "hunter2" not in json.dumps(seen)
@@ -280,7 +290,7 @@ def test_database_away_from_the_start_is_told_with_no_figures(database: Database
 
 def test_missing_schema_is_told(orcheo_database: Database, serve: Serve) -> None:
     served = serve(orcheo_database)
-    seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+    seen = _told(served)
     assert "lacks a table" in seen["health"]["problems"][0]["text"]
 
 
@@ -291,7 +301,7 @@ def test_slow_database_is_told_and_holds_nobody_up(
     with store_of(database, connections=1) as (_, engine), engine.begin() as locked:
         locked.exec_driver_sql("LOCK TABLE orcheo_dispatch.dispatch IN ACCESS EXCLUSIVE MODE")
         served = serve(database)
-        seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+        seen = _told(served)
         assert seen["health"]["problems"][0]["name"] == "figures"
         assert served.get("/livez")[0] == 200
 
@@ -326,7 +336,8 @@ def test_real_dispatcher_serves_its_page(database: Database, redis_url: str, tmp
         Process(ProcessKind.WORKER, concurrency=4).seen(engine)
     with stack.running("dispatcher", ORCHEO_HEALTH_PORT=str(port)) as process:
         served = Served(_At(port), None)  # type: ignore[arg-type]
-        seen = until(lambda: (s := _overview(served))["now"]["queued"] and s, what="the run queued")
+        until(lambda: _overview(served)["now"]["queued"], what="the run queued")
+        seen = _overview(served)
         assert served.get("/")[0] == 200
         assert seen["dispatcher"]["pid"] == process.pid
         assert seen["runs"]["rows"][0]["state"] == "published"
