@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ops import check as checks
 from ops import reading, rights, screen
+from ops import units as systemd
+from ops.health import address_of, ask_health, own_address
 from ops.ready import Json
 from ops.ready import ready as _ready
 from ops.repair import Action, repair
@@ -21,6 +24,8 @@ from shared import __version__, logs
 from shared.database import make_engine
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
+from shared.health import DEADLINE_SECONDS
+from shared.ledger import ProcessKind
 from shared.migrate import migrate
 from shared.settings import Settings
 
@@ -71,10 +76,13 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
-    done = migrate(Settings.load(), index=index)
+    from shared.migrate import migrate_back
+
+    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
         screen.print_json(
             {
@@ -98,9 +106,14 @@ def roles() -> None:
 
 
 @app.command()
-def check(as_json: Json = False) -> None:
+def check(
+    kind: Annotated[
+        ProcessKind | None, typer.Option("--for", help="Only what a process of this kind needs of its host.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Say what is right and wrong with settings, database, broker and Orcheo, and how to mend it."""
-    findings = checks.check(Settings.load())
+    findings = checks.check(Settings.load(), kind)
     if as_json:
         screen.print_json([finding.as_json() for finding in findings])
     else:
@@ -127,12 +140,74 @@ def dispatcher() -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    instance: Annotated[
+        int, typer.Option(min=0, max=9999, help="One of many on a host: its health port is so much higher.")
+    ] = 0,
+) -> None:
     """Run a worker: execute runs."""
     from worker.app import make_worker_app
 
-    settings = _ready()
+    settings = _of_instance(_ready(), instance)
     _run_worker(make_worker_app(settings), settings, f"worker-{os.getpid()}@%h")
+
+
+@app.command()
+def api(
+    host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to answer on.")] = 8000,
+) -> None:
+    """Run Orcheo's own API: with uvicorn, credentials and a watchdog; for hosts where nothing else starts it."""
+    from ops.api import serve_api
+
+    serve_api(host, port)
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="Where the process answers, such as http://127.0.0.1:9461.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="The same, on ORCHEO_HEALTH_HOST.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Only whether it is live: would a restart help?")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for an answer.")] = DEADLINE_SECONDS,
+    as_json: Json = False,
+) -> None:
+    """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set."""
+    if url is not None and port is not None:
+        raise SettingsError("--url and --port got a value each, take one of the two")
+    at, number = address_of(url) if url is not None else own_address(port)
+    found = ask_health(at, number, only_live=live, timeout=timeout)
+    if as_json:
+        screen.print_json([each.as_json() for each in found])
+    else:
+        for each in found:
+            print(f"{each.name}: {'yes' if each.ok else 'no'}")
+            print("".join(f"  {why}\n" for why in each.why), end="")
+    raise typer.Exit(0 if all(each.ok for each in found) else 1)
+
+
+@app.command()
+def units(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these; default: all.")] = None,
+    directory: Annotated[Path | None, typer.Option("--write", help="Write them into this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files there that differ.")] = False,
+    user: Annotated[str, typer.Option(help="The user that processes run as.")] = systemd.USER,
+    config: Annotated[Path, typer.Option(help="The folder of settings and credentials.")] = systemd.CONFIG,
+    command: Annotated[Path | None, typer.Option(help="The command to start; default: this one.")] = None,
+) -> None:
+    """Print systemd units and an example of orcheo.env, or write the units. Exits 1 where files there differ."""
+    installation = systemd.Installation(command or systemd.this_command(), user, config)
+    texts = systemd.chosen(installation, names or [], with_environment=directory is None)
+    for line in installation.warnings():
+        print(f"orcheo-dispatch: warning: {line}", file=sys.stderr)
+    if directory is None:
+        print(systemd.together(texts), end="")
+        return
+    written = systemd.write(texts, directory, force=force)
+    for name, became in written.items():
+        print(f"{directory / name}: {became}")
+    if systemd.Written.DIFFERS in written.values():
+        print(systemd.difference(texts, directory), end="")
+        raise DispatchError("nothing was written: --force replaces what differs")
 
 
 @app.command()
@@ -227,6 +302,16 @@ def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json
             said = f"refused: {each.refused}" if each.refused else f"{would}{each.status_before} -> {each.status_after}"
             print(f"{each.run_id}  {said}")
     raise typer.Exit(1 if any(each.refused for each in done) else 0)
+
+
+def _of_instance(settings: Settings, instance: int) -> Settings:
+    """Return the settings of one of many on a host: with a health port of its own, unless there is none."""
+    if not settings.health_port or not instance:
+        return settings
+    port = settings.health_port + instance
+    if port > 65_535:
+        raise SettingsError.wrong("ORCHEO_HEALTH_PORT", settings.health_port, f"at most {65_535 - instance} here")
+    return settings.model_copy(update={"health_port": port})
 
 
 def _celery_level(settings: Settings) -> str:

@@ -13,11 +13,12 @@ from rich.console import Group
 from rich.live import Live
 from sqlalchemy import Engine
 
-from ops import queries, screen
+from ops import screen
 from ops.moments import ANY_TIME, parse_moment
 from ops.ready import Json, ready
 from ops.run_list import OUTCOMES, STATUSES, Wanted, find_runs
 from ops.run_story import read_story
+from shared import queries
 from shared.database import make_engine
 from shared.errors import DatabaseError, SchemaError
 from shared.settings import Settings

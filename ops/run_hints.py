@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ops.moments import ago, duration
-from ops.queries import ALIVE_SECONDS, LATE_SECONDS
+from shared.queries import ALIVE_SECONDS, LATE_SECONDS
 from shared.settings import LostRuns, Settings
 
 

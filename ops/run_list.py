@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 
 from ops.moments import ANY_TIME, Moment
-from ops.queries import RunRow
 from shared.database import transaction
 from shared.errors import SettingsError
 from shared.ledger import Outcome
+from shared.queries import RunRow
 
 STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)

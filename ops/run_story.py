@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
 
-from ops.queries import ALIVE_SECONDS
 from ops.run_hints import Fleet, hints_for
 from ops.run_list import only_one
 from shared.database import transaction
 from shared.errors import DispatchError
+from shared.queries import ALIVE_SECONDS
 from shared.redaction import redact
 from shared.settings import Settings
 

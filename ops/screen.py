@@ -15,9 +15,9 @@ from rich.text import Text
 
 from ops.check import Finding, Grade
 from ops.moments import ago, duration
-from ops.queries import ALIVE_SECONDS, RunRow, Status
 from ops.run_story import Event, Story, Who
 from shared.errors import DatabaseError
+from shared.queries import ALIVE_SECONDS, RunRow, Status
 
 _PIPE_WIDTH = 160
 # A pipe has no width: there no id is cut short.

@@ -108,6 +108,11 @@ class Runtime:
         self.engine.dispose()
         log.info("worker_stopped", worker_id=str(self.process.id))
 
+    @property
+    def well_at(self) -> float:
+        """`time.monotonic()` of when loop and heartbeat were last found to get on."""
+        return self._progress.well_at
+
     def _loop_gets_on(self) -> bool:
         self.loop_watch.look()
         return not self.loop_watch.hopeless
