@@ -44,9 +44,8 @@ def test_pending_views_tell_ours_from_others_by_what_dispatchers_take(database: 
     assert 301 <= kpi["oldest_seconds"] < 360
     (ages,) = _view(database, "pending_ages")
     assert ages["pending"] == 4
-    assert ages["p50_seconds"] < ages["p90_seconds"] == ages["max_seconds"] == kpi["oldest_seconds"] or (
-        ages["max_seconds"] >= 301
-    )
+    assert ages["p50_seconds"] < ages["p90_seconds"] == ages["max_seconds"]
+    assert ages["max_seconds"] > 301
     by_trigger = {
         row["triggered_by"]: (row["ours"], row["pending"], row["late"]) for row in _view(database, "pending_by_trigger")
     }
@@ -125,7 +124,8 @@ def test_latencies_are_told_by_workflow(database: Database) -> None:
         _run_all(store, [Ending.succeeded("{}"), Ending.succeeded("{}"), _FAILED])
     execute(
         database,
-        "UPDATE orcheo_dispatch.dispatch SET created_at = now() - interval '100 s', claimed_at = now() - interval '90 s',"
+        "UPDATE orcheo_dispatch.dispatch"
+        "   SET created_at = now() - interval '100 s', claimed_at = now() - interval '90 s',"
         " begun_at = now() - interval '60 s', settled_at = now()",
     )
     (row,) = _view(database, "workflow_latencies")
