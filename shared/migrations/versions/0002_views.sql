@@ -147,6 +147,7 @@ COMMENT ON COLUMN orcheo_dispatch.settled_runs.worker_id IS 'The worker that beg
 
 CREATE OR REPLACE VIEW orcheo_dispatch.ended_by_minute AS
 SELECT e.minute, e.outcome, e.runs FROM orcheo_dispatch.ended AS e
+ WHERE e.minute > now() - interval '24 hours'
  UNION ALL
 SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)
   FROM orcheo_dispatch.dispatch AS d
@@ -155,10 +156,11 @@ SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, cou
                           FROM orcheo_dispatch.ended AS c)
    -- Says nothing, but that the span is short: without it the planner expects a third of the table.
    AND d.settled_at < (SELECT now() + interval '1 hour')
+   AND d.settled_at > now() - interval '24 hours'
  GROUP BY 1, 2;
 
 COMMENT ON VIEW orcheo_dispatch.ended_by_minute IS
-    'How many claims ended in each minute of the last month, by outcome. Minutes in which none did have no row.';
+    'How many claims ended in each minute of the last 24 hours, by outcome. Minutes in which none did have no row.';
 COMMENT ON COLUMN orcheo_dispatch.ended_by_minute.minute IS 'The minute, by its beginning.';
 COMMENT ON COLUMN orcheo_dispatch.ended_by_minute.outcome IS
     'succeeded, failed, timed_out, lost, cancelled; skipped, released and requeued are not the end of a run.';
@@ -170,7 +172,15 @@ SELECT date_bin('1 hour', s.since, '2000-01-01 00:00+00') AS hour, s.status, sum
   FROM (SELECT e.minute AS since,
                CASE WHEN e.outcome IN ('failed', 'timed_out', 'lost') THEN 'failed' ELSE e.outcome END AS status,
                e.runs
-          FROM orcheo_dispatch.ended_by_minute AS e
+          FROM (SELECT c.minute, c.outcome, c.runs FROM orcheo_dispatch.ended AS c
+                 UNION ALL
+                SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)
+                  FROM orcheo_dispatch.dispatch AS d
+                 WHERE d.state = 'settled'
+                   AND d.settled_at >= (SELECT COALESCE(max(n.minute) + interval '1 minute', '-infinity')
+                                          FROM orcheo_dispatch.ended AS n)
+                   AND d.settled_at < (SELECT now() + interval '1 hour')
+                 GROUP BY 1, 2) AS e
          WHERE e.minute >= date_bin('1 hour', now(), '2000-01-01 00:00+00') - interval '167 hours'
            AND e.outcome IN ('succeeded', 'failed', 'timed_out', 'lost', 'cancelled')
          UNION ALL
