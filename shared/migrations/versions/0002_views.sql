@@ -46,11 +46,11 @@ SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_
        d.state AS claim
   FROM (SELECT p.id, p.workflow_id, p.workspace_id, p.triggered_by, p.created_at
           FROM workflow_runs AS p WHERE p.status = 'pending'
-         ORDER BY p.created_at, p.id LIMIT 50000) AS r
+         ORDER BY p.created_at, p.id LIMIT 25000) AS r
  CROSS JOIN orcheo_dispatch.allow_list AS a
   LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id AND d.state IN ('claimed', 'published');
 
-COMMENT ON VIEW orcheo_dispatch.pending_runs IS 'Runs that wait to begin: the 50,000 oldest.';
+COMMENT ON VIEW orcheo_dispatch.pending_runs IS 'Runs that wait to begin: the 25,000 oldest.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.run_id IS 'The run.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.workflow_id IS 'Its workflow.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.workspace_id IS 'Its workspace; null outside of one.';
@@ -70,7 +70,7 @@ SELECT count(*) AS pending,
   FROM orcheo_dispatch.pending_runs WHERE ours;
 
 COMMENT ON VIEW orcheo_dispatch.pending_kpi IS
-    'The promise: no pending run of ours is older than five minutes. One row, of the 50,000 oldest pending runs.';
+    'The promise: no pending run of ours is older than five minutes. One row, of the 25,000 oldest pending runs.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.pending IS 'Pending runs that a dispatcher takes.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.late IS 'Those older than five minutes.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.late_share IS 'late / pending, 0 to 1; 0 where nothing is pending.';
@@ -341,7 +341,7 @@ COMMENT ON COLUMN orcheo_dispatch.lost_runs.settled_at IS 'When it was given up.
 CREATE OR REPLACE VIEW orcheo_dispatch.running_elsewhere AS
 SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.updated_at AS since
   FROM (SELECT a.id, a.workflow_id, a.workspace_id, a.triggered_by, a.updated_at
-          FROM workflow_runs AS a WHERE a.status = 'running' LIMIT 50000) AS r
+          FROM workflow_runs AS a WHERE a.status = 'running' LIMIT 25000) AS r
  WHERE NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id AND d.state = 'running');
 
 COMMENT ON VIEW orcheo_dispatch.running_elsewhere IS
@@ -395,7 +395,7 @@ SELECT b.backlog, GREATEST(b.backlog - l.claimed - l.published, 0) AS unclaimed,
 
 COMMENT ON VIEW orcheo_dispatch.queue_and_backlog IS
     'Where the runs of ours are that have not ended: in the table, in Redis, in a worker. One row.';
-COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.backlog IS 'Pending runs that a dispatcher takes, up to 50,000.';
+COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.backlog IS 'Pending runs that a dispatcher takes, up to 25,000.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.unclaimed IS 'Those that nobody has claimed yet.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.claimed IS 'Claimed, and not published yet.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.published IS
