@@ -148,9 +148,8 @@ def test_latencies_are_told_by_workflow(database: Database) -> None:
         _run_all(store, [Ending.succeeded("{}"), Ending.succeeded("{}"), _FAILED])
     execute(
         database,
-        "UPDATE orcheo_dispatch.dispatch"
-        "   SET created_at = now() - interval '100 s', claimed_at = now() - interval '90 s',"
-        " begun_at = now() - interval '60 s', settled_at = now()",
+        "UPDATE orcheo_dispatch.dispatch SET created_at = now() - interval '100 s',"
+        " claimed_at = now() - interval '90 s', begun_at = now() - interval '60 s', settled_at = now()",
     )
     (row,) = _view(database, "workflow_latencies")
     assert (row["workflow_id"], row["runs"], row["failed"]) == (WORKFLOW_ID, 3, 1)
