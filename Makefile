@@ -4,10 +4,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.14 python3.15; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Most tests wait for processes: one more at a time than there are cores. Each has servers of its own.
+PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports unit acceptance faults systemd format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults systemd format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,8 +17,8 @@ help:  ## Say what there is
 demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves nothing running
 	$(BIN)/orcheo-dispatch demo
 
-test: $(INSTALLED) lint types imports  ## Lint, types, import contracts and the whole suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED) lint types imports docs  ## Lint, types, import contracts, the documentation site and the whole suite
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: test  ## What CI runs
 
@@ -30,8 +32,11 @@ types: $(INSTALLED)  ## mypy, strict
 imports: $(INSTALLED)  ## Import contracts
 	$(BIN)/lint-imports
 
+docs: $(INSTALLED)  ## The documentation site, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 unit: $(INSTALLED)  ## The quick half of the suite
-	$(BIN)/python -m pytest tests/unit tests/plans tests/integration
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/plans tests/integration
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance

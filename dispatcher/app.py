@@ -8,10 +8,12 @@ from typing import Any
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
+from dispatcher.backlog import Backlog
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
 from dispatcher.loop import SILENT_INTERVALS, PollLoop
+from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
@@ -42,7 +44,7 @@ class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        self.process = Process(ProcessKind.DISPATCHER)
+        self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
@@ -67,8 +69,11 @@ class Dispatcher:
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._backlog = Backlog(settings, self.broker)
+        self.metrics.add(self._backlog)
         self._settings = settings
         self._health: HealthServer | None = None
+        self._page = StatusPage(settings, self.process)
 
     def start(self) -> None:
         """Poll from now on, and listen for hints. Raises `SettingsError` where the health port is taken."""
@@ -109,7 +114,9 @@ class Dispatcher:
         """Close all connections."""
         if self._health is not None:
             self._health.stop()
+        self._page.close()
         self.metrics.close()
+        self._backlog.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()
@@ -128,7 +135,8 @@ class Dispatcher:
         limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
         live = [progress("poll", "poll succeeded", lambda: self.loop.polled_at, limit)]
         broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
-        return health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        routes = health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        return {**routes, **self._page.routes([*live, broker])}
 
     def _feed(self) -> None:
         away = "Postgres" if self.loop.database_away else "Redis" if self._broker_away() else None

@@ -94,6 +94,7 @@ def make_beat_app(settings: Settings) -> Celery:
         scheduler: TickScheduler = sender.scheduler
         metrics = BeatMetrics(settings, UUID(beat_id))
         scheduler.on_sent = metrics.tick_sent
+        scheduler.broker.on_lost = metrics.broker_failed
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
         # Not sent while Redis is away, nor while nobody takes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)

@@ -14,17 +14,19 @@ from typing import Annotated
 import typer
 
 from ops import check as checks
-from ops import queries, rights, screen
+from ops import reading, rights, screen
 from ops import units as systemd
 from ops.health import address_of, ask_health, own_address
+from ops.ready import Json
+from ops.ready import ready as _ready
 from ops.repair import Action, repair
 from shared import __version__, logs
-from shared.database import make_engine, transaction
+from shared.database import make_engine
 from shared.entry import fail
-from shared.errors import DispatchError, SchemaError, SettingsError
+from shared.errors import DispatchError, SettingsError
 from shared.health import DEADLINE_SECONDS
 from shared.ledger import ProcessKind
-from shared.migrate import current_revision, migrate, newest_revision
+from shared.migrate import migrate
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -35,8 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
-
 
 def main() -> None:
     """Run the command; end with one line and a documented exit code, never with a traceback."""
@@ -46,6 +46,10 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Who read has gone, as `head` does; what is still buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         if os.environ.get("ORCHEO_LOG_LEVEL") in ("DEBUG", "TRACE"):
             traceback.print_exc()
@@ -72,10 +76,13 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
-    done = migrate(Settings.load(), index=index)
+    from shared.migrate import migrate_back
+
+    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
         screen.print_json(
             {
@@ -228,40 +235,9 @@ def poll(as_json: Json = False) -> None:
         raise BrokerError(report.broker_error)
 
 
-@app.command()
-def status(as_json: Json = False) -> None:
-    """Show runs by status, how old pending runs are, what is under way and who is alive."""
-    settings = _ready()
-    engine = make_engine(settings, role="status", connections=1)
-    try:
-        found = queries.read_status(engine, triggers=settings.triggers, every_trigger=settings.takes_every_trigger)
-    finally:
-        engine.dispose()
-    if as_json:
-        screen.print_json(found.as_json())
-    else:
-        screen.console.print(screen.status_view(found))
-
-
-@app.command()
-def runs(
-    status: Annotated[str | None, typer.Option(help="Only runs with this status.")] = None,
-    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow (its id).")] = None,
-    stuck: Annotated[bool, typer.Option("--stuck", help="Only runs that run although their lease is over.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, newest first.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """List runs, newest first, with their place in the ledger."""
-    settings = _ready()
-    engine = make_engine(settings, role="runs", connections=1)
-    try:
-        rows = queries.read_runs(engine, status=status, workflow=workflow, stuck=stuck, limit=limit)
-    finally:
-        engine.dispose()
-    if as_json:
-        screen.print_json([row.as_json() for row in rows])
-    else:
-        screen.console.print(screen.runs_view(rows))
+app.command()(reading.status)
+app.command()(reading.runs)
+app.command()(reading.run)
 
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
@@ -326,25 +302,6 @@ def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json
             said = f"refused: {each.refused}" if each.refused else f"{would}{each.status_before} -> {each.status_after}"
             print(f"{each.run_id}  {said}")
     raise typer.Exit(1 if any(each.refused for each in done) else 0)
-
-
-def _ready(*, needs_database: bool = True) -> Settings:
-    """Return the settings, with logging set up and the schema known to be the one that this release needs."""
-    settings = Settings.load()
-    logs.configure(settings)
-    if needs_database:
-        engine = make_engine(settings, role="check", connections=1)
-        try:
-            with transaction(engine) as connection:
-                revision = current_revision(connection)
-        finally:
-            engine.dispose()
-        if revision != newest_revision():
-            raise SchemaError(
-                f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "
-                f"{newest_revision()}: run 'orcheo-dispatch migrate'"
-            )
-    return settings
 
 
 def _of_instance(settings: Settings, instance: int) -> Settings:

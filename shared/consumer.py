@@ -212,6 +212,7 @@ class ConsumerProgress:
 
 def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
     """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
+    consumer.broker.on_lost = metrics.broker_failed
 
     def restart_connection() -> None:
         metrics.consumer_stalled()

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
 from shared.database import database_errors, make_engine
-from shared.errors import DatabaseError, SchemaError
+from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import PENDING_INDEX, SCHEMA
 from shared.settings import Settings
 
@@ -65,6 +65,29 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
             present = bool(index_is_valid(connection))
             assert after is not None
             return Migration(before, after, created, present)
+    finally:
+        engine.dispose()
+
+
+def migrate_back(settings: Settings, to: str) -> Migration:
+    """Take the schema back to revision `to`, for an older release; the index on pending runs stays.
+
+    Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
+    release's, and `SchemaError` where the database is not as far as that.
+    """
+    known = [script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()]
+    if to not in known:
+        raise SettingsError.wrong("--to", to, "one of " + ", ".join(sorted(known)))
+    engine = make_engine(settings, role="migrate", connections=3)
+    try:
+        with database_errors(), _alone(engine), engine.connect() as connection:
+            before = current_revision(connection)
+            connection.rollback()
+            if before not in known or known.index(before) > known.index(to):
+                raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
+            command.downgrade(_config(connection), to)
+            connection.commit()
+            return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)))
     finally:
         engine.dispose()
 

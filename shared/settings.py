@@ -6,6 +6,7 @@ Each field is one environment variable (its alias), or a credential of that name
 from __future__ import annotations
 
 import os
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +41,12 @@ class WorkerPool(StrEnum):
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _check_token(value: SecretStr | None) -> SecretStr | None:
+    if value and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+        raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
     return value
 
 
@@ -164,6 +171,11 @@ class Settings(BaseSettings):
         le=65_535,
         description="Their port, one of its own for each process; 0 serves none of them.",
     )
+    health_token: Annotated[SecretStr | None, AfterValidator(_check_token)] = Field(
+        None,
+        alias="ORCHEO_HEALTH_TOKEN",
+        description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
+    )
 
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="ORCHEO_LOG_LEVEL", description="The least severe level that is logged."
@@ -248,7 +260,9 @@ def _show_default(value: Any) -> str:
     return "required" if repr(value) == "PydanticUndefined" else str(value)
 
 
-_SECRET_VARIABLES = frozenset({"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN"})
+_SECRET_VARIABLES = frozenset(
+    {"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN", "ORCHEO_HEALTH_TOKEN"}
+)
 
 
 def _explain(item: Any) -> str:

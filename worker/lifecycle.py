@@ -27,6 +27,7 @@ from shared.consumer import Consumer, watch_consumer
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
 from shared.health import HealthServer, health_routes, serve_health
+from shared.library_logs import drop_prints, route_again
 from shared.logs import log
 from shared.metrics import WorkerMetrics
 from shared.notify import ServiceManager
@@ -67,6 +68,7 @@ class Lifecycle:
         if settings.pool is WorkerPool.PREFORK:
             # Once, before the fork: a wrong name fails here, and what is imported is shared by the children.
             load_executor(settings.executor)
+            route_again()
 
     @property
     def runtime(self) -> Runtime:
@@ -97,6 +99,7 @@ class Lifecycle:
             )
 
     def _start(self, **_: Any) -> None:
+        drop_prints()
         try:
             self._runtime = start_runtime(self._settings, self.metrics, self._wake_dispatchers)
         except DispatchError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from shared.database import make_engine
 from shared.errors import DispatchError
 from shared.ledger import ProcessKind
+from shared.library_logs import route_again
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
 from shared.processes import Process
@@ -45,6 +46,8 @@ class Runtime:
         self.store = Store(self.engine)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.executor = load_executor(settings.executor)
+        # Orcheo configures logging as it is imported.
+        route_again()
         self.executions = Executions()
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)

@@ -39,7 +39,7 @@ def test_health_says_whether_a_process_is_live_and_ready_and_why(
         assert [(each["name"], each["ok"]) for each in answer] == [("live", True), ("ready", False)]
         assert answer[1]["why"] == ["broker: Redis is away"]
         # Nothing that a restart would mend.
-        assert "ready" not in _ran(stack, "health", "--live", **here)
+        assert "ready" not in _ran(stack, "health", "--live", expect=0, **here)
     assert "no answer from http://127.0.0.1" in _ran(stack, "health", expect=1, **here)
 
 
@@ -75,7 +75,7 @@ def test_check_for_one_kind_looks_at_what_it_needs(stack: Stack, roles: Roles) -
     assert "a worker lacks SELECT" in _ran(stack, "check", "--for", "worker", expect=3)
     its = {"ORCHEO_POSTGRES_DSN": stack.database.dsn_of(Kind.WORKER)}
     _ran(stack, "check", "--for", "worker", **its, REDIS_URL="redis://:hunter2@127.0.0.1:1/0", expect=4)
-    said = _ran(stack, "check", "--for", "worker", **its)
+    said = _ran(stack, "check", "--for", "worker", expect=0, **its)
     assert "enough for a worker" in said
     assert "tests.executors:play" in said
 

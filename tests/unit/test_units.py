@@ -7,6 +7,7 @@ import subprocess
 import sys
 from configparser import RawConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,12 +33,12 @@ _OURS = [name for name in _SERVICES if name != "orcheo-api.service"]
 _LINE = re.compile(r"^#(?P<name>[A-Z_]+)=(?P<value>.*)$", re.MULTILINE)
 
 
-class _Repeated(dict[str, str]):
+class _Repeated(dict[str, Any]):
     """A section in which a name that comes again is added to, as systemd reads it."""
 
-    def __setitem__(self, key: str, value: str) -> None:
+    def __setitem__(self, key: str, value: Any) -> None:
         if key in self and isinstance(value, list):
-            value = [*self[key], *value]  # type: ignore[assignment]
+            value = [*self[key], *value]
         super().__setitem__(key, value)
 
 
