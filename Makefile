@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.14 python3.15; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Most tests wait for processes: one more at a time than there are cores. Each has servers of its own.
+PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -16,7 +18,7 @@ demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves
 	$(BIN)/orcheo-dispatch demo
 
 test: $(INSTALLED) lint types imports docs  ## Lint, types, import contracts, the documentation site and the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: test  ## What CI runs
 
@@ -34,7 +36,7 @@ docs: $(INSTALLED)  ## The documentation site, strictly, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 unit: $(INSTALLED)  ## The quick half of the suite
-	$(BIN)/python -m pytest tests/unit tests/plans tests/integration
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/plans tests/integration
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance

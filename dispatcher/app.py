@@ -6,12 +6,14 @@ import threading
 from typing import Any
 
 from celery import Celery, Task
-from celery.signals import worker_init, worker_ready, worker_shutdown
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
+from dispatcher.backlog import Backlog
 from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
 from dispatcher.loop import SILENT_INTERVALS, PollLoop
+from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
@@ -25,6 +27,7 @@ from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
 from shared.migrate import index_is_valid
+from shared.notify import ServiceManager
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
@@ -41,7 +44,7 @@ class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        self.process = Process(ProcessKind.DISPATCHER)
+        self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
@@ -61,12 +64,16 @@ class Dispatcher:
         )
         self._consumer: Consumer | None = None
         self._progress: ProgressWatch | None = None
+        self._manager = ServiceManager()
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._backlog = Backlog(settings, self.broker)
+        self.metrics.add(self._backlog)
         self._settings = settings
         self._health: HealthServer | None = None
+        self._page = StatusPage(settings, self.process)
 
     def start(self) -> None:
         """Poll from now on, and listen for hints. Raises `SettingsError` where the health port is taken."""
@@ -81,8 +88,14 @@ class Dispatcher:
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         taking = watch_consumer(consumer, self.broker, DISPATCH_QUEUE, self.metrics)
-        self._progress = ProgressWatch(taking, polls)
+        # Not by /livez: that is red while Postgres is away as well, and a new process would not bring it back.
+        self._progress = ProgressWatch(taking, polls, on_well=self._feed)
+        self._manager.ready("polling")
         self._progress.start()
+
+    def stopping(self) -> None:
+        """Say that this process ends."""
+        self._manager.stopping("finishing the poll under way")
 
     def stop(self) -> None:
         """Finish the poll under way and say goodbye. Claims that are out keep their leases."""
@@ -101,7 +114,9 @@ class Dispatcher:
         """Close all connections."""
         if self._health is not None:
             self._health.stop()
+        self._page.close()
         self.metrics.close()
+        self._backlog.close()
         self._hint_client.close()
         self.broker.close()
         self.slots.close()
@@ -120,7 +135,13 @@ class Dispatcher:
         limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
         live = [progress("poll", "poll succeeded", lambda: self.loop.polled_at, limit)]
         broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
-        return health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        routes = health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
+        return {**routes, **self._page.routes([*live, broker])}
+
+    def _feed(self) -> None:
+        away = "Postgres" if self.loop.database_away else "Redis" if self._broker_away() else None
+        self._manager.status(f"{away} is away" if away else "polling")
+        self._manager.feed()
 
     def _broker_away(self) -> bool:
         """Whether what takes ticks or what publishes has found Redis away."""
@@ -169,12 +190,17 @@ def make_dispatcher_app(settings: Settings) -> Celery:
         for dispatcher in running:
             dispatcher.watch(sender)
 
+    def stopping(**_: Any) -> None:
+        for dispatcher in running:
+            dispatcher.stopping()
+
     def stop(**_: Any) -> None:
         while running:
             running.pop().stop()
 
     worker_init.connect(start, weak=False)
     worker_ready.connect(watch, weak=False)
+    worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
 

@@ -23,6 +23,7 @@ from shared.health import health_routes, serve_health
 from shared.ledger import ProcessKind
 from shared.logs import log
 from shared.metrics import BeatMetrics
+from shared.notify import ServiceManager
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
@@ -46,6 +47,7 @@ class TickScheduler(Scheduler):
         self.sent_at = float("-inf")
         """The same of the last one that went out."""
         self.on_sent: Callable[[], None] = _nothing
+        self.on_closing: Callable[[], None] = _nothing
         super().__init__(*args, **kwargs)
         self._client = connect(self.app.conf.broker_read_url)
 
@@ -67,6 +69,11 @@ class TickScheduler(Scheduler):
     def _ensure_connected(self) -> Connection:
         return reconnect(self.connection, self.broker, self._turn)
 
+    def close(self) -> None:
+        """Say so, and end: there is nothing to save."""
+        self.on_closing()
+        super().close()
+
     def _turn(self) -> None:
         self.turned_at = time.monotonic()
 
@@ -79,6 +86,7 @@ def make_beat_app(settings: Settings) -> Celery:
     """
     app = make_app("orcheo-beat", settings)
     beat_id = str(uuid4())
+    manager = ServiceManager()
     identity = {BEAT_HEADER: {"id": beat_id, "host": socket.gethostname(), "pid": os.getpid()}}
     patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * settings.poll_interval)
 
@@ -86,6 +94,7 @@ def make_beat_app(settings: Settings) -> Celery:
         scheduler: TickScheduler = sender.scheduler
         metrics = BeatMetrics(settings, UUID(beat_id))
         scheduler.on_sent = metrics.tick_sent
+        scheduler.broker.on_lost = metrics.broker_failed
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
         # Not sent while Redis is away, nor while nobody takes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
@@ -94,7 +103,14 @@ def make_beat_app(settings: Settings) -> Celery:
         except DispatchError as error:
             fail(error)
         ticking = Watched("beat", lambda: time.monotonic() - scheduler.turned_at < patience, (exit_now,), patience=0)
-        ProgressWatch(ticking).start()
+
+        def on_well() -> None:
+            manager.status("Redis is away" if scheduler.broker.away else "ticking")
+            manager.feed()
+
+        scheduler.on_closing = lambda: manager.stopping("stopping")
+        manager.ready("ticking")
+        ProgressWatch(ticking, on_well=on_well).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval)
 
     beat_init.connect(start, weak=False)

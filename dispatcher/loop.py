@@ -36,7 +36,8 @@ class PollLoop:
         self._stopping = False
         self._ticked_at = time.monotonic()
         self._beat_silent = False
-        self._database_away = False
+        self.database_away = False
+        """Whether the last poll found Postgres away."""
         self._due_at = time.monotonic()
         self._seen_at = float("-inf")
         self._pruned_at = time.monotonic()
@@ -112,8 +113,8 @@ class PollLoop:
         except DatabaseError as error:
             self._metrics.database_failed()
             self._metrics.polled("database_away", time.monotonic() - began)
-            if not self._database_away:
-                self._database_away = True
+            if not self.database_away:
+                self.database_away = True
                 log.warning("database_away", reason=str(error))
             return _DATABASE_RETRY_SECONDS
         except Exception as error:  # noqa: BLE001
@@ -121,8 +122,8 @@ class PollLoop:
             self._metrics.polled("failed", time.monotonic() - began)
             log.error("poll_failed", **describe(error))
             return _DATABASE_RETRY_SECONDS
-        if self._database_away:
-            self._database_away = False
+        if self.database_away:
+            self.database_away = False
             log.info("database_back")
         self.polled_at = time.monotonic()
         self._metrics.polled("broker_away" if report.broker_error else "succeeded", self.polled_at - began)

@@ -191,6 +191,8 @@ class Poller:
             return
         self._maintenance_at = now + MAINTENANCE_SECONDS
         self._store.reap_orphans()
+        # Before anything is pruned that was not counted.
+        self._store.count_ended()
         self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
         adopted = self._store.adopt_cancelled(
             triggers=self._settings.triggers,
@@ -209,6 +211,7 @@ class Poller:
                 self._slots.give_back(run_id, workspace_id)
                 returned.append(run_id)
         except BrokerError as error:
+            self._metrics.broker_failed()
             log.warning("slots_not_returned", due=len(due) - len(returned), reason=str(error))
         if returned:
             self._store.slots_returned(returned)

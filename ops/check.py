@@ -14,7 +14,7 @@ from ops import rights
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError
-from shared.ledger import PENDING_INDEX
+from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.migrate import current_revision, index_is_valid, newest_revision
 from shared.redaction import redact
 from shared.settings import Settings
@@ -47,9 +47,15 @@ class Finding:
         return {key: value for key, value in asdict(self).items() if key != "exit_code"}
 
 
-def check(settings: Settings) -> list[Finding]:
-    """Look at everything; never raises for what it finds."""
-    return [*_settings(settings), *_database(settings), *_broker(settings), *_orcheo(settings)]
+def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
+    """Look at everything, or at what a process of this kind needs of its host; never raises for what it finds."""
+    findings = [*_settings(settings)]
+    if kind is not ProcessKind.BEAT:
+        findings += _database(settings, kind)
+    findings += _broker(settings)
+    if kind in (None, ProcessKind.WORKER):
+        findings += _orcheo(settings, needed=kind is not None)
+    return findings
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -73,18 +79,18 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _database(settings: Settings) -> Iterator[Finding]:
+def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]:
     engine = make_engine(settings, role="check", connections=1)
     try:
         with transaction(engine) as connection:
-            yield from _look_at_database(connection, settings.executor)
+            yield from _look_at_database(connection, settings.executor, kind)
     except DatabaseError as error:
         yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
     finally:
         engine.dispose()
 
 
-def _look_at_database(connection: Connection, executor: str) -> Iterator[Finding]:
+def _look_at_database(connection: Connection, executor: str, kind: ProcessKind | None) -> Iterator[Finding]:
     wrong = DatabaseError.exit_code
     number = int(str(connection.scalar(text("SHOW server_version_num"))))
     shown = f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"
@@ -106,7 +112,7 @@ def _look_at_database(connection: Connection, executor: str) -> Iterator[Finding
         return
     yield Finding("Orcheo's tables", Grade.OK, "workflow_runs is there")
     lacks = rights.lacking(connection)
-    yield from _rights(lacks, executor)
+    yield from _rights(lacks, executor) if kind is None else _rights_of(kind, lacks, executor)
     if not lacks.entry:
         return
     revision, newest = current_revision(connection), newest_revision()
@@ -149,6 +155,17 @@ def _rights(lacks: rights.Lacking, executor: str) -> Iterator[Finding]:
         yield Finding("traces", Grade.WARN, "no right to close those of lost runs", mend)
 
 
+def _rights_of(kind: ProcessKind, lacks: rights.Lacking, executor: str) -> Iterator[Finding]:
+    """Look for the rights of one kind of process. Orcheo's executor has rights of its own, which nobody has listed."""
+    missing = lacks.dispatcher if kind is ProcessKind.DISPATCHER or executor == "orcheo" else lacks.worker
+    if missing:
+        mend = "the owner runs the SQL that 'orcheo-dispatch roles' prints, or connect as Orcheo's API does"
+        lack = f"a {kind.value} lacks {', '.join(missing)}"
+        yield Finding("rights", Grade.WRONG, lack, mend, DatabaseError.exit_code)
+    else:
+        yield Finding("rights", Grade.OK, f"enough for a {kind.value}")
+
+
 def _broker(settings: Settings) -> Iterator[Finding]:
     wrong = BrokerError.exit_code
     client = connect(settings.redis_url.get_secret_value())
@@ -178,7 +195,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         yield Finding("queue celery", Grade.WARN, f"{waiting} messages", "is a dispatcher running?")
 
 
-def _orcheo(settings: Settings) -> Iterator[Finding]:
+def _orcheo(settings: Settings, *, needed: bool) -> Iterator[Finding]:
     if settings.executor != "orcheo":
         yield Finding("executor", Grade.OK, settings.executor)
         return
@@ -186,7 +203,10 @@ def _orcheo(settings: Settings) -> Iterator[Finding]:
         version = importlib.metadata.version("orcheo-backend")
     except importlib.metadata.PackageNotFoundError:
         yield Finding(
-            "Orcheo", Grade.WARN, "not installed here", "a worker needs it: pip install 'orcheo-dispatch[orcheo]'"
+            "Orcheo",
+            Grade.WRONG if needed else Grade.WARN,
+            "not installed here",
+            "a worker needs it: pip install 'orcheo-dispatch[orcheo]'",
         )
         return
     numbers = tuple(int(part) for part in version.split(".")[:2])

@@ -8,18 +8,25 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ops import check as checks
-from ops import queries, rights, screen
+from ops import reading, rights, screen
+from ops import units as systemd
+from ops.health import address_of, ask_health, own_address
+from ops.ready import Json
+from ops.ready import ready as _ready
 from ops.repair import Action, repair
 from shared import __version__, logs
-from shared.database import make_engine, transaction
+from shared.database import make_engine
 from shared.entry import fail
-from shared.errors import DispatchError, SchemaError, SettingsError
-from shared.migrate import current_revision, migrate, newest_revision
+from shared.errors import DispatchError, SettingsError
+from shared.health import DEADLINE_SECONDS
+from shared.ledger import ProcessKind
+from shared.migrate import migrate
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -30,8 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
-
 
 def main() -> None:
     """Run the command; end with one line and a documented exit code, never with a traceback."""
@@ -41,6 +46,10 @@ def main() -> None:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Who read has gone, as `head` does; what is still buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         if os.environ.get("ORCHEO_LOG_LEVEL") in ("DEBUG", "TRACE"):
             traceback.print_exc()
@@ -97,9 +106,14 @@ def roles() -> None:
 
 
 @app.command()
-def check(as_json: Json = False) -> None:
+def check(
+    kind: Annotated[
+        ProcessKind | None, typer.Option("--for", help="Only what a process of this kind needs of its host.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Say what is right and wrong with settings, database, broker and Orcheo, and how to mend it."""
-    findings = checks.check(Settings.load())
+    findings = checks.check(Settings.load(), kind)
     if as_json:
         screen.print_json([finding.as_json() for finding in findings])
     else:
@@ -126,12 +140,74 @@ def dispatcher() -> None:
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    instance: Annotated[
+        int, typer.Option(min=0, max=9999, help="One of many on a host: its health port is so much higher.")
+    ] = 0,
+) -> None:
     """Run a worker: execute runs."""
     from worker.app import make_worker_app
 
-    settings = _ready()
+    settings = _of_instance(_ready(), instance)
     _run_worker(make_worker_app(settings), settings, f"worker-{os.getpid()}@%h")
+
+
+@app.command()
+def api(
+    host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to answer on.")] = 8000,
+) -> None:
+    """Run Orcheo's own API: with uvicorn, credentials and a watchdog; for hosts where nothing else starts it."""
+    from ops.api import serve_api
+
+    serve_api(host, port)
+
+
+@app.command()
+def health(
+    url: Annotated[str | None, typer.Option(help="Where the process answers, such as http://127.0.0.1:9461.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="The same, on ORCHEO_HEALTH_HOST.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Only whether it is live: would a restart help?")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for an answer.")] = DEADLINE_SECONDS,
+    as_json: Json = False,
+) -> None:
+    """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set."""
+    if url is not None and port is not None:
+        raise SettingsError("--url and --port got a value each, take one of the two")
+    at, number = address_of(url) if url is not None else own_address(port)
+    found = ask_health(at, number, only_live=live, timeout=timeout)
+    if as_json:
+        screen.print_json([each.as_json() for each in found])
+    else:
+        for each in found:
+            print(f"{each.name}: {'yes' if each.ok else 'no'}")
+            print("".join(f"  {why}\n" for why in each.why), end="")
+    raise typer.Exit(0 if all(each.ok for each in found) else 1)
+
+
+@app.command()
+def units(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these; default: all.")] = None,
+    directory: Annotated[Path | None, typer.Option("--write", help="Write them into this folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files there that differ.")] = False,
+    user: Annotated[str, typer.Option(help="The user that processes run as.")] = systemd.USER,
+    config: Annotated[Path, typer.Option(help="The folder of settings and credentials.")] = systemd.CONFIG,
+    command: Annotated[Path | None, typer.Option(help="The command to start; default: this one.")] = None,
+) -> None:
+    """Print systemd units and an example of orcheo.env, or write the units. Exits 1 where files there differ."""
+    installation = systemd.Installation(command or systemd.this_command(), user, config)
+    texts = systemd.chosen(installation, names or [], with_environment=directory is None)
+    for line in installation.warnings():
+        print(f"orcheo-dispatch: warning: {line}", file=sys.stderr)
+    if directory is None:
+        print(systemd.together(texts), end="")
+        return
+    written = systemd.write(texts, directory, force=force)
+    for name, became in written.items():
+        print(f"{directory / name}: {became}")
+    if systemd.Written.DIFFERS in written.values():
+        print(systemd.difference(texts, directory), end="")
+        raise DispatchError("nothing was written: --force replaces what differs")
 
 
 @app.command()
@@ -159,40 +235,9 @@ def poll(as_json: Json = False) -> None:
         raise BrokerError(report.broker_error)
 
 
-@app.command()
-def status(as_json: Json = False) -> None:
-    """Show runs by status, how old pending runs are, what is under way and who is alive."""
-    settings = _ready()
-    engine = make_engine(settings, role="status", connections=1)
-    try:
-        found = queries.read_status(engine, triggers=settings.triggers, every_trigger=settings.takes_every_trigger)
-    finally:
-        engine.dispose()
-    if as_json:
-        screen.print_json(found.as_json())
-    else:
-        screen.console.print(screen.status_view(found))
-
-
-@app.command()
-def runs(
-    status: Annotated[str | None, typer.Option(help="Only runs with this status.")] = None,
-    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow (its id).")] = None,
-    stuck: Annotated[bool, typer.Option("--stuck", help="Only runs that run although their lease is over.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, newest first.")] = 20,
-    as_json: Json = False,
-) -> None:
-    """List runs, newest first, with their place in the ledger."""
-    settings = _ready()
-    engine = make_engine(settings, role="runs", connections=1)
-    try:
-        rows = queries.read_runs(engine, status=status, workflow=workflow, stuck=stuck, limit=limit)
-    finally:
-        engine.dispose()
-    if as_json:
-        screen.print_json([row.as_json() for row in rows])
-    else:
-        screen.console.print(screen.runs_view(rows))
+app.command()(reading.status)
+app.command()(reading.runs)
+app.command()(reading.run)
 
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
@@ -259,23 +304,14 @@ def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json
     raise typer.Exit(1 if any(each.refused for each in done) else 0)
 
 
-def _ready(*, needs_database: bool = True) -> Settings:
-    """Return the settings, with logging set up and the schema known to be the one that this release needs."""
-    settings = Settings.load()
-    logs.configure(settings)
-    if needs_database:
-        engine = make_engine(settings, role="check", connections=1)
-        try:
-            with transaction(engine) as connection:
-                revision = current_revision(connection)
-        finally:
-            engine.dispose()
-        if revision != newest_revision():
-            raise SchemaError(
-                f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "
-                f"{newest_revision()}: run 'orcheo-dispatch migrate'"
-            )
-    return settings
+def _of_instance(settings: Settings, instance: int) -> Settings:
+    """Return the settings of one of many on a host: with a health port of its own, unless there is none."""
+    if not settings.health_port or not instance:
+        return settings
+    port = settings.health_port + instance
+    if port > 65_535:
+        raise SettingsError.wrong("ORCHEO_HEALTH_PORT", settings.health_port, f"at most {65_535 - instance} here")
+    return settings.model_copy(update={"health_port": port})
 
 
 def _celery_level(settings: Settings) -> str:

@@ -23,11 +23,14 @@ class BrokerState:
         self._role = role
         self._lock = threading.Lock()
         self.away = False
+        self.on_lost: Callable[[], None] = _nothing
+        """Called each time that Redis did not answer."""
 
     def lost(self, error: BaseException) -> None:
         """Note that Redis did not answer."""
         with self._lock:
             changed, self.away = not self.away, True
+        self.on_lost()
         if changed:
             reason = redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__
             log.warning("broker_away", role=self._role, reason=reason)
@@ -52,3 +55,7 @@ def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[]
         callback=callback,
     )
     return connection
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -70,6 +70,8 @@ class Consumer(CeleryConsumer):
         """Messages that came so far."""
         self.paused: Callable[[], bool] = _never
         """Whether to take nothing now, although there is room."""
+        self.while_connecting: Callable[[], None] = _nothing
+        """Called after each try to connect that failed, about once a second."""
         self._connected_at = float("-inf")
         self._given_up = False
         super().__init__(*args, **kwargs)
@@ -84,10 +86,14 @@ class Consumer(CeleryConsumer):
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, for as long as it takes."""
-        reconnect(conn, self.broker, state.maybe_shutdown)
+        reconnect(conn, self.broker, self._between_tries)
         self._connected_at = time.monotonic()
         self.first_connection_attempt = False
         return conn
+
+    def _between_tries(self) -> None:
+        self.while_connecting()
+        state.maybe_shutdown()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """Say so once."""
@@ -206,6 +212,7 @@ class ConsumerProgress:
 
 def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
     """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
+    consumer.broker.on_lost = metrics.broker_failed
 
     def restart_connection() -> None:
         metrics.consumer_stalled()
@@ -225,6 +232,10 @@ def _is_delayed(headers: Any) -> bool:
 
 def _warn(error: BaseException) -> None:
     log.warning("malformed_message", **describe(error))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _never() -> bool:

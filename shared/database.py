@@ -64,14 +64,18 @@ def _leave_read_only_server(context: ExceptionContext) -> None:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """Run a block in one short transaction.
+def transaction(
+    engine: Engine, *, timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS, read_only: bool = False
+) -> Iterator[Connection]:
+    """Run a block in one short transaction; each of its statements is ended after the timeout.
 
     Raises `DatabaseError` or `SchemaError`; SQLAlchemy's `DBAPIError` only where Postgres refuses a value for good.
     """
     with database_errors(), engine.begin() as connection:
         # SET LOCAL, not a startup option: a transaction pooler refuses those.
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+        if read_only:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         yield connection
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,12 +23,18 @@ from socketserver import TCPServer
 from typing import Any
 from weakref import WeakSet
 
+from shared.access import guarded
 from shared.checks import Check
 from shared.errors import SettingsError
 from shared.logs import describe, log
+from shared.routes import Answer, Request, Route
 from shared.settings import Settings
 
-LIVE, READY, METRICS = "/livez", "/readyz", "/metrics"
+__all__ = ["Answer", "HealthServer", "Request", "Route", "ask", "health_routes", "serve_health"]
+
+LIVE, READY, METRICS, PAGE = "/livez", "/readyz", "/metrics", "/"
+OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
+"""Probes have no token, and the page itself shows nothing: what it shows, it fetches."""
 DEADLINE_SECONDS = 5.0
 """A connection is closed after this time, however slowly its client reads or writes."""
 _CONNECTIONS = 16
@@ -41,33 +47,22 @@ _SWEEP_SECONDS = 0.5
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a route answers with."""
-
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-    status: HTTPStatus = HTTPStatus.OK
-
-
-Route = Callable[[], Answer]
-
-
 def health_routes(
     *, live: Sequence[Check], ready: Sequence[Check], metrics: Callable[[], tuple[bytes, str]]
 ) -> dict[str, Route]:
     """Return the three routes; `metrics` returns a body and its content type. More are added as to any dict."""
     return {
-        LIVE: lambda: _answer_checks(live),
-        READY: lambda: _answer_checks(ready),
-        METRICS: lambda: Answer(*metrics()),
+        LIVE: lambda _: _answer_checks(live),
+        READY: lambda _: _answer_checks(ready),
+        METRICS: lambda _: Answer(*metrics()),
     }
 
 
 def serve_health(settings: Settings, routes: Mapping[str, Route]) -> HealthServer | None:
-    """Serve the routes where the settings say; None where they say nowhere. Raises `SettingsError`."""
+    """Serve the routes where the settings say, to whom they say; None where nowhere. Raises `SettingsError`."""
     if settings.health_port == 0:
         return None
+    routes = guarded(routes, settings.health_token, open_to_all=OPEN_TO_ALL)
     server = HealthServer(settings.health_host, settings.health_port, routes)
     server.start()
     return server
@@ -245,13 +240,17 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        route = self.server.routes.get(path)
+        try:
+            request = Request.of(self.path, dict(self.headers))
+        except ValueError:
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        path, route = request.path, self.server.routes.get(request.path)
         if route is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         try:
-            answer = route()
+            answer = route(request)
         except Exception as error:  # noqa: BLE001
             if path not in self.server.failing:
                 self.server.failing.add(path)
@@ -277,6 +276,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
         if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
         self.end_headers()

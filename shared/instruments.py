@@ -109,6 +109,11 @@ class Instruments:
 
             Info(name, what, registry=self.registry).info(facts)
 
+    def add(self, collector: Any) -> None:
+        """Have `collector.collect()` asked at each reading as well."""
+        if self._on:
+            self.registry.register(collector)
+
     def read(self) -> bytes:
         """Return every series in Prometheus' text format."""
         if not self._on:

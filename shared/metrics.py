@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 from uuid import UUID
 
 from shared import __version__
@@ -55,6 +55,10 @@ class Metrics:
     def database_failed(self) -> None:
         """Count an error of Postgres."""
         self._database_errors().inc()
+
+    def add(self, collector: Any) -> None:
+        """Expose also what `collector.collect()` yields, as prometheus_client has it; asked at each reading."""
+        self._instruments.add(collector)
 
     def read(self) -> tuple[bytes, str]:
         """Return the body of /metrics and its content type."""

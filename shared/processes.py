@@ -25,6 +25,8 @@ class Process:
     id: UUID = field(default_factory=uuid4)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
+    triggers: tuple[str, ...] | None = None
+    """Of a dispatcher: which runs it takes, so that views tell ours from others."""
 
     def seen(self, engine: Engine, *, running: int = 0) -> None:
         """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
@@ -39,6 +41,7 @@ class Process:
                     "version": __version__,
                     "concurrency": self.concurrency,
                     "running": running,
+                    "triggers": None if self.triggers is None else list(self.triggers),
                 },
             )
 

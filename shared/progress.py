@@ -32,9 +32,16 @@ class Watched:
 
 
 class ProgressWatch:
-    """Looks at everything that has to get on, on a thread of its own."""
+    """Looks at everything that has to get on, on a thread of its own.
 
-    def __init__(self, *watched: Watched) -> None:
+    After each look that found nothing stalled it calls `on_well`, which feeds the watchdog of a service manager. So
+    that ends what this watch cannot: a process that hangs as a whole, or one whose remedies do not help.
+    """
+
+    def __init__(self, *watched: Watched, on_well: Callable[[], None] | None = None) -> None:
+        self.well_at = time.monotonic()
+        """`time.monotonic()` of the last look that found nothing stalled."""
+        self._on_well = on_well
         self._states = [_State(each) for each in watched]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -54,6 +61,10 @@ class ProgressWatch:
                 state.look()
             except Exception as error:  # noqa: BLE001 - who watches must not be the first to fall
                 log.error("progress_not_seen", what=state.watched.name, **describe(error))
+        if not any(state.stalled for state in self._states):
+            self.well_at = time.monotonic()
+            if self._on_well is not None:
+                self._on_well()
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
@@ -67,6 +78,11 @@ class _State:
         self.watched = watched
         self._since = time.monotonic()
         self._tried = 0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a remedy was tried, and it does not get on yet."""
+        return self._tried > 0
 
     def look(self) -> None:
         now = time.monotonic()

@@ -1,17 +1,20 @@
 """Every setting, read once at the entry point and passed on as an argument.
 
-Each field is one environment variable (its alias). Durations are seconds.
+Each field is one environment variable (its alias), or a credential of that name. Durations are seconds.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.addresses import check_postgres_dsn, check_redis_url
+from shared.credentials import CredentialsSource, read_credentials
 from shared.errors import SettingsError
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
@@ -38,6 +41,12 @@ class WorkerPool(StrEnum):
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _check_token(value: SecretStr | None) -> SecretStr | None:
+    if value and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+        raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
     return value
 
 
@@ -162,6 +171,11 @@ class Settings(BaseSettings):
         le=65_535,
         description="Their port, one of its own for each process; 0 serves none of them.",
     )
+    health_token: Annotated[SecretStr | None, AfterValidator(_check_token)] = Field(
+        None,
+        alias="ORCHEO_HEALTH_TOKEN",
+        description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
+    )
 
     log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="ORCHEO_LOG_LEVEL", description="The least severe level that is logged."
@@ -179,6 +193,18 @@ class Settings(BaseSettings):
     cron_interval: float = Field(
         60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, description="Seconds between two cron dispatches."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from; the first wins: an argument, the environment, a credential."""
+        return init_settings, env_settings, CredentialsSource(settings_cls)
 
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> Self:
@@ -234,7 +260,9 @@ def _show_default(value: Any) -> str:
     return "required" if repr(value) == "PydanticUndefined" else str(value)
 
 
-_SECRET_VARIABLES = frozenset({"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN"})
+_SECRET_VARIABLES = frozenset(
+    {"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN", "ORCHEO_HEALTH_TOKEN"}
+)
 
 
 def _explain(item: Any) -> str:
@@ -242,6 +270,7 @@ def _explain(item: Any) -> str:
     variable = str(getattr(Settings.model_fields.get(str(location)), "alias", None) or location)
     if item["type"] == "missing":
         return f"{variable} is not set, takes {Settings.model_fields['postgres_dsn'].description}"
-    got = "a value" if variable in _SECRET_VARIABLES else repr(item["input"])
+    secret = variable in _SECRET_VARIABLES or (not os.environ.get(variable) and variable in read_credentials())
+    got = "a value" if secret else repr(item["input"])
     takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{variable} got {got}, takes {takes}"

@@ -271,6 +271,11 @@ class Store:
         """Delete rows settled more than `retention` seconds ago; return how many."""
         return len(self._rows(statements.PRUNE, retention=retention, batch=batch))
 
+    def count_ended(self) -> None:
+        """Count what ended up to two minutes ago, six hours of it at most, and forget what ended a month ago."""
+        self._rows(statements.COUNT_ENDED)
+        self._rows(statements.PRUNE_ENDED)
+
     def _rows(self, statement: Any, **parameters: Any) -> Sequence[Any]:
         with transaction(self._engine) as connection:
             result = connection.execute(statement, parameters)

@@ -17,7 +17,7 @@ from ops.real.orcheo_api import OrcheoApi
 from tests.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
 from tests.orcheo_stack import ApiOnDatabase
 from tests.roles import Roles, made
-from tests.servers import Choice, Servers, choose, running, scratch, versions_of
+from tests.servers import Choice, Lane, Servers, choose, running, scratch, versions_of
 
 type Admin = psycopg.Connection[Any]
 
@@ -31,6 +31,11 @@ _ORCHEO_RUNS = 1000
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the servers, so that a wrong choice ends the session before it starts."""
     config.stash[_CHOICE] = choose(os.environ)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes share the tests; one where they would share servers that were given by URL."""
+    return 1 if choose(os.environ).lane is Lane.URL else (os.cpu_count() or 1) + 1
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -52,6 +52,7 @@ def make_worker_app(settings: Settings) -> Celery:
         except DatabaseError as error:
             # Nothing has begun: the lease of the claim runs out, and the dispatcher sees to it.
             lifecycle.metrics.message_taken("database_away")
+            lifecycle.metrics.database_failed()
             log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
 
     return app

@@ -14,6 +14,7 @@ from enum import Enum, auto
 from typing import Any
 
 from shared.ledger import Claim
+from shared.logs import within_run
 from worker.executor import Executor, Run, Stopped
 from worker.loop import EventLoop
 
@@ -95,7 +96,8 @@ class Execution:
         with self._stop_lock:
             if self._stop is not None:
                 raise asyncio.CancelledError
-        return await self._executor.execute(self.run)
+        with within_run(run_id=self.run.run_id, workflow_id=self.run.workflow_id, fence=self.run.fence):
+            return await self._executor.execute(self.run)
 
     def _cancel(self) -> None:
         if self._stop is not None and self._task is not None and not self._task.done():

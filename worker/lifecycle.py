@@ -27,8 +27,10 @@ from shared.consumer import Consumer, watch_consumer
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
 from shared.health import HealthServer, health_routes, serve_health
+from shared.library_logs import drop_prints, route_again
 from shared.logs import log
 from shared.metrics import WorkerMetrics
+from shared.notify import ServiceManager
 from shared.progress import EXIT_STALLED, LOOK_SECONDS, ProgressWatch
 from shared.settings import Settings, WorkerPool
 from worker.executor import load_executor
@@ -36,6 +38,10 @@ from worker.loop_watch import LAG_LIMIT_SECONDS
 from worker.runtime import Runtime, start_runtime
 
 _END_SECONDS = 5.0
+_CLOSE_SECONDS = 30.0
+"""That closing the executor, saying goodbye and ending may take after the last run; more than all their timeouts."""
+_WELL_SECONDS = 10.0
+"""The runtime's own watch looks each second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
 
 
@@ -55,11 +61,14 @@ class Lifecycle:
         self._health: HealthServer | None = None
         self._left = False
         self._progress: ProgressWatch | None = None
+        # Before the fork, and used by the parent alone.
+        self._manager = ServiceManager()
         fork = multiprocessing.get_context("fork")
         self._draining, self._stopping = fork.Event(), fork.Event()
         if settings.pool is WorkerPool.PREFORK:
             # Once, before the fork: a wrong name fails here, and what is imported is shared by the children.
             load_executor(settings.executor)
+            route_again()
 
     @property
     def runtime(self) -> Runtime:
@@ -71,6 +80,7 @@ class Lifecycle:
         """Listen to Celery's signals."""
         worker_init.connect(self._refuse_another_pool, weak=False)
         worker_ready.connect(self._watch, weak=False)
+        worker_shutting_down.connect(self._say_stopping, weak=False)
         if self._settings.pool is WorkerPool.THREADS:
             worker_init.connect(self._start, weak=False)
             worker_shutting_down.connect(self._drain, weak=False)
@@ -89,6 +99,7 @@ class Lifecycle:
             )
 
     def _start(self, **_: Any) -> None:
+        drop_prints()
         try:
             self._runtime = start_runtime(self._settings, self.metrics, self._wake_dispatchers)
         except DispatchError as error:
@@ -97,11 +108,15 @@ class Lifecycle:
     def _watch(self, sender: Consumer, **_: Any) -> None:
         """Watch from now on whether the consumer of this process takes what waits."""
         self._broker = connect(self._settings.redis_url.get_secret_value())
-        self._progress = ProgressWatch(watch_consumer(sender, self._broker, self._settings.queue, self.metrics))
+        watched = watch_consumer(sender, self._broker, self._settings.queue, self.metrics)
+        self._progress = ProgressWatch(watched, on_well=self._feed)
         self._serve_health(sender)
+        self._manager.ready(self._status())
         if self._settings.pool is WorkerPool.PREFORK:
             # On a timer of the consumer's own loop: a lock that a thread holds while we fork stays locked in the child.
             sender.timer.call_repeatedly(LOOK_SECONDS, self._progress.look)
+            # That loop stands still while Redis is away.
+            sender.while_connecting = self._progress.look
             return
         self._progress.start()
         if self._runtime is not None:
@@ -109,6 +124,19 @@ class Lifecycle:
             # A run that holds the loop holds up every other: more of them would only wait.
             sender.paused = lambda: loop_watch.blocked
             self._runtime.on_stalled = sender.give_up
+
+    def _feed(self) -> None:
+        """Feed the watchdog where the runtime is well too; children have a parent that looks after them."""
+        if self._runtime is None or time.monotonic() - self._runtime.well_at < _WELL_SECONDS:
+            self._manager.status(self._status())
+            self._manager.feed()
+
+    def _status(self) -> str:
+        running = len(state.reserved_requests)
+        return f"draining, runs left: {running}" if self._left else f"runs: {running} of {self._settings.concurrency}"
+
+    def _say_stopping(self, **_: Any) -> None:
+        self._manager.stopping("draining", self._settings.drain_timeout + self._settings.cancel_grace + _CLOSE_SECONDS)
 
     def _serve_health(self, consumer: Consumer) -> None:
         """Answer from now on. Under `prefork` for the parent alone: what its children do is in the metrics."""

@@ -186,6 +186,7 @@ def _settle(runtime: Runtime, claim: Claim, ending: Ending) -> Settled | None:
 
 def _when_database_is_back(runtime: Runtime, claim: Claim, ending: Ending) -> Settled | None:
     def say(state: RetryCallState) -> None:
+        runtime.metrics.database_failed()
         if state.attempt_number == 1:
             log.warning("settle_waits_for_database", run_id=claim.run_id, fence=claim.fence)
 
@@ -203,6 +204,7 @@ def _give_back_slot(runtime: Runtime, run_id: str, workspace_id: str) -> None:
         runtime.slots.give_back(run_id, workspace_id)
     except BrokerError as error:
         # It stays due in the ledger, and the dispatcher gives it back.
+        runtime.metrics.broker_failed()
         log.warning("slot_not_returned", run_id=run_id, reason=str(error))
     else:
         runtime.heartbeat.note_slot_returned(run_id)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from shared.database import make_engine
 from shared.errors import DispatchError
 from shared.ledger import ProcessKind
+from shared.library_logs import route_again
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
 from shared.processes import Process
@@ -45,6 +46,8 @@ class Runtime:
         self.store = Store(self.engine)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.executor = load_executor(settings.executor)
+        # Orcheo configures logging as it is imported.
+        route_again()
         self.executions = Executions()
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
@@ -104,6 +107,11 @@ class Runtime:
         self.slots.close()
         self.engine.dispose()
         log.info("worker_stopped", worker_id=str(self.process.id))
+
+    @property
+    def well_at(self) -> float:
+        """`time.monotonic()` of when loop and heartbeat were last found to get on."""
+        return self._progress.well_at
 
     def _loop_gets_on(self) -> bool:
         self.loop_watch.look()

@@ -13,9 +13,10 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import Engine, text
 
-from ops import queries, screen
+from ops import screen
 from ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
 from ops.real.orcheo_api import OrcheoApi
+from shared import queries
 from shared.broker import HINT_QUEUE, connect
 from shared.database import make_engine, transaction
 from shared.migrate import migrate

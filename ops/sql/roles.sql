@@ -48,6 +48,7 @@ GRANT SELECT (id, workflow_id, workspace_id, triggered_by, status, payload, crea
 -- DELETE prunes what is old.
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.dispatch TO orcheo_dispatcher;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_dispatcher;
+GRANT SELECT, INSERT, DELETE ON orcheo_dispatch.ended TO orcheo_dispatcher;
 
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
@@ -73,7 +74,18 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_worker
 
 GRANT SELECT (id, workflow_id, workflow_version_id, workspace_id, triggered_by, status, created_at, updated_at)
    ON workflow_runs TO orcheo_dashboard;
-GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process TO orcheo_dashboard;
+GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process, orcheo_dispatch.ended TO orcheo_dashboard;
+
+-- The views of docs/dashboards.md. How long the transactions of other roles have been open is shown only to members
+-- of pg_read_all_stats: a superuser may GRANT pg_read_all_stats TO orcheo_dashboard.
+GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.pending_runs, orcheo_dispatch.pending_kpi,
+                orcheo_dispatch.pending_ages, orcheo_dispatch.pending_by_trigger, orcheo_dispatch.settled_runs,
+                orcheo_dispatch.ended_by_minute,
+                orcheo_dispatch.runs_by_hour, orcheo_dispatch.throughput, orcheo_dispatch.workflow_latencies,
+                orcheo_dispatch.slowest_workflows, orcheo_dispatch.failures, orcheo_dispatch.stuck_runs,
+                orcheo_dispatch.lost_runs, orcheo_dispatch.running_elsewhere, orcheo_dispatch.processes,
+                orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions
+   TO orcheo_dashboard;
 
 
 DO $$

@@ -15,6 +15,10 @@ from shared.statements.claiming import (
     QUEUED,
     RELEASE,
 )
+from shared.statements.counting import (
+    COUNT_ENDED,
+    PRUNE_ENDED,
+)
 from shared.statements.executing import (
     BEGIN,
     HEARTBEAT,
@@ -41,12 +45,14 @@ __all__ = [
     "BEGIN",
     "CLAIM",
     "CLOSE_TRACES",
+    "COUNT_ENDED",
     "EXTEND",
     "GONE",
     "HEARTBEAT",
     "LAPSED",
     "MARK_PUBLISHED",
     "PRUNE",
+    "PRUNE_ENDED",
     "PRUNE_PROCESSES",
     "QUEUED",
     "REAP",

@@ -9,7 +9,7 @@ from sqlalchemy import text
 # For those the conflict clause decides: only a settled row is taken over. A taken-over row gets the next fence.
 CLAIM = text("""
 WITH candidates AS MATERIALIZED (
-    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at
       FROM workflow_runs AS r
      WHERE r.status = 'pending'
        AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
@@ -21,15 +21,16 @@ WITH candidates AS MATERIALIZED (
 )
 INSERT INTO orcheo_dispatch.dispatch AS d
        (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
-        dispatcher_id)
+        dispatcher_id, created_at)
 SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed', 1,
        CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
-       now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid)
+       now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
   FROM candidates AS c
     ON CONFLICT (run_id) DO UPDATE
    SET state = 'claimed', outcome = NULL, fence = d.fence + 1, claimed_at = now(), published_at = NULL,
        begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
-       dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL
+       dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL,
+       created_at = EXCLUDED.created_at
  WHERE d.state = 'settled'
 RETURNING d.run_id, d.fence
 """)

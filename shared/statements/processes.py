@@ -4,8 +4,9 @@ from sqlalchemy import text
 
 # A process says that it is alive.
 SEEN = text("""
-INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running)
-VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running)
+INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running, triggers)
+VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
+        CAST(:triggers AS text[]))
     ON CONFLICT (id) DO UPDATE SET seen_at = now(), running = EXCLUDED.running
 """)
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sqlalchemy import Engine
 
-from ops.queries import read_runs
 from ops.repair import Action
 from shared.ledger import Claim
+from shared.queries import read_runs
 from shared.settings import LostRuns
 from shared.store import Ending
 from tests.databases import Database

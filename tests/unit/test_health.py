@@ -19,7 +19,7 @@ import pytest
 from shared import health
 from shared.checks import Check, below, condition, progress
 from shared.errors import SettingsError
-from shared.health import Answer, HealthServer, Route, ask, health_routes, serve_health
+from shared.health import Answer, HealthServer, Request, Route, ask, health_routes, serve_health
 from shared.logs import log
 from shared.settings import Settings
 from tests.processes import until
@@ -132,7 +132,7 @@ def test_what_is_not_http_is_refused_without_an_echo(serve: Serve, request_line:
 
 
 def test_route_of_ones_own_is_served_beside_them(serve: Serve) -> None:
-    server = serve({**_routes(), "/": lambda: Answer(b"<p>here</p>", "text/html")})
+    server = serve({**_routes(), "/": lambda _: Answer(b"<p>here</p>", "text/html")})
     response, body = _request(server, "/")
     assert (response.status, body, response.getheader("Content-Type")) == (200, "<p>here</p>", "text/html")
 
@@ -151,7 +151,7 @@ def test_check_that_raises_fails_and_tells_its_class_alone(serve: Serve) -> None
 
 
 def test_route_that_raises_answers_500_and_is_logged_once(serve: Serve) -> None:
-    def broken() -> Answer:
+    def broken(_: Request) -> Answer:
         raise ValueError("hunter2")
 
     logged: list[str] = []

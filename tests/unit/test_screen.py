@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from ops.check import Finding, Grade
-from ops.screen import findings_view, seconds
+from ops.screen import findings_view
 
 
 def test_square_brackets_of_a_finding_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,10 +15,3 @@ def test_square_brackets_of_a_finding_are_shown(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert "[not] here" in shown
     assert "'orcheo-dispatch[orcheo]'" in shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(None, "-"), (0.0123, "12 ms"), (1.25, "1.2 s"), (61, "1 min 1 s"), (7320, "2 h 2 min")]
-)
-def test_seconds_are_shown_as_people_read_them(value: float | None, shown: str) -> None:
-    assert seconds(value) == shown

@@ -17,7 +17,7 @@ ALIVE_SECONDS = 30
 _RUNS_BY_STATUS = text("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status ORDER BY status")
 
 # Runs that nobody asked us to dispatch (of ChatKit, say) are counted apart: they are not late, they are not ours.
-_PENDING = text("""
+PENDING = text("""
 SELECT count(*) FILTER (WHERE ours) AS pending,
        count(*) FILTER (WHERE NOT ours) AS pending_others,
        count(*) FILTER (WHERE ours AND created_at < now() - make_interval(secs => :late)) AS late,
@@ -26,7 +26,7 @@ SELECT count(*) FILTER (WHERE ours) AS pending,
           FROM workflow_runs WHERE status = 'pending') AS p
 """)
 
-_DISPATCH = text("""
+DISPATCH = text("""
 SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
        count(*) FILTER (WHERE state = 'published') AS published,
        count(*) FILTER (WHERE state = 'running') AS running,
@@ -34,7 +34,7 @@ SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
   FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
 """)
 
-_SLOTS_DUE = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due'")
+SLOTS_DUE = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due'")
 
 _PROCESSES = text("""
 SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_at,
@@ -45,7 +45,7 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_a
 """)
 
 # How long no Beat has been seen; nothing where none ever was, or not for a day: then its row is pruned.
-_BEAT_SILENT = text("""
+BEAT_SILENT = text("""
 SELECT EXTRACT(epoch FROM now() - max(seen_at))::float8 FROM orcheo_dispatch.process WHERE kind = 'beat'
 """)
 
@@ -135,11 +135,11 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
     with transaction(engine) as connection:
         by_status = {row.status: row.runs for row in connection.execute(_RUNS_BY_STATUS)}
         pending = connection.execute(
-            _PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
+            PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
         ).one()
-        dispatch = connection.execute(_DISPATCH).one()
-        slots_due = connection.scalar(_SLOTS_DUE)
-        beat_silent_for = connection.scalar(_BEAT_SILENT)
+        dispatch = connection.execute(DISPATCH).one()
+        slots_due = connection.scalar(SLOTS_DUE)
+        beat_silent_for = connection.scalar(BEAT_SILENT)
         alive = connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})
         processes = [ProcessRow(**row) for row in alive.mappings()]
     return Status(

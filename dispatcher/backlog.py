@@ -1,0 +1,190 @@
+"""What waits, as Prometheus reads it from a dispatcher: asked for by a scrape, never by a poll."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from sqlalchemy import Engine, text
+
+from shared.broker import broker_errors
+from shared.database import make_engine, transaction
+from shared.errors import BrokerError, DatabaseError, DispatchError
+from shared.ledger import ProcessKind
+from shared.settings import Settings
+
+LATE_SECONDS = 300
+"""The promise: no pending run is older than five minutes."""
+COUNTED = 50_000
+"""So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""
+FRESH_SECONDS = 5.0
+"""A reading is used for so long, however many scrape."""
+_WAIT_SECONDS = 1.0
+_STALE_SECONDS = 15.0
+"""What is older is not shown: a number that stands still looks as if all were well."""
+_STATEMENT_TIMEOUT_MILLISECONDS = 3000
+
+PENDING = text("""
+SELECT count(*) AS pending,
+       count(*) FILTER (WHERE created_at < now() - make_interval(secs => :late)) AS late,
+       COALESCE(EXTRACT(epoch FROM now() - min(created_at)), 0)::float8 AS oldest
+  FROM (SELECT r.created_at FROM workflow_runs AS r
+         WHERE r.status = 'pending' AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+         ORDER BY r.created_at, r.id LIMIT :limit) AS p
+""")
+
+LEDGER = text("""
+SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
+       count(*) FILTER (WHERE state = 'published') AS published,
+       count(*) FILTER (WHERE state = 'running' AND lease_expires_at < now()) AS stuck,
+       (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due') AS slots_due
+  FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
+""")
+
+# A process that ends in order deletes its row; only a Beat cannot, since it does not connect.
+PROCESSES = text("""
+SELECT kind, count(*) FILTER (WHERE seen_at > now() - make_interval(secs => :alive)) AS alive,
+       count(*) FILTER (WHERE kind <> 'beat' AND seen_at <= now() - make_interval(secs => :alive)) AS vanished
+  FROM orcheo_dispatch.process WHERE seen_at > now() - interval '24 hours' GROUP BY kind
+""")
+
+# In transactions, which everybody may see; how long another role's has been open in seconds, only few may.
+OLDEST_TRANSACTION = text("""
+SELECT COALESCE(max(GREATEST(age(backend_xmin), age(backend_xid))), 0) FROM pg_stat_activity
+ WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What was found: nothing of a server that did not answer."""
+
+    at: float
+    ledger: dict[str, float] | None = None
+    alive: dict[str, int] | None = None
+    vanished: dict[str, int] | None = None
+    messages: int | None = None
+
+
+class Backlog:
+    """Collects for prometheus_client.
+
+    One reading serves all who scrape within five seconds. It is made on a thread and a connection of its own, so
+    that neither a poll nor a scrape waits for a database that hangs.
+    """
+
+    def __init__(self, settings: Settings, broker: redis.Redis) -> None:
+        self._settings = settings
+        self._broker = broker
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+        self._reading = _Reading(float("-inf"))
+        self._done: threading.Event | None = None
+        self._closed = False
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the gauges. A server that is away has its `_up` at 0, and what it would have told is left out."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        def gauge(name: str, what: str, value: float | None) -> Any:
+            return GaugeMetricFamily(f"orcheo_dispatch_{name}", what, value=value)
+
+        def gauge_by_kind(name: str, what: str, values: dict[str, int] | None) -> Any:
+            family = GaugeMetricFamily(f"orcheo_dispatch_{name}", what, labels=("kind",))
+            for kind in ProcessKind if values is not None else ():
+                family.add_metric([kind.value], (values or {}).get(kind.value, 0))
+            return family
+
+        found = self._recent()
+        of = found.ledger or {}
+        yield gauge("database_up", "1 where Postgres answered the last reading, else 0.", found.ledger is not None)
+        yield gauge("broker_up", "1 where Redis answered the last reading, else 0.", found.messages is not None)
+        yield gauge("pending_runs", f"Pending runs of ours, up to {COUNTED}.", of.get("pending"))
+        yield gauge("pending_late_runs", "Those older than five minutes.", of.get("late"))
+        yield gauge("pending_oldest_age_seconds", "Age of the oldest; 0 where there is none.", of.get("oldest"))
+        yield gauge("claimed_runs", "Runs claimed and not published yet.", of.get("claimed"))
+        yield gauge("published_runs", "Runs published and not begun yet.", of.get("published"))
+        yield gauge("stuck_runs", "Runs that are running although their lease is over.", of.get("stuck"))
+        yield gauge("due_slots", "Run slots that are to be given back.", of.get("slots_due"))
+        yield gauge(
+            "oldest_transaction_age_transactions",
+            "Transactions that began since the oldest one that is still open in this database.",
+            of.get("oldest_transaction"),
+        )
+        yield gauge("queue_messages", "Messages that wait in the queue of runs in Redis.", found.messages)
+        yield gauge("queue_limit_messages", "ORCHEO_DISPATCH_MAX_QUEUED.", self._settings.max_queued)
+        yield gauge_by_kind("alive_processes", "Processes seen in the last 30 seconds, by kind.", found.alive)
+        yield gauge_by_kind(
+            "vanished_processes",
+            "Processes of the last 24 hours that ceased to be seen without a goodbye, by kind; a beat says none.",
+            found.vanished,
+        )
+
+    def close(self) -> None:
+        """Read no more, and close the connection."""
+        with self._lock:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.dispose()
+
+    def _recent(self) -> _Reading:
+        """Return a fresh reading, or the last one where a new one takes too long; an empty one if that is stale."""
+        with self._lock:
+            done = self._done
+            if done is None and not self._closed and time.monotonic() - self._reading.at > FRESH_SECONDS:
+                done = self._done = threading.Event()
+                threading.Thread(target=self._read, args=(done,), name="backlog", daemon=True).start()
+        if done is not None:
+            done.wait(_WAIT_SECONDS)
+        reading = self._reading
+        return reading if time.monotonic() - reading.at <= _STALE_SECONDS else _Reading(reading.at)
+
+    def _read(self, done: threading.Event) -> None:
+        reading = _Reading(float("-inf"))
+        try:
+            reading = self._look()
+        finally:
+            with self._lock:
+                self._reading, self._done = reading, None
+            done.set()
+
+    def _look(self) -> _Reading:
+        # Whether they answer is all that matters here; polls and heartbeats say why not.
+        messages, ledger, alive, vanished = None, None, None, None
+        with suppress(BrokerError), broker_errors():
+            answer: Any = self._broker.llen(self._settings.queue)
+            messages = int(answer)
+        with suppress(DispatchError):
+            ledger, alive, vanished = self._ask_database()
+        return _Reading(time.monotonic(), ledger, alive, vanished, messages)
+
+    def _ask_database(self) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+        with self._lock:
+            if self._closed:
+                raise DatabaseError("closed")
+            if self._engine is None:
+                self._engine = make_engine(self._settings, role="metrics", connections=1)
+        with transaction(self._engine) as connection:
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_STATEMENT_TIMEOUT_MILLISECONDS}")
+            pending = connection.execute(
+                PENDING,
+                {
+                    "late": LATE_SECONDS,
+                    "limit": COUNTED,
+                    "triggers": list(self._settings.triggers),
+                    "every_trigger": self._settings.takes_every_trigger,
+                },
+            ).one()
+            ledger = connection.execute(LEDGER).one()
+            processes = connection.execute(PROCESSES, {"alive": 30.0}).all()
+            oldest = connection.scalar(OLDEST_TRANSACTION)
+        return (
+            {**pending._mapping, **ledger._mapping, "oldest_transaction": oldest or 0},  # noqa: SLF001
+            {row.kind: row.alive for row in processes},
+            {row.kind: row.vanished for row in processes},
+        )

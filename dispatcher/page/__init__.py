@@ -1,0 +1,42 @@
+"""The status page: what an operator sees first. It only reads, on a thread and a connection of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dispatcher.page.routes import page_routes
+from dispatcher.page.watch import Watch
+from shared.checks import Check
+from shared.database import make_engine
+from shared.processes import Process
+from shared.routes import Route
+from shared.settings import Settings
+
+
+class StatusPage:
+    """The page of one dispatcher, where a health port is set; where none is, it costs nothing."""
+
+    def __init__(self, settings: Settings, process: Process) -> None:
+        self._settings = settings
+        self._process = process
+        self._watch: Watch | None = None
+        self._engine = make_engine(settings, role="page", connections=1)
+
+    def routes(self, checks: Sequence[Check]) -> dict[str, Route]:
+        """Start reading and return the routes; `checks` tell how this process is."""
+        if self._settings.health_port == 0:
+            return {}
+        self._watch = Watch(
+            self._engine,
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            checks=checks,
+        )
+        self._watch.start()
+        return page_routes(self._watch, self._process, guarded=self._settings.health_token is not None)
+
+    def close(self) -> None:
+        """Stop reading. May be called again, and before `routes`."""
+        if self._watch is not None:
+            self._watch.stop()
+        self._engine.dispose()

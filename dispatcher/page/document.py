@@ -1,0 +1,39 @@
+"""The page as one document: its style and its script inside, and a policy that lets nothing else in."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+from importlib.resources import files
+
+from shared.routes import Answer
+
+# What a browser may do with anything that comes from here; the page alone may do more.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def make_document() -> Answer:
+    """Return the page. Made once, at the start: it is the same for everybody."""
+    style, script = _read("page.css"), _read("page.js")
+    body = _read("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
+    # The hashes name these two texts: a style or script that anything else brings into the page does nothing. Nor
+    # may the script make HTML of a text.
+    policy = (
+        f"{HEADERS['Content-Security-Policy']}; style-src {_source(style)}; script-src {_source(script)}; "
+        "connect-src 'self'; img-src data:; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return Answer(body.encode(), "text/html; charset=utf-8", headers={**HEADERS, "Content-Security-Policy": policy})
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,93 @@
+"""The figures of the page, read in one short transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from shared import overview, queries
+from shared.queries import ALIVE_SECONDS, LATE_SECONDS
+
+MISSING_SECONDS = 600
+"""A process that said no goodbye is shown as missing for so long after it was last seen."""
+_LISTED = 10
+_WORKFLOWS = 50
+_PROCESSES = 200
+_WORKFLOWS_AMONG = 5_000
+
+type Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the database says at one instant, but for the runs that somebody chose to see. Seconds throughout."""
+
+    read_at: str
+    promise: Row
+    now: Row
+    hour: Row
+    stuck: list[Row]
+    lost: list[Row]
+    processes: list[Row]
+    workflows: list[str]
+    beat_silent_for: float | None
+
+    @property
+    def workers(self) -> int:
+        """How many workers are alive."""
+        return sum(process["kind"] == "worker" and process["alive"] for process in self.processes)
+
+
+def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_trigger: bool) -> Figures:
+    """Return the figures. Raises what the driver raises: see `shared.database.transaction`."""
+    pending = connection.execute(
+        queries.PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
+    ).one()
+    dispatch = connection.execute(queries.DISPATCH).one()
+    processes = overview.rows_of(
+        connection, overview.PROCESSES, alive=ALIVE_SECONDS, missing=MISSING_SECONDS, limit=_PROCESSES
+    )
+    return Figures(
+        read_at=connection.exec_driver_sql("SELECT now()").scalar_one().isoformat(),
+        promise={
+            "late_after": LATE_SECONDS,
+            "late": pending.late,
+            "late_share": pending.late / pending.pending if pending.pending else 0.0,
+            "oldest": pending.oldest if pending.pending else None,
+        },
+        now={
+            "pending": pending.pending,
+            "pending_others": pending.pending_others,
+            "queued": dispatch.claimed + dispatch.published,
+            "running": dispatch.running,
+            "capacity": sum(p["concurrency"] for p in processes if p["kind"] == "worker" and p["alive"]),
+            "stuck": dispatch.stuck,
+            "slots_due": connection.scalar(queries.SLOTS_DUE) or 0,
+        },
+        hour=_hour(connection),
+        stuck=overview.rows_of(connection, overview.STUCK, limit=_LISTED),
+        lost=overview.rows_of(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
+        processes=processes,
+        workflows=[
+            row["workflow_id"]
+            for row in overview.rows_of(connection, overview.WORKFLOWS, limit=_WORKFLOWS, newest=_WORKFLOWS_AMONG)
+        ],
+        beat_silent_for=connection.scalar(queries.BEAT_SILENT),
+    )
+
+
+def named(rows: Iterable[Row], names: dict[str, str]) -> list[Row]:
+    """Return the rows, each with the name of its workflow, or None where it has none that we may know."""
+    return [{**row, "workflow": names.get(row["workflow_id"])} for row in rows]
+
+
+def _hour(connection: Connection) -> Row:
+    *minutes, whole = overview.rows_of(
+        connection, overview.HOUR, hour_rows=overview.HOUR_ROWS, sampled=overview.SAMPLED
+    )
+    del whole["minute"]
+    ended = whole["succeeded"] + whole["failed"] + whole["cancelled"]
+    return {**whole, "complete": ended < overview.HOUR_ROWS, "minutes": minutes}

@@ -1,0 +1,509 @@
+"use strict";
+// Shows overview.json and asks for it again and again. Every text goes in as text, never as HTML.
+(() => {
+  const EVERY = 3000, SLOWEST = 15000, PATIENCE = 8000, OLD_SECONDS = 20;
+  const SVG = "http://www.w3.org/2000/svg";
+  const $ = (id) => document.getElementById(id);
+  const root = document.documentElement;
+  const filters = $("filters");
+
+  // --- Words and numbers ---
+  const count = new Intl.NumberFormat("en");
+  const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+  const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  const number = (value) => (value == null ? "–" : count.format(value));
+  const plural = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
+
+  function duration(seconds) {
+    if (seconds == null) return "–";
+    const s = Math.max(0, seconds);
+    if (s < 0.9995) return `${Math.round(s * 1000)} ms`;
+    if (s < 9.95) return `${s.toFixed(1)} s`;
+    return span(s);
+  }
+
+  // Whole units, for what counts up before one's eyes.
+  function span(seconds) {
+    const s = Math.max(0, Math.floor(seconds));
+    if (s < 60) return `${s} s`;
+    if (s < 3600) return `${Math.floor(s / 60)} min${s < 600 && s % 60 ? ` ${s % 60} s` : ""}`;
+    if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+    return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+  }
+
+  function ago(seconds) {
+    if (seconds < 1) return "now";
+    if (seconds < 60) return `${Math.floor(seconds)} s ago`;
+    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+    if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+    return `${Math.floor(seconds / 86400)} d ago`;
+  }
+
+  const share = (part) => `${(part * 100).toFixed(part > 0 && part < 0.0995 ? 1 : 0)} %`;
+  const percent = (part) => (part > 0 && part < 0.001 ? "< 0.1 %" : share(part));
+  const short = (id) => (id.length > 13 ? id.slice(0, 8) : id);
+
+  // --- The document ---
+  function put(node, text) {
+    if (node.textContent !== text) node.textContent = text;
+  }
+
+  function make(tag, name, text) {
+    const node = document.createElement(tag);
+    if (name) node.className = name;
+    if (text != null) node.textContent = text;
+    return node;
+  }
+
+  // A text that counts on between two answers.
+  const ticking = new Map();
+  function live(node, seconds, words) {
+    ticking.set(node, { seconds, words, at: performance.now() });
+    put(node, words(seconds));
+  }
+  function still(node, text) {
+    ticking.delete(node);
+    put(node, text);
+  }
+  function tick() {
+    for (const [node, { seconds, words, at }] of ticking) {
+      if (node.isConnected) put(node, words(seconds + (performance.now() - at) / 1000));
+      else ticking.delete(node);
+    }
+    tellFreshness();
+  }
+
+  // Keeps one element a key, so that focus, selection and scroll stay where they are.
+  function list(parent, items, key, create, fill) {
+    const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+    items.forEach((item, index) => {
+      let node = known.get(key(item));
+      if (!node) {
+        node = create();
+        node.dataset.key = key(item);
+      }
+      known.delete(key(item));
+      if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
+      fill(node, item);
+    });
+    for (const node of known.values()) node.remove();
+  }
+
+  // --- Charts: sixty bars, each a stack ---
+  function chart(id, series, summary, format) {
+    const figure = $(id), at = figure.querySelector("span"), legend = make("output", "legend");
+    const plot = make("div", "plot"), label = make("span", "top-label"), nothing = make("span", "nothing");
+    const svg = document.createElementNS(SVG, "svg");
+    const shape = (tag, name) => {
+      const node = document.createElementNS(SVG, tag);
+      node.setAttribute("class", name);
+      return svg.appendChild(node);
+    };
+    svg.setAttribute("viewBox", "0 0 600 100");
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("aria-hidden", "true");
+    shape("path", "grid").setAttribute("d", "M0 0H600M0 50H600M0 100H600");
+    const guide = shape("rect", "guide");
+    guide.setAttribute("width", "10");
+    guide.setAttribute("height", "100");
+    const paths = series.map((each) => shape("path", each.style));
+    plot.append(svg, label, nothing);
+    plot.tabIndex = 0;
+    plot.setAttribute("role", "img");
+    const axis = make("p", "axis");
+    const from = make("span"), to = make("span", "", "now");
+    axis.append(from, to);
+    axis.setAttribute("aria-hidden", "true");
+    const values = series.map((each) => {
+      const entry = make("span"), value = make("b");
+      entry.append(make("i", each.style), `${each.name} `, value);
+      legend.append(entry);
+      return value;
+    });
+    figure.append(plot, axis, legend);
+
+    let minutes = [], whole = null, chosen = null;
+
+    function draw() {
+      const stacks = minutes.map((minute) => series.map((each) => each.value(minute)));
+      const top = ceiling(Math.max(0, ...stacks.map((stack) => stack.reduce((sum, value) => sum + value, 0))), format);
+      series.forEach((_, level) => {
+        let d = "";
+        stacks.forEach((stack, index) => {
+          if (!(stack[level] > 0)) return;
+          const below = stack.slice(0, level).reduce((sum, value) => sum + value, 0);
+          const height = Math.max(1.5, (stack[level] / top) * 100), base = 100 - (below / top) * 100;
+          d += `M${index * 10 + 1.5} ${base.toFixed(2)}v${(-height).toFixed(2)}h7v${height.toFixed(2)}z`;
+        });
+        paths[level].setAttribute("d", d);
+      });
+      const empty = stacks.every((stack) => stack.every((value) => !(value > 0)));
+      put(label, empty ? "" : format(top));
+      plot.classList.toggle("bare", empty);
+      put(nothing, empty && minutes.length ? "No run ended in the last hour" : "");
+      if (minutes.length) put(from, clock.format(new Date(minutes[0].minute)));
+    }
+
+    function read() {
+      const minute = chosen == null ? null : minutes[chosen];
+      plot.classList.toggle("read", minute != null);
+      if (minute) guide.setAttribute("x", chosen * 10);
+      put(at, minute ? clock.format(new Date(minute.minute)) : whole ? summary(whole) : "");
+      series.forEach((each, index) => put(values[index], whole ? each.told(minute ?? whole) : "–"));
+    }
+
+    function choose(index) {
+      chosen = index == null || !minutes.length ? null : Math.min(minutes.length - 1, Math.max(0, index));
+      read();
+    }
+
+    plot.addEventListener("pointermove", (event) => {
+      const box = plot.getBoundingClientRect();
+      choose(Math.floor(((event.clientX - box.left) / box.width) * 60));
+    });
+    plot.addEventListener("pointerleave", () => choose(null));
+    plot.addEventListener("blur", () => choose(null));
+    plot.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (event.key === "Escape") choose(null);
+      if (!step) return;
+      event.preventDefault();
+      choose(chosen == null ? (step < 0 ? 59 : 0) : chosen + step);
+    });
+
+    return (hour) => {
+      whole = hour;
+      minutes = hour ? hour.minutes : [];
+      draw();
+      read();
+      plot.setAttribute("aria-label", whole ? `The last hour: ${series.map((each) => `${each.name} ${each.told(whole)}`).join(", ")}. Arrow keys read single minutes.` : "");
+    };
+  }
+
+  function ceiling(value, format) {
+    if (value <= 0) return 1;
+    if (format !== duration) {
+      const power = 10 ** Math.floor(Math.log10(value));
+      return [1, 2, 3, 5, 10].map((step) => step * power).find((step) => step >= value);
+    }
+    const steps = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600];
+    return steps.find((step) => step >= value) ?? Math.ceil(value / 3600) * 3600;
+  }
+
+  const counted = (name, style) => ({ name, style, value: (m) => m[name], told: (m) => number(m[name]) });
+  const timed = (name) => [
+    { name: "p50", style: "s-mid", value: (m) => m[`${name}_p50`] ?? 0, told: (m) => duration(m[`${name}_p50`]) },
+    {
+      name: "p95", style: "s-far", told: (m) => duration(m[`${name}_p95`]),
+      value: (m) => (m[`${name}_p95`] ?? 0) - (m[`${name}_p50`] ?? 0),
+    },
+  ];
+  const lastHour = () => "last hour";
+  const charts = [
+    chart("chart-ended", [counted("succeeded", "s-good"), counted("cancelled", "s-idle"), counted("failed", "s-bad")], lastHour, (top) => `${number(top)} a minute`),
+    chart("chart-wait", timed("wait"), lastHour, duration),
+    chart("chart-ran", timed("ran"), lastHour, duration),
+  ];
+
+  // --- Health ---
+
+  function showHealth(health) {
+    root.dataset.level = health.level;
+    const problems = health.problems;
+    const [first] = problems;
+    const one = first && (first.text.includes(". ") ? first.text.slice(0, first.text.indexOf(". ")) : first.text.replace(/\.$/, ""));
+    put($("level"), !first ? "All is well" : problems.length === 1 ? one : `${problems.length} things are wrong`);
+    live($("since"), health.for, (s) => (s < 1 ? "since now" : `for ${span(s)}`));
+    $("problems").hidden = !problems.length;
+    list($("problems"), problems, (p) => p.name, () => {
+      const item = make("li");
+      item.append(make("b"), make("span"), make("code"));
+      return item;
+    }, (item, p) => {
+      item.className = p.level;
+      put(item.children[0], p.text);
+      put(item.children[1], p.mend);
+      put(item.children[2], p.command);
+    });
+    document.title = health.level === "healthy" ? "OK · orcheo-dispatch" : `${problems.length} wrong · orcheo-dispatch`;
+    icon(getComputedStyle(root).getPropertyValue("--tone").trim());
+    showStrip(health.changes);
+  }
+
+  function icon(colour) {
+    const svg = `<svg xmlns="${SVG}" viewBox="0 0 16 16"><circle cx="8" cy="8" r="6" fill="${colour}"/></svg>`;
+    const href = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+    const link = document.querySelector("link[rel=icon]");
+    if (link.href !== href) link.href = href;
+  }
+
+  function showStrip(changes) {
+    const HOUR = 3600, strip = $("strip");
+    const parts = changes.filter((c) => c.ago - c.for < HOUR);
+    list(strip, parts, (c) => String(changes.length - changes.indexOf(c)), () => make("span"), (part, c) => {
+      const start = Math.min(c.ago, HOUR), end = Math.max(0, c.ago - c.for);
+      part.className = c.level;
+      part.style.left = `${(1 - start / HOUR) * 100}%`;
+      part.style.width = `${((start - end) / HOUR) * 100}%`;
+      part.title = `${c.level} for ${span(c.for)}${c.problems.length ? `: ${c.problems.join(", ")}` : ""}`;
+    });
+    const bad = parts.filter((c) => c.level !== "healthy").length;
+    strip.setAttribute("aria-label", `Health over the last hour: ${bad ? plural(bad, "time not healthy", "times not healthy") : "healthy as long as this dispatcher has run"}`);
+  }
+
+  // --- Now ---
+  function showNow({ promise, now, hour }) {
+    const tile = $("tile-late");
+    tile.classList.toggle("good", promise?.late === 0);
+    tile.classList.toggle("bad", promise?.late > 0);
+    put($("late"), promise ? percent(promise.late_share) : "–");
+    put($("late-note"), promise ? (promise.late ? `${plural(promise.late, "run", "runs")}, promised 0 %` : "as promised") : " ");
+    put($("pending"), number(now?.pending));
+    if (promise?.oldest != null) live($("pending-note"), promise.oldest, (s) => `oldest ${duration(s)}`);
+    else still($("pending-note"), now ? "none waits" : " ");
+    put($("queued"), number(now?.queued));
+    put($("running"), number(now?.running));
+    put($("running-note"), now ? (now.capacity ? `of ${number(now.capacity)} at a time` : "no worker is alive") : " ");
+    $("running-meter").style.width = `${now?.capacity ? Math.min(100, (now.running / now.capacity) * 100) : 0}%`;
+    const ended = hour && hour.succeeded + hour.failed + hour.cancelled;
+    put($("ended"), number(ended) + (hour && !hour.complete ? "+" : ""));
+    put($("ended-note"), hour ? (ended ? `${number(hour.failed)} failed, ${number(hour.lost)} lost` : "no run ended") : " ");
+    charts.forEach((draw) => draw(hour));
+  }
+
+  // --- Runs ---
+  const REASONS = { timed_out: "timed out", worker_lost: "worker lost", lease_over: "lease over", unstorable_output: "output not storable" };
+
+  function stateOf(run) {
+    if (run.stuck) return ["stuck", "stuck", ""];
+    if (run.status === "pending") return ["pending", "pending", run.state === "claimed" || run.state === "published" ? "queued" : ""];
+    const word = run.status === "cancelled" || run.status === "succeeded" ? "" : run.reason;
+    const known = ["running", "succeeded", "failed", "cancelled"].includes(run.status) ? run.status : "other";
+    return [known, run.status, run.status === "running" ? (run.attempts > 1 ? `attempt ${run.attempts}` : "") : REASONS[word] ?? word ?? ""];
+  }
+
+  function showRuns(runs) {
+    const rows = runs.rows;
+    if (!rows) return;
+    list($("runs-rows"), rows, (run) => run.run_id, () => {
+      const row = make("tr");
+      for (const name of ["", "", "id", "quiet", "right quiet", "right", "right quiet"]) row.append(make("td", name));
+      const status = make("span", "status");
+      status.append(make("span"), make("em"));
+      row.children[0].append(status);
+      return row;
+    }, (row, run) => {
+      const [status, workflow, id, by, waited, ran, when] = row.children;
+      const [style, word, note] = stateOf(run);
+      status.firstChild.className = `status ${style}`;
+      put(status.firstChild.children[0], word);
+      put(status.firstChild.children[1], note);
+      status.title = note ? `${word}, ${note}` : word;
+      put(workflow, run.workflow ?? run.workflow_id);
+      workflow.title = run.workflow ? `${run.workflow} (${run.workflow_id})` : run.workflow_id;
+      put(id, run.run_id);
+      id.title = run.run_id;
+      put(by, run.triggered_by);
+      by.title = run.triggered_by;
+      if (run.status === "pending") live(waited, run.waited, span);
+      else still(waited, duration(run.waited));
+      if (run.state === "running" && run.status === "running") live(ran, run.ran, span);
+      else still(ran, run.ran == null ? "" : duration(run.ran));
+      live(when, run.changed_ago, ago);
+      when.title = `created ${exact.format(new Date(run.created_at))}`;
+    });
+    const filtered = runs.status || runs.workflow;
+    $("runs-table").hidden = !rows.length;
+    $("runs-empty").hidden = rows.length > 0;
+    if (rows.length) return;
+    const words = filtered ? "No such run among the newest 20,000 that ended, nor among those that have not." : "No run yet. The first one shows up here as soon as the API has made it.";
+    if ($("runs-empty").firstChild?.textContent === words) return;
+    $("runs-empty").replaceChildren(words);
+    if (filtered) {
+      const all = make("button", "", "Show all runs");
+      all.type = "button";
+      all.addEventListener("click", () => { filters.reset(); choose(); filters.elements.status[0].focus(); });
+      $("runs-empty").append(all);
+    }
+  }
+
+  function showWorkflows(workflows) {
+    const select = $("workflow"), chosen = wanted().workflow;
+    const options = workflows.map((w) => [w.workflow_id, w.workflow ?? short(w.workflow_id)]);
+    options.sort((a, b) => a[1].localeCompare(b[1]));
+    if (document.activeElement === select && select.options.length > 1) return;
+    list(select, [["", "All workflows"], ...options], ([id]) => id, () => make("option"), (option, [id, name]) => {
+      option.value = id;
+      put(option, name);
+    });
+    select.value = chosen;
+  }
+
+  // --- Stuck and lost, processes ---
+  function entry(extra) {
+    const item = make("li");
+    item.append(make("b"), make("span", "end"), make("span", "note"), make("span", "note end"), ...extra());
+    return item;
+  }
+
+  function showStuck({ stuck, lost, now }) {
+    if (!stuck) return;
+    const rows = [...stuck.map((run) => ({ ...run, how: "stuck" })), ...lost.map((run) => ({ ...run, how: "lost" }))];
+    list($("stuck-rows"), rows, (run) => `${run.how} ${run.run_id}`, () => entry(() => [make("code")]), (item, run) => {
+      const [name, status, note, when, id] = item.children;
+      put(name, run.workflow ?? short(run.workflow_id));
+      name.title = run.workflow_id;
+      status.className = `end status ${run.how === "stuck" ? "stuck" : "failed"}`;
+      put(status, run.how);
+      put(note, run.how === "stuck" ? `attempt ${run.attempts}, no heartbeat` : `attempt ${run.attempts}, settled as failed`);
+      live(when, run.how === "stuck" ? run.silent_for : run.changed_ago, run.how === "stuck" ? span : ago);
+      put(id, run.run_id);
+    });
+    put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost in a day` : "");
+    $("stuck-empty").hidden = rows.length > 0;
+    put($("stuck-empty"), "None is stuck. None was lost in the last day.");
+  }
+
+  function showProcesses(processes) {
+    if (!processes) return;
+    list($("processes-rows"), processes, (p) => p.id, () => entry(() => {
+      const meter = make("div", "meter");
+      meter.append(make("span"));
+      return [meter];
+    }), (item, p) => {
+      const [kind, load, host, up, meter] = item.children;
+      item.className = p.alive ? "" : "gone";
+      put(kind, p.kind);
+      load.className = p.alive ? "end" : "end status missing";
+      put(load, p.alive ? (p.kind === "worker" ? `${number(p.running)} of ${number(p.concurrency)}` : "alive") : "missing");
+      put(host, `${p.host} · ${p.pid} · ${p.version}`);
+      host.title = `${p.id}`;
+      if (p.alive) live(up, p.up_for, (s) => `up ${span(s)}`);
+      else live(up, p.seen_ago, (s) => `seen ${ago(s)}`);
+      meter.hidden = !(p.alive && p.kind === "worker");
+      meter.firstChild.style.width = `${Math.min(100, (p.running / Math.max(1, p.concurrency)) * 100)}%`;
+    });
+    const alive = processes.filter((p) => p.alive).length;
+    put($("processes-count"), `${number(alive)} alive`);
+    $("processes-empty").hidden = processes.length > 0;
+    put($("processes-empty"), "None has been seen lately.");
+  }
+
+  function showAbout({ dispatcher }) {
+    live($("about"), dispatcher.up_for, (s) => `Seen by the dispatcher on ${dispatcher.host} (${dispatcher.pid}), ${dispatcher.version}, up ${span(s)}. This page only reads.`);
+    $("logout").hidden = !dispatcher.guarded;
+  }
+
+  // --- Asking ---
+  let asked = 0, shownAt = null, figuresAgo = null, failures = 0, timer = null;
+
+  function wanted() {
+    return { status: filters.elements.status.value, workflow: filters.elements.workflow.value };
+  }
+
+  function query() {
+    const chosen = Object.entries(wanted()).filter(([, value]) => value);
+    return chosen.length ? `?${new URLSearchParams(chosen)}` : "";
+  }
+
+  async function ask() {
+    clearTimeout(timer);
+    const turn = ++asked;
+    try {
+      const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
+      if (turn !== asked) return;
+      if (answer.status === 401) return signIn(true);
+      if (!answer.ok) throw new Error(String(answer.status));
+      const seen = await answer.json();
+      if (turn !== asked) return;
+      signIn(false);
+      failures = 0;
+      show(seen);
+    } catch {
+      if (turn !== asked) return;
+      failures += 1;
+    }
+    tellFreshness();
+    again();
+  }
+
+  function again() {
+    clearTimeout(timer);
+    if (!document.hidden) timer = setTimeout(ask, Math.min(SLOWEST, EVERY * Math.max(1, failures)));
+  }
+
+  function show(seen) {
+    shownAt = performance.now();
+    figuresAgo = seen.read.ago;
+    showHealth(seen.health);
+    if (seen.now) showNow(seen);
+    if (seen.workflows) showWorkflows(seen.workflows);
+    showRuns(seen.runs);
+    showStuck(seen);
+    showProcesses(seen.processes);
+    showAbout(seen);
+    $("runs-table").removeAttribute("aria-busy");
+    const beat = document.querySelector(".beat");
+    beat.classList.add("now");
+    requestAnimationFrame(() => requestAnimationFrame(() => beat.classList.remove("now")));
+  }
+
+  function tellFreshness() {
+    const lost = failures > 0, since = shownAt == null ? null : (performance.now() - shownAt) / 1000;
+    root.dataset.link = lost ? "lost" : "up";
+    $("unreachable").hidden = !lost;
+    if (lost) put($("unreachable"), `Cannot reach the dispatcher. ${since == null ? "Nothing was seen of it yet." : `What you see is from ${span(since)} ago.`} Trying again.`);
+    const old = figuresAgo == null ? null : figuresAgo + (since ?? 0);
+    root.dataset.figures = old != null && old > OLD_SECONDS ? "old" : "new";
+    if (shownAt != null) put($("fresh"), old == null ? "no figures yet" : old < 6 ? "live" : `figures of ${ago(old)}`);
+  }
+
+  function choose() {
+    history.replaceState(null, "", query() || location.pathname);
+    $("runs-table").setAttribute("aria-busy", "true");
+    ask();
+  }
+
+  // --- Token ---
+  function signIn(needed) {
+    if ($("login").hidden === !needed) return;
+    $("login").hidden = !needed;
+    $("page").hidden = needed;
+    document.querySelector("footer").hidden = needed;
+    put($("fresh"), needed ? "signed out" : "live");
+    if (needed) $("token").focus();
+  }
+
+  $("login-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    let answer = null;
+    try {
+      answer = await fetch("login", { headers: { Authorization: `Bearer ${$("token").value.trim()}` }, credentials: "same-origin" });
+    } catch { /* A token that no header can hold, or nobody there: both are told below. */ }
+    put($("login-wrong"), answer?.ok ? "" : answer?.status === 401 ? "That is not the token." : "No answer. Try again.");
+    if (!answer?.ok) return;
+    $("token").value = "";
+    ask();
+  });
+  $("logout").addEventListener("click", async () => {
+    await fetch("logout", { credentials: "same-origin" }).catch(() => null);
+    ask();
+  });
+
+  // --- Start ---
+  const start = new URLSearchParams(location.search);
+  const radio = filters.querySelector(`input[value="${CSS.escape(start.get("status") ?? "")}"]`);
+  if (radio) radio.checked = true;
+  if (start.get("workflow")) {
+    const option = make("option", "", short(start.get("workflow")));
+    option.value = option.dataset.key = start.get("workflow");
+    $("workflow").firstElementChild.dataset.key = "";
+    $("workflow").append(option);
+    $("workflow").value = option.value;
+  }
+  filters.addEventListener("change", choose);
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : ask()));
+  setInterval(tick, 1000);
+  ask();
+})();

@@ -1,0 +1,93 @@
+"""The two routes of the page: the page itself, and what it shows, as JSON with stable names."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+from dispatcher.page.document import HEADERS, make_document
+from dispatcher.page.figures import Row, named
+from dispatcher.page.watch import RUNS, Seen, Watch
+from shared import __version__
+from shared.health import PAGE
+from shared.overview import Shown, Wanted
+from shared.processes import Process
+from shared.routes import Answer, Request, Route
+
+OVERVIEW = "/overview.json"
+_LONGEST_ID = 200
+
+
+def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, Route]:
+    """Return the page at `/`, and `/overview.json`, which takes `status` and `workflow`."""
+    document = make_document()
+    began = time.monotonic()
+
+    def overview(request: Request) -> Answer:
+        try:
+            wanted = _wanted(request)
+        except ValueError:
+            statuses = ", ".join(Shown)
+            text = f"400 Bad Request. status takes one of {statuses}; workflow takes the id of a workflow.\n"
+            return Answer(text.encode(), status=HTTPStatus.BAD_REQUEST, headers=HEADERS)
+        body = {
+            "dispatcher": {
+                "id": str(process.id),
+                "host": process.host,
+                "pid": process.pid,
+                "version": __version__,
+                "up_for": time.monotonic() - began,
+                "guarded": guarded,
+            },
+            **_as_json(watch.look(wanted), wanted),
+        }
+        return Answer(json.dumps(body, default=_plain).encode(), "application/json", headers=HEADERS)
+
+    return {PAGE: lambda _: document, OVERVIEW: overview}
+
+
+def _wanted(request: Request) -> Wanted:
+    """Return what is asked for; an empty value asks for all. Raises `ValueError`."""
+    status, workflow = request.query.get("status"), request.query.get("workflow")
+    if workflow and (len(workflow) > _LONGEST_ID or not workflow.isprintable()):
+        raise ValueError(workflow)
+    return Wanted(Shown(status) if status else None, workflow or None)
+
+
+def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
+    figures = seen.figures
+    chosen = {"status": wanted.status, "workflow": wanted.workflow, "limit": RUNS}
+    runs = {**chosen, "rows": None if seen.runs is None else seen.runs}
+    if figures is None:
+        nothing = dict.fromkeys(("promise", "now", "hour", "stuck", "lost", "processes", "workflows"))
+        return {"health": seen.health, "read": {"at": None, "ago": None}, **nothing, "runs": runs}
+    return {
+        "health": seen.health,
+        "read": {"at": figures.read_at, "ago": seen.ago},
+        "promise": figures.promise,
+        "now": figures.now,
+        "hour": figures.hour,
+        "runs": runs,
+        "stuck": figures.stuck,
+        "lost": figures.lost,
+        "processes": figures.processes,
+        "workflows": named([_workflow(each) for each in _choices(figures.workflows, wanted)], seen.names),
+    }
+
+
+def _choices(workflows: list[str], wanted: Wanted) -> list[str]:
+    """Return the workflows to choose from; the chosen one is among them, though its last run be long ago."""
+    return [*workflows, wanted.workflow] if wanted.workflow and wanted.workflow not in workflows else workflows
+
+
+def _workflow(workflow_id: str) -> Row:
+    return {"workflow_id": workflow_id}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,170 @@
+"""Is all well, since when, and if not: what is wrong, and what an operator can do about it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from dispatcher.page.figures import Figures
+from shared.checks import Report
+from shared.queries import ALIVE_SECONDS
+
+_REMEMBERED = 20
+
+
+class Level(StrEnum):
+    """How things are. Degraded: runs go on, but somebody should look."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong, in a sentence or two, what to do about it, and the command that helps."""
+
+    name: str
+    level: Level
+    text: str
+    mend: str
+    command: str
+
+
+DATABASE_AWAY = Problem(
+    "database",
+    Level.UNHEALTHY,
+    "Postgres does not answer. Nothing moves until it does; no run is lost.",
+    "See that it runs, and that ORCHEO_POSTGRES_DSN leads to it.",
+    "orcheo-dispatch check",
+)
+DATABASE_REFUSES = Problem(
+    "database",
+    Level.UNHEALTHY,
+    "Postgres lacks a table, or refuses this dispatcher a right that it needs.",
+    "See what is missing. Tables are made by orcheo-dispatch migrate, rights are given by orcheo-dispatch roles.",
+    "orcheo-dispatch check",
+)
+DATABASE_SLOW = Problem(
+    "figures",
+    Level.DEGRADED,
+    "Postgres is too slow for this page. Dispatch goes on; these figures are old.",
+    "Look for long transactions, and for tables that were never analysed.",
+    "orcheo-dispatch check",
+)
+_POLL = "The polls of this dispatcher do not succeed"
+
+
+def problems_of(trouble: Problem | None, checks: Sequence[Report], figures: Figures | None) -> list[Problem]:
+    """Return all that is wrong, the worst first. Where the database is away, nothing is told of what it held."""
+    found = [] if trouble is None else [trouble]
+    away = trouble is not None and trouble.level is Level.UNHEALTHY
+    # A poll without a database cannot succeed: told once is enough.
+    found += [_failed(check) for check in checks if not check.ok and not (away and check.name == "poll")]
+    if figures is not None and not away:
+        found += _found_in(figures)
+    return sorted(found, key=lambda problem: problem.level is not Level.UNHEALTHY)
+
+
+def _failed(check: Report) -> Problem:
+    if check.name == "broker":
+        return Problem(
+            "broker",
+            Level.UNHEALTHY,
+            "Redis is away. Pending runs wait in the database; none is lost.",
+            "See that it runs, and that REDIS_URL leads to it.",
+            "orcheo-dispatch check",
+        )
+    text = f"{_POLL}: {check.why}." if check.name == "poll" else f"{check.name}: {check.why}."
+    return Problem(check.name, Level.UNHEALTHY, text, "The log of this process says why.", "orcheo-dispatch check")
+
+
+def _found_in(figures: Figures) -> list[Problem]:
+    found = []
+    if figures.workers == 0:
+        found.append(
+            Problem(
+                "workers",
+                Level.UNHEALTHY,
+                f"No worker is alive. {_runs(figures.now['pending'], 'waits', 'wait')} for one.",
+                "Start one.",
+                "orcheo-dispatch worker",
+            )
+        )
+    minutes = figures.promise["late_after"] // 60
+    if late := figures.promise["late"]:
+        found.append(
+            Problem(
+                "late",
+                Level.UNHEALTHY,
+                f"{_runs(late, 'has', 'have')} been pending for more than {minutes} minutes.",
+                "More workers, or a higher ORCHEO_WORKER_CONCURRENCY, take them sooner.",
+                "orcheo-dispatch status",
+            )
+        )
+    if stuck := figures.now["stuck"]:
+        found.append(
+            Problem(
+                "stuck",
+                Level.DEGRADED,
+                f"{_runs(stuck, 'is', 'are')} running without a live worker.",
+                "If it stays so, decide: requeue them, fail them or cancel them.",
+                "orcheo-dispatch runs --stuck",
+            )
+        )
+    silent = figures.beat_silent_for
+    if silent is None or silent > ALIVE_SECONDS:
+        found.append(
+            Problem(
+                "beat",
+                Level.DEGRADED,
+                "No Beat ticks. Dispatchers poll by themselves; cron triggers wait.",
+                "Start one.",
+                "orcheo-dispatch beat",
+            )
+        )
+    return found
+
+
+def _runs(count: int, one: str, many: str) -> str:
+    return f"{count or 'No'} run {one}" if count < 2 else f"{count:,} runs {many}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    at: float
+    level: Level
+    problems: tuple[str, ...]
+
+
+class Verdict:
+    """The level as this process has seen it, and when it changed. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changes: deque[_Change] = deque(maxlen=_REMEMBERED)
+
+    def note(self, problems: Sequence[Problem]) -> Mapping[str, Any]:
+        """Take note of what is wrong now and return the whole as JSON takes it; `for` and `ago` are seconds."""
+        level = max((problem.level for problem in problems), key=list(Level).index, default=Level.HEALTHY)
+        names = tuple(problem.name for problem in problems)
+        now = time.monotonic()
+        with self._lock:
+            if not self._changes or self._changes[-1].level is not level:
+                self._changes.append(_Change(now, level, names))
+            changes = list(self._changes)
+        ends = [change.at for change in changes[1:]] + [now]
+        return {
+            "level": level,
+            "for": now - changes[-1].at,
+            "problems": [asdict(problem) for problem in problems],
+            "changes": [
+                {"level": change.level, "problems": change.problems, "ago": now - change.at, "for": end - change.at}
+                for change, end in zip(changes, ends, strict=True)
+            ][::-1],
+        }

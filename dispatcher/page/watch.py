@@ -1,0 +1,200 @@
+"""One thread that reads the database for all browsers: a request never waits for a query, and a poll never for a page.
+
+It reads every two seconds while somebody looks, and now and then while nobody does, so that "since when" is known.
+It rests twenty times as long as it reads: a slow database is not made slower by those who look at it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psycopg
+from sqlalchemy import Engine
+
+from dispatcher.page import verdict
+from dispatcher.page.figures import Figures, Row, named, read_figures
+from dispatcher.page.verdict import Problem, Verdict, problems_of
+from shared.checks import Check
+from shared.database import transaction
+from shared.errors import DatabaseError, SchemaError
+from shared.logs import describe, log
+from shared.overview import Wanted, names_of, runs_of
+
+RUNS = 25
+_FRESH_SECONDS = 2.0
+_IDLE_SECONDS = 15.0
+_SHARE = 20.0
+_GAP_SECONDS, _GAP_SHARE = 0.2, 4.0
+"""Somebody who asks for other runs gets them sooner, but not at once: nobody keeps the database busy by asking."""
+_PATIENCE_SECONDS = 1.5
+_WATCHED_SECONDS = 15.0
+_CHOICES = 8
+_STATEMENT_MILLISECONDS = 2_000
+_SILENT_SECONDS = 10.0
+"""A read that takes longer, of statements that may take two, is with a database that does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is to show. `figures` and `runs` are the last that could be read, `None` where none could yet."""
+
+    health: dict[str, Any]
+    figures: Figures | None
+    runs: list[Row] | None
+    names: dict[str, str]
+    ago: float | None
+    """Seconds since the figures were read."""
+
+
+@dataclass(slots=True)
+class _Choice:
+    asked_at: float
+    read_at: float = float("-inf")
+    runs: list[Row] | None = None
+
+
+class Watch:
+    """Reads from `start` to `stop`."""
+
+    def __init__(
+        self, engine: Engine, *, triggers: tuple[str, ...], every_trigger: bool, checks: Sequence[Check]
+    ) -> None:
+        self._engine = engine
+        self._triggers = triggers
+        self._every_trigger = every_trigger
+        self._checks = checks
+        self._verdict = Verdict()
+        self._change = threading.Condition()
+        self._stopping = False
+        self._figures: Figures | None = None
+        self._names: dict[str, str] = {}
+        self._trouble: Problem | None = None
+        self._choices: dict[Wanted, _Choice] = {}
+        self._read_at = float("-inf")
+        self._began_at: float | None = None
+        self._rest_until = self._gap_until = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="page", daemon=True)
+
+    def start(self) -> None:
+        """Start reading."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop; does not wait for a database that does not answer."""
+        with self._change:
+            self._stopping = True
+            self._change.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(_PATIENCE_SECONDS)
+
+    def look(self, wanted: Wanted) -> Seen:
+        """Return what there is to show, after a second and a half at most. Never raises."""
+        with self._change:
+            choice = self._choose(wanted)
+            self._change.notify_all()
+            self._change.wait_for(lambda: self._served(choice), _PATIENCE_SECONDS)
+            figures, names, runs = self._figures, self._names, choice.runs
+            ago = None if figures is None else time.monotonic() - self._read_at
+        return Seen(self._judge(), figures, runs, names, ago)
+
+    def _choose(self, wanted: Wanted) -> _Choice:
+        """Keep in mind what somebody looks at: of the last few, the one that was asked for last comes last."""
+        choice = self._choices.pop(wanted, None) or _Choice(0.0)
+        choice.asked_at = time.monotonic()
+        self._choices[wanted] = choice
+        while len(self._choices) > _CHOICES:
+            self._choices.pop(next(iter(self._choices)))
+        return choice
+
+    def _served(self, choice: _Choice) -> bool:
+        if self._stopping or self._trouble is not None or self._silent():
+            return True
+        # Where it rests because reads take long, what it has is as new as it gets.
+        return choice.runs is not None and not self._stale(choice.read_at) and not self._stale(self._read_at)
+
+    def _stale(self, read_at: float) -> bool:
+        now = time.monotonic()
+        return now - read_at > 2 * _FRESH_SECONDS and now >= self._rest_until
+
+    def _silent(self) -> bool:
+        return self._began_at is not None and time.monotonic() - self._began_at > _SILENT_SECONDS
+
+    def _judge(self) -> dict[str, Any]:
+        trouble = verdict.DATABASE_AWAY if self._silent() else self._trouble
+        reports = [check.report() for check in self._checks]
+        found = problems_of(trouble, reports, self._figures)
+        return {**self._verdict.note(found), "checks": [asdict(report) for report in reports]}
+
+    def _run(self) -> None:
+        while self._wait():
+            self._began_at = began = time.monotonic()
+            trouble = self._read()
+            now = time.monotonic()
+            with self._change:
+                self._began_at = None
+                self._trouble = trouble
+                self._rest_until = now + max(_FRESH_SECONDS, _SHARE * (now - began))
+                self._gap_until = now + max(_GAP_SECONDS, _GAP_SHARE * (now - began))
+                self._change.notify_all()
+            self._judge()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to read; False to stop."""
+        with self._change:
+            while not self._stopping:
+                pause = self._due_at() - time.monotonic()
+                if pause <= 0:
+                    return True
+                self._change.wait(pause)
+            return False
+
+    def _due_at(self) -> float:
+        now = time.monotonic()
+        watched = [choice for choice in self._choices.values() if now - choice.asked_at < _WATCHED_SECONDS]
+        if any(choice.runs is None for choice in watched) and self._trouble is None:
+            return self._gap_until
+        return self._rest_until if watched else self._rest_until + _IDLE_SECONDS - _FRESH_SECONDS
+
+    def _read(self) -> Problem | None:
+        """Read all that is wanted; return what kept us from it."""
+        now = time.monotonic()
+        with self._change:
+            wanted = {w: c for w, c in self._choices.items() if now - c.asked_at < _WATCHED_SECONDS}
+        asked: dict[str, Any] = {"triggers": self._triggers, "every_trigger": self._every_trigger}
+        try:
+            with transaction(self._engine, timeout_milliseconds=_STATEMENT_MILLISECONDS, read_only=True) as connection:
+                figures = self._figures
+                if figures is None or now >= self._rest_until:
+                    figures = read_figures(connection, **asked)
+                runs = {w: runs_of(connection, w, **asked, limit=RUNS) for w in wanted}
+                names = names_of(connection, _workflows(figures, [*wanted], [*runs.values()]))
+        except DatabaseError as error:
+            return _trouble_of(error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread: say so, with the place
+            log.error("page_not_read", **describe(error))
+            return verdict.DATABASE_SLOW
+        with self._change:
+            if figures is not self._figures:
+                self._figures = replace(figures, stuck=named(figures.stuck, names), lost=named(figures.lost, names))
+                self._read_at = now
+            self._names = names
+            for each, choice in wanted.items():
+                choice.runs, choice.read_at = named(runs[each], names), now
+        return None
+
+
+def _workflows(figures: Figures, wanted: list[Wanted], runs: list[list[Row]]) -> list[str]:
+    rows = [*figures.stuck, *figures.lost, *(row for each in runs for row in each)]
+    chosen = [each.workflow for each in wanted if each.workflow]
+    return sorted({*figures.workflows, *chosen, *(row["workflow_id"] for row in rows)})
+
+
+def _trouble_of(error: DatabaseError) -> Problem:
+    if isinstance(error, SchemaError):
+        return verdict.DATABASE_REFUSES
+    slow = isinstance(getattr(error.__cause__, "orig", None), psycopg.errors.QueryCanceled)
+    return verdict.DATABASE_SLOW if slow else verdict.DATABASE_AWAY

@@ -1,0 +1,161 @@
+"""The commands that look: `status`, `runs` and `run`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from sqlalchemy import Engine
+
+from ops import screen
+from ops.moments import ANY_TIME, parse_moment
+from ops.ready import Json, ready
+from ops.run_list import OUTCOMES, STATUSES, Wanted, find_runs
+from ops.run_story import read_story
+from shared import queries
+from shared.database import make_engine
+from shared.errors import DatabaseError, SchemaError
+from shared.settings import Settings
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks of --watch.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Show runs by status, how old pending runs are, what is under way and who is alive.
+
+    With --watch, Ctrl-C ends it with exit code 0. While the database is away it says so, and goes on when it is
+    back. Where the output is not a terminal it prints one status after the other, with --json each on one line.
+    """
+    settings = ready()
+    with _engine(settings, "status") as engine:
+        if not watch:
+            found = _status(engine, settings)
+            screen.print_json(found.as_json()) if as_json else screen.console.print(screen.status_view(found))
+            return
+        try:
+            _watch(engine, settings, interval, as_json=as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def runs(
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="Only runs with this status; may be given again.", autocompletion=lambda: list(STATUSES)),
+    ] = None,
+    workflow: Annotated[
+        str | None, typer.Option(help="Only runs of this workflow: its id, or the beginning of it.")
+    ] = None,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="Only runs that were triggered by this; may be given again.")
+    ] = None,
+    outcome: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only runs whose last claim ended so; may be given again.", autocompletion=lambda: list(OUTCOMES)
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only runs created since: 15m, 2h, 3d ago, or 2026-11-23T12:00 (UTC).")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only runs created until: as --since.")] = None,
+    stuck: Annotated[bool, typer.Option("--stuck", help="Only runs that run although their lease is over.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="Only runs whose worker was lost when they last ran.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List runs, newest first, with their place in the ledger."""
+    wanted = Wanted(
+        statuses=status or (),
+        triggers=trigger or (),
+        outcomes=outcome or (),
+        workflow=workflow,
+        since=parse_moment("--since", since) if since is not None else ANY_TIME,
+        until=parse_moment("--until", until) if until is not None else ANY_TIME,
+        stuck=stuck,
+        lost=lost,
+        limit=limit,
+    )
+    with _engine(ready(), "runs") as engine:
+        rows = find_runs(engine, wanted)
+    if as_json:
+        screen.print_json([row.as_json() for row in rows])
+    else:
+        screen.console.print(screen.runs_view(rows))
+
+
+def run(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the beginning of it.")],
+    errors: Annotated[
+        bool, typer.Option("--error", help="Also show the texts of its errors, which may quote its inputs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell one run's whole story: who claimed, published, began and settled it, when, and why.
+
+    Exits 1 where there is no such run.
+    """
+    settings = ready()
+    with _engine(settings, "run") as engine:
+        story = read_story(engine, run_id, settings, errors=errors)
+    if as_json:
+        screen.print_json(story.as_json())
+    else:
+        screen.console.print(screen.story_view(story))
+
+
+@contextmanager
+def _engine(settings: Settings, role: str) -> Iterator[Engine]:
+    engine = make_engine(settings, role=role, connections=1)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _status(engine: Engine, settings: Settings) -> queries.Status:
+    return queries.read_status(engine, triggers=settings.triggers, every_trigger=settings.takes_every_trigger)
+
+
+def _watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool) -> None:
+    pause = threading.Event()
+    if as_json or not sys.stdout.isatty():
+        while True:
+            _print_one(engine, settings, as_json=as_json)
+            pause.wait(interval)
+    seen: queries.Status | None = None
+    with Live(console=screen.console, auto_refresh=False) as live:
+        while True:
+            try:
+                seen, away = _status(engine, settings), None
+            except SchemaError:
+                raise
+            except DatabaseError as error:
+                away = screen.away_view(error)
+            parts = [part for part in (away, screen.status_view(seen) if seen else None) if part is not None]
+            live.update(Group(*parts, "", screen.looked_view(interval)), refresh=True)
+            pause.wait(interval)
+
+
+def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
+    """Print one status; where the database is away, one line on stderr, so that stdout stays what it is."""
+    try:
+        found = _status(engine, settings)
+    except SchemaError:
+        raise
+    except DatabaseError as error:
+        print(f"orcheo-dispatch: database away: {error}", file=sys.stderr, flush=True)
+        return
+    if as_json:
+        screen.print_json_line(found.as_json())
+    else:
+        screen.console.print(screen.looked_view(None), screen.status_view(found), "")
+    sys.stdout.flush()

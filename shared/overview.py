@@ -1,0 +1,225 @@
+"""What the status page asks of the database. Only reads, each bounded: its cost does not grow with the runs of a year.
+
+Nothing here reads a run's payload, where inputs, outputs and error texts are. Seconds throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
+
+NEWEST = 20_000
+"""Runs that ended are looked for among so many of the newest, whatever the filter."""
+HOUR_ROWS = 250_000
+"""The last hour is told from so many runs that ended at most, the newest."""
+SAMPLED = 10_000
+"""Times are told from about so many of them, evenly taken."""
+
+# A minute a row, none left out, the oldest first; and with no minute, the whole hour. Its first minute is not whole.
+# `wait` is from the creation of a run to its last begin, `ran` from there to its end.
+HOUR = text("""
+WITH ended AS MATERIALIZED (
+    SELECT run_id, outcome, begun_at, settled_at, row_number() OVER () AS n
+      FROM (SELECT run_id, outcome, begun_at, settled_at FROM orcheo_dispatch.dispatch
+             WHERE state = 'settled' AND settled_at > now() - interval '1 hour'
+             ORDER BY settled_at DESC LIMIT :hour_rows) AS newest
+     WHERE outcome IN ('succeeded', 'failed', 'timed_out', 'lost', 'cancelled')
+), counted AS (
+    SELECT date_trunc('minute', settled_at) AS minute,
+           count(*) FILTER (WHERE outcome = 'succeeded') AS succeeded,
+           count(*) FILTER (WHERE outcome IN ('failed', 'timed_out', 'lost')) AS failed,
+           count(*) FILTER (WHERE outcome = 'cancelled') AS cancelled,
+           count(*) FILTER (WHERE outcome = 'lost') AS lost
+      FROM ended GROUP BY GROUPING SETS ((date_trunc('minute', settled_at)), ())
+), timed AS (
+    SELECT date_trunc('minute', e.settled_at) AS minute,
+           percentile_cont(ARRAY[0.5, 0.95])
+               WITHIN GROUP (ORDER BY EXTRACT(epoch FROM e.begun_at - r.created_at)::float8) AS wait,
+           percentile_cont(ARRAY[0.5, 0.95])
+               WITHIN GROUP (ORDER BY EXTRACT(epoch FROM e.settled_at - e.begun_at)::float8) AS ran
+      FROM ended AS e JOIN workflow_runs AS r ON r.id = e.run_id
+     WHERE e.begun_at IS NOT NULL
+       AND e.n % greatest(1, (SELECT count(*) FROM ended) / :sampled) = 0
+     GROUP BY GROUPING SETS ((date_trunc('minute', e.settled_at)), ())
+), minutes AS (
+    SELECT generate_series(date_trunc('minute', now()) - interval '59 minutes', date_trunc('minute', now()),
+                           interval '1 minute') AS minute
+     UNION ALL SELECT NULL
+)
+SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS failed,
+       COALESCE(c.cancelled, 0) AS cancelled, COALESCE(c.lost, 0) AS lost,
+       t.wait[1] AS wait_p50, t.wait[2] AS wait_p95, t.ran[1] AS ran_p50, t.ran[2] AS ran_p95
+  FROM minutes AS m
+  LEFT JOIN counted AS c ON c.minute IS NOT DISTINCT FROM m.minute
+  LEFT JOIN timed AS t ON t.minute IS NOT DISTINCT FROM m.minute
+ ORDER BY m.minute
+""")
+
+# Each part ends after :limit rows of an index. A run that was released or requeued is pending again.
+_RUNS = """
+WITH pending AS (
+    SELECT id AS run_id FROM workflow_runs
+     WHERE status = 'pending' AND :pending
+       AND (:every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])))
+       AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
+     ORDER BY created_at DESC, id DESC LIMIT :limit
+), live AS (
+    SELECT run_id FROM orcheo_dispatch.dispatch
+     WHERE state IN ('claimed', 'published', 'running')
+       AND ((state = 'running' AND :running) OR (state <> 'running' AND :pending))
+       AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
+     ORDER BY claimed_at DESC LIMIT :limit
+), ended AS (
+    SELECT run_id
+      FROM (SELECT run_id, workflow_id, outcome, settled_at FROM orcheo_dispatch.dispatch
+             WHERE state = 'settled' ORDER BY settled_at DESC LIMIT :newest) AS newest
+     WHERE outcome = ANY (CAST(:outcomes AS text[]))
+       AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
+     ORDER BY settled_at DESC LIMIT :limit
+), chosen AS (
+    SELECT run_id FROM pending UNION SELECT run_id FROM live UNION SELECT run_id FROM ended
+)
+"""
+
+_STUCK = """
+WITH chosen AS (
+    SELECT run_id FROM orcheo_dispatch.dispatch
+     WHERE state = 'running' AND lease_expires_at < now()
+     ORDER BY lease_expires_at LIMIT :limit
+)
+"""
+
+_LOST = """
+WITH chosen AS (
+    SELECT run_id
+      FROM (SELECT run_id, outcome, settled_at FROM orcheo_dispatch.dispatch
+             WHERE state = 'settled' AND settled_at > now() - interval '1 day'
+             ORDER BY settled_at DESC LIMIT :newest) AS newest
+     WHERE outcome = 'lost'
+     ORDER BY settled_at DESC LIMIT :limit
+)
+"""
+
+# `reason` is an operator's word or the name of a class of errors; any other text stays where it is.
+_ROWS = """, rows AS (
+    SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
+           d.lease_expires_at < now() AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
+           CASE WHEN r.status NOT IN ('pending', 'running') THEN d.settled_at END AS ended_at,
+           CASE WHEN r.status NOT IN ('pending', 'running') THEN d.outcome END AS outcome,
+           CASE WHEN d.reason ~ '^[A-Za-z_][A-Za-z0-9_.]{0,79}$' OR d.reason = 'by hand' THEN d.reason END AS reason
+      FROM chosen AS c
+      JOIN workflow_runs AS r ON r.id = c.run_id
+      LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+)
+SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, attempts, reason, worker_id,
+       state = 'running' AND stuck AS stuck,
+       EXTRACT(epoch FROM now() - created_at)::float8 AS created_ago,
+       EXTRACT(epoch FROM now() - COALESCE(ended_at, CASE WHEN state = 'running' THEN begun_at END, created_at))::float8
+           AS changed_ago,
+       EXTRACT(epoch FROM CASE WHEN status = 'pending' THEN now() ELSE COALESCE(begun_at, ended_at, now()) END
+                          - created_at)::float8 AS waited,
+       CASE WHEN status <> 'pending' THEN EXTRACT(epoch FROM COALESCE(ended_at, now()) - begun_at)::float8 END AS ran,
+       CASE WHEN state = 'running' THEN EXTRACT(epoch FROM now() - heartbeat_at)::float8 END AS silent_for
+  FROM rows
+ ORDER BY changed_ago, run_id
+ LIMIT :limit
+"""
+
+RUNS, STUCK, LOST = text(_RUNS + _ROWS), text(_STUCK + _ROWS), text(_LOST + _ROWS)
+
+# What to choose from when runs are filtered.
+WORKFLOWS = text("""
+SELECT workflow_id
+  FROM (SELECT workflow_id FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
+         UNION ALL
+        (SELECT workflow_id FROM orcheo_dispatch.dispatch WHERE state = 'settled'
+          ORDER BY settled_at DESC LIMIT :newest)) AS newest
+ GROUP BY workflow_id ORDER BY count(*) DESC, workflow_id LIMIT :limit
+""")
+
+# Those that were seen lately, dead or alive: who is missing is told as well.
+PROCESSES = text("""
+SELECT kind, id::text AS id, host, pid, version, concurrency, running,
+       EXTRACT(epoch FROM now() - started_at)::float8 AS up_for,
+       EXTRACT(epoch FROM now() - seen_at)::float8 AS seen_ago,
+       seen_at > now() - make_interval(secs => :alive) AS alive
+  FROM orcheo_dispatch.process
+ WHERE seen_at > now() - make_interval(secs => :missing)
+ ORDER BY kind, seen_at > now() - make_interval(secs => :alive) DESC, host, started_at, id
+ LIMIT :limit
+""")
+
+# Orcheo's own table, which a dispatcher's role need not be allowed to read: then ids must do.
+MAY_NAME = text("""
+SELECT to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'id', 'SELECT')
+           AND has_column_privilege(to_regclass('workflows'), 'handle', 'SELECT') AS handle,
+       to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'payload', 'SELECT')
+           AS name
+""")
+_HANDLES = text("SELECT id, handle AS name FROM workflows WHERE id = ANY (CAST(:ids AS text[]))")
+_NAMES = text("""
+SELECT id, COALESCE(payload ->> 'name', handle) AS name FROM workflows WHERE id = ANY (CAST(:ids AS text[]))
+""")
+
+
+class Shown(StrEnum):
+    """The statuses that runs can be filtered by: the API's own."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_OUTCOMES: dict[Shown, tuple[str, ...]] = {
+    Shown.SUCCEEDED: ("succeeded",),
+    Shown.FAILED: ("failed", "timed_out", "lost"),
+    Shown.CANCELLED: ("cancelled", "skipped"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which runs to show: those of one status, of one workflow, or of any."""
+
+    status: Shown | None = None
+    workflow: str | None = None
+
+
+def runs_of(
+    connection: Connection, wanted: Wanted, *, triggers: tuple[str, ...], every_trigger: bool, limit: int
+) -> list[dict[str, Any]]:
+    """Return runs, the last to begin, to end or to be created first."""
+    status = wanted.status
+    chosen = [outcome for each, outcomes in _OUTCOMES.items() if status in (None, each) for outcome in outcomes]
+    return rows_of(
+        connection,
+        RUNS,
+        limit=limit,
+        newest=NEWEST,
+        pending=status in (None, Shown.PENDING),
+        running=status in (None, Shown.RUNNING),
+        outcomes=chosen,
+        workflow=wanted.workflow,
+        triggers=list(triggers),
+        every_trigger=every_trigger,
+    )
+
+
+def names_of(connection: Connection, workflows: Sequence[str]) -> dict[str, str]:
+    """Return what these workflows are called, as far as this role may know."""
+    may = connection.execute(MAY_NAME).one()
+    if not workflows or not may.handle:
+        return {}
+    rows = connection.execute(_NAMES if may.name else _HANDLES, {"ids": list(workflows)})
+    return {row.id: row.name[:120] for row in rows if row.name}
+
+
+def rows_of(connection: Connection, statement: TextClause, **parameters: Any) -> list[dict[str, Any]]:
+    """Return what a statement finds, a mapping a row."""
+    return [dict(row) for row in connection.execute(statement, parameters).mappings()]

@@ -1,0 +1,67 @@
+"""The views of dashboards on 200,000 runs: none reads all of a big table, whatever the planner is told to avoid."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from dispatcher import backlog
+from shared.statements import COUNT_ENDED
+from tests.databases import Database
+from tests.plans.test_plans import _compiled, _explain, _indexes, _scanned_whole
+from tests.views import views_of
+from tests.volume import fill
+
+_RUNS = 200_000
+_BIG = {"workflow_runs", "dispatch"}
+_LIMIT_SECONDS = 1.0
+"""Each takes some 20 ms of it; 200 ms at a million runs is measured by tests/bench/views.py, on a quiet machine."""
+
+
+@pytest.fixture
+def full(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A week of runs, counted by the dispatchers as far as they count."""
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        fill(connection, _RUNS, pending=2000, running=300, days=7, payload=100)
+        while connection.execute(_compiled(COUNT_ENDED)).rowcount:
+            pass
+        connection.execute("ANALYZE orcheo_dispatch.ended")
+        yield connection
+
+
+def test_views_read_no_big_table_as_a_whole(full: psycopg.Connection[Any], database: Database) -> None:
+    views = views_of(database)
+    assert len(views) > 10
+    for view in sorted(views):
+        row = full.execute(f"EXPLAIN (FORMAT JSON) SELECT * FROM {view}").fetchone()
+        assert row is not None
+        plan = row[0][0]["Plan"]
+        assert not _scanned_whole(plan) & _BIG, f"{view}: {json.dumps(plan, indent=1)}"
+        began = time.monotonic()
+        full.execute(f"SELECT * FROM {view}").fetchall()
+        assert time.monotonic() - began < _LIMIT_SECONDS, view
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+def test_gauges_of_the_backlog_read_no_big_table_as_a_whole(full: psycopg.Connection[Any], mode: str) -> None:
+    full.execute(f"SET plan_cache_mode = {mode}")
+    pending = {"late": 300.0, "limit": backlog.COUNTED, "triggers": ["webhook"], "every_trigger": False}
+    for statement, parameters in (
+        (backlog.PENDING, pending),
+        (backlog.LEDGER, {}),
+        (backlog.PROCESSES, {"alive": 30.0}),
+        (backlog.OLDEST_TRANSACTION, {}),
+    ):
+        plan = _explain(full, statement, parameters)
+        assert not _scanned_whole(plan) & _BIG, json.dumps(plan, indent=1)
+
+
+def test_counting_reads_by_the_index(full: psycopg.Connection[Any]) -> None:
+    plan = _explain(full, COUNT_ENDED, {})
+    assert "dispatch_settled" in _indexes(plan)
+    assert not _scanned_whole(plan) & _BIG, json.dumps(plan, indent=1)
