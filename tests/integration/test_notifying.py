@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.databases import Database
+from tests.databases import Database, make_orcheo_tables, migrate
 from tests.listening import Listener
 from tests.processes import Process, Stack, until
 from tests.runs import all_are, insert_runs, read_run
@@ -95,9 +95,9 @@ def test_dispatcher_whose_postgres_is_away_is_fed_on(
     postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path, listener: Listener
 ) -> None:
     database = Database("postgres", postgres_server.url)
+    make_orcheo_tables(database, redis_url)
+    migrate(database)
     stack = Stack(database, redis_url, tmp_path / "side-effects")
-    with stack.command("migrate", "--no-index") as migrate:
-        migrate.exit_code()
     with _started(stack, "dispatcher", listener) as process:
         listener.hears(_FED)
         postgres_server.stop()
