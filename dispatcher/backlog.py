@@ -20,7 +20,7 @@ from shared.settings import Settings
 
 LATE_SECONDS = 300
 """The promise: no pending run is older than five minutes."""
-COUNTED = 50_000
+COUNTED = 25_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""
 FRESH_SECONDS = 5.0
 """A reading is used for so long, however many scrape."""

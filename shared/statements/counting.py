@@ -3,7 +3,8 @@
 from sqlalchemy import text
 
 # Count the minutes that are over for good and were not counted yet, six hours of them at most, so that it takes long
-# at no time. Two dispatchers that count the same minute find the same. For two minutes a transaction may still be
+# at no time. Two dispatchers that count the same minute find the same, and in one order, so that neither waits for
+# the other in a circle. For two minutes a transaction may still be
 # under way that settles within the minute it began in; no statement of ours takes as long.
 COUNT_ENDED = text("""
 WITH next AS (
@@ -22,6 +23,7 @@ SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, cou
   FROM span AS s JOIN orcheo_dispatch.dispatch AS d
     ON d.state = 'settled' AND d.settled_at >= s.since AND d.settled_at < s.until
  GROUP BY 1, 2
+ ORDER BY 1, 2
     ON CONFLICT (minute, outcome) DO NOTHING
 """)
 

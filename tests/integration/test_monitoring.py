@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
@@ -17,7 +19,9 @@ from shared.health import METRICS, ask
 from tests.databases import Database
 from tests.exposition import Exposed
 from tests.processes import Stack, until
+from tests.roles import Kind
 from tests.runs import all_ended, insert_runs
+from tests.volume import fill
 
 OPS = Path(__file__).parents[2] / "ops"
 ALERTS = OPS / "prometheus" / "alerts.yml"
@@ -39,7 +43,7 @@ def _promtool(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_metrics_of_alerts_are_exposed(stack: Stack, database: Database) -> None:
+def test_metrics_of_alerts_and_panels_are_exposed(stack: Stack, database: Database) -> None:
     insert_runs(database, 2)
     exposed = Exposed()
     with ExitStack() as processes:
@@ -49,7 +53,10 @@ def test_metrics_of_alerts_are_exposed(stack: Stack, database: Database) -> None
             if kind == "worker":
                 until(lambda: all_ended(database), what="the end of all runs")
             exposed.add(_scraped(port))
-    assert {rule["alert"]: exposed.missing(rule["expr"]) for rule in _rules() if exposed.missing(rule["expr"])} == {}
+    asked = [(rule["alert"], rule["expr"]) for rule in _rules()]
+    asked += [(title, target["expr"]) for title, target in _targets("${prometheus}")]
+    assert len(asked) > 50
+    assert {name: exposed.missing(expression) for name, expression in asked if exposed.missing(expression)} == {}
 
 
 def test_rules_are_sound_and_fire_when_they_should() -> None:
@@ -82,3 +89,97 @@ def _scraped(port: int) -> str:
     answered, body = ask("127.0.0.1", port, METRICS)
     assert answered, body
     return body
+
+
+# --- Grafana
+
+DASHBOARD = OPS / "grafana" / "orcheo-dispatch.json"
+PROVISIONING = OPS / "grafana" / "provisioning"
+_PANELS = {"row", "stat", "table", "timeseries"}
+_SOURCES = {"${postgres}": "grafana-postgresql-datasource", "${prometheus}": "prometheus"}
+_MACROS = {
+    r"\$__timeFilter\((\w+)\)": r"\1 BETWEEN now() - interval '6 hours' AND now()",
+    r"\$__interval": "30s",
+}
+
+
+def _dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def _targets(source: str) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (panel["title"], target)
+        for panel in _dashboard()["panels"]
+        for target in panel.get("targets", ())
+        if target["datasource"]["uid"] == source
+    ]
+
+
+def _plain(sql: str) -> str:
+    for macro, meaning in _MACROS.items():
+        sql = re.sub(macro, meaning, sql)
+    assert "$" not in sql, f"a macro or variable of Grafana that is not known here: {sql}"
+    return sql
+
+
+def test_dashboard_is_sound() -> None:
+    dashboard = _dashboard()
+    assert dashboard["schemaVersion"] >= 39
+    variables = {f"${{{variable['name']}}}": variable for variable in dashboard["templating"]["list"]}
+    assert {name: variable["query"] for name, variable in variables.items()} == _SOURCES
+    assert {variable["type"] for variable in variables.values()} == {"datasource"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        assert panel["type"] in _PANELS
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] == "row":
+            continue
+        assert panel["targets"], panel["title"]
+        assert panel["description"], panel["title"]
+        for target in panel["targets"]:
+            assert target["datasource"] == panel["datasource"]
+            assert _SOURCES[target["datasource"]["uid"]] == target["datasource"]["type"]
+            assert bool(target.get("rawSql")) != bool(target.get("expr"))
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(references) == len(set(references))
+
+
+def test_queries_of_panels_answer_with_the_rights_of_a_dashboard(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        fill(owner, 2000, pending=100, running=20, days=0.2, payload=10)
+    queries = _targets("${postgres}")
+    assert len(queries) > 15
+    with psycopg.connect(database.dsn_of(Kind.DASHBOARD), autocommit=True) as connection:
+        for title, target in queries:
+            cursor = connection.execute(_plain(target["rawSql"]))
+            columns = [column.name for column in cursor.description or ()]
+            rows = cursor.fetchall()
+            if title != "Oldest transactions":
+                assert rows, f"{title} shows nothing"
+            if target["format"] == "time_series":
+                assert columns[0] == "time"
+                assert [row[0] for row in rows] == sorted(row[0] for row in rows), title
+
+
+def test_panels_name_their_views() -> None:
+    for panel in _dashboard()["panels"]:
+        for target in panel.get("targets", ()):
+            for view in re.findall(r"orcheo_dispatch\.(\w+)", target.get("rawSql", "")):
+                assert f"View {view}." in panel["description"], panel["title"]
+
+
+def test_provisioning_leads_to_the_sources_that_the_dashboard_asks_for() -> None:
+    sources = yaml.safe_load((PROVISIONING / "datasources" / "orcheo.yml").read_text())
+    assert sources["apiVersion"] == 1
+    assert {source["type"] for source in sources["datasources"]} == set(_SOURCES.values())
+    assert not [source for source in sources["datasources"] if "password" in source]
+    providers = yaml.safe_load((PROVISIONING / "dashboards" / "orcheo.yml").read_text())["providers"]
+    assert [provider["type"] for provider in providers] == ["file"]

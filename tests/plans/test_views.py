@@ -12,8 +12,10 @@ import pytest
 
 from dispatcher import backlog
 from shared.statements import COUNT_ENDED
-from tests.databases import Database
+from tests.conftest import Admin
+from tests.databases import Database, cloned
 from tests.plans.test_plans import _compiled, _explain, _indexes, _scanned_whole
+from tests.servers import Servers
 from tests.views import views_of
 from tests.volume import fill
 
@@ -23,19 +25,29 @@ _LIMIT_SECONDS = 1.0
 """Each takes some 20 ms of it; 200 ms at a million runs is measured by tests/bench/views.py, on a quiet machine."""
 
 
-@pytest.fixture
-def full(database: Database) -> Iterator[psycopg.Connection[Any]]:
+@pytest.fixture(scope="module")
+def filled(admin: Admin, servers: Servers, template: Database) -> Iterator[Database]:
     """A week of runs, counted by the dispatchers as far as they count."""
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
+    with (
+        cloned(admin, servers, template.name) as database,
+        psycopg.connect(database.dsn, autocommit=True) as connection,
+    ):
         fill(connection, _RUNS, pending=2000, running=300, days=7, payload=100)
         while connection.execute(_compiled(COUNT_ENDED)).rowcount:
             pass
         connection.execute("ANALYZE orcheo_dispatch.ended")
+        yield database
+
+
+@pytest.fixture
+def full(filled: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to it, for reading."""
+    with psycopg.connect(filled.dsn, autocommit=True) as connection:
         yield connection
 
 
-def test_views_read_no_big_table_as_a_whole(full: psycopg.Connection[Any], database: Database) -> None:
-    views = views_of(database)
+def test_views_read_no_big_table_as_a_whole(full: psycopg.Connection[Any], filled: Database) -> None:
+    views = views_of(filled)
     assert len(views) > 10
     for view in sorted(views):
         row = full.execute(f"EXPLAIN (FORMAT JSON) SELECT * FROM {view}").fetchone()

@@ -46,11 +46,11 @@ SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_
        d.state AS claim
   FROM (SELECT p.id, p.workflow_id, p.workspace_id, p.triggered_by, p.created_at
           FROM workflow_runs AS p WHERE p.status = 'pending'
-         ORDER BY p.created_at, p.id LIMIT 50000) AS r
+         ORDER BY p.created_at, p.id LIMIT 25000) AS r
  CROSS JOIN orcheo_dispatch.allow_list AS a
   LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id AND d.state IN ('claimed', 'published');
 
-COMMENT ON VIEW orcheo_dispatch.pending_runs IS 'Runs that wait to begin: the 50,000 oldest.';
+COMMENT ON VIEW orcheo_dispatch.pending_runs IS 'Runs that wait to begin: the 25,000 oldest.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.run_id IS 'The run.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.workflow_id IS 'Its workflow.';
 COMMENT ON COLUMN orcheo_dispatch.pending_runs.workspace_id IS 'Its workspace; null outside of one.';
@@ -70,7 +70,7 @@ SELECT count(*) AS pending,
   FROM orcheo_dispatch.pending_runs WHERE ours;
 
 COMMENT ON VIEW orcheo_dispatch.pending_kpi IS
-    'The promise: no pending run of ours is older than five minutes. One row, of the 50,000 oldest pending runs.';
+    'The promise: no pending run of ours is older than five minutes. One row, of the 25,000 oldest pending runs.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.pending IS 'Pending runs that a dispatcher takes.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.late IS 'Those older than five minutes.';
 COMMENT ON COLUMN orcheo_dispatch.pending_kpi.late_share IS 'late / pending, 0 to 1; 0 where nothing is pending.';
@@ -147,6 +147,7 @@ COMMENT ON COLUMN orcheo_dispatch.settled_runs.worker_id IS 'The worker that beg
 
 CREATE OR REPLACE VIEW orcheo_dispatch.ended_by_minute AS
 SELECT e.minute, e.outcome, e.runs FROM orcheo_dispatch.ended AS e
+ WHERE e.minute > now() - interval '24 hours'
  UNION ALL
 SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)
   FROM orcheo_dispatch.dispatch AS d
@@ -155,10 +156,11 @@ SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, cou
                           FROM orcheo_dispatch.ended AS c)
    -- Says nothing, but that the span is short: without it the planner expects a third of the table.
    AND d.settled_at < (SELECT now() + interval '1 hour')
+   AND d.settled_at > now() - interval '24 hours'
  GROUP BY 1, 2;
 
 COMMENT ON VIEW orcheo_dispatch.ended_by_minute IS
-    'How many claims ended in each minute of the last month, by outcome. Minutes in which none did have no row.';
+    'How many claims ended in each minute of the last 24 hours, by outcome. Minutes in which none did have no row.';
 COMMENT ON COLUMN orcheo_dispatch.ended_by_minute.minute IS 'The minute, by its beginning.';
 COMMENT ON COLUMN orcheo_dispatch.ended_by_minute.outcome IS
     'succeeded, failed, timed_out, lost, cancelled; skipped, released and requeued are not the end of a run.';
@@ -170,7 +172,15 @@ SELECT date_bin('1 hour', s.since, '2000-01-01 00:00+00') AS hour, s.status, sum
   FROM (SELECT e.minute AS since,
                CASE WHEN e.outcome IN ('failed', 'timed_out', 'lost') THEN 'failed' ELSE e.outcome END AS status,
                e.runs
-          FROM orcheo_dispatch.ended_by_minute AS e
+          FROM (SELECT c.minute, c.outcome, c.runs FROM orcheo_dispatch.ended AS c
+                 UNION ALL
+                SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)
+                  FROM orcheo_dispatch.dispatch AS d
+                 WHERE d.state = 'settled'
+                   AND d.settled_at >= (SELECT COALESCE(max(n.minute) + interval '1 minute', '-infinity')
+                                          FROM orcheo_dispatch.ended AS n)
+                   AND d.settled_at < (SELECT now() + interval '1 hour')
+                 GROUP BY 1, 2) AS e
          WHERE e.minute >= date_bin('1 hour', now(), '2000-01-01 00:00+00') - interval '167 hours'
            AND e.outcome IN ('succeeded', 'failed', 'timed_out', 'lost', 'cancelled')
          UNION ALL
@@ -331,7 +341,7 @@ COMMENT ON COLUMN orcheo_dispatch.lost_runs.settled_at IS 'When it was given up.
 CREATE OR REPLACE VIEW orcheo_dispatch.running_elsewhere AS
 SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.updated_at AS since
   FROM (SELECT a.id, a.workflow_id, a.workspace_id, a.triggered_by, a.updated_at
-          FROM workflow_runs AS a WHERE a.status = 'running' LIMIT 50000) AS r
+          FROM workflow_runs AS a WHERE a.status = 'running' LIMIT 25000) AS r
  WHERE NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id AND d.state = 'running');
 
 COMMENT ON VIEW orcheo_dispatch.running_elsewhere IS
@@ -385,7 +395,7 @@ SELECT b.backlog, GREATEST(b.backlog - l.claimed - l.published, 0) AS unclaimed,
 
 COMMENT ON VIEW orcheo_dispatch.queue_and_backlog IS
     'Where the runs of ours are that have not ended: in the table, in Redis, in a worker. One row.';
-COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.backlog IS 'Pending runs that a dispatcher takes, up to 50,000.';
+COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.backlog IS 'Pending runs that a dispatcher takes, up to 25,000.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.unclaimed IS 'Those that nobody has claimed yet.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.claimed IS 'Claimed, and not published yet.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.published IS
