@@ -1,7 +1,7 @@
 "use strict";
 // Shows overview.json and asks for it again and again. Every text goes in as text, never as HTML.
 (() => {
-  const EVERY = 3000, SLOWEST = 15000, PATIENCE = 8000, OLD_SECONDS = 20;
+  const EVERY = 3000, SOON = 500, SLOWEST = 15000, PATIENCE = 8000, OLD_SECONDS = 20;
   const SVG = "http://www.w3.org/2000/svg";
   const $ = (id) => document.getElementById(id);
   const root = document.documentElement;
@@ -284,7 +284,9 @@
 
   function showRuns(runs) {
     const rows = runs.rows;
+    // Not read yet: what is there stays, dimmed, until it is.
     if (!rows) return;
+    $("runs-table").removeAttribute("aria-busy");
     list($("runs-rows"), rows, (run) => run.run_id, () => {
       const row = make("tr");
       for (const name of ["", "", "id", "quiet", "right quiet", "right", "right quiet"]) row.append(make("td", name));
@@ -426,14 +428,14 @@
     clearTimeout(timer);
     const turn = ++asked, seen = await fetched(turn);
     if (turn !== asked) return;
-    if ($("login").hidden) again();
+    if ($("login").hidden) again(seen && seen.now && !seen.runs.rows ? SOON : EVERY);
     if (seen) show(seen);
     tellFreshness();
   }
 
-  function again() {
+  function again(pause) {
     clearTimeout(timer);
-    if (!document.hidden) timer = setTimeout(ask, Math.min(SLOWEST, EVERY * Math.max(1, failures)));
+    if (!document.hidden) timer = setTimeout(ask, Math.min(SLOWEST, pause * Math.max(1, failures)));
   }
 
   function show(seen) {
@@ -446,7 +448,6 @@
     showStuck(seen);
     showProcesses(seen.processes);
     showAbout(seen);
-    $("runs-table").removeAttribute("aria-busy");
     const beat = document.querySelector(".beat");
     beat.classList.add("now");
     requestAnimationFrame(() => requestAnimationFrame(() => beat.classList.remove("now")));
