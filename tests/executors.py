@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,27 @@ async def _hog(run: Run) -> Any:
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 3600) for _ in range(200)))
 
 
+async def _noise(run: Run) -> Any:
+    """Say what it was given in every way that Python has."""
+    said = str(run.inputs["text"])
+    logging.getLogger("a.workflow").error("it is %s", said)
+    print(said)
+    await asyncio.to_thread(print, said, file=sys.stderr)
+    warnings.warn(said, UserWarning, stacklevel=1)
+    stray = threading.Thread(target=_raise, args=[said], name="stray")
+    stray.start()
+    stray.join()
+    forgotten = asyncio.create_task(asyncio.to_thread(_raise, said))
+    await asyncio.wait([forgotten])
+    logging.basicConfig(force=True, level="DEBUG")
+    logging.getLogger("a.workflow").error(said)
+    return {"said": said}
+
+
+def _raise(said: str) -> None:
+    raise ValueError(said)
+
+
 async def _return_odd_things(run: Run) -> Any:
     return {"nul": "a\x00b", "lone": "\ud800", "nan": float("nan"), "object": object(), "id": uuid4(), 1: "key"}
 
@@ -116,6 +139,7 @@ _ACTS = {
     "recurse": _recurse,
     "much": _return_much,
     "hog": _hog,
+    "noise": _noise,
 }
 
 
