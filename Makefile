@@ -9,7 +9,7 @@ PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults systemd format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,12 +44,15 @@ acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),3)
 
+systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
+	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
+
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove what make made
-	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .systemd-box build *.egg-info
 
 # The versions in constraints.txt are those that the suite was run with; without them a resolver may look for minutes.
 # uv takes seconds where pip takes minutes; pip is there for who has a package index that only pip is told of.

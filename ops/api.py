@@ -10,7 +10,6 @@ from shared.credentials import export_credentials
 from shared.errors import SettingsError
 from shared.notify import ServiceManager
 
-_APP = "orcheo_backend.app:app"
 _FEED_SECONDS = 1.0
 
 

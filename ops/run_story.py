@@ -183,7 +183,8 @@ def _named(kind: str, who: Who | None) -> str:
 def _of_tables(run: Row[Any], dispatcher: Who | None, worker: Who | None) -> list[Event]:
     """Return what the API's row and the ledger say. The ledger holds the last claim alone."""
     by_dispatcher, by_worker = _named("dispatcher", dispatcher), _named("worker", worker)
-    never_claimed = run.settled_at is not None and run.claimed_at == run.settled_at
+    # Rows that an operator's command made, or that only note a run slot.
+    never_claimed = run.dispatcher_id == _BY_HAND or (run.settled_at is not None and run.claimed_at == run.settled_at)
     # The ledger does not say who settled it; the reason does.
     settled_by = by_worker if run.worker_id is not None else "dispatcher"
     settled_by = {"by hand": "operator", "worker_lost": "dispatcher"}.get(run.reason, settled_by)

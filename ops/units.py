@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from shared.errors import DispatchError, SettingsError
-from shared.settings import variables
+from shared.settings import Settings, variables
 
 ENVIRONMENT = "orcheo.env"
 USER = "orcheo"
@@ -31,7 +31,6 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}\$?|[0-9]+")
 # What ends a word in a unit, or begins a specifier.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_@+=:,./-]+")
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
-_SECRETS = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN")
 _PER_PROCESS = "ORCHEO_HEALTH_PORT"
 _MODE = 0o644
 
@@ -115,6 +114,11 @@ def environment_example(config: Path = CONFIG) -> str:
     )
 
 
+def secret_variables() -> list[str]:
+    """Return the settings that hold a secret."""
+    return [str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)]
+
+
 def write(texts: dict[str, str], directory: Path, *, force: bool = False) -> dict[str, Written]:
     """Write the files, all or none, and return what became of each.
 
@@ -184,7 +188,7 @@ _ENVIRONMENT_HEAD = """\
 
 def _entry(name: str, default: str, description: str) -> str:
     notes = []
-    if name in _SECRETS:
+    if name in secret_variables():
         notes.append(f"# Holds a secret: better a file credentials/{name}, of root and with mode 0600.")
     if name == _PER_PROCESS:
         notes.append(

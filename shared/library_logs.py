@@ -8,9 +8,9 @@ says that, where and how severely they logged, and not what.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
-import warnings
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -21,10 +21,23 @@ _QUOTED = ("celery", "kombu", "amqp", "redis", "psycopg", "sqlalchemy", "alembic
 # Of these the template, without what is filled in.
 _TEMPLATES = ("orcheo", "orcheo_backend", "asyncio", "concurrent")
 # They tell of each message, tick, statement and row; what happens to a run is told by us.
-_QUIET = ("celery.beat", "celery.worker.strategy", "kombu", "amqp", "redis", "psycopg", "sqlalchemy", "alembic")
+_QUIET = (
+    "celery.beat",
+    "celery.pool",
+    "celery.worker.strategy",
+    "kombu",
+    "amqp",
+    "redis",
+    "psycopg",
+    "sqlalchemy",
+    "alembic",
+)
 # What the one warns of is told by our own consumer, once a change of state and without the message's body.
 # The other quotes exceptions.
 _SILENT = {"celery.worker.consumer.consumer": logging.ERROR, "celery.app.trace": logging.CRITICAL}
+
+_WARNING = re.compile(r"(?P<at>.+?:\d+): (?P<category>\w+): ")
+"""How a Python warning begins; what follows may quote a value, as pydantic's do."""
 
 _level: int | None = None
 
@@ -33,26 +46,31 @@ def route(level: str) -> None:
     """Have the standard library's logging, warnings and uncaught exceptions logged by us, at `level` and above."""
     global _level  # noqa: PLW0603 - logging is global, and so is where it goes
     _level = getattr(logging, level.replace("TRACE", "DEBUG"))
-    route_again()
+    _route(_level)
     sys.excepthook = _process_failed
     threading.excepthook = _thread_failed
     sys.unraisablehook = _not_raised
-    warnings.showwarning = _warned
+    # Celery does so too.
+    logging.captureWarnings(True)
 
 
 def route_again() -> None:
-    """Take the standard library's logging back from a library that has configured it, as Orcheo does when imported.
+    """Take the standard library's logging back from who has configured it: Orcheo when imported, or a workflow.
 
-    Does nothing in a process whose logging is not ours.
+    Does nothing where it is ours still, nor in a process whose logging is not ours.
     """
-    if _level is None:
+    if _level is None or [type(each) for each in logging.getLogger().handlers] == [_Intercept]:
         return
+    _route(_level)
+
+
+def _route(level: int) -> None:
     # Who is not known has no text, so below a warning there is nothing to tell.
-    logging.basicConfig(handlers=[_Intercept()], level=max(_level, logging.WARNING), force=True)
+    logging.basicConfig(handlers=[_Intercept()], level=max(level, logging.WARNING), force=True)
     for name in (*_QUOTED, "orcheo", "orcheo_backend"):
-        logging.getLogger(name).setLevel(_level)
+        logging.getLogger(name).setLevel(level)
     for name in _QUIET:
-        logging.getLogger(name).setLevel(max(_level, logging.WARNING))
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
     for name, least in _SILENT.items():
         logging.getLogger(name).setLevel(least)
 
@@ -61,6 +79,9 @@ class _Intercept(logging.Handler):
     """Hands the records of the standard library's logging to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "py.warnings" and (warned := _WARNING.match(record.getMessage())):
+            log.warning("python_warned", **warned.groupdict())
+            return
         fields: dict[str, Any] = {"logger": record.name}
         if (text := _text_of(record)) is not None:
             fields["text"] = text
@@ -106,17 +127,6 @@ def _thread_failed(failed: threading.ExceptHookArgs) -> None:
 
 def _not_raised(failed: sys.UnraisableHookArgs) -> None:
     log.warning("exception_ignored", **describe(failed.exc_value, failed.exc_traceback))
-
-
-def _warned(
-    message: Warning | str,  # noqa: ARG001 - it may quote a value, as pydantic's do
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,  # noqa: ARG001 - the signature of warnings.showwarning
-    line: str | None = None,  # noqa: ARG001
-) -> None:
-    log.warning("python_warned", category=category.__name__, at=f"{filename}:{lineno}")
 
 
 class _NoPrints:

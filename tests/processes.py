@@ -17,6 +17,7 @@ from typing import Self
 import pytest
 
 from tests.databases import Database
+from tests.logbook import LOGBOOK
 from tests.roles import Kind
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ class Process:
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
         self.lines: list[str] = []
+        self._arguments, self._environment = arguments, environment
         self._process = subprocess.Popen(
             [sys.executable, "-W", "default", *arguments],
             env={**_clean_environment(), **environment},
@@ -69,6 +71,7 @@ class Process:
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
+        LOGBOOK.keep(self._arguments, self.log, self._environment)
         if kind is not None:
             print(f"--- {self._process.args!r}\n" + "".join(self.lines), file=sys.stderr)
 

@@ -181,7 +181,8 @@ class Lifecycle:
         (self._stopping if self._draining.is_set() else self._draining).set()
 
     def after_run(self) -> None:
-        """End a child whose loop a run still holds, although it was given up: its parent starts another."""
+        """Undo what a run did to logging; end a child whose loop a run still holds: its parent starts another."""
+        route_again()
         if self._settings.pool is WorkerPool.PREFORK and self.runtime.loop_watch.blocked:
             log.warning("child_given_up", pid=os.getpid())
             # Not os._exit: the pool would count its next message as this child's.

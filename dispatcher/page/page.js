@@ -184,9 +184,9 @@
     if (value <= 0) return 1;
     if (format !== duration) {
       const power = 10 ** Math.floor(Math.log10(value));
-      return [1, 2, 3, 5, 10].map((step) => step * power).find((step) => step >= value);
+      return [1, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
     }
-    const steps = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600];
+    const steps = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 3, 5, 8, 10, 15, 20, 30, 60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600];
     return steps.find((step) => step >= value) ?? Math.ceil(value / 3600) * 3600;
   }
 
@@ -406,25 +406,29 @@
     return chosen.length ? `?${new URLSearchParams(chosen)}` : "";
   }
 
-  async function ask() {
-    clearTimeout(timer);
-    const turn = ++asked;
+  // Returns what there is to show, or nothing: it failed, a later question has overtaken it, or a token is wanted.
+  async function fetched(turn) {
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
-      if (turn !== asked) return;
-      if (answer.status === 401) return signIn(true);
-      if (!answer.ok) throw new Error(String(answer.status));
-      const seen = await answer.json();
-      if (turn !== asked) return;
-      signIn(false);
+      if (answer.status !== 401 && !answer.ok) throw new Error(String(answer.status));
+      const seen = answer.ok ? await answer.json() : null;
+      if (turn !== asked) return null;
       failures = 0;
-      show(seen);
+      signIn(!seen);
+      return seen;
     } catch {
-      if (turn !== asked) return;
-      failures += 1;
+      if (turn === asked) failures += 1;
+      return null;
     }
+  }
+
+  async function ask() {
+    clearTimeout(timer);
+    const turn = ++asked, seen = await fetched(turn);
+    if (turn !== asked) return;
+    if ($("login").hidden) again();
+    if (seen) show(seen);
     tellFreshness();
-    again();
   }
 
   function again() {

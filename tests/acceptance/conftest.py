@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,27 @@ from orcheo_backend.app.providers import create_repository, create_vault, ensure
 
 from ops.real.orcheo_environment import orcheo_environment
 from tests.databases import Database
+from tests.logbook import LOGBOOK
 
 _NO_REDIS = "redis://127.0.0.1:1/0"
+# What the webhooks of these tests bring, and what workflows make of it; credentials and what errors quote.
+_PLANTED = {
+    "inputs": ("Ada", "Bob", "Eve", "xylophone"),
+    "an output": ("hello",),
+    "an error": ("no luck",),
+    "a credential": ("swordfish", "hunter2"),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_in_any_log() -> Iterator[None]:
+    """Search the logs of all our processes of the suite, when all of them have ended, for what must not be there."""
+    for what, secrets in _PLANTED.items():
+        for secret in secrets:
+            LOGBOOK.plant(secret, what)
+    yield
+    leaks = list(LOGBOOK.leaks())
+    assert not leaks, f"{len(leaks)} lines with secrets:\n" + "\n".join(leaks[:20])
 
 
 @pytest.fixture

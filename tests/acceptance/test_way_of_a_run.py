@@ -26,6 +26,7 @@ from tests.runs import audit, everything, ledger, one, read_run
 TERMINAL_SECONDS = 10.0
 _END_OF_WIRE = "the end of the wire"
 _KOMBU_BODY = re.compile(r'"body": "([^"]*)"')
+_TOKEN = "only-for-tests-service-token"
 _SLOTS = "orcheo:workspace:runs:"
 _QUEUES = ("celery", "orcheo.hints", "orcheo.runs")
 
@@ -48,14 +49,17 @@ def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
     """One for all tests here: a worker imports Orcheo, which takes seconds."""
     start_afresh(orcheo)
     ours = stack_beside(orcheo)
+    # All that can be logged is logged here, and searched for secrets when the session ends.
+    ours.environment["ORCHEO_LOG_LEVEL"] = "DEBUG"
     cron = {"ORCHEO_API_URL": orcheo.url, "ORCHEO_CRON_INTERVAL": "1"}
     with (
-        ours.command("worker") as worker,
+        ours.command("worker", ORCHEO_SERVICE_TOKEN=_TOKEN) as worker,
+        # Without the token: an API without authentication refuses one.
         ours.running("dispatcher", **cron) as dispatcher,
-        ours.running("beat", **cron) as beat,
+        ours.running("beat", **cron, ORCHEO_SERVICE_TOKEN=_TOKEN) as beat,
         redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client,
     ):
-        workflows = upload(orcheo, greet="greet", fail="fail", wait="wait", archived="greet")
+        workflows = upload(orcheo, greet="greet", fail="fail", wait="wait", archived="greet", noisy="noisy")
         worker.saw("worker_started")
         yield Stack(orcheo, database_of(orcheo), client, workflows, beat, dispatcher, worker)
 
@@ -152,6 +156,33 @@ def test_inputs_and_secrets_stay_out_of_logs_ledger_and_redis(stack: Stack) -> N
     for secret in (marker, password):
         assert secret not in wire
         assert secret not in str(ledgers)
+
+
+def test_workflow_that_says_all_it_knows_is_not_quoted(stack: Stack) -> None:
+    marker, secret = "xylophone", "swordfish"
+    key = {"name": "door_key", "provider": "door", "secret": secret, "access": "shared"}
+    made = httpx.post(f"{stack.orcheo.url}/api/credentials", json=key)
+    assert made.is_success, made.text
+    run = ended(stack.orcheo, stack.orcheo.fire_webhook(stack.workflows["noisy"], {"name": marker}))
+    # It had both to say, and said it.
+    assert run["error"] is None
+    assert run["output_payload"]["final_state"]["node_results"]["tap"]["value"] == f"{marker} and {secret}"
+    stack.worker.saw(f"run_settled run_id={run['id']}")
+    of_run = f"run_id={run['id']} workflow_id={stack.workflows['noisy']} fence=1"
+    told = [line for line in stack.worker.lines if of_run in line]
+    for wanted in (
+        "print_dropped {of_run} stream=stdout",
+        "print_dropped {of_run} stream=stderr",
+        "logged {of_run} logger=a.workflow at=",
+        'logged {of_run} logger=orcheo.nodes.mine text="it is %s"',
+        'logged {of_run} logger=orcheo.nodes.debug text="DebugNode %s: %s"',
+        "python_warned {of_run} at=",
+    ):
+        assert any(wanted.format(of_run=of_run) in line for line in told), (wanted, told)
+    for wanted in ("thread_failed thread=stray error=ValueError at=", 'text="Task exception was never retrieved"'):
+        assert wanted in stack.worker.log
+    assert secret not in stack.worker.log
+    assert marker not in stack.worker.log
 
 
 def test_due_cron_trigger_creates_a_run_that_executes(stack: Stack) -> None:

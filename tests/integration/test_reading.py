@@ -111,8 +111,10 @@ def test_story_of_a_run_tells_who_did_what_in_order(database: Database, stack: S
     assert (story["run_id"], story["status"], story["outcome"], story["fence"]) == (run_id, "succeeded", "succeeded", 1)
     events = [(event["what"], event["by"].rpartition(" ")[2]) for event in story["events"]]
     worked, dispatched = str(worker.pid), str(dispatcher.pid)
-    assert sorted(events[:3]) == sorted([("created", "webhook"), ("claimed", dispatched), ("published", dispatched)])
-    assert events[3:] == [("begun", worked), ("last heartbeat", worked), ("settled", worked)]
+    # A worker may be faster than the note that its message was published.
+    assert sorted(events[2:4]) == [("begun", worked), ("published", dispatched)]
+    assert events[:2] == [("created", "webhook"), ("claimed", dispatched)]
+    assert events[4:] == [("last heartbeat", worked), ("settled", worked)]
     assert story["events"][0]["after"] is None
     assert story["events"][-1]["after"] >= 0
     assert (story["hints"], story["audit_readable"]) == ([], True)
@@ -170,10 +172,10 @@ def test_hints_say_why_a_run_does_not_get_on(database: Database, stack: Stack) -
     assert _hints(stack, chat) == ["nobody dispatches it: 'chatkit' is not among ORCHEO_DISPATCH_TRIGGERS"]
     (late,) = insert_runs(database)
     execute(database, "UPDATE workflow_runs SET created_at = now() - interval '10 minutes' WHERE id = %s", late)
-    assert _hints(stack, late) == [
-        "late: pending for 10 min 0 s, the promise is 5 min 0 s",
-        "no dispatcher is alive: start one",
-    ]
+    said, start = _hints(stack, late)
+    assert said.startswith("late: pending for 10 min ")
+    assert said.endswith(" s, the promise is 5 min 0 s")
+    assert start == "no dispatcher is alive: start one"
     (queued,) = insert_runs(database)
     _ran(stack, "poll")
     assert _hints(stack, queued)[-1] == "no worker is alive: start one"

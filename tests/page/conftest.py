@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from dispatcher.page import StatusPage
 from shared.access import guarded
@@ -70,3 +73,72 @@ def serve() -> Iterator[Serve]:
             return Served(server, page, wrong)
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium, one a session."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("TEST_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium gives one, TEST_CHROMIUM=... names one")
+    # Chromium's sandbox is not for root, who runs the tests in a container.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
+@dataclass(slots=True)
+class Window:
+    """A page in a browser, and what went wrong in it."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, url: str) -> Page:
+        self.page.goto(url)
+        expect(self.page.locator("html")).not_to_have_attribute("data-level", "unknown")
+        expect(self.page.locator("#runs-table")).not_to_have_attribute("aria-busy", "true")
+        return self.page
+
+
+type Look = Callable[..., Window]
+
+
+@pytest.fixture
+def look(browser: Browser) -> Iterator[Look]:
+    """What opens a window of this theme and width; at the end of the test nothing may have gone wrong in any."""
+    windows: list[Window] = []
+    contexts: list[BrowserContext] = []
+
+    def open_window(scheme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 800) -> Window:
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+        contexts.append(context)
+        context.add_init_script(_NOTE)
+        page = context.new_page()
+        window = Window(page)
+        windows.append(window)
+        page.on("pageerror", lambda error: window.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: window.complaints.append(f"dialog: {dialog.message}"))
+        page.on(
+            "console",
+            lambda said: window.complaints.append(said.text) if said.type in {"error", "warning"} else None,
+        )
+        return window
+
+    yield open_window
+    complaints = [complaint for window in windows for complaint in window.complaints]
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+# What shifts without anybody having touched it, in shares of the window.
+_NOTE = """
+window.shifted = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
+}).observe({ type: "layout-shift", buffered: true });
+"""

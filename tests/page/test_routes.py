@@ -16,7 +16,8 @@ from dispatcher.page import watch
 from dispatcher.page.routes import OVERVIEW
 from shared.ledger import ProcessKind
 from shared.processes import Process
-from tests.databases import Database
+from tests.conftest import Admin
+from tests.databases import Database, close
 from tests.page.conftest import Serve, Served
 from tests.page_states import HOSTILE, MARKER, WORKFLOWS, fill_broken, fill_busy
 from tests.processes import ROOT, Stack, until
@@ -67,6 +68,20 @@ def test_figures_have_the_names_that_are_documented(database: Database, serve: S
     assert len(seen["hour"]["minutes"]) == 60
     documented = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "status-page.md").read_text(encoding="utf-8")))
     assert _names_in(seen) - documented == set()
+
+
+def _problems(seen: Any) -> list[str]:
+    return [problem["name"] for problem in seen["health"]["problems"]]
+
+
+def _told(served: Served, name: str | None = None) -> Any:
+    """Wait for the page to tell of this problem, or of any."""
+
+    def look() -> Any:
+        seen = _overview(served)
+        return seen if (name in _problems(seen) if name else _problems(seen)) else None
+
+    return until(look, what="a problem told")
 
 
 def _names_in(value: Any) -> set[str]:
@@ -249,19 +264,15 @@ def test_with_a_token_the_page_is_open_and_its_figures_are_not(database: Databas
 
 
 def test_database_away_is_told_and_the_last_figures_stay(
-    database: Database, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    database: Database, serve: Serve, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_FRESH_SECONDS", 0.05)
     insert_runs(database, 3)
     served = serve(database)
     before = _overview(served)
-    execute(database, f'ALTER DATABASE "{database.name}" ALLOW_CONNECTIONS false')
-    execute(
-        Database("postgres", database.dsn.replace(database.name, "postgres")),
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-        database.name,
-    )
-    seen = until(lambda: (s := _overview(served))["health"]["problems"][0]["name"] == "database" and s, what="it told")
+    close(admin, database)
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database.name])
+    seen = _told(served, "database")
     assert seen["health"]["level"] == "unhealthy"
     assert seen["now"] == before["now"]
     assert seen["read"]["at"]
@@ -271,7 +282,7 @@ def test_database_away_is_told_and_the_last_figures_stay(
 def test_database_away_from_the_start_is_told_with_no_figures(database: Database, serve: Serve) -> None:
     away = Database("away", "postgresql://nobody:hunter2@127.0.0.1:1/away")
     served = serve(away)
-    seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+    seen = _told(served)
     assert [problem["name"] for problem in seen["health"]["problems"]] == ["database"]
     assert (seen["now"], seen["runs"]["rows"], seen["read"]) == (None, None, {"at": None, "ago": None})
     assert "hunter2" not in json.dumps(seen)
@@ -279,7 +290,7 @@ def test_database_away_from_the_start_is_told_with_no_figures(database: Database
 
 def test_missing_schema_is_told(orcheo_database: Database, serve: Serve) -> None:
     served = serve(orcheo_database)
-    seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+    seen = _told(served)
     assert "lacks a table" in seen["health"]["problems"][0]["text"]
 
 
@@ -290,7 +301,7 @@ def test_slow_database_is_told_and_holds_nobody_up(
     with store_of(database, connections=1) as (_, engine), engine.begin() as locked:
         locked.exec_driver_sql("LOCK TABLE orcheo_dispatch.dispatch IN ACCESS EXCLUSIVE MODE")
         served = serve(database)
-        seen = until(lambda: (s := _overview(served))["health"]["problems"] and s, what="it told")
+        seen = _told(served)
         assert seen["health"]["problems"][0]["name"] == "figures"
         assert served.get("/livez")[0] == 200
 
@@ -325,7 +336,8 @@ def test_real_dispatcher_serves_its_page(database: Database, redis_url: str, tmp
         Process(ProcessKind.WORKER, concurrency=4).seen(engine)
     with stack.running("dispatcher", ORCHEO_HEALTH_PORT=str(port)) as process:
         served = Served(_At(port), None)  # type: ignore[arg-type]
-        seen = until(lambda: (s := _overview(served))["now"]["queued"] and s, what="the run queued")
+        until(lambda: _overview(served)["now"]["queued"], what="the run queued")
+        seen = _overview(served)
         assert served.get("/")[0] == 200
         assert seen["dispatcher"]["pid"] == process.pid
         assert seen["runs"]["rows"][0]["state"] == "published"

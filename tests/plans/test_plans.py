@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import TextClause, create_mock_engine
 
-from shared import statements
+from shared import overview, statements
 from shared.ledger import PENDING_INDEX
 from tests.databases import Database
 from tests.runs import claim_all, store_of
@@ -77,6 +77,41 @@ _CASES = {
     ),
     "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "run_ids": ["x"] * 32, "fences": [1] * 32}, "dispatch_pkey"),
 }
+
+
+_CHOSEN: dict[str, Any] = {
+    "limit": 25,
+    "newest": 20_000,
+    "pending": True,
+    "running": True,
+    "outcomes": ["succeeded", "failed", "timed_out", "lost", "cancelled", "skipped"],
+    "workflow": None,
+    "triggers": ["webhook", "cron"],
+    "every_trigger": False,
+}
+_OF_THE_PAGE = {
+    "hour": (overview.HOUR, {"hour_rows": 250_000, "sampled": 10_000}, {"dispatch_settled"}),
+    "runs": (overview.RUNS, _CHOSEN, {"dispatch_settled", "dispatch_live", PENDING_INDEX}),
+    "one workflow": (overview.RUNS, {**_CHOSEN, "workflow": "w7", "outcomes": ["lost"]}, {"dispatch_settled"}),
+    "stuck": (overview.STUCK, {"limit": 10}, {"dispatch_running"}),
+    "lost": (overview.LOST, {"limit": 10, "newest": 20_000}, {"dispatch_settled"}),
+    "workflows": (overview.WORKFLOWS, {"limit": 50, "newest": 5_000}, {"dispatch_settled"}),
+}
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+def test_page_reads_what_is_new_and_leaves_the_rest(busy: psycopg.Connection[Any], mode: str) -> None:
+    busy.execute(f"SET plan_cache_mode = {mode}")
+    busy.execute(
+        "UPDATE orcheo_dispatch.dispatch SET settled_at = r.updated_at - (now() - r.created_at) "
+        "FROM workflow_runs AS r WHERE id = run_id AND state = 'settled'"
+    )
+    busy.execute("ANALYZE")
+    for name, (statement, parameters, indexes) in _OF_THE_PAGE.items():
+        plan = _explain(busy, statement, parameters)
+        assert indexes <= _indexes(plan), f"{name} under {mode}: {json.dumps(plan, indent=1)}"
+        scanned = _scanned_whole(plan)
+        assert not scanned & {"workflow_runs", "dispatch"}, f"{name} under {mode} reads all of {scanned}"
 
 
 @pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])

@@ -109,9 +109,11 @@ def test_stop_lets_a_run_finish(host: Host, database: Database, pool: str) -> No
     until(lambda: read_run(database, run)["status"] == "running", what="the run begins")
     host.systemctl("stop", WORKERS[0])
     assert read_run(database, run)["status"] == "succeeded"
-    assert host.show(WORKERS[0], "Result") == "success"
-    assert host.show(WORKERS[0], "ExecMainStatus") == "0"
-    assert host.show(WORKERS[0], "ExecMainCode") == "1"  # it exited, and was not killed
+    # By then systemd has forgotten the instance, but for its journal.
+    journal = host.journal(WORKERS[0])
+    assert f"{WORKERS[0]}.service: Deactivated successfully." in journal
+    assert "timed out" not in journal
+    assert "Killing" not in journal
 
 
 def test_target_starts_stops_and_restarts_all(host: Host) -> None:
@@ -123,7 +125,7 @@ def test_target_starts_stops_and_restarts_all(host: Host) -> None:
     until(lambda: all(host.show(unit, "ActiveState") == "active" for unit in OURS), what="all are active")
     assert not pids & {host.pid(unit) for unit in OURS}
     host.systemctl("stop", TARGET)
-    assert {host.show(unit, "ActiveState") for unit in OURS} == {"inactive"}
+    until(lambda: {host.show(unit, "ActiveState") for unit in OURS} == {"inactive"}, what="all are stopped")
     assert {host.show(unit, "Result") for unit in OURS} == {"success"}
 
 

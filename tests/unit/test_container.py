@@ -119,7 +119,8 @@ def test_worker_is_stopped_well_after_its_drain() -> None:
 
 def test_redis_evicts_nothing_and_keeps_what_it_holds() -> None:
     command = SERVICES["redis"]["command"]
-    told = dict(zip(command[1::2], command[2::2], strict=True))
+    assert command[:2] == ["redis-server", "/run/secrets/redis.conf"]
+    told = dict(zip(command[2::2], command[3::2], strict=True))
     assert told["--maxmemory-policy"] == "noeviction"
     assert told["--appendonly"] == "yes"
 

@@ -28,10 +28,10 @@ def configured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     for owner, hook in (("sys.excepthook", sys.excepthook), ("sys.unraisablehook", sys.unraisablehook)):
         monkeypatch.setattr(owner, hook)
     monkeypatch.setattr("threading.excepthook", __import__("threading").excepthook)
-    monkeypatch.setattr("warnings.showwarning", __import__("warnings").showwarning)
     monkeypatch.setattr(library_logs, "_level", None)
     logs.configure(Settings.load(postgres_dsn="postgresql://x/y", log_format=request.param))
     yield
+    logging.captureWarnings(False)
     log.remove()
     log.configure(patcher=lambda _: None)
     keep_secret()

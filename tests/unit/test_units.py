@@ -18,6 +18,7 @@ from ops.units import (
     Installation,
     Written,
     environment_example,
+    secret_variables,
     this_command,
     units,
     write,
@@ -76,6 +77,16 @@ def test_units_name_command_user_and_folder() -> None:
         assert "EnvironmentFile=-/srv/etc/orcheo.env\n" in made[name]
         assert "/opt/" not in made[name].replace("such as /opt", "")
         assert "/etc/orcheo-dispatch" not in made[name]
+
+
+def test_every_secret_may_be_a_credential_of_the_dispatcher() -> None:
+    """Beat has no DSN, and a worker no token of the API: neither needs it."""
+    assert "ORCHEO_SERVICE_TOKEN" in secret_variables()
+    text = units(Installation(COMMAND))["orcheo-dispatcher.service"]
+    for name in secret_variables():
+        assert f"LoadCredential={name}:/etc/orcheo-dispatch/credentials/{name}\n" in text
+        # Without it a file that is not there would keep the process from starting.
+        assert f"SetCredential={name}:\\n\n" in text
 
 
 @pytest.mark.parametrize("name", _SERVICES)
