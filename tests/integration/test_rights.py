@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, TextClause, text
 
+from dispatcher import backlog
 from ops.check import check
 from ops.real.binaries import postgres_binaries
 from ops.rights import lacking, roles_sql
@@ -52,6 +53,10 @@ _PARAMETERS: dict[str, Any] = {
     "kind": "worker",
     "workflow": None,
 }
+# Whether to show runs that are running; elsewhere it is how many are.
+_OF_THE_PAGE = {"running": False}
+_PAGE = [query for query in vars(overview).values() if isinstance(query, TextClause)]
+_GAUGES = [query for query in vars(backlog).values() if isinstance(query, TextClause)]
 _OF_A_WORKER_ALONE = {"BEGIN", "HEARTBEAT", "SETTLE"}
 _OF_BOTH = {"CLOSE_TRACES", "GONE", "SEEN", "SLOTS_RETURNED"}
 _QUERIES = [
@@ -70,6 +75,8 @@ def _statements_of(kind: Kind) -> list[TextClause]:
         Kind.DASHBOARD: set(),
     }[kind]
     read = [] if kind is Kind.WORKER else _QUERIES
+    if kind is Kind.DISPATCHER:
+        read = [*read, *_GAUGES]
     return [text(migrations._REVISION), *read, *(getattr(statements, name) for name in sorted(names))]
 
 
@@ -82,7 +89,8 @@ def _connected(database: Database, kind: Kind) -> Iterator[Connection]:
 def _try_all(connection: Connection, kind: Kind) -> None:
     """Run each statement of this kind of process; what they find does not matter."""
     for statement in _statements_of(kind):
-        parameters = {name: _PARAMETERS[name] for name in statement.compile().params}
+        values = _PARAMETERS | (_OF_THE_PAGE if statement in _PAGE else {})
+        parameters = {name: values[name] for name in statement.compile().params}
         try:
             with database_errors():
                 connection.execute(statement, parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,10 +14,12 @@ from shared.ledger import Claim, Outcome, ProcessKind
 from shared.processes import Process
 from shared.store import Ending, Store
 from tests.databases import Database
+from tests.roles import Kind
 from tests.runs import WORKFLOW_ID, claim_all, everything, execute, insert_runs, one, store_of
 from tests.views import views_of
 
 _PRIVATE = "hunter2"
+_FILE = Path(__file__).parents[2] / "shared" / "migrations" / "versions" / "0002_views.sql"
 
 
 def _view(database: Database, name: str) -> list[dict[str, Any]]:
@@ -250,3 +253,17 @@ def test_every_view_and_column_is_documented(database: Database) -> None:
         "   AND (col_description(c.oid, a.attnum) IS NULL OR obj_description(c.oid) IS NULL)",
     )
     assert undocumented == []
+
+
+def test_views_that_were_dropped_come_back_by_their_file(database: Database) -> None:
+    views = views_of(database)
+    insert_runs(database)
+    execute(database, "DROP VIEW orcheo_dispatch.pending_runs, orcheo_dispatch.running_elsewhere CASCADE")
+    assert views_of(database) < views
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        for _ in range(2):
+            owner.execute(_FILE.read_text())
+    assert views_of(database) == views
+    assert everything(database.seen_by(Kind.DASHBOARD), "SELECT pending FROM orcheo_dispatch.pending_kpi") == [
+        {"pending": 1}
+    ]
