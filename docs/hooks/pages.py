@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import reference
+from markdown import Markdown
+from markdown.extensions import Extension
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -31,7 +33,23 @@ MADE: dict[str, Callable[[], str]] = {
 }
 
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
+_NESTED = re.compile(r"^  (?=- )", re.MULTILINE)
+_INDENT = 3
 _CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+
+
+class _ListsAsOnACodeHost(Extension):  # type: ignore[misc]
+    """What belongs to an item is indented as far as its text, 3 under `1.`; Markdown for Python asks for 4."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        md.tab_length = _INDENT
+        md.build_parser()
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Have lists read as in the sources. First of all extensions: it makes the parser anew, without those of others."""
+    config.markdown_extensions.insert(0, _ListsAsOnACodeHost())
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,11 +69,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if name in MADE:
         return markdown
     source = {page: source for source, page in ELSEWHERE.items()}.get(name, f"docs/{name}")
-    code = [match.span() for match in _CODE.finditer(markdown)]
 
     def point(link: re.Match[str]) -> str:
-        if any(start <= link.start() < end for start, end in code):
-            return link[0]
         target = os.path.normpath(os.path.join(os.path.dirname(source), link["path"]))  # noqa: PTH118, PTH120
         there = _page_of(target, files)
         if there is not None:
@@ -63,7 +78,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{link['image']}[{link['text']}]({path}{link['anchor'] or ''})"
         return link["text"] if (ROOT / target).exists() else link[0]
 
-    return _LINK.sub(point, markdown)
+    nested = _outside_code(_NESTED, lambda _: " " * _INDENT, markdown)
+    return _outside_code(_LINK, point, nested)
+
+
+def _outside_code(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], markdown: str) -> str:
+    code = [match.span() for match in _CODE.finditer(markdown)]
+
+    def unless_code(match: re.Match[str]) -> str:
+        return match[0] if any(start <= match.start() < end for start, end in code) else replace(match)
+
+    return pattern.sub(unless_code, markdown)
 
 
 def _page_of(target: str, files: Files) -> str | None:

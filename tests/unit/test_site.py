@@ -52,6 +52,12 @@ def test_every_page_is_there(site: Path) -> None:
     assert docs | {"index", "runbook", "contributing", "changelog", "decisions/index"} <= pages
 
 
+def test_steps_of_a_list_stay_one_list_around_their_code(site: Path) -> None:
+    install = _text(site / "runbook.html").split('id="install"')[1].split('id="see-how-it-is"')[0]
+    assert install.count("<ol>") == 1
+    assert install.count("<li>") == 10
+
+
 def test_site_fetches_nothing_from_elsewhere(site: Path) -> None:
     fetched = {
         (path.name, address["address"])
