@@ -44,7 +44,7 @@ _PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("run_id", "actor", "reason", "host", "version"), "x"),
     **dict.fromkeys(("outcome", "status"), "failed"),
     **dict.fromkeys(("metadata", "changes"), "{}"),
-    **dict.fromkeys(("every_trigger", "dry_run", "stuck", "pending"), False),
+    **dict.fromkeys(("every_trigger", "dry_run", "stuck", "with_pending", "with_running"), False),
     "run_ids": ["x"],
     "fences": [1],
     "triggers": ["webhook"],
