@@ -43,7 +43,8 @@ _OF_SERVERS = {
 
 def _invocations() -> list[str]:
     """Return what follows `orcheo-dispatch` wherever the page has somebody type it."""
-    typed = [line.strip()[2:] for block in _CONSOLE.finditer(RUNBOOK) for line in block["lines"].splitlines()]
+    blocks = [block["lines"].replace("\\\n", " ") for block in _CONSOLE.finditer(RUNBOOK)]
+    typed = [line.strip()[2:] for block in blocks for line in block.splitlines()]
     prose = re.sub(r"^ *```.*?^ *```$", "", RUNBOOK, flags=re.DOTALL | re.MULTILINE)
     typed += [span for span in _SPAN.findall(prose) if "orcheo-dispatch " in span]
     return sorted({shlex.join(words) for line in typed for words in _commands(line)})
