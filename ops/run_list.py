@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
@@ -11,7 +13,6 @@ from ops.moments import ANY_TIME, Moment
 from shared.database import transaction
 from shared.errors import SettingsError
 from shared.ledger import Outcome
-from shared.queries import RunRow
 
 STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
@@ -61,6 +62,30 @@ class Wanted:
     lost: bool = False
     """Only those whose worker was lost when they last ran."""
     limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run and its place in the ledger. `age`, `waited` and `ran` are seconds."""
+
+    run_id: str
+    workflow_id: str
+    status: str
+    triggered_by: str
+    created_at: datetime
+    age: float
+    state: str | None
+    outcome: str | None
+    fence: int | None
+    attempts: int | None
+    reason: str | None
+    worker_id: str | None
+    waited: float | None
+    ran: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return asdict(self)
 
 
 def find_runs(engine: Engine, wanted: Wanted) -> list[RunRow]:

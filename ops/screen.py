@@ -15,9 +15,10 @@ from rich.text import Text
 
 from ops.check import Finding, Grade
 from ops.moments import ago, duration
+from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who
 from shared.errors import DatabaseError
-from shared.queries import ALIVE_SECONDS, RunRow, Status
+from shared.queries import ALIVE_SECONDS, Status
 
 _PIPE_WIDTH = 160
 # A pipe has no width: there no id is cut short.

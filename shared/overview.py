@@ -63,14 +63,14 @@ SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS
 _RUNS = """
 WITH pending AS (
     SELECT id AS run_id FROM workflow_runs
-     WHERE status = 'pending' AND :pending
+     WHERE status = 'pending' AND :with_pending
        AND (:every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])))
        AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
      ORDER BY created_at DESC, id DESC LIMIT :limit
 ), live AS (
     SELECT run_id FROM orcheo_dispatch.dispatch
      WHERE state IN ('claimed', 'published', 'running')
-       AND ((state = 'running' AND :running) OR (state <> 'running' AND :pending))
+       AND ((state = 'running' AND :with_running) OR (state <> 'running' AND :with_pending))
        AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
      ORDER BY claimed_at DESC LIMIT :limit
 ), ended AS (
@@ -202,8 +202,8 @@ def runs_of(
         RUNS,
         limit=limit,
         newest=NEWEST,
-        pending=status in (None, Shown.PENDING),
-        running=status in (None, Shown.RUNNING),
+        with_pending=status in (None, Shown.PENDING),
+        with_running=status in (None, Shown.RUNNING),
         outcomes=chosen,
         workflow=wanted.workflow,
         triggers=list(triggers),

@@ -49,22 +49,6 @@ BEAT_SILENT = text("""
 SELECT EXTRACT(epoch FROM now() - max(seen_at))::float8 FROM orcheo_dispatch.process WHERE kind = 'beat'
 """)
 
-_RUNS = text("""
-SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
-       EXTRACT(epoch FROM now() - r.created_at)::float8 AS age,
-       d.state, d.outcome, d.fence, d.attempts, d.reason, d.worker_id::text AS worker_id,
-       EXTRACT(epoch FROM d.begun_at - r.created_at)::float8 AS waited,
-       EXTRACT(epoch FROM COALESCE(d.settled_at, CASE WHEN d.state = 'running' THEN now() END) - d.begun_at)::float8
-           AS ran
-  FROM workflow_runs AS r
-  LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
- WHERE (CAST(:status AS text) IS NULL OR r.status = :status)
-   AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
-   AND (NOT :stuck OR (d.state = 'running' AND d.lease_expires_at < now()))
- ORDER BY r.created_at DESC, r.id
- LIMIT :limit
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
@@ -106,30 +90,6 @@ class Status:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """A run and its place in the ledger. `age`, `waited` and `ran` are seconds."""
-
-    run_id: str
-    workflow_id: str
-    status: str
-    triggered_by: str
-    created_at: datetime
-    age: float
-    state: str | None
-    outcome: str | None
-    fence: int | None
-    attempts: int | None
-    reason: str | None
-    worker_id: str | None
-    waited: float | None
-    ran: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `--json` prints; these names are stable."""
-        return asdict(self)
-
-
 def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: bool) -> Status:
     """Return the state of the whole. Raises `DatabaseError`, `SchemaError` where our schema is missing."""
     with transaction(engine) as connection:
@@ -157,12 +117,3 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         beat_silent_for=beat_silent_for,
         processes=processes,
     )
-
-
-def read_runs(
-    engine: Engine, *, status: str | None = None, workflow: str | None = None, stuck: bool = False, limit: int = 20
-) -> list[RunRow]:
-    """Return the newest runs first. `stuck`: only those that run although their lease is over."""
-    with transaction(engine) as connection:
-        rows = connection.execute(_RUNS, {"status": status, "workflow": workflow, "stuck": stuck, "limit": limit})
-        return [RunRow(**row) for row in rows.mappings()]

@@ -82,8 +82,8 @@ _CASES = {
 _CHOSEN: dict[str, Any] = {
     "limit": 25,
     "newest": 20_000,
-    "pending": True,
-    "running": True,
+    "with_pending": True,
+    "with_running": True,
     "outcomes": ["succeeded", "failed", "timed_out", "lost", "cancelled", "skipped"],
     "workflow": None,
     "triggers": ["webhook", "cron"],

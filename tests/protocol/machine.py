@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sqlalchemy import Engine
 
 from ops.repair import Action
+from ops.run_list import Wanted, find_runs
 from shared.ledger import Claim
-from shared.queries import read_runs
 from shared.settings import LostRuns
 from shared.store import Ending
 from tests.databases import Database
@@ -179,7 +179,7 @@ class Machine(RuleBasedStateMachine):
             self.do("settle", claim, SUCCEEDED)
         self.do("expire", self.runs(state=LIVE))
         self.do("reap", self.policy)
-        stuck = [row.run_id for row in read_runs(self._ground.engines[0], stuck=True)]
+        stuck = [row.run_id for row in find_runs(self._ground.engines[0], Wanted(stuck=True))]
         assert sorted(stuck) == sorted(self.runs(status=("running",))), "what still runs is listed as stuck"
         assert not stuck or self.policy is LostRuns.HOLD
         for run_id in stuck:

@@ -11,9 +11,10 @@ import pytest
 from dispatcher.poll import PollReport
 from ops.check import Finding
 from ops.repair import Repair
+from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who
 from shared.migrate import Migration
-from shared.queries import ProcessRow, RunRow, Status
+from shared.queries import ProcessRow, Status
 
 _DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 _ROW = re.compile(r"^\| `(?P<name>[a-z_]+)` \| (?P<type>[^|]+) \|", re.MULTILINE)
