@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from ops import rights
+from ops.findings import Finding, Grade
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError
@@ -22,29 +21,6 @@ from shared.settings import Settings
 POSTGRES_OLDEST = 140000
 REDIS_OLDEST = (6, 2)
 ORCHEO_OLDEST, ORCHEO_BEFORE = (0, 39), (0, 40)
-
-
-class Grade(StrEnum):
-    """How a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    WRONG = "wrong"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    grade: Grade
-    found: str
-    mend: str = ""
-    exit_code: int = 1
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `--json` prints; these names are stable."""
-        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
 
 
 def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:

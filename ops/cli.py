@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from ops import check as checks
 from ops import reading, rights, screen
 from ops import units as systemd
 from ops.health import address_of, ask_health, own_address
@@ -26,7 +25,6 @@ from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
 from shared.health import DEADLINE_SECONDS
 from shared.ledger import ProcessKind
-from shared.migrate import migrate
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -80,7 +78,7 @@ def migrate_command(
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
-    from shared.migrate import migrate_back
+    from shared.migrate import migrate, migrate_back
 
     done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
     if as_json:
@@ -113,6 +111,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what is right and wrong with settings, database, broker and Orcheo, and how to mend it."""
+    from ops import check as checks
+
     findings = checks.check(Settings.load(), kind)
     if as_json:
         screen.print_json([finding.as_json() for finding in findings])

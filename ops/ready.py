@@ -9,7 +9,6 @@ import typer
 from shared import logs
 from shared.database import make_engine, transaction
 from shared.errors import SchemaError
-from shared.migrate import current_revision, newest_revision
 from shared.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
@@ -20,6 +19,8 @@ def ready(*, needs_database: bool = True) -> Settings:
     settings = Settings.load()
     logs.configure(settings)
     if needs_database:
+        from shared.migrate import current_revision, newest_revision
+
         engine = make_engine(settings, role="check", connections=1)
         try:
             with transaction(engine) as connection:

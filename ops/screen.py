@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ops.check import Finding, Grade
+from ops.findings import Finding, Grade
 from ops.moments import ago, duration
 from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who

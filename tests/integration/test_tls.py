@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from ops import check as checks
+from ops.findings import Grade
 from ops.real.binaries import redis_binary
 from ops.real.child import launch
 from ops.real.embedded import EmbeddedRedis
@@ -358,7 +359,7 @@ def _found(stack: Stack, what: str, **addresses: str) -> str:
     }
     findings = checks.check(Settings.load(slots_redis_url=addresses["redis_url"], **addresses))
     assert checks.exit_code(findings) == {"database": 3, "broker": 4}[what]
-    (found,) = (finding.found for finding in findings if finding.what == what and finding.grade == checks.Grade.WRONG)
+    (found,) = (finding.found for finding in findings if finding.what == what and finding.grade == Grade.WRONG)
     _holds_no_password(found, stack)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.poll import PollReport
-from ops.check import Finding
+from ops.findings import Finding
 from ops.repair import Repair
 from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from ops.check import Finding, Grade
+from ops.findings import Finding, Grade
 from ops.screen import findings_view
 
 

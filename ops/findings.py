@@ -1,0 +1,30 @@
+"""What a look at a host has found. Apart from the looking, which imports much."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Grade(StrEnum):
+    """How a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    grade: Grade
+    found: str
+    mend: str = ""
+    exit_code: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
