@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ _ORCHEO_RUNS = 1000
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the servers, so that a wrong choice ends the session before it starts."""
+    _take_interrupts()
     config.stash[_CHOICE] = choose(os.environ)
 
 
@@ -153,6 +155,13 @@ def orcheo(
     ):
         api.limit_runs(_ORCHEO_RUNS)
         yield api
+
+
+def _take_interrupts() -> None:
+    """Undo what a shell does for its background jobs: processes under test would inherit that signals are ignored."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def _flushed(servers: Servers, number: int) -> str:
