@@ -125,7 +125,9 @@ def _push(client: redis.Redis, forged: Any) -> None:
 
 
 def _warnings(worker: Process) -> list[str]:
-    return [line for line in worker.lines if "WARNING" in line or "ERROR" in line or "CRITICAL" in line]
+    """Return what it complains of, but for Celery's remark that it runs as root."""
+    complaints = (line for line in worker.lines if "WARNING" in line or "ERROR" in line or "CRITICAL" in line)
+    return [line for line in complaints if "celery/platforms.py" not in line]
 
 
 def _has_warnings(worker: Process, count: int) -> bool:
