@@ -22,6 +22,7 @@ _QUOTED = ("celery", "kombu", "amqp", "redis", "psycopg", "sqlalchemy", "alembic
 _TEMPLATES = ("orcheo", "orcheo_backend", "asyncio", "concurrent")
 # They tell of each message, tick, statement and row; what happens to a run is told by us.
 _QUIET = (
+    "celery.app.trace",
     "celery.beat",
     "celery.pool",
     "celery.worker.strategy",
@@ -32,9 +33,10 @@ _QUIET = (
     "sqlalchemy",
     "alembic",
 )
-# What the one warns of is told by our own consumer, once a change of state and without the message's body.
-# The other quotes exceptions.
-_SILENT = {"celery.worker.consumer.consumer": logging.ERROR, "celery.app.trace": logging.CRITICAL}
+# What it warns of is told by our own consumer, once a change of state and without the message's body.
+_SILENT = {"celery.worker.consumer.consumer": logging.ERROR}
+# It quotes exceptions and arguments of tasks.
+_UNQUOTED = "celery.app.trace"
 
 _WARNING = re.compile(r"(?P<at>.+?:\d+): (?P<category>\w+): ")
 """How a Python warning begins; what follows may quote a value, as pydantic's do."""
@@ -101,7 +103,7 @@ def _level_of(record: logging.LogRecord) -> str | int:
 
 def _text_of(record: logging.LogRecord) -> str | None:
     root = record.name.partition(".")[0]
-    if root in _QUOTED:
+    if root in _QUOTED and record.name != _UNQUOTED:
         try:
             return record.getMessage()
         except Exception:  # noqa: BLE001 - a library's template and its arguments may not fit

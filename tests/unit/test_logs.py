@@ -111,11 +111,12 @@ def test_libraries_are_quoted_as_far_as_they_are_known(capsys: pytest.CaptureFix
     logging.getLogger("a.workflow").info("got %s", SECRET)
     logging.getLogger("sqlalchemy.engine.Engine").info("Row %s", SECRET)
     logging.getLogger("celery.app.trace").error("Task raised %s", SECRET)
-    kombu, orcheo, workflow = capsys.readouterr().err.splitlines()
+    kombu, orcheo, workflow, task = capsys.readouterr().err.splitlines()
     assert kombu.endswith('WARNING logged logger=kombu.transport text="lost the broker"')
     assert orcheo.endswith('INFO    logged logger=orcheo.nodes.debug text="DebugNode %s: %s"')
     assert "logged logger=a.workflow at=" in workflow
-    assert SECRET not in workflow
+    assert "ERROR   logged logger=celery.app.trace at=" in task, "a task that fails is told of, and not quoted"
+    assert SECRET not in workflow + task
 
 
 @pytest.mark.parametrize(
