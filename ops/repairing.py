@@ -1,0 +1,57 @@
+"""The commands that change runs by hand: `cancel`, `fail` and `requeue`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ops import screen
+from ops.ready import Json, ready
+from ops.repair import Action, repair
+from shared.database import make_engine
+
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
+Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+def cancel(
+    runs: Runs, reason: Reason = "Cancelled by an operator.", dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats."""
+    _repair(runs, Action.CANCEL, reason, dry_run, as_json)
+
+
+def fail(
+    runs: Runs,
+    reason: Annotated[str, typer.Option(help="Goes into the run's error and audit log.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fail runs that are pending, or that are running without a worker."""
+    _repair(runs, Action.FAIL, reason, dry_run, as_json)
+
+
+def requeue(
+    runs: Runs, reason: Reason = "Requeued by an operator.", dry_run: DryRun = False, as_json: Json = False
+) -> None:
+    """Make runs pending again that failed, were cancelled, or are running without a worker."""
+    _repair(runs, Action.REQUEUE, reason, dry_run, as_json)
+
+
+def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json: bool) -> None:
+    settings = ready()
+    engine = make_engine(settings, role=action.value, connections=1)
+    try:
+        done = repair(engine, runs, action, reason=reason, dry_run=dry_run)
+    finally:
+        engine.dispose()
+    if as_json:
+        screen.print_json([each.as_json() for each in done])
+    else:
+        would = "would be " if dry_run else ""
+        for each in done:
+            said = f"refused: {each.refused}" if each.refused else f"{would}{each.status_before} -> {each.status_after}"
+            print(f"{each.run_id}  {said}")
+    raise typer.Exit(1 if any(each.refused for each in done) else 0)
