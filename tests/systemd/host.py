@@ -50,7 +50,7 @@ class Host:
         self.box.put(f"{UNITS}/{unit}.service.d/test.conf", "[Service]\n" + "".join(f"{line}\n" for line in lines))
         self.systemctl("daemon-reload")
 
-    def command(self, *arguments: str, expect: int = 0) -> str:
+    def command(self, *arguments: str, expect: int | None = 0) -> str:
         """Run `orcheo-dispatch` as root, with no settings at all."""
         return self.box.run("env", f"PYTHONPATH={SOURCE}", COMMAND, *arguments, expect=expect)
 
@@ -92,7 +92,7 @@ class Host:
         of_unit = () if unit is None else ("--unit", unit)
         return self.box.run("journalctl", "--boot", "--no-pager", "--output", "short-precise", *of_unit, expect=None)
 
-    def health(self, port: int, *options: str, expect: int = 0) -> dict[str, bool]:
+    def health(self, port: int, *options: str, expect: int | None = 0) -> dict[str, bool]:
         """Ask a process by the command."""
         answer = json.loads(self.command("health", "--port", str(port), "--json", *options, expect=expect))
         return {each["name"]: each["ok"] for each in answer}

@@ -36,8 +36,12 @@ def test_all_start_and_execute_runs_with_secrets_in_credentials_alone(host: Host
     until(lambda: all_are(database, "succeeded"), what="the runs succeed")
     # Both workers share one base port in worker.env's place: each has its own above it.
     ports = {**host.ports, WORKERS[0]: 9471, WORKERS[1]: 9472}
+    # A worker is ready with its first heartbeat, seconds after its start; until then `health` ends with 1.
     for unit in OURS:
-        until(lambda port=ports[unit]: host.health(port) == {"live": True, "ready": True}, what=f"{unit} is ready")  # type: ignore[misc]
+        until(
+            lambda port=ports[unit]: host.health(port, expect=None) == {"live": True, "ready": True},  # type: ignore[misc]
+            what=f"{unit} is ready",
+        )
         assert host.show(unit, "StatusText") in {"ticking", "polling", "runs: 0 of 32"}
         pid = host.pid(unit)
         environment = host.box.run("cat", f"/proc/{pid}/environ")
