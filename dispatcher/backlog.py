@@ -126,11 +126,11 @@ class Backlog:
         )
 
     def close(self) -> None:
-        """Read no more, and close the connection."""
+        """Read no more, and close the connection; where a reading is under way, at its end."""
         with self._lock:
             self._closed = True
-            if self._engine is not None:
-                self._engine.dispose()
+            if self._done is None:
+                self._dispose()
 
     def _recent(self) -> _Reading:
         """Return a fresh reading, or the last one where a new one takes too long; an empty one if that is stale."""
@@ -151,7 +151,13 @@ class Backlog:
         finally:
             with self._lock:
                 self._reading, self._done = reading, None
+                if self._closed:
+                    self._dispose()
             done.set()
+
+    def _dispose(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose()
 
     def _look(self) -> _Reading:
         # Whether they answer is all that matters here; polls and heartbeats say why not.

@@ -39,4 +39,3 @@ class StatusPage:
         """Stop reading. May be called again, and before `routes`."""
         if self._watch is not None:
             self._watch.stop()
-        self._engine.dispose()

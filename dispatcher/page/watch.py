@@ -58,7 +58,7 @@ class _Choice:
 
 
 class Watch:
-    """Reads from `start` to `stop`."""
+    """Reads from `start` to `stop`, on connections of an engine of its own."""
 
     def __init__(
         self, engine: Engine, *, triggers: tuple[str, ...], every_trigger: bool, checks: Sequence[Check]
@@ -84,7 +84,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; does not wait for a database that does not answer."""
+        """Stop, and close the connections; where the database does not answer, later."""
         with self._change:
             self._stopping = True
             self._change.notify_all()
@@ -130,6 +130,13 @@ class Watch:
         return {**self._verdict.note(found), "checks": [asdict(report) for report in reports]}
 
     def _run(self) -> None:
+        try:
+            self._read_on()
+        finally:
+            # Here, where nothing is under way: a connection that is in use would be left open.
+            self._engine.dispose()
+
+    def _read_on(self) -> None:
         while self._wait():
             self._began_at = began = time.monotonic()
             trouble = self._read()
