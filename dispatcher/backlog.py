@@ -16,10 +16,9 @@ from shared.broker import broker_errors
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError, DispatchError
 from shared.ledger import ProcessKind
+from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE
 from shared.settings import Settings
 
-LATE_SECONDS = 300
-"""The promise: no pending run is older than five minutes."""
 COUNTED = 25_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""
 FRESH_SECONDS = 5.0
@@ -36,14 +35,6 @@ SELECT count(*) AS pending,
   FROM (SELECT r.created_at FROM workflow_runs AS r
          WHERE r.status = 'pending' AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
          ORDER BY r.created_at, r.id LIMIT :limit) AS p
-""")
-
-LEDGER = text("""
-SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
-       count(*) FILTER (WHERE state = 'published') AS published,
-       count(*) FILTER (WHERE state = 'running' AND lease_expires_at < now()) AS stuck,
-       (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due') AS slots_due
-  FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
 """)
 
 # A process that ends in order deletes its row; only a Beat cannot, since it does not connect.
@@ -175,8 +166,9 @@ class Backlog:
                 raise DatabaseError("closed")
             if self._engine is None:
                 self._engine = make_engine(self._settings, role="metrics", connections=1)
-        with transaction(self._engine) as connection:
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_STATEMENT_TIMEOUT_MILLISECONDS}")
+        with transaction(
+            self._engine, timeout_milliseconds=_STATEMENT_TIMEOUT_MILLISECONDS, read_only=True
+        ) as connection:
             pending = connection.execute(
                 PENDING,
                 {
@@ -186,11 +178,21 @@ class Backlog:
                     "every_trigger": self._settings.takes_every_trigger,
                 },
             ).one()
-            ledger = connection.execute(LEDGER).one()
-            processes = connection.execute(PROCESSES, {"alive": 30.0}).all()
+            claims = connection.execute(DISPATCH).one()
+            slots_due = connection.scalar(SLOTS_DUE) or 0
+            processes = connection.execute(PROCESSES, {"alive": ALIVE_SECONDS}).all()
             oldest = connection.scalar(OLDEST_TRANSACTION)
         return (
-            {**pending._mapping, **ledger._mapping, "oldest_transaction": oldest or 0},  # noqa: SLF001
+            {
+                "pending": pending.pending,
+                "late": pending.late,
+                "oldest": pending.oldest,
+                "claimed": claims.claimed,
+                "published": claims.published,
+                "stuck": claims.stuck,
+                "slots_due": slots_due,
+                "oldest_transaction": oldest or 0,
+            },
             {row.kind: row.alive for row in processes},
             {row.kind: row.vanished for row in processes},
         )

@@ -20,14 +20,13 @@ class StatusPage:
         self._settings = settings
         self._process = process
         self._watch: Watch | None = None
-        self._engine = make_engine(settings, role="page", connections=1)
 
     def routes(self, checks: Sequence[Check]) -> dict[str, Route]:
         """Start reading and return the routes; `checks` tell how this process is."""
         if self._settings.health_port == 0:
             return {}
         self._watch = Watch(
-            self._engine,
+            make_engine(self._settings, role="page", connections=1),
             triggers=self._settings.triggers,
             every_trigger=self._settings.takes_every_trigger,
             checks=checks,

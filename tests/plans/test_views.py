@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from dispatcher import backlog
+from shared import queries
 from shared.statements import COUNT_ENDED
 from tests.conftest import Admin
 from tests.databases import Database, cloned
@@ -65,7 +66,8 @@ def test_gauges_of_the_backlog_read_no_big_table_as_a_whole(full: psycopg.Connec
     pending = {"late": 300.0, "limit": backlog.COUNTED, "triggers": ["webhook"], "every_trigger": False}
     for statement, parameters in (
         (backlog.PENDING, pending),
-        (backlog.LEDGER, {}),
+        (queries.DISPATCH, {}),
+        (queries.SLOTS_DUE, {}),
         (backlog.PROCESSES, {"alive": 30.0}),
         (backlog.OLDEST_TRANSACTION, {}),
     ):
