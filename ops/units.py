@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from shared.errors import DispatchError, SettingsError
-from shared.settings import Settings, variables
+from shared.settings import secret_variables, variables
 
 ENVIRONMENT = "orcheo.env"
 USER = "orcheo"
@@ -112,11 +112,6 @@ def environment_example(config: Path = CONFIG) -> str:
             *(_entry(name, *said) for name, said in variables().items()),
         ]
     )
-
-
-def secret_variables() -> list[str]:
-    """Return the settings that hold a secret."""
-    return [str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)]
 
 
 def write(texts: dict[str, str], directory: Path, *, force: bool = False) -> dict[str, Written]:

@@ -248,6 +248,11 @@ def variables() -> dict[str, tuple[str, str]]:
     return found
 
 
+def secret_variables() -> list[str]:
+    """Return the variables whose values are secrets, in the order of the class."""
+    return [str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)]
+
+
 def _show_default(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
@@ -260,17 +265,12 @@ def _show_default(value: Any) -> str:
     return "required" if repr(value) == "PydanticUndefined" else str(value)
 
 
-_SECRET_VARIABLES = frozenset(
-    {"ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_SERVICE_TOKEN", "ORCHEO_HEALTH_TOKEN"}
-)
-
-
 def _explain(item: Any) -> str:
     location = item["loc"][0] if item["loc"] else "settings"
     variable = str(getattr(Settings.model_fields.get(str(location)), "alias", None) or location)
     if item["type"] == "missing":
         return f"{variable} is not set, takes {Settings.model_fields['postgres_dsn'].description}"
-    secret = variable in _SECRET_VARIABLES or (not os.environ.get(variable) and variable in read_credentials())
+    secret = variable in secret_variables() or (not os.environ.get(variable) and variable in read_credentials())
     got = "a value" if secret else repr(item["input"])
     takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{variable} got {got}, takes {takes}"

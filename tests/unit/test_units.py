@@ -18,13 +18,12 @@ from ops.units import (
     Installation,
     Written,
     environment_example,
-    secret_variables,
     this_command,
     units,
     write,
 )
 from shared.errors import DispatchError, SettingsError
-from shared.settings import Settings, variables
+from shared.settings import Settings, secret_variables, variables
 
 ROOT = Path(__file__).parents[2]
 _FOLDER = ROOT / "ops" / "systemd"
