@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from ops import rights
 from ops.findings import Finding, Grade
 from shared.broker import HINT_QUEUE, broker_errors, connect
-from shared.database import make_engine, transaction
+from shared.database import open_engine, transaction
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.migrate import current_revision, index_is_valid, newest_revision
@@ -56,14 +56,11 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]:
-    engine = make_engine(settings, role="check", connections=1)
     try:
-        with transaction(engine) as connection:
+        with open_engine(settings, role="check") as engine, transaction(engine) as connection:
             yield from _look_at_database(connection, settings.executor, kind)
     except DatabaseError as error:
         yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
-    finally:
-        engine.dispose()
 
 
 def _look_at_database(connection: Connection, executor: str, kind: ProcessKind | None) -> Iterator[Finding]:

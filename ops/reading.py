@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -19,7 +17,7 @@ from ops.ready import Json, ready
 from ops.run_list import OUTCOMES, STATUSES, Wanted, find_runs
 from ops.run_story import read_story
 from shared import queries
-from shared.database import make_engine
+from shared.database import open_engine
 from shared.errors import DatabaseError, SchemaError
 from shared.settings import Settings
 
@@ -35,7 +33,7 @@ def status(
     back. Where the output is not a terminal it prints one status after the other, with --json each on one line.
     """
     settings = ready()
-    with _engine(settings, "status") as engine:
+    with open_engine(settings, role="status") as engine:
         if not watch:
             found = _status(engine, settings)
             screen.print_json(found.as_json()) if as_json else screen.console.print(screen.status_view(found))
@@ -84,7 +82,7 @@ def runs(
         lost=lost,
         limit=limit,
     )
-    with _engine(ready(), "runs") as engine:
+    with open_engine(ready(), role="runs") as engine:
         rows = find_runs(engine, wanted)
     if as_json:
         screen.print_json([row.as_json() for row in rows])
@@ -104,21 +102,12 @@ def run(
     Exits 1 where there is no such run.
     """
     settings = ready()
-    with _engine(settings, "run") as engine:
+    with open_engine(settings, role="run") as engine:
         story = read_story(engine, run_id, settings, errors=errors)
     if as_json:
         screen.print_json(story.as_json())
     else:
         screen.console.print(screen.story_view(story))
-
-
-@contextmanager
-def _engine(settings: Settings, role: str) -> Iterator[Engine]:
-    engine = make_engine(settings, role=role, connections=1)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def _status(engine: Engine, settings: Settings) -> queries.Status:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shared import logs
-from shared.database import make_engine, transaction
+from shared.database import open_engine, transaction
 from shared.errors import SchemaError
 from shared.settings import Settings
 
@@ -21,12 +21,8 @@ def ready(*, needs_database: bool = True) -> Settings:
     if needs_database:
         from shared.migrate import current_revision, newest_revision
 
-        engine = make_engine(settings, role="check", connections=1)
-        try:
-            with transaction(engine) as connection:
-                revision = current_revision(connection)
-        finally:
-            engine.dispose()
+        with open_engine(settings, role="check") as engine, transaction(engine) as connection:
+            revision = current_revision(connection)
         if revision != newest_revision():
             raise SchemaError(
                 f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "

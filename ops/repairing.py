@@ -9,7 +9,7 @@ import typer
 from ops import screen
 from ops.ready import Json, ready
 from ops.repair import Action, repair
-from shared.database import make_engine
+from shared.database import open_engine
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
 Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
@@ -42,11 +42,8 @@ def requeue(
 
 def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json: bool) -> None:
     settings = ready()
-    engine = make_engine(settings, role=action.value, connections=1)
-    try:
+    with open_engine(settings, role=action.value) as engine:
         done = repair(engine, runs, action, reason=reason, dry_run=dry_run)
-    finally:
-        engine.dispose()
     if as_json:
         screen.print_json([each.as_json() for each in done])
     else:

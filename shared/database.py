@@ -57,6 +57,16 @@ def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
     return engine
 
 
+@contextmanager
+def open_engine(settings: Settings, *, role: str, connections: int = 1) -> Iterator[Engine]:
+    """Yield an engine as `make_engine` makes it, for as long as a command lasts; its connections are closed then."""
+    engine = make_engine(settings, role=role, connections=connections)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def _leave_read_only_server(context: ExceptionContext) -> None:
     """Drop the connections to a server that has become read-only: after a failover the DSN leads to another one."""
     if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):

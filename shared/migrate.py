@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
-from shared.database import database_errors, make_engine
+from shared.database import database_errors, open_engine
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import PENDING_INDEX, SCHEMA
 from shared.settings import Settings
@@ -47,26 +47,27 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
     Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
     """
-    engine = make_engine(settings, role="migrate", connections=3)
-    try:
-        with database_errors(), _alone(engine), engine.connect() as connection:
-            if not connection.scalar(text(_RUNS_TABLE)):
-                raise SchemaError(
-                    "table workflow_runs is missing: start Orcheo's API once on this database, it creates its tables"
-                )
-            before = current_revision(connection)
-            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-            connection.commit()
-            command.upgrade(_config(connection), "head")
-            connection.commit()
-            after = current_revision(connection)
-            connection.rollback()
-            created = _make_index(engine) if index else False
-            present = bool(index_is_valid(connection))
-            assert after is not None
-            return Migration(before, after, created, present)
-    finally:
-        engine.dispose()
+    with (
+        open_engine(settings, role="migrate", connections=3) as engine,
+        database_errors(),
+        _alone(engine),
+        engine.connect() as connection,
+    ):
+        if not connection.scalar(text(_RUNS_TABLE)):
+            raise SchemaError(
+                "table workflow_runs is missing: start Orcheo's API once on this database, it creates its tables"
+            )
+        before = current_revision(connection)
+        connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        connection.commit()
+        command.upgrade(_config(connection), "head")
+        connection.commit()
+        after = current_revision(connection)
+        connection.rollback()
+        created = _make_index(engine) if index else False
+        present = bool(index_is_valid(connection))
+        assert after is not None
+        return Migration(before, after, created, present)
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
@@ -78,18 +79,19 @@ def migrate_back(settings: Settings, to: str) -> Migration:
     known = [script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()]
     if to not in known:
         raise SettingsError.wrong("--to", to, "one of " + ", ".join(sorted(known)))
-    engine = make_engine(settings, role="migrate", connections=3)
-    try:
-        with database_errors(), _alone(engine), engine.connect() as connection:
-            before = current_revision(connection)
-            connection.rollback()
-            if before not in known or known.index(before) > known.index(to):
-                raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
-            command.downgrade(_config(connection), to)
-            connection.commit()
-            return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)))
-    finally:
-        engine.dispose()
+    with (
+        open_engine(settings, role="migrate", connections=3) as engine,
+        database_errors(),
+        _alone(engine),
+        engine.connect() as connection,
+    ):
+        before = current_revision(connection)
+        connection.rollback()
+        if before not in known or known.index(before) > known.index(to):
+            raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
+        command.downgrade(_config(connection), to)
+        connection.commit()
+        return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)))
 
 
 def newest_revision() -> str:

@@ -13,7 +13,7 @@ from orcheo.models import WorkflowRun
 from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
-from shared.database import make_engine
+from shared.database import open_engine
 from shared.ledger import Claim
 from shared.settings import Settings
 from shared.store import Store
@@ -44,11 +44,8 @@ def settings_for(database: Database, redis_url: str = "redis://127.0.0.1:1/0", *
 @contextmanager
 def store_of(database: Database, connections: int = 4) -> Iterator[tuple[Store, Engine]]:
     """Yield a store on the database, and its engine."""
-    engine = make_engine(settings_for(database), role="test", connections=connections)
-    try:
+    with open_engine(settings_for(database), role="test", connections=connections) as engine:
         yield Store(engine), engine
-    finally:
-        engine.dispose()
 
 
 def insert_runs(
