@@ -66,13 +66,21 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    notify: Annotated[
+        bool | None,
+        typer.Option(
+            "--notify/--no-notify", help="Make, or take out, the trigger that wakes dispatchers at each insert."
+        ),
+    ] = None,
     to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
     from shared.migrate import migrate, migrate_back
 
-    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
+    if to and notify:
+        raise SettingsError("--to and --notify were both given: an older release does not listen")
+    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index, notify=notify)
     if as_json:
         screen.print_json(
             {
@@ -80,6 +88,7 @@ def migrate_command(
                 "revision": done.revision,
                 "index_created": done.index_created,
                 "index_present": done.index_present,
+                "notify": done.notify,
             }
         )
         return
@@ -87,6 +96,7 @@ def migrate_command(
     print(f"schema orcheo_dispatch {moved} revision {done.revision}")
     made = "made" if done.index_created else "present" if done.index_present else "left out: polls read all runs"
     print(f"index on pending runs: {made}")
+    print(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ def ready(*, needs_database: bool = True) -> Settings:
     settings = Settings.load()
     logs.configure(settings)
     if needs_database:
-        from shared.migrate import current_revision, newest_revision
+        from shared.revision import current_revision, newest_revision
 
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
             revision = current_revision(connection)
