@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from dispatcher.backlog import Backlog
-from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
 from dispatcher.listen import NotifyListener
@@ -174,7 +174,7 @@ def make_dispatcher_app(settings: Settings) -> Celery:
 
     @app.task(name=TICK, bind=True, ignore_result=True)
     def tick(self: Task[Any, Any]) -> None:
-        beat = beat_of((self.request.headers or {}).get(BEAT_HEADER))
+        beat = _beat_of((self.request.headers or {}).get(BEAT_HEADER))
         for dispatcher in running:
             if beat is None:
                 dispatcher.loop.wake()
@@ -211,6 +211,14 @@ def make_dispatcher_app(settings: Settings) -> Celery:
     worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
+
+
+def _beat_of(header: Any) -> Process | None:
+    """Return the Beat that a tick's header names, or None where it names none."""
+    try:
+        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=str(header["host"])[:255], pid=int(header["pid"]))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
 
 
 def __getattr__(name: str) -> Any:
