@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -13,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
 from shared.api_table import index_is_valid, make_index, notifies, set_notify
-from shared.database import database_errors, open_engine
+from shared.database import database_errors, open_engine, through_pooler
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import SCHEMA
 from shared.revision import current_revision
@@ -43,7 +44,8 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
     `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is.
 
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
-    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
+    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing, and `SettingsError` where
+    a pooler stands between: a lock of a session would stay with a connection of the pool.
     """
     with (
         open_engine(settings, role="migrate", connections=3) as engine,
@@ -112,6 +114,12 @@ def _alone(engine: Engine) -> Iterator[None]:
     CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other for ever.
     """
     with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        if through_pooler(driver):
+            raise SettingsError(
+                "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
+            )
+        driver.rollback()
         locked = connection.execution_options(isolation_level="AUTOCOMMIT")
 
         def try_lock() -> bool:
