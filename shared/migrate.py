@@ -1,4 +1,4 @@
-"""Bring a database up to date: schema `orcheo_dispatch` and one partial index on the API's table."""
+"""Bring a database up to date: schema `orcheo_dispatch` and two partial indexes on the API's table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
 from shared.database import database_errors, open_engine
 from shared.errors import DatabaseError, SchemaError, SettingsError
-from shared.ledger import PENDING_INDEX, SCHEMA
+from shared.ledger import PENDING_INDEX, SCHEMA, TURNS_INDEX
 from shared.settings import Settings
 
 _LOCK_KEY = 0x0C4E_0D15
@@ -23,11 +23,14 @@ _LOCK_PATIENCE_SECONDS = 120
 _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
 # CONCURRENTLY: the API goes on inserting runs while it is built.
-_CREATE_INDEX = (
-    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} "
-    "ON workflow_runs (created_at, id) WHERE status = 'pending'"
-)
-_DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
+_CREATE_INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON workflow_runs ({columns}) WHERE status = 'pending'"
+_DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
+_COLUMNS = {
+    PENDING_INDEX: "created_at, id",
+    TURNS_INDEX: "(COALESCE(workspace_id, '')), workflow_id, created_at, id",
+}
+INDEXES = tuple(_COLUMNS)
+"""All that is ours in the API's table."""
 _REVISION = f"SELECT version_num FROM {SCHEMA}.alembic_version"
 
 
@@ -42,7 +45,7 @@ class Migration:
 
 
 def migrate(settings: Settings, *, index: bool = True) -> Migration:
-    """Bring the schema to the newest revision and, with `index`, make the index on pending runs.
+    """Bring the schema to the newest revision and, with `index`, make the indexes on pending runs.
 
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
     Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
@@ -64,14 +67,14 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
         connection.commit()
         after = current_revision(connection)
         connection.rollback()
-        created = _make_index(engine) if index else False
-        present = bool(index_is_valid(connection))
+        created = [name for name in INDEXES if index and _make_index(engine, name)]
+        present = _indexes_are_valid(connection)
         assert after is not None
-        return Migration(before, after, created, present)
+        return Migration(before, after, bool(created), present)
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
-    """Take the schema back to revision `to`, for an older release; the index on pending runs stays.
+    """Take the schema back to revision `to`, for an older release; the indexes on pending runs stay.
 
     Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
     release's, and `SchemaError` where the database is not as far as that.
@@ -91,7 +94,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
         command.downgrade(_config(connection), to)
         connection.commit()
-        return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)))
+        return Migration(before, to, index_created=False, index_present=_indexes_are_valid(connection))
 
 
 def newest_revision() -> str:
@@ -109,10 +112,14 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def index_is_valid(connection: Connection) -> bool | None:
-    """Return whether the index on pending runs can be used; None where there is none."""
-    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+def index_is_valid(connection: Connection, index: str = PENDING_INDEX) -> bool | None:
+    """Return whether this index on pending runs can be used; None where there is none."""
+    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": index})
     return valid
+
+
+def _indexes_are_valid(connection: Connection) -> bool:
+    return all(index_is_valid(connection, index) for index in INDEXES)
 
 
 def _config(connection: Connection | None) -> Config:
@@ -151,15 +158,15 @@ def _alone(engine: Engine) -> Iterator[None]:
             locked.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
 
 
-def _make_index(engine: Engine) -> bool:
-    """Make the index on pending runs where there is no valid one; return whether it was made."""
+def _make_index(engine: Engine, index: str) -> bool:
+    """Make this index on pending runs where there is no valid one; return whether it was made."""
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
-        valid = index_is_valid(autocommit)
+        valid = index_is_valid(autocommit, index)
         if valid:
             return False
         if valid is False:
             # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
-            autocommit.execute(text(_DROP_INDEX))
-        autocommit.execute(text(_CREATE_INDEX))
+            autocommit.execute(text(_DROP_INDEX.format(index=index)))
+        autocommit.execute(text(_CREATE_INDEX.format(index=index, columns=_COLUMNS[index])))
         return True
