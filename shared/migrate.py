@@ -51,7 +51,7 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
     Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
     """
     with (
-        open_engine(settings, role="migrate", connections=3) as engine,
+        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,
@@ -83,7 +83,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
     if to not in known:
         raise SettingsError.wrong("--to", to, "one of " + ", ".join(sorted(known)))
     with (
-        open_engine(settings, role="migrate", connections=3) as engine,
+        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,

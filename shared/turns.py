@@ -16,7 +16,8 @@ _STATEMENTS = 8
 """So many statements make one claim at most; then the next poll goes on, at once."""
 _BLANK_CLAIMS = 8
 """After so many claims in a row that found nothing, of more pairs than they could look at, the next waits its time."""
-_REMEMBERED = 1000
+_REMEMBERED = 5000
+"""Workspaces with more workflows than had their turn; of what is beyond, the first ones would come again."""
 
 Ask = Callable[..., Sequence[Any]]
 """Executes a statement with parameters, and returns its rows."""

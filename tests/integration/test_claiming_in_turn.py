@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from dispatcher.app import Dispatcher, make_dispatcher_app
@@ -31,7 +32,8 @@ def _pend(
 ) -> None:
     """Insert so many pending runs; the name of each begins with its workflow, and sorts by age."""
     parameters = {"workflow": workflow, "workspace": workspace, "count": count, "age": age, "by": by}
-    execute(database, _INSERT, parameters)
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(_INSERT, parameters)
 
 
 def _by_workflow(claims: list[Claim]) -> Counter[str]:
@@ -71,7 +73,7 @@ def test_oldest_are_first_within_a_workflow(database: Database) -> None:
 
 @pytest.mark.parametrize(("workspaces", "workflows"), [(1, 3000), (1500, 2), (3000, 1), (60, 50)])
 def test_thousands_of_workflows_all_get_their_turn(database: Database, workspaces: int, workflows: int) -> None:
-    """As many claims as there are workflows, each with more to do than that: everybody had one before anybody had two."""
+    """As many claims as there are workflows, each with more to do: everybody had one before anybody had two."""
     execute(
         database,
         "INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at,"
@@ -81,7 +83,7 @@ def test_thousands_of_workflows_all_get_their_turn(database: Database, workspace
         workspaces,
         workflows,
     )
-    turns, claimed = Turns(), []
+    turns, claimed = Turns(), list[Claim]()
     with store_of(database) as (store, _):
         while len(claimed) < workspaces * workflows:
             claims = claim_all(store, 50, turns=turns)
@@ -177,7 +179,9 @@ def test_run_outside_a_workspace_and_run_of_an_odd_name_get_their_turn(database:
     for workflow in odd:
         _pend(database, 2, workflow, None)
         _pend(database, 2, workflow, workflow or None, by="cron") if workflow else None
-    expected = {row["id"] for row in everything(database, "SELECT id FROM workflow_runs WHERE triggered_by = 'webhook'")}
+    expected = {
+        row["id"] for row in everything(database, "SELECT id FROM workflow_runs WHERE triggered_by = 'webhook'")
+    }
     with store_of(database) as (store, _):
         assert {claim.run_id for claim in claim_all(store, 1000)} == expected
 
