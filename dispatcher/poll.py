@@ -9,10 +9,10 @@ from uuid import UUID
 
 import redis
 
-from dispatcher.publisher import Publisher
+from dispatcher.publisher import Publisher, claims_per_message
 from shared.broker import broker_errors, held_claims
 from shared.errors import BrokerError, DatabaseError
-from shared.ledger import Outcome
+from shared.ledger import Claim, Outcome
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
 from shared.settings import Settings
@@ -28,6 +28,8 @@ _CANCELLED_SECONDS = 86_400.0
 _WAITING, _DELIVERED = "waiting in Redis", "delivered"
 _BACKOFF_SECONDS = (0.25, 4.0)
 _FULL_QUEUE_SECONDS = 0.05
+_MANY = 8
+"""Claims of one poll from which on a message may carry several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Poller:
             dispatcher_id=self._id,
         )
         self._metrics.claimed(len(claims))
-        published, error = self._publisher.publish(claims) if claims else ([], None)
+        published, error = self._publish(claims) if claims else ([], None)
         if published:
             self._metrics.published(len(published))
             self._store.mark_published(published, lease=self._settings.lease)
@@ -131,6 +133,12 @@ class Poller:
             str(error) if error else None,
             self._broker_delay() if error else (0.0 if len(claims) == room else None),
         )
+
+    def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        if len(claims) < _MANY:
+            return self._publisher.publish(claims)
+        workers = self._store.live_workers(lease=self._settings.worker_lease)
+        return self._publisher.publish(claims, per_message=claims_per_message(len(claims), workers))
 
     def _reap(self) -> tuple[int, int]:
         if time.monotonic() < self._reap_from:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, even
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared.errors import DatabaseError, SchemaError
+from shared.errors import DatabaseError, RowLockedError, SchemaError
 from shared.redaction import redact
 from shared.settings import Settings
 
@@ -75,15 +75,23 @@ def _leave_read_only_server(context: ExceptionContext) -> None:
 
 @contextmanager
 def transaction(
-    engine: Engine, *, timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS, read_only: bool = False
+    engine: Engine,
+    *,
+    timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS,
+    lock_timeout: float | None = None,
+    read_only: bool = False,
 ) -> Iterator[Connection]:
     """Run a block in one short transaction; each of its statements is ended after the timeout.
 
-    Raises `DatabaseError` or `SchemaError`; SQLAlchemy's `DBAPIError` only where Postgres refuses a value for good.
+    None of them waits for a lock for longer than `lock_timeout` seconds, where that is given.
+    Raises `DatabaseError` (`SchemaError`, `RowLockedError`); SQLAlchemy's `DBAPIError` only where Postgres refuses a
+    value for good.
     """
     with database_errors(), engine.begin() as connection:
         # SET LOCAL, not a startup option: a transaction pooler refuses those.
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+        if lock_timeout is not None:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
         if read_only:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         yield connection
@@ -103,6 +111,8 @@ def database_errors() -> Iterator[None]:
     except DBAPIError as error:
         if isinstance(error.orig, _REFUSALS):
             raise
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise RowLockedError(_first_line(error)) from error
         raise DatabaseError(_first_line(error)) from error
 
 

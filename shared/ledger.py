@@ -10,6 +10,7 @@ from enum import StrEnum
 
 SCHEMA = "orcheo_dispatch"
 PENDING_INDEX = "orcheo_dispatch_pending_runs"
+MAX_CLAIMS_PER_MESSAGE = 500
 ACTOR_WORKER = "worker"
 """The actor that Orcheo's own worker writes into a run's audit log, and so does ours."""
 ACTOR_DISPATCHER = "dispatcher"
