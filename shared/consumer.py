@@ -70,6 +70,8 @@ class Consumer(CeleryConsumer):
         """Messages that came so far."""
         self.paused: Callable[[], bool] = _never
         """Whether to take nothing now, although there is room."""
+        self.busy: Callable[[], bool] = lambda: bool(state.reserved_requests)
+        """Whether there is work left that could have something to save."""
         self.while_connecting: Callable[[], None] = _nothing
         """Called after each try to connect that failed, about once a second."""
         self._connected_at = float("-inf")
@@ -136,13 +138,13 @@ class Consumer(CeleryConsumer):
         """End the process, for its service manager to start it again; from any thread, again and again.
 
         First as a SIGTERM would, but with exit code 1: what runs is drained. Where the event loop does not even
-        hear that, the process ends when no task is left that could have something to save.
+        hear that, the process ends when no work is left that could have something to save.
         """
         if not self._given_up:
             self._given_up = True
             signals.worker_shutting_down.send(sender=self.hostname, sig="STALLED", how="Warm", exitcode=EXIT_STALLED)
             state.should_stop = EXIT_STALLED
-        elif not state.reserved_requests:
+        elif not self.busy():
             exit_now()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:

@@ -28,6 +28,7 @@ from shared.statements.processes import (
     GONE,
     PRUNE_PROCESSES,
     SEEN,
+    WORKERS,
 )
 from shared.statements.recovering import (
     ADOPT_CANCELLED,
@@ -63,4 +64,5 @@ __all__ = [
     "SETTLE",
     "SLOTS_DUE",
     "SLOTS_RETURNED",
+    "WORKERS",
 ]

@@ -50,7 +50,7 @@ _CLAIM: dict[str, Any] = {
     "lease": 60.0,
     "dispatcher_id": str(uuid4()),
 }
-_RUN: dict[str, Any] = {"run_id": "x", "fence": 1, "actor": "worker"}
+_RUNS: dict[str, Any] = {"run_ids": ["x"] * 32, "fences": [1] * 32}
 _CASES = {
     "claim": (statements.CLAIM, _CLAIM, PENDING_INDEX),
     "queued": (statements.QUEUED, {}, "dispatch_queued"),
@@ -61,21 +61,26 @@ _CASES = {
         "dispatch_running",
     ),
     "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
-    "begin": (statements.BEGIN, {**_RUN, "lease": 30.0, "worker_id": str(uuid4())}, "workflow_runs_pkey"),
+    "begin": (
+        statements.BEGIN,
+        {**_RUNS, "actor": "worker", "lease": 30.0, "worker_id": str(uuid4())},
+        "workflow_runs_pkey",
+    ),
     "settle": (
         statements.SETTLE,
         {
-            **_RUN,
-            "outcome": "succeeded",
-            "status": "succeeded",
-            "action": "run_succeeded",
-            "reason": None,
-            "metadata": "{}",
-            "changes": "{}",
+            **_RUNS,
+            "actor": "worker",
+            "outcomes": ["succeeded"] * 32,
+            "statuses": ["succeeded"] * 32,
+            "actions": ["run_succeeded"] * 32,
+            "reasons": [None] * 32,
+            "metadata": ["{}"] * 32,
+            "changes": ["{}"] * 32,
         },
         "workflow_runs_pkey",
     ),
-    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "run_ids": ["x"] * 32, "fences": [1] * 32}, "dispatch_pkey"),
+    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, **_RUNS}, "dispatch_pkey"),
 }
 
 
