@@ -73,6 +73,7 @@ class Poller:
         self._broker_retry_at = 0.0
         self._maintenance_at = 0.0
         self._full_polls = 0
+        self._backlog_is_deep = False
         self._reap_from = 0.0
 
     @property
@@ -99,7 +100,7 @@ class Poller:
         self._maintain()
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - self._store.queued()))
         self._metrics.room(room)
-        if broker_error or room == 0:
+        if broker_error or room < self._least_room():
             delay = self._broker_delay() if broker_error else self._full_delay()
             return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
         self._full_polls = 0
@@ -112,6 +113,7 @@ class Poller:
             dispatcher_id=self._id,
         )
         self._metrics.claimed(len(claims))
+        self._backlog_is_deep = len(claims) == room
         published, error = self._publish(claims) if claims else ([], None)
         if published:
             self._metrics.published(len(published))
@@ -133,6 +135,13 @@ class Poller:
             str(error) if error else None,
             self._broker_delay() if error else (0.0 if len(claims) == room else None),
         )
+
+    def _least_room(self) -> int:
+        """Return how much room is worth a claim: with a deep backlog a batch, while workers have half a queue to do.
+
+        Else each poll would claim what was begun since the last one, in ever smaller messages.
+        """
+        return min(self._settings.batch_size, max(1, self._settings.max_queued // 2)) if self._backlog_is_deep else 1
 
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
         if len(claims) < _MANY:

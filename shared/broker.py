@@ -96,7 +96,6 @@ def make_app(name: str, settings: Settings) -> Celery:
         broker_channel_error_retry=True,
         worker_consumer="shared.consumer:Consumer",
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
         worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,

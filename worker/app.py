@@ -36,12 +36,15 @@ def make_worker_app(settings: Settings) -> Celery:
 
     @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)
     def execute(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
-        claims = [] if _wants_more(self.request) else read_claims(args, kwargs)
-        if not claims:
-            # Nor is anything done that such a message wants to be done afterwards.
-            lifecycle.metrics.message_taken("malformed")
-            raise Ignore
-        begun = take(lifecycle.runtime, claims)
+        try:
+            claims = [] if _wants_more(self.request) else read_claims(args, kwargs)
+            if not claims:
+                # Nor is anything done that such a message wants to be done afterwards.
+                lifecycle.metrics.message_taken("malformed")
+                raise Ignore
+            begun = take(lifecycle.runtime, claims)
+        finally:
+            lifecycle.seen_to()
         if prefork:
             lifecycle.see_through(begun)
 

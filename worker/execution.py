@@ -139,6 +139,8 @@ class Executions:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         """Runs that this process executes at a time."""
+        self.on_room: Callable[[], None] = _nothing
+        """Called when there is room for a run again."""
         self._changed = threading.Condition()
         self._running: dict[Claim, Execution] = {}
         self._reserved = 0
@@ -179,6 +181,7 @@ class Executions:
             for execution in executions:
                 self._running.pop(execution.claim, None)
             self._changed.notify_all()
+        self.on_room()
 
     def get(self, claim: Claim) -> Execution | None:
         """Return the execution under this claim, if it is here."""
@@ -194,6 +197,10 @@ class Executions:
     def stop_all(self, why: Stop, *, where: Callable[[Execution], bool] = lambda _: True) -> int:
         """Stop every run; return how many were not stopped before."""
         return sum(execution.stop(why) for execution in self if where(execution))
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def execution_in(context: contextvars.Context | None) -> Execution | None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from celery.concurrency import get_implementation
 from celery.signals import (
+    task_received,
     worker_init,
     worker_process_init,
     worker_process_shutdown,
@@ -62,6 +63,10 @@ class Lifecycle:
         self.metrics = WorkerMetrics.of_parent(settings, uuid4())
         self._health: HealthServer | None = None
         self._left = False
+        self._consumer: Consumer | None = None
+        # Celery's own count goes down only after the task has returned, when nobody is woken any more.
+        self._in_hand = 0
+        self._in_hand_lock = threading.Lock()
         self._progress: ProgressWatch | None = None
         # Before the fork, and used by the parent alone.
         self._manager = ServiceManager()
@@ -85,6 +90,7 @@ class Lifecycle:
         worker_shutting_down.connect(self._say_stopping, weak=False)
         if self._settings.pool is WorkerPool.THREADS:
             worker_init.connect(self._start, weak=False)
+            task_received.connect(self._note_received, weak=False)
             worker_shutting_down.connect(self._drain, weak=False)
             worker_shutdown.connect(self._stop, weak=False)
         else:
@@ -126,7 +132,10 @@ class Lifecycle:
             # A run that holds the loop holds up every other: more of them would only wait.
             sender.paused = lambda: loop_watch.blocked or executions.full
             sender.busy = lambda: len(executions) > 0
+            sender.in_hand = lambda: self._in_hand
             self._runtime.on_stalled = sender.give_up
+            executions.on_room = sender.room_made
+            self._consumer = sender
 
     def _feed(self) -> None:
         """Feed the watchdog where the runtime is well too; children have a parent that looks after them."""
@@ -182,6 +191,17 @@ class Lifecycle:
     def _tell_children(self, **_: Any) -> None:
         self._left = True
         (self._stopping if self._draining.is_set() else self._draining).set()
+
+    def _note_received(self, **_: Any) -> None:
+        with self._in_hand_lock:
+            self._in_hand += 1
+
+    def seen_to(self) -> None:
+        """Say that a message has been seen to: its runs execute, and the next one may come."""
+        with self._in_hand_lock:
+            self._in_hand -= 1
+        if self._consumer is not None:
+            self._consumer.room_made()
 
     def see_through(self, begun: Sequence[Execution]) -> None:
         """Wait, in a child, for the end of its run; end a child whose loop a run still holds: another is started."""
