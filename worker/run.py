@@ -25,24 +25,32 @@ if TYPE_CHECKING:
     from worker.runtime import Runtime
 
 _LOCK_SECONDS = 1.0
+"""The API holds a run's row for milliseconds. Whoever holds one for longer holds up that run alone."""
 
 
 def take(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
     """Begin these runs, as far as there is room, and have them executed; return those that execute now.
 
-    What there is no room for goes back to Redis. Never raises on account of a run or of Postgres: what could not
-    begin has a lease, and the dispatcher looks after it when that is over.
+    What there is no room for goes back to Redis, and so does what somebody holds the row of. Never raises on account
+    of a run or of Postgres: what could not begin has a lease, and the dispatcher looks after it when that is over.
     """
     room = runtime.executions.reserve(len(claims))
+    taken, rest = claims[:room], claims[room:]
     begun: list[Execution] = []
+    locked = False
     try:
-        begun = _begin(runtime, claims[:room])
+        begun = _begin(runtime, taken)
+    except RowLockedError:
+        locked = True
     finally:
         runtime.executions.add(begun, reserved=room)
     if begun:
         runtime.execute(begun)
-    if room < len(claims):
-        _hand_back(runtime, claims[room:])
+    if locked and len(taken) > 1:
+        # One of them holds up the others: each for itself.
+        return [*begun, *(one for claim in taken for one in take(runtime, [claim])), *take(runtime, rest)]
+    if locked or rest:
+        _hand_back(runtime, [*taken, *rest] if locked else rest)
     return begun
 
 
@@ -62,13 +70,11 @@ def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim]) -> list[Run]:
         return []
     settings, worker_id = runtime.settings, runtime.process.id
     try:
-        # Alone, a run waits for its row as long as a statement may take; with others, not for long.
-        lock_timeout = _LOCK_SECONDS if len(claims) > 1 else None
         answers = runtime.store.begin_all(
-            claims, worker_id=worker_id, lease=settings.worker_lease, lock_timeout=lock_timeout
+            claims, worker_id=worker_id, lease=settings.worker_lease, lock_timeout=_LOCK_SECONDS
         )
     except RowLockedError:
-        return [run for claim in claims for run in _begin_in_ledger(runtime, [claim])]
+        raise
     except DatabaseError as error:
         runtime.metrics.database_failed()
         for claim in claims:
