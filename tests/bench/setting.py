@@ -111,8 +111,13 @@ class Setting:
         self._api: OrcheoApi | None = None
         self._workflows: dict[Path, str] = {}
         self._number = 0
-        self._connection = stack.enter_context(
-            psycopg.connect(self.postgres.url, application_name="bench", autocommit=True, row_factory=dict_row)
+        self.connect()
+        stack.callback(self._disconnect)
+
+    def connect(self) -> None:
+        """Connect to Orcheo's database; again where the server was restarted."""
+        self._connection = psycopg.connect(
+            self.postgres.url, application_name="bench", autocommit=True, row_factory=dict_row
         )
 
     @property
@@ -165,6 +170,9 @@ class Setting:
         """Return the one value of a query."""
         ((value,),) = (row.values() for row in self.rows(query, parameters))
         return value
+
+    def _disconnect(self) -> None:
+        self._connection.close()
 
     def transaction(self) -> AbstractContextManager[object]:
         """Commit what `rows` does in the block at its end, at once."""

@@ -20,7 +20,7 @@ from tests.bench.usage import (
 TITLE = "Runs that wait five seconds each, in one worker process"
 OURS, STOCK = "orcheo-dispatch, 1 process", "stock worker, 2 processes"
 WAIT_SECONDS = 5.0
-_WORKFLOW = Path(__file__).parent / "workflows" / "wait.py"
+WORKFLOW = Path(__file__).parent / "workflows" / "wait.py"
 _MAKESPAN, _EXTRA, _EACH, _CONNECTIONS = (
     ("makespan", "s"),
     ("makespan, of the wait", "times"),
@@ -40,10 +40,10 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure ours with all at a time in one process; the stock worker once, with as many as it can end soon."""
     count, few = scale.size(500, 20), scale.size(20, 4)
     say(f"  firing {count} webhooks")
-    fired = Fired(setting, _WORKFLOW, count)
+    fired = Fired(setting, WORKFLOW, count)
     with setting.without_api():
         series = in_turn(scale, {OURS: lambda: _ours(setting, fired)}, warm_up=False)
-    few_fired = Fired(setting, _WORKFLOW, few)
+    few_fired = Fired(setting, WORKFLOW, few)
     with setting.without_api():
         series += in_turn(Scale(1, quick=True), {STOCK: lambda: _stock(setting, few_fired)})
     settings = " ".join(f"`{name}={value}`" for name, value in settings_for(count).items())
