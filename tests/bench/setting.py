@@ -52,14 +52,15 @@ SELECT EXISTS (SELECT FROM workflow_runs WHERE status = 'pending')
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured: rounds that count (a warm-up comes before them), and whether sizes are tiny."""
+    """How much is measured: rounds that count, whether sizes are tiny, and else the share of the full sizes."""
 
     rounds: int = 5
     quick: bool = False
+    share: float = 1.0
 
     def size(self, full: int, quick: int) -> int:
-        """Return `full`, or `quick` for a smoke test."""
-        return quick if self.quick else full
+        """Return `full`, or the share of it that is wanted, or `quick` for a smoke test."""
+        return quick if self.quick else max(quick, round(self.share * full))
 
 
 @dataclass(frozen=True, slots=True)
