@@ -43,7 +43,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     }
     with setting.without_api():
         series = in_turn(scale, {name: _round(setting, fired, start) for name, start in systems.items()}, warm_up=False)
-        series += [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
+        statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
     curves = (
         Curve("trivial-rate", "Trivial runs a second", RATE[0]),
         Curve("trivial-cpu", "CPU a trivial run, all processes and servers", CPU[0]),
@@ -55,7 +55,9 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         "Default settings throughout; the stock worker has two processes, without its Beat. "
         "Statements are counted in a round of their own, from the server's log."
     )
-    return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, (note,))
+    notes = (note, *(words for _, words in statements))
+    series += [each for each, _ in statements]
+    return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, notes)
 
 
 def _round(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
@@ -85,12 +87,15 @@ def _warm(setting: Setting, fired: Fired, start: Start) -> Iterator[Running]:
         yield running
 
 
-def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> Series:
+def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> tuple[Series, str]:
+    """Return how many statements a run takes, and in words who sends them."""
     with _warm(setting, fired, start), counted(setting) as statements:
         fired.restore()
         setting.until_terminal()
-    say(f"  statements of {name}: {dict(statements.most_common())}")
-    return Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    senders = ", ".join(f"{count / fired.count:.1f} {sender.strip('[]')}" for sender, count in statements.most_common())
+    say(f"  statements of {name}, a run: {senders}")
+    series = Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    return series, f"Statements a run by `application_name`, {name}: {senders}."
 
 
 def _targets(series: list[Series]) -> tuple[Target, ...]:
