@@ -51,7 +51,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     settings = " ".join(f"`{name}={value}`" for name, value in settings_for(count).items())
     note = (
         f"{count} webhooks fired once through the API, put back at once when all processes are up. Ours: {settings}. "
-        "Makespan is from the first `started_at` to the last `completed_at`; processes are up before. Memory a waiting run is the worker's most "
+        "Makespan is from the first `started_at` to the last `completed_at`. Memory a waiting run is the worker's most "
         f"resident memory less that at rest, by {count}. The stock worker has two processes, so it executes two at a "
         f"time: measured once, with {few} runs."
     )
