@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from uuid import UUID
 
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from dispatcher.backlog import Backlog
-from dispatcher.beat import beat_of
 from dispatcher.cron import CronDispatch
 from dispatcher.hints import HintListener
+from dispatcher.listen import NotifyListener
 from dispatcher.loop import SILENT_INTERVALS, PollLoop
 from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
+from shared.api_table import index_is_valid
 from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
 from shared.checks import condition, progress
 from shared.consumer import Consumer, watch_consumer
@@ -26,7 +28,6 @@ from shared.health import HealthServer, Route, health_routes, serve_health
 from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
-from shared.migrate import index_is_valid
 from shared.notify import ServiceManager
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
@@ -69,6 +70,7 @@ class Dispatcher:
         self._hints = HintListener(
             self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
         )
+        self._listener = NotifyListener(settings, self.engine, on_notify=self._notified, on_change=self.metrics.listens)
         self._backlog = Backlog(settings, self.broker)
         self.metrics.add(self._backlog)
         self._settings = settings
@@ -81,6 +83,7 @@ class Dispatcher:
         self._look_for_index()
         self.loop.start()
         self._hints.start()
+        self._listener.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id))
 
     def watch(self, consumer: Consumer) -> None:
@@ -102,6 +105,7 @@ class Dispatcher:
         if self._progress is not None:
             self._progress.stop()
         self._hints.stop()
+        self._listener.stop()
         self.loop.stop()
         try:
             self.process.gone(self.engine)
@@ -151,6 +155,10 @@ class Dispatcher:
         self.metrics.hinted("run")
         self.loop.wake()
 
+    def _notified(self) -> None:
+        self.metrics.hinted("notify")
+        self.loop.wake()
+
     def _cron_soon(self) -> None:
         self.metrics.hinted("cron")
         # The API may take its time; hints must not wait for it.
@@ -166,7 +174,7 @@ def make_dispatcher_app(settings: Settings) -> Celery:
 
     @app.task(name=TICK, bind=True, ignore_result=True)
     def tick(self: Task[Any, Any]) -> None:
-        beat = beat_of((self.request.headers or {}).get(BEAT_HEADER))
+        beat = _beat_of((self.request.headers or {}).get(BEAT_HEADER))
         for dispatcher in running:
             if beat is None:
                 dispatcher.loop.wake()
@@ -203,6 +211,14 @@ def make_dispatcher_app(settings: Settings) -> Celery:
     worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
+
+
+def _beat_of(header: Any) -> Process | None:
+    """Return the Beat that a tick's header names, or None where it names none."""
+    try:
+        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=str(header["host"])[:255], pid=int(header["pid"]))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
 
 
 def __getattr__(name: str) -> Any:

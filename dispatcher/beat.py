@@ -20,11 +20,9 @@ from shared.checks import progress
 from shared.entry import fail, lazy_app
 from shared.errors import BrokerError, DispatchError
 from shared.health import health_routes, serve_health
-from shared.ledger import ProcessKind
 from shared.logs import log
 from shared.metrics import BeatMetrics
 from shared.notify import ServiceManager
-from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
 
@@ -133,14 +131,6 @@ def make_beat_app(settings: Settings) -> Celery:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def beat_of(header: Any) -> Process | None:
-    """Return the Beat that a tick's header names, or None where it names none."""
-    try:
-        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=str(header["host"])[:255], pid=int(header["pid"]))
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return None
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shared.broker import HINT_QUEUE, broker_errors, task_name
 from shared.errors import BrokerError
@@ -24,7 +26,8 @@ _HINTS = frozenset({RUN_HINT, CRON_HINT})
 
 INBOX = "orcheo.hints"
 """Where a message is looked at: it is moved there in one step, so that no crash can lose it."""
-_BLOCK_SECONDS = 1
+_BLOCK_SECONDS = 4
+"""Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _RETRY_SECONDS = 1.0
 _SWEEP_SECONDS = 1.0
 _SWEEP = 1000
@@ -41,6 +44,8 @@ class HintListener:
     def __init__(
         self, client: redis.Redis, *, on_run: Callable[[], None], on_cron: Callable[[], None], interval: float
     ) -> None:
+        # Tried again here: the client's own tries would wait on beyond a stop.
+        client.set_retry(Retry(NoBackoff(), 0))
         self._client = client
         self._on_run = on_run
         self._on_cron = on_cron
@@ -58,6 +63,8 @@ class HintListener:
     def stop(self, timeout: float = 5.0) -> None:
         """Stop listening; a message that was being looked at stays in Redis."""
         self._stopping.set()
+        # Ends the wait for a message.
+        self._client.connection_pool.disconnect()
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -72,7 +79,12 @@ class HintListener:
                     else:
                         self._listen()
                 away, settled = False, True
-            except BrokerError as error:
+            except Exception as error:
+                if self._stopping.is_set():
+                    # Whatever a connection raises that is closed under its reader.
+                    return
+                if not isinstance(error, BrokerError):
+                    raise
                 if not away:
                     log.warning("hints_away", reason=str(error))
                 away, settled = True, False

@@ -10,12 +10,14 @@ from sqlalchemy import Connection, text
 
 from ops import rights
 from ops.findings import Finding, Grade
+from shared.api_table import index_is_valid, notifies
 from shared.broker import HINT_QUEUE, broker_errors, connect
-from shared.database import open_engine, transaction
+from shared.database import connect as connect_postgres
+from shared.database import database_errors, open_engine, through_pooler, transaction
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import PENDING_INDEX, ProcessKind
-from shared.migrate import current_revision, index_is_valid, newest_revision
 from shared.redaction import redact
+from shared.revision import current_revision, newest_revision
 from shared.settings import Settings
 
 POSTGRES_OLDEST = 140000
@@ -59,6 +61,8 @@ def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]
     try:
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
             yield from _look_at_database(connection, settings.executor, kind)
+            if kind in (None, ProcessKind.DISPATCHER):
+                yield from _wake_up(connection, settings)
     except DatabaseError as error:
         yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
 
@@ -109,6 +113,25 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
             "missing" if valid is None else "invalid",
             "orcheo-dispatch migrate (polls read all runs without it)",
         )
+
+
+def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:
+    """Say what wakes dispatchers between two ticks, beside the API's push."""
+    if not notifies(connection):
+        found = "off: a run that nobody pushes waits for a tick"
+        yield Finding("wake-up by NOTIFY", Grade.OK, found, "orcheo-dispatch migrate --notify, if that is too long")
+        return
+    name = "ORCHEO_DISPATCH_LISTEN_DSN" if settings.listen_dsn else "ORCHEO_POSTGRES_DSN"
+    dsn = (settings.listen_dsn or settings.postgres_dsn).get_secret_value()
+    mend = "name a way without a pooler in ORCHEO_DISPATCH_LISTEN_DSN; until then ticks and pushes do"
+    try:
+        with database_errors(), connect_postgres(dsn, role="check", autocommit=True) as direct:
+            if through_pooler(direct):
+                yield Finding("wake-up by NOTIFY", Grade.WARN, f"not heard: {name} leads through a pooler", mend)
+            else:
+                yield Finding("wake-up by NOTIFY", Grade.OK, f"on, heard by {name}")
+    except DatabaseError as error:
+        yield Finding("wake-up by NOTIFY", Grade.WARN, f"{name}: {error}", mend)
 
 
 def _rights(lacks: rights.Lacking, executor: str) -> Iterator[Finding]:

@@ -12,12 +12,11 @@ from typing import Annotated
 
 import typer
 
-from ops import hosting, reading, repairing, rights, running, screen
-from ops.ready import Json, ready
-from shared import __version__, logs
+from ops import hosting, reading, repairing, running
+from ops.ready import Json, load_settings, ready
+from shared import __version__
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
-from shared.settings import Settings
 
 app = typer.Typer(
     name="orcheo-dispatch",
@@ -43,7 +42,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
         if os.environ.get("ORCHEO_LOG_LEVEL") in ("DEBUG", "TRACE"):
             traceback.print_exc()
-        at = logs.describe(error).get("at", "?")
+        from shared.log_lines import describe
+
+        at = describe(error).get("at", "?")
         print(f"orcheo-dispatch: unexpected {type(error).__name__} at {at}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -66,13 +67,23 @@ def options(
 @app.command("migrate")
 def migrate_command(
     index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    notify: Annotated[
+        bool | None,
+        typer.Option(
+            "--notify/--no-notify", help="Make, or take out, the trigger that wakes dispatchers at each insert."
+        ),
+    ] = None,
     to: Annotated[str | None, typer.Option(help="Take the schema back to this revision, for an older release.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring the database up to date. May be run again, and by several hosts at once."""
+    if to and notify:
+        raise SettingsError("--to and --notify were both given: an older release does not listen")
+    settings = load_settings()
+    from ops import screen
     from shared.migrate import migrate, migrate_back
 
-    done = migrate_back(Settings.load(), to) if to else migrate(Settings.load(), index=index)
+    done = migrate_back(settings, to) if to else migrate(settings, index=index, notify=notify)
     if as_json:
         screen.print_json(
             {
@@ -80,6 +91,7 @@ def migrate_command(
                 "revision": done.revision,
                 "index_created": done.index_created,
                 "index_present": done.index_present,
+                "notify": done.notify,
             }
         )
         return
@@ -87,11 +99,14 @@ def migrate_command(
     print(f"schema orcheo_dispatch {moved} revision {done.revision}")
     made = "made" if done.index_created else "present" if done.index_present else "left out: polls read all runs"
     print(f"index on pending runs: {made}")
+    print(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 
 @app.command()
 def roles() -> None:
     """Print SQL that makes roles of least privilege; to be run by the owner of Orcheo's tables, after `migrate`."""
+    from ops import rights
+
     print(rights.roles_sql(), end="")
 
 
@@ -107,12 +122,13 @@ app.command()(hosting.units)
 @app.command()
 def poll(as_json: Json = False) -> None:
     """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is away."""
+    settings = ready()
     from dataclasses import asdict
 
     from dispatcher.app import Dispatcher, make_dispatcher_app
+    from ops import screen
     from shared.errors import BrokerError
 
-    settings = ready()
     once = Dispatcher(settings, make_dispatcher_app(settings))
     try:
         report = once.poller.poll()

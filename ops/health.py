@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
-from shared.health import LIVE, READY, ask
+from shared.probe import LIVE, READY, ask
 
 _HOST, _PORT = "ORCHEO_HEALTH_HOST", "ORCHEO_HEALTH_PORT"
 _TAKES = "a URL such as http://127.0.0.1:9461"

@@ -8,14 +8,12 @@ from typing import Annotated
 
 import typer
 
-from ops import screen
 from ops import units as systemd
 from ops.health import address_of, ask_health, own_address
-from ops.ready import Json
+from ops.ready import Json, load_settings
 from shared.errors import DispatchError, SettingsError
-from shared.health import DEADLINE_SECONDS
 from shared.ledger import ProcessKind
-from shared.settings import Settings
+from shared.probe import DEADLINE_SECONDS
 
 
 def check(
@@ -25,9 +23,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what is right and wrong with settings, database, broker and Orcheo, and how to mend it."""
+    settings = load_settings()
     from ops import check as checks
+    from ops import screen
 
-    findings = checks.check(Settings.load(), kind)
+    findings = checks.check(settings, kind)
     if as_json:
         screen.print_json([finding.as_json() for finding in findings])
     else:
@@ -48,6 +48,8 @@ def health(
     at, number = address_of(url) if url is not None else own_address(port)
     found = ask_health(at, number, only_live=live, timeout=timeout)
     if as_json:
+        from ops import screen
+
         screen.print_json([each.as_json() for each in found])
     else:
         for each in found:

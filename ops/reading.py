@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 from typing import Annotated
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from sqlalchemy import Engine
 
-from ops import screen
 from ops.moments import ANY_TIME, parse_moment
 from ops.ready import Json, ready
-from ops.run_list import OUTCOMES, STATUSES, Wanted, find_runs
-from ops.run_story import read_story
-from shared import queries
-from shared.database import open_engine
-from shared.errors import DatabaseError, SchemaError
-from shared.settings import Settings
+
+
+def _statuses() -> list[str]:
+    from ops.run_list import STATUSES
+
+    return list(STATUSES)
+
+
+def _outcomes() -> list[str]:
+    from ops.run_list import OUTCOMES
+
+    return list(OUTCOMES)
 
 
 def status(
@@ -33,13 +33,16 @@ def status(
     back. Where the output is not a terminal it prints one status after the other, with --json each on one line.
     """
     settings = ready()
+    from ops import screen, watching
+    from shared.database import open_engine
+
     with open_engine(settings, role="status") as engine:
         if not watch:
-            found = _status(engine, settings)
+            found = watching.status_of(engine, settings)
             screen.print_json(found.as_json()) if as_json else screen.console.print(screen.status_view(found))
             return
         try:
-            _watch(engine, settings, interval, as_json=as_json)
+            watching.watch(engine, settings, interval, as_json=as_json)
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 
@@ -47,7 +50,7 @@ def status(
 def runs(
     status: Annotated[
         list[str] | None,
-        typer.Option(help="Only runs with this status; may be given again.", autocompletion=lambda: list(STATUSES)),
+        typer.Option(help="Only runs with this status; may be given again.", autocompletion=_statuses),
     ] = None,
     workflow: Annotated[
         str | None, typer.Option(help="Only runs of this workflow: its id, or the beginning of it.")
@@ -57,9 +60,7 @@ def runs(
     ] = None,
     outcome: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only runs whose last claim ended so; may be given again.", autocompletion=lambda: list(OUTCOMES)
-        ),
+        typer.Option(help="Only runs whose last claim ended so; may be given again.", autocompletion=_outcomes),
     ] = None,
     since: Annotated[
         str | None, typer.Option(help="Only runs created since: 15m, 2h, 3d ago, or 2026-11-23T12:00 (UTC).")
@@ -71,18 +72,25 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List runs, newest first, with their place in the ledger."""
+    created_since = parse_moment("--since", since) if since is not None else ANY_TIME
+    created_until = parse_moment("--until", until) if until is not None else ANY_TIME
+    settings = ready()
+    from ops import screen
+    from ops.run_list import Wanted, find_runs
+    from shared.database import open_engine
+
     wanted = Wanted(
         statuses=status or (),
         triggers=trigger or (),
         outcomes=outcome or (),
         workflow=workflow,
-        since=parse_moment("--since", since) if since is not None else ANY_TIME,
-        until=parse_moment("--until", until) if until is not None else ANY_TIME,
+        since=created_since,
+        until=created_until,
         stuck=stuck,
         lost=lost,
         limit=limit,
     )
-    with open_engine(ready(), role="runs") as engine:
+    with open_engine(settings, role="runs") as engine:
         rows = find_runs(engine, wanted)
     if as_json:
         screen.print_json([row.as_json() for row in rows])
@@ -102,49 +110,13 @@ def run(
     Exits 1 where there is no such run.
     """
     settings = ready()
+    from ops import screen
+    from ops.run_story import read_story
+    from shared.database import open_engine
+
     with open_engine(settings, role="run") as engine:
         story = read_story(engine, run_id, settings, errors=errors)
     if as_json:
         screen.print_json(story.as_json())
     else:
         screen.console.print(screen.story_view(story))
-
-
-def _status(engine: Engine, settings: Settings) -> queries.Status:
-    return queries.read_status(engine, triggers=settings.triggers, every_trigger=settings.takes_every_trigger)
-
-
-def _watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool) -> None:
-    pause = threading.Event()
-    if as_json or not sys.stdout.isatty():
-        while True:
-            _print_one(engine, settings, as_json=as_json)
-            pause.wait(interval)
-    seen: queries.Status | None = None
-    with Live(console=screen.console, auto_refresh=False) as live:
-        while True:
-            try:
-                seen, away = _status(engine, settings), None
-            except SchemaError:
-                raise
-            except DatabaseError as error:
-                away = screen.away_view(error)
-            parts = [part for part in (away, screen.status_view(seen) if seen else None) if part is not None]
-            live.update(Group(*parts, "", screen.looked_view(interval)), refresh=True)
-            pause.wait(interval)
-
-
-def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
-    """Print one status; where the database is away, one line on stderr, so that stdout stays what it is."""
-    try:
-        found = _status(engine, settings)
-    except SchemaError:
-        raise
-    except DatabaseError as error:
-        print(f"orcheo-dispatch: database away: {error}", file=sys.stderr, flush=True)
-        return
-    if as_json:
-        screen.print_json_line(found.as_json())
-    else:
-        screen.console.print(screen.looked_view(None), screen.status_view(found), "")
-    sys.stdout.flush()

@@ -1,25 +1,47 @@
-"""What commands need before they begin, and options that many of them have."""
+"""What commands need before they begin, and options that many of them have.
+
+Like all modules that define commands it imports at the top only what is light: each start of the command, each
+completion at a tab and each probe of a container pays for it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared import logs
-from shared.database import open_engine, transaction
 from shared.errors import SchemaError
-from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
 
+_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
-def ready(*, needs_database: bool = True) -> Settings:
+
+def load_settings(*, plugins: bool = False) -> Settings:
+    """Return the settings. Pydantic's plugins stay out of the process, unless it executes runs or somebody chose.
+
+    Orcheo brings one, logfire, which pydantic would load for the settings: 15 MB and half a second.
+    """
+    if not plugins:
+        os.environ.setdefault(_PLUGINS, "__all__")
+    from shared.settings import Settings
+
+    return Settings.load()
+
+
+def ready(*, needs_database: bool = True, plugins: bool = False) -> Settings:
     """Return the settings, with logging set up and the schema known to be the one that this release needs."""
-    settings = Settings.load()
+    settings = load_settings(plugins=plugins)
+    from shared import logs
+
     logs.configure(settings)
     if needs_database:
-        from shared.migrate import current_revision, newest_revision
+        from shared.database import open_engine, transaction
+        from shared.revision import current_revision, newest_revision
 
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
             revision = current_revision(connection)

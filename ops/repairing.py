@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ops import screen
 from ops.ready import Json, ready
-from ops.repair import Action, repair
-from shared.database import open_engine
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
 Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
@@ -20,7 +17,7 @@ def cancel(
     runs: Runs, reason: Reason = "Cancelled by an operator.", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
     """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats."""
-    _repair(runs, Action.CANCEL, reason, dry_run, as_json)
+    _repair(runs, "cancel", reason, dry_run, as_json)
 
 
 def fail(
@@ -30,20 +27,24 @@ def fail(
     as_json: Json = False,
 ) -> None:
     """Fail runs that are pending, or that are running without a worker."""
-    _repair(runs, Action.FAIL, reason, dry_run, as_json)
+    _repair(runs, "fail", reason, dry_run, as_json)
 
 
 def requeue(
     runs: Runs, reason: Reason = "Requeued by an operator.", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
     """Make runs pending again that failed, were cancelled, or are running without a worker."""
-    _repair(runs, Action.REQUEUE, reason, dry_run, as_json)
+    _repair(runs, "requeue", reason, dry_run, as_json)
 
 
-def _repair(runs: list[str], action: Action, reason: str, dry_run: bool, as_json: bool) -> None:
+def _repair(runs: list[str], action: str, reason: str, dry_run: bool, as_json: bool) -> None:
     settings = ready()
-    with open_engine(settings, role=action.value) as engine:
-        done = repair(engine, runs, action, reason=reason, dry_run=dry_run)
+    from ops import screen
+    from ops.repair import Action, repair
+    from shared.database import open_engine
+
+    with open_engine(settings, role=action) as engine:
+        done = repair(engine, runs, Action(action), reason=reason, dry_run=dry_run)
     if as_json:
         screen.print_json([each.as_json() for each in done])
     else:

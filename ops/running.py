@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ops.ready import ready
 from shared.errors import SettingsError
-from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
 
 
 def beat() -> None:
     """Run Beat: a tick each poll interval."""
+    settings = ready(needs_database=False)
     from dispatcher.beat import make_beat_app
 
-    settings = ready(needs_database=False)
     make_beat_app(settings).Beat(quiet=True, loglevel=_celery_level(settings), socket_timeout=30).run()
 
 
 def dispatcher() -> None:
     """Run a dispatcher: claim pending runs and publish them."""
+    settings = ready()
     from dispatcher.app import make_dispatcher_app
 
-    settings = ready()
     _run_worker(make_dispatcher_app(settings), settings, f"dispatcher-{os.getpid()}@%h")
 
 
@@ -34,9 +36,9 @@ def worker(
     ] = 0,
 ) -> None:
     """Run a worker: execute runs."""
+    settings = _of_instance(ready(plugins=True), instance)
     from worker.app import make_worker_app
 
-    settings = _of_instance(ready(), instance)
     _run_worker(make_worker_app(settings), settings, f"worker-{os.getpid()}@%h")
 
 

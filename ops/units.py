@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from shared.errors import DispatchError, SettingsError
-from shared.settings import secret_variables, variables
 
 ENVIRONMENT = "orcheo.env"
 USER = "orcheo"
@@ -106,10 +105,13 @@ def together(texts: dict[str, str]) -> str:
 
 def environment_example(config: Path = CONFIG) -> str:
     """Return a file with every setting and its default, each commented out."""
+    from shared.settings import secret_variables, variables
+
+    secret = secret_variables()
     return "\n".join(
         [
             _ENVIRONMENT_HEAD.replace(str(CONFIG), str(config)),
-            *(_entry(name, *said) for name, said in variables().items()),
+            *(_entry(name, *said, secret=name in secret) for name, said in variables().items()),
         ]
     )
 
@@ -181,9 +183,9 @@ _ENVIRONMENT_HEAD = """\
 """
 
 
-def _entry(name: str, default: str, description: str) -> str:
+def _entry(name: str, default: str, description: str, *, secret: bool) -> str:
     notes = []
-    if name in secret_variables():
+    if secret:
         notes.append(f"# Holds a secret: better a file credentials/{name}, of root and with mode 0600.")
     if name == _PER_PROCESS:
         notes.append(

@@ -22,6 +22,23 @@ _TCP_DEAD_MILLISECONDS = 15_000
 _REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 
+def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connection[tuple[object, ...]]:
+    """Return a connection whose death is noticed within 15 s, whatever became of its peer."""
+    return psycopg.connect(
+        dsn,
+        autocommit=autocommit,
+        application_name=f"orcheo-dispatch {role}",
+        client_encoding="utf8",
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        keepalives=1,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+        tcp_user_timeout=_TCP_DEAD_MILLISECONDS,
+        prepare_threshold=None,
+    )
+
+
 def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
     """Return an engine of at most `connections` connections, each checked before it is handed out.
 
@@ -29,24 +46,9 @@ def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
     so that a transaction pooler (PgBouncer) may stand between.
     """
     dsn = settings.postgres_dsn.get_secret_value()
-
-    def connect() -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(
-            dsn,
-            application_name=f"orcheo-dispatch {role}",
-            client_encoding="utf8",
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            keepalives=1,
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-            tcp_user_timeout=_TCP_DEAD_MILLISECONDS,
-            prepare_threshold=None,
-        )
-
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=connect,
+        creator=lambda: connect(dsn, role=role),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -55,6 +57,12 @@ def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
     )
     event.listen(engine, "handle_error", _leave_read_only_server)
     return engine
+
+
+def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    """Return whether a pooler such as PgBouncer stands between: it invents the process id that it gives to a client."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row != (connection.info.backend_pid,)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery import Celery
-
-from shared import logs
 from shared.errors import DispatchError
-from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from shared.settings import Settings
 
 
 def fail(error: DispatchError) -> NoReturn:
@@ -31,6 +32,9 @@ def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:
 
 @cache
 def _made(make: Callable[[Settings], Celery]) -> Celery:
+    from shared import logs
+    from shared.settings import Settings
+
     try:
         settings = Settings.load()
         logs.configure(settings)

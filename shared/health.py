@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -27,16 +26,14 @@ from shared.access import guarded
 from shared.checks import Check
 from shared.errors import SettingsError
 from shared.logs import describe, log
+from shared.probe import DEADLINE_SECONDS, LIVE, METRICS, PAGE, READY, ask, without_brackets
 from shared.routes import Answer, Request, Route
 from shared.settings import Settings
 
 __all__ = ["Answer", "HealthServer", "Request", "Route", "ask", "health_routes", "serve_health"]
 
-LIVE, READY, METRICS, PAGE = "/livez", "/readyz", "/metrics", "/"
 OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
 """Probes have no token, and the page itself shows nothing: what it shows, it fetches."""
-DEADLINE_SECONDS = 5.0
-"""A connection is closed after this time, however slowly its client reads or writes."""
 _CONNECTIONS = 16
 """With so many open, the oldest is closed for each that comes."""
 _THREADS = 32
@@ -44,7 +41,6 @@ _THREADS = 32
 _ROOM_SECONDS = 1.0
 _HUNG_UP = float("inf")
 _SWEEP_SECONDS = 0.5
-_MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 def health_routes(
@@ -76,7 +72,7 @@ class HealthServer:
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
         """Port 0 stands for any free one here; see `port` for which it is."""
-        self._host, self._port = _without_brackets(host), port
+        self._host, self._port = without_brackets(host), port
         self._routes = routes
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -113,27 +109,6 @@ class HealthServer:
             self._thread.join()
             self._thread = None
         server.server_close()
-
-
-def ask(host: str, port: int, path: str = LIVE, *, timeout: float = DEADLINE_SECONDS) -> tuple[bool, str]:
-    """Return whether the process that serves here is well, and its answer or why there is none. Never raises."""
-    host = _without_brackets(host)
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where all of them are served
-    connection = HTTPConnection(host, port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace").strip()
-    except (OSError, HTTPException) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        return False, f"no answer from http://{f'[{host}]' if ':' in host else host}:{port}{path}: {why}"
-    finally:
-        connection.close()
-    return response.status == HTTPStatus.OK, body
-
-
-def _without_brackets(host: str) -> str:
-    return host.removeprefix("[").removesuffix("]")
 
 
 def _answer_checks(checks: Sequence[Check]) -> Answer:

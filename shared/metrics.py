@@ -18,7 +18,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 PollResult = Literal["succeeded", "broker_away", "database_away", "failed"]
 MessageResult = Literal["begun", "skipped", "stale", "malformed", "database_away"]
-HintKind = Literal["run", "cron"]
+HintKind = Literal["run", "cron", "notify"]
 ReleaseReason = Literal["broker_away", "message_lost"]
 
 _RUN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -121,8 +121,15 @@ class DispatcherMetrics(ConsumerMetrics):
             outcome=(Outcome.LOST.value, Outcome.REQUEUED.value),
         )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
-        self._hints = make.counter("orcheo_dispatch_hints", "Hints of the API, by kind.", kind=get_args(HintKind))
+        self._hints = make.counter(
+            "orcheo_dispatch_hints",
+            "Wake-ups between ticks: pushes of the API, and NOTIFY, by kind.",
+            kind=get_args(HintKind),
+        )
         self._ticks = make.counter("orcheo_dispatch_ticks_received", "Ticks of Beat that were received.")
+        self._listening = make.gauge(
+            "orcheo_dispatch_listen_up", "1 while NOTIFY would be heard, 0 while it would not."
+        )
         self._beat_silent = make.gauge("orcheo_dispatch_beat_silent", "1 while Beat is silent, 0 while it ticks.")
 
     def polled(self, result: PollResult, seconds: float) -> None:
@@ -156,8 +163,12 @@ class DispatcherMetrics(ConsumerMetrics):
         self._room().set(runs)
 
     def hinted(self, kind: HintKind) -> None:
-        """Count a hint of the API."""
+        """Count a hint: a push of the API, or a notification of Postgres."""
         self._hints(kind).inc()
+
+    def listens(self, listening: bool) -> None:
+        """Note whether a notification of Postgres would be heard."""
+        self._listening().set(listening)
 
     def ticked(self) -> None:
         """Count a tick of Beat."""

@@ -1,10 +1,11 @@
-"""Bring a database up to date: schema `orcheo_dispatch` and one partial index on the API's table."""
+"""Bring a database up to date: schema `orcheo_dispatch`, an index on the API's table and, if wanted, a trigger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -12,23 +13,17 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
-from shared.database import database_errors, open_engine
+from shared.api_table import index_is_valid, make_index, notifies, set_notify
+from shared.database import database_errors, open_engine, through_pooler
 from shared.errors import DatabaseError, SchemaError, SettingsError
-from shared.ledger import PENDING_INDEX, SCHEMA
+from shared.ledger import SCHEMA
+from shared.revision import current_revision
 from shared.settings import Settings
 
 _LOCK_KEY = 0x0C4E_0D15
 _LOCK_PATIENCE_SECONDS = 120
 
 _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
-_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
-# CONCURRENTLY: the API goes on inserting runs while it is built.
-_CREATE_INDEX = (
-    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} "
-    "ON workflow_runs (created_at, id) WHERE status = 'pending'"
-)
-_DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
-_REVISION = f"SELECT version_num FROM {SCHEMA}.alembic_version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +34,18 @@ class Migration:
     revision: str
     index_created: bool
     index_present: bool
+    notify: bool
+    """Whether a run that is inserted wakes the dispatchers that listen."""
 
 
-def migrate(settings: Settings, *, index: bool = True) -> Migration:
+def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
     """Bring the schema to the newest revision and, with `index`, make the index on pending runs.
 
+    `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is.
+
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
-    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing.
+    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing, and `SettingsError` where
+    a pooler stands between: a lock of a session would stay with a connection of the pool.
     """
     with (
         open_engine(settings, role="migrate", connections=3) as engine,
@@ -64,15 +64,18 @@ def migrate(settings: Settings, *, index: bool = True) -> Migration:
         connection.commit()
         after = current_revision(connection)
         connection.rollback()
-        created = _make_index(engine) if index else False
+        created = make_index(engine) if index else False
+        if notify is not None:
+            set_notify(engine, on=notify)
         present = bool(index_is_valid(connection))
         assert after is not None
-        return Migration(before, after, created, present)
+        return Migration(before, after, created, present, notifies(connection))
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
     """Take the schema back to revision `to`, for an older release; the index on pending runs stays.
 
+    The trigger that notifies goes: an older release neither listens nor knows how to take it out.
     Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
     release's, and `SchemaError` where the database is not as far as that.
     """
@@ -89,30 +92,10 @@ def migrate_back(settings: Settings, to: str) -> Migration:
         connection.rollback()
         if before not in known or known.index(before) > known.index(to):
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
+        set_notify(engine, on=False)
         command.downgrade(_config(connection), to)
         connection.commit()
-        return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)))
-
-
-def newest_revision() -> str:
-    """Return the revision that this release needs."""
-    head = ScriptDirectory.from_config(_config(None)).get_current_head()
-    assert head is not None
-    return head
-
-
-def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, or None where our schema is not there."""
-    if connection.scalar(text("SELECT to_regclass(:table) IS NULL"), {"table": f"{SCHEMA}.alembic_version"}):
-        return None
-    revision: str | None = connection.scalar(text(_REVISION))
-    return revision
-
-
-def index_is_valid(connection: Connection) -> bool | None:
-    """Return whether the index on pending runs can be used; None where there is none."""
-    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
-    return valid
+        return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)), notify=False)
 
 
 def _config(connection: Connection | None) -> Config:
@@ -131,6 +114,12 @@ def _alone(engine: Engine) -> Iterator[None]:
     CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other for ever.
     """
     with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        if through_pooler(driver):
+            raise SettingsError(
+                "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
+            )
+        driver.rollback()
         locked = connection.execution_options(isolation_level="AUTOCOMMIT")
 
         def try_lock() -> bool:
@@ -149,17 +138,3 @@ def _alone(engine: Engine) -> Iterator[None]:
             yield
         finally:
             locked.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
-
-
-def _make_index(engine: Engine) -> bool:
-    """Make the index on pending runs where there is no valid one; return whether it was made."""
-    with engine.connect() as connection:
-        autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
-        valid = index_is_valid(autocommit)
-        if valid:
-            return False
-        if valid is False:
-            # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
-            autocommit.execute(text(_DROP_INDEX))
-        autocommit.execute(text(_CREATE_INDEX))
-        return True

@@ -50,6 +50,10 @@ def _check_token(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _check_listen_dsn(value: SecretStr | None) -> SecretStr | None:
+    return value and check_postgres_dsn(value)
+
+
 RedisUrl = Annotated[SecretStr, AfterValidator(check_redis_url)]
 
 
@@ -60,6 +64,11 @@ class Settings(BaseSettings):
 
     postgres_dsn: Annotated[SecretStr, AfterValidator(check_postgres_dsn)] = Field(
         alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
+    )
+    listen_dsn: Annotated[SecretStr | None, AfterValidator(_check_listen_dsn)] = Field(
+        None,
+        alias="ORCHEO_DISPATCH_LISTEN_DSN",
+        description="The same database without a pooler between, for LISTEN; unset: ORCHEO_POSTGRES_DSN.",
     )
     redis_url: RedisUrl = Field(
         SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker, as Orcheo's Celery app names it."

@@ -12,8 +12,8 @@ from dispatcher.page.document import HEADERS, make_document
 from dispatcher.page.figures import Row, named
 from dispatcher.page.watch import RUNS, Seen, Watch
 from shared import __version__
-from shared.health import PAGE
 from shared.overview import Shown, Wanted
+from shared.probe import PAGE
 from shared.processes import Process
 from shared.routes import Answer, Request, Route
 

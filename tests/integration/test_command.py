@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops.real.embedded import EmbeddedRedis
-from shared.migrate import newest_revision
+from shared.revision import newest_revision
 from tests.databases import Database
 from tests.processes import Stack
 from tests.runs import everything, insert_runs

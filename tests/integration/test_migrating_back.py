@@ -7,7 +7,8 @@ from alembic.script import ScriptDirectory
 
 from shared.database import make_engine
 from shared.errors import SchemaError, SettingsError
-from shared.migrate import _config, current_revision, migrate, migrate_back, newest_revision
+from shared.migrate import _config, migrate, migrate_back
+from shared.revision import current_revision, newest_revision
 from tests.databases import Database
 from tests.runs import everything, settings_for
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from ops.real.child import free_port
-from shared.health import METRICS, ask
+from shared.probe import METRICS, ask
 from tests.databases import Database
 from tests.exposition import Exposed
 from tests.processes import Stack, until

@@ -21,8 +21,7 @@ from ops.check import check
 from ops.real.binaries import postgres_binaries
 from ops.rights import lacking, roles_sql
 from ops.run_list import Wanted, find_runs
-from shared import migrate as migrations
-from shared import overview, queries, statements
+from shared import overview, queries, revision, statements
 from shared.database import database_errors
 from shared.errors import SchemaError
 from shared.settings import LostRuns
@@ -79,7 +78,7 @@ def _statements_of(kind: Kind) -> list[TextClause]:
     read = [] if kind is Kind.WORKER else _QUERIES
     if kind is Kind.DISPATCHER:
         read = [*read, *_GAUGES]
-    return [text(migrations._REVISION), *read, *(getattr(statements, name) for name in sorted(names))]
+    return [text(revision._REVISION), *read, *(getattr(statements, name) for name in sorted(names))]
 
 
 @contextmanager

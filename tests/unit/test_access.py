@@ -7,7 +7,8 @@ from pydantic import SecretStr
 
 from shared.access import COOKIE, LOGIN, LOGOUT, guarded
 from shared.errors import SettingsError
-from shared.health import LIVE, METRICS, OPEN_TO_ALL, PAGE, READY, Answer, Request, Route
+from shared.health import OPEN_TO_ALL, Answer, Request, Route
+from shared.probe import LIVE, METRICS, PAGE, READY
 from shared.settings import Settings
 
 TOKEN = "correct-horse-battery-staple"

@@ -22,7 +22,7 @@ from shared.settings import Settings, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 ID = UUID("00000000-0000-4000-8000-000000000001")
-_UNITS = ("_total", "_seconds", "_runs", "_info", "_in_flight", "_silent")
+_UNITS = ("_total", "_seconds", "_runs", "_info", "_in_flight", "_silent", "_up")
 
 
 def _settings(**fields: Any) -> Settings:

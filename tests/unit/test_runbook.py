@@ -35,7 +35,9 @@ _OF_SERVERS = {
     "lock_timeout",
     "pg_terminate_backend",
     "pool_mode",
-    # Columns of the API's table, and our schema.
+    "pg_notification_queue_usage",
+    # Columns of the API's table, our schema, and a metric.
+    "orcheo_dispatch_listen_up",
     "triggered_by",
     "orcheo_dispatch",
 }

@@ -1,0 +1,136 @@
+"""What is ours in the API's table: the index on pending runs and, where asked for, a trigger that notifies.
+
+Nothing here imports Alembic: processes look for both when they start, and migrate nothing.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
+
+from shared.errors import DatabaseError
+from shared.ledger import PENDING_INDEX, SCHEMA
+
+CHANNEL = "orcheo_dispatch"
+"""What is notified on, in the database of the runs."""
+TRIGGER = "orcheo_dispatch_wake"
+_FUNCTION = f"{SCHEMA}.wake()"
+_NOTIFY_KEY = 0x0C4E_0D16
+_LOCK_MILLISECONDS = 500
+_LOCK_PATIENCE_SECONDS = 60
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
+# CONCURRENTLY: the API goes on inserting runs while it is built.
+_CREATE_INDEX = (
+    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} "
+    "ON workflow_runs (created_at, id) WHERE status = 'pending'"
+)
+_DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
+
+TRIGGER_ENABLED = (
+    f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
+)
+"""One boolean, which is false where somebody switched the trigger off by ALTER TABLE; no row where there is none."""
+# It must cost an insert nothing, so it is silent in two cases, in which a poll finds the run all the same:
+# - Another transaction under way notifies. Postgres lets those that notify commit one after the other, in the whole
+#   cluster, each with its own flush to disk: a twentieth of the throughput with 32 clients. So only one at a time does;
+#   a listener polls once more a moment after a notification, for those that were silent meanwhile.
+# - The queue of notifications is half full. Where it is full, a commit that notifies fails. That takes a session that
+#   listens and stays in one transaction, and some hundred million notifications.
+# Empty payloads fold: however many rows and statements, one notification a transaction.
+_CREATE_FUNCTION = f"""
+CREATE OR REPLACE FUNCTION {_FUNCTION} RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER
+    SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_xact_lock({_NOTIFY_KEY}) AND pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('{CHANNEL}', '');
+    END IF;
+    RETURN NULL;
+END $$
+"""
+# A trigger calls it for whoever inserts, whatever their rights; nobody else has a use for it.
+_REVOKE_FUNCTION = f"REVOKE ALL ON FUNCTION {_FUNCTION} FROM PUBLIC"
+_CREATE_TRIGGER = (
+    f"CREATE OR REPLACE TRIGGER {TRIGGER} AFTER INSERT ON workflow_runs FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}"
+)
+_DROP_TRIGGER = f"DROP TRIGGER {TRIGGER} ON workflow_runs"
+_DROP_FUNCTION = f"DROP FUNCTION IF EXISTS {_FUNCTION}"
+
+
+def index_is_valid(connection: Connection) -> bool | None:
+    """Return whether the index on pending runs can be used; None where there is none."""
+    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+    return valid
+
+
+def make_index(engine: Engine) -> bool:
+    """Make the index on pending runs where there is no valid one; return whether it was made."""
+    with engine.connect() as connection:
+        autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
+        valid = index_is_valid(autocommit)
+        if valid:
+            return False
+        if valid is False:
+            # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
+            autocommit.execute(text(_DROP_INDEX))
+        autocommit.execute(text(_CREATE_INDEX))
+        return True
+
+
+def notifies(connection: Connection) -> bool:
+    """Return whether a run that is inserted wakes who listens."""
+    return bool(_trigger(connection))
+
+
+def set_notify(engine: Engine, *, on: bool) -> None:
+    """Make the trigger, or take it out. May be repeated. Raises `DatabaseError` where the table stays locked.
+
+    Both need a lock that waits for whoever writes to the table, and behind which the API's inserts would wait. So it
+    is given up after half a second and tried for again.
+    """
+
+    def give_up(_: object) -> bool:
+        raise DatabaseError(f"workflow_runs has been locked by others for {_LOCK_PATIENCE_SECONDS} s")
+
+    Retrying(
+        retry=retry_if_result(lambda done: not done),
+        wait=wait_random(0.2, 1.0),
+        stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
+        retry_error_callback=give_up,
+    )(_add_trigger if on else _remove_trigger, engine)
+
+
+def _add_trigger(engine: Engine) -> bool:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_CREATE_FUNCTION)
+        connection.exec_driver_sql(_REVOKE_FUNCTION)
+        return notifies(connection) or _locked(connection, _CREATE_TRIGGER)
+
+
+def _remove_trigger(engine: Engine) -> bool:
+    with engine.begin() as connection:
+        if _trigger(connection) is not None and not _locked(connection, _DROP_TRIGGER):
+            return False
+        connection.exec_driver_sql(_DROP_FUNCTION)
+        return True
+
+
+def _trigger(connection: Connection) -> bool | None:
+    """Return whether the trigger is switched on; None where there is none."""
+    enabled: bool | None = connection.exec_driver_sql(TRIGGER_ENABLED).scalar()
+    return enabled
+
+
+def _locked(connection: Connection, statement: str) -> bool:
+    """Run a statement that locks the API's table; return False where others keep the lock for too long."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""What our processes import: each library costs every process memory, and each start of the command time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT
+
+_LIGHT = (
+    "pydantic",
+    "sqlalchemy",
+    "psycopg",
+    "celery",
+    "redis",
+    "alembic",
+    "rich.console",
+    "prometheus_client",
+    "loguru",
+)
+_PRINT = "import sys; print(*sys.modules)"
+_OF_A_PROCESS = """
+import os, sys
+os.environ["ORCHEO_POSTGRES_DSN"] = "postgresql:///none"
+from ops.ready import load_settings
+settings = load_settings()
+from {module} import {make}
+{make}(settings)
+print(*sys.modules)
+"""
+
+
+def _imported_by(program: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["ops.cli", "ops.hosting", "ops.reading", "ops.repairing", "ops.running"])
+def test_command_imports_nothing_heavy_before_it_knows_what_to_do(module: str) -> None:
+    assert _imported_by(f"import {module}; {_PRINT}") & set(_LIGHT) == set()
+
+
+def test_probe_imports_nothing_heavy() -> None:
+    """Containers probe every few seconds."""
+    asked = "from ops.health import ask_health; ask_health('127.0.0.1', 1, only_live=True, timeout=1)"
+    assert _imported_by(f"{asked}; {_PRINT}") & set(_LIGHT) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "without"),
+    [
+        ("dispatcher.beat", "make_beat_app", {"sqlalchemy", "alembic", "logfire", "dispatcher.loop", "rich.console"}),
+        ("dispatcher.app", "make_dispatcher_app", {"alembic", "logfire", "orcheo", "rich.console"}),
+    ],
+)
+def test_process_goes_without_what_it_never_needs(module: str, make: str, without: set[str]) -> None:
+    imported = _imported_by(_OF_A_PROCESS.format(module=module, make=make))
+    assert module in imported
+    assert imported & without == set()
+
+
+def test_plugins_of_pydantic_stay_where_somebody_chose_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "other")
+    monkeypatch.setenv("ORCHEO_POSTGRES_DSN", "postgresql:///none")
+    seen = "import os; from ops.ready import load_settings; load_settings(plugins={}); print(os.environ.get({!r}))"
+    name = "PYDANTIC_DISABLE_PLUGINS"
+    assert _imported_by(seen.format(False, name)) == {"other"}
+    monkeypatch.delenv(name)
+    assert _imported_by(seen.format(False, name)) == {"__all__"}
+    assert _imported_by(seen.format(True, name)) == {"None"}
+
+
+def test_newest_revision_is_alembics_head() -> None:
+    """It is read off the names of files, so that no process needs Alembic for it."""
+    from alembic.script import ScriptDirectory
+
+    from shared.migrate import _config
+    from shared.revision import newest_revision
+
+    assert newest_revision() == ScriptDirectory.from_config(_config(None)).get_current_head()
