@@ -12,12 +12,13 @@ import redis
 from dispatcher.publisher import Publisher, claims_per_message
 from shared.broker import broker_errors, held_claims
 from shared.errors import BrokerError, DatabaseError
-from shared.ledger import Claim, Outcome
+from shared.ledger import TURNS_INDEX, Claim, Outcome
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
 from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
+from shared.turns import Limits, Turns
 
 MAINTENANCE_SECONDS = 30.0
 SLOT_PATIENCE_SECONDS = 15.0
@@ -75,6 +76,9 @@ class Poller:
         self._full_polls = 0
         self._backlog_is_deep = False
         self._reap_from = 0.0
+        self._turns = Turns()
+        self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
+        self._in_turn = True
 
     @property
     def broker_away(self) -> bool:
@@ -94,24 +98,22 @@ class Poller:
             raise
 
     def _poll(self) -> PollReport:
-        lost, requeued = self._reap()
+        look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
+        self._note_index(look.in_turn)
+        lost, requeued = self._reap() if look.lost else (0, 0)
         broker_error = self._probe_broker()
-        extended, released = (0, 0) if broker_error else self._reconcile()
+        extended, released = self._reconcile() if look.lapsed and not broker_error else (0, 0)
         self._maintain()
-        room = min(self._settings.batch_size, max(0, self._settings.max_queued - self._store.queued()))
+        queued = self._store.queued() if released else look.queued
+        room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
         if broker_error or room < self._least_room():
             delay = self._broker_delay() if broker_error else self._full_delay()
             return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
         self._full_polls = 0
 
-        claims = self._store.claim(
-            room,
-            triggers=self._settings.triggers,
-            every_trigger=self._settings.takes_every_trigger,
-            lease=self._settings.lease,
-            dispatcher_id=self._id,
-        )
+        # What was requeued or released by this poll may be claimed by it.
+        claims, more = self._claim(room) if look.pending or requeued or released else ([], False)
         self._metrics.claimed(len(claims))
         self._backlog_is_deep = len(claims) == room
         published, error = self._publish(claims) if claims else ([], None)
@@ -133,7 +135,7 @@ class Poller:
             len(claims),
             len(published),
             str(error) if error else None,
-            self._broker_delay() if error else (0.0 if len(claims) == room else None),
+            self._broker_delay() if error else (0.0 if more else None),
         )
 
     def _least_room(self) -> int:
@@ -148,6 +150,28 @@ class Poller:
             return self._publisher.publish(claims)
         workers = self._store.live_workers(lease=self._settings.worker_lease)
         return self._publisher.publish(claims, per_message=claims_per_message(len(claims), workers))
+
+    def _claim(self, room: int) -> tuple[list[Claim], bool]:
+        """Return what was claimed, and whether more could be at once."""
+        claims = self._store.claim(
+            room,
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            lease=self._settings.lease,
+            dispatcher_id=self._id,
+            turns=self._turns,
+            limits=self._limits,
+            in_turn=self._in_turn,
+        )
+        return claims, self._turns.more
+
+    def _note_index(self, there: bool) -> None:
+        """Say once a change whether claims can be made in turn."""
+        if there and not self._in_turn:
+            log.info("index_back", index=TURNS_INDEX)
+        elif not there and self._in_turn:
+            log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
+        self._in_turn = there
 
     def _reap(self) -> tuple[int, int]:
         if time.monotonic() < self._reap_from:

@@ -15,7 +15,7 @@ from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
 from shared.database import database_errors, open_engine, through_pooler, transaction
 from shared.errors import BrokerError, DatabaseError
-from shared.ledger import PENDING_INDEX, ProcessKind
+from shared.ledger import PENDING_INDEX, TURNS_INDEX, ProcessKind
 from shared.redaction import redact
 from shared.revision import current_revision, newest_revision
 from shared.settings import Settings
@@ -103,16 +103,17 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
             "orcheo-dispatch migrate",
             wrong,
         )
-    valid = index_is_valid(connection)
+    yield from _index(connection, "index on pending runs", PENDING_INDEX, "status and pages read all runs without it")
+    yield from _index(connection, "index on turns", TURNS_INDEX, "a workflow that floods holds others up without it")
+
+
+def _index(connection: Connection, what: str, index: str, without: str) -> Iterator[Finding]:
+    valid = index_is_valid(connection, index)
     if valid:
-        yield Finding("index on pending runs", Grade.OK, PENDING_INDEX)
+        yield Finding(what, Grade.OK, index)
     else:
-        yield Finding(
-            "index on pending runs",
-            Grade.WARN,
-            "missing" if valid is None else "invalid",
-            "orcheo-dispatch migrate (polls read all runs without it)",
-        )
+        found = "missing" if valid is None else "invalid"
+        yield Finding(what, Grade.WARN, found, f"orcheo-dispatch migrate ({without})")
 
 
 def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:

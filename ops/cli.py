@@ -66,7 +66,7 @@ def options(
 
 @app.command("migrate")
 def migrate_command(
-    index: Annotated[bool, typer.Option(help="Make the partial index on the API's pending runs.")] = True,
+    index: Annotated[bool, typer.Option(help="Make the partial indexes on the API's pending runs.")] = True,
     notify: Annotated[
         bool | None,
         typer.Option(
@@ -97,8 +97,8 @@ def migrate_command(
         return
     moved = "is" if done.revision_before == done.revision else f"was {done.revision_before or 'none'}, is now"
     print(f"schema orcheo_dispatch {moved} revision {done.revision}")
-    made = "made" if done.index_created else "present" if done.index_present else "left out: polls read all runs"
-    print(f"index on pending runs: {made}")
+    made = "made" if done.index_created else "present" if done.index_present else "left out: claims read all runs"
+    print(f"indexes on pending runs: {made}")
     print(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 

@@ -13,13 +13,18 @@ from shared.settings import LostRuns, Settings
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Who is alive, how many runs the workers execute and could, and how many claims wait to begin."""
+    """Who is alive, how many runs the workers execute and could, and how many claims there are."""
 
     dispatchers: int
     workers: int
     places: int
     taken: int
     queued: int
+    """Claims that wait to begin."""
+    of_workflow: int
+    """Runs of the same workflow that are claimed, published or running."""
+    of_workspace: int
+    """The same of its workspace; 0 outside one."""
 
 
 def hints_for(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> list[str]:
@@ -53,6 +58,8 @@ def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
         yield "no dispatcher is alive: start one"
     if run.state in ("claimed", "published"):
         yield from _of_queued(run, fleet)
+    elif limit := _limit_reached(fleet, settings):
+        yield f"it waits for others to end: {limit}"
     elif fleet.queued >= settings.max_queued:
         yield (
             f"it waits for room: {fleet.queued} runs are claimed already, "
@@ -61,6 +68,17 @@ def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
         yield from _of_workers(fleet)
     elif fleet.dispatchers and run.age > 2 * settings.poll_interval + 1:
         yield "a dispatcher is alive and has not claimed it: its log says why (broker_away, database_away, poll_failed)"
+
+
+def _limit_reached(fleet: Fleet, settings: Settings) -> str | None:
+    for what, runs, most in (
+        ("WORKFLOW", fleet.of_workflow, settings.max_running_per_workflow),
+        ("WORKSPACE", fleet.of_workspace, settings.max_running_per_workspace),
+    ):
+        if most is not None and runs >= most:
+            of = what.lower()
+            return f"{runs} runs of its {of} are claimed or running, ORCHEO_DISPATCH_MAX_RUNNING_PER_{what} is {most}"
+    return None
 
 
 def _of_queued(run: Any, fleet: Fleet) -> Iterator[str]:

@@ -32,6 +32,7 @@ SELECT id FROM workflow_runs WHERE starts_with(id, :given)
 
 _RUN = text("""
 SELECT w.id AS run_id, COALESCE(r.workflow_id, d.workflow_id) AS workflow_id,
+       COALESCE(r.workspace_id, d.workspace_id) AS workspace_id,
        COALESCE(r.triggered_by, d.triggered_by) AS triggered_by, r.status, r.created_at, r.updated_at,
        EXTRACT(epoch FROM now() - r.created_at)::float8 AS age,
        d.state, d.outcome, d.reason, d.fence, d.attempts, d.slot, d.claimed_at, d.published_at, d.begun_at,
@@ -60,7 +61,11 @@ SELECT count(*) FILTER (WHERE kind = 'dispatcher') AS dispatchers,
        count(*) FILTER (WHERE kind = 'worker') AS workers,
        COALESCE(sum(concurrency) FILTER (WHERE kind = 'worker'), 0)::int AS places,
        COALESCE(sum(running) FILTER (WHERE kind = 'worker'), 0)::int AS taken,
-       (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')) AS queued
+       (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')) AS queued,
+       (SELECT count(*) FROM orcheo_dispatch.dispatch
+         WHERE state IN ('claimed', 'published', 'running') AND workflow_id = :workflow) AS of_workflow,
+       (SELECT count(*) FROM orcheo_dispatch.dispatch
+         WHERE state IN ('claimed', 'published', 'running') AND workspace_id = :workspace) AS of_workspace
   FROM orcheo_dispatch.process WHERE seen_at > now() - make_interval(secs => :alive)
 """)
 
@@ -132,7 +137,8 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         worker = _who(connection, run.worker_id)
         readable = bool(connection.scalar(_MAY_READ_PAYLOAD))
         payload = connection.execute(_PAYLOAD, {"run_id": run_id}).one_or_none() if readable else None
-        fleet = Fleet(**connection.execute(_FLEET, {"alive": ALIVE_SECONDS}).one()._mapping)  # noqa: SLF001 - public in SQLAlchemy
+        about = {"alive": ALIVE_SECONDS, "workflow": run.workflow_id, "workspace": run.workspace_id}
+        fleet = Fleet(**connection.execute(_FLEET, about).one()._mapping)  # noqa: SLF001 - public in SQLAlchemy
     audit = payload.audit if payload is not None and isinstance(payload.audit, list) else []
     error = payload.error if payload is not None and errors else None
     return Story(

@@ -1,4 +1,4 @@
-"""What is ours in the API's table: the index on pending runs and, where asked for, a trigger that notifies.
+"""What is ours in the API's table: two indexes on pending runs and, where asked for, a trigger that notifies.
 
 Nothing here imports Alembic: processes look for both when they start, and migrate nothing.
 """
@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
 from shared.errors import DatabaseError
-from shared.ledger import PENDING_INDEX, SCHEMA
+from shared.ledger import PENDING_INDEX, SCHEMA, TURNS_INDEX
 
 CHANNEL = "orcheo_dispatch"
 """What is notified on, in the database of the runs."""
@@ -23,11 +23,14 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
 # CONCURRENTLY: the API goes on inserting runs while it is built.
-_CREATE_INDEX = (
-    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {PENDING_INDEX} "
-    "ON workflow_runs (created_at, id) WHERE status = 'pending'"
-)
-_DROP_INDEX = f"DROP INDEX CONCURRENTLY IF EXISTS {PENDING_INDEX}"
+_CREATE_INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON workflow_runs ({columns}) WHERE status = 'pending'"
+_DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
+_COLUMNS = {
+    PENDING_INDEX: "created_at, id",
+    TURNS_INDEX: "(COALESCE(workspace_id, '')), workflow_id, created_at, id",
+}
+INDEXES = tuple(_COLUMNS)
+"""All that are ours."""
 
 TRIGGER_ENABLED = (
     f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
@@ -59,23 +62,28 @@ _DROP_TRIGGER = f"DROP TRIGGER {TRIGGER} ON workflow_runs"
 _DROP_FUNCTION = f"DROP FUNCTION IF EXISTS {_FUNCTION}"
 
 
-def index_is_valid(connection: Connection) -> bool | None:
-    """Return whether the index on pending runs can be used; None where there is none."""
-    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": PENDING_INDEX})
+def index_is_valid(connection: Connection, index: str = PENDING_INDEX) -> bool | None:
+    """Return whether this index on pending runs can be used; None where there is none."""
+    valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": index})
     return valid
 
 
-def make_index(engine: Engine) -> bool:
-    """Make the index on pending runs where there is no valid one; return whether it was made."""
+def indexes_are_valid(connection: Connection) -> bool:
+    """Return whether all indexes on pending runs can be used."""
+    return all(index_is_valid(connection, index) for index in INDEXES)
+
+
+def make_index(engine: Engine, index: str) -> bool:
+    """Make this index on pending runs where there is no valid one; return whether it was made."""
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
-        valid = index_is_valid(autocommit)
+        valid = index_is_valid(autocommit, index)
         if valid:
             return False
         if valid is False:
             # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
-            autocommit.execute(text(_DROP_INDEX))
-        autocommit.execute(text(_CREATE_INDEX))
+            autocommit.execute(text(_DROP_INDEX.format(index=index)))
+        autocommit.execute(text(_CREATE_INDEX.format(index=index, columns=_COLUMNS[index])))
         return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
@@ -20,6 +20,11 @@ STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 _TCP_DEAD_MILLISECONDS = 15_000
 # Postgres is there and will never take this value: waiting for it to come back would be in vain.
 _REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
+
+
+# In one message, so that a transaction costs one round trip more than its statements, and its end.
+# SET LOCAL, not a startup option: a transaction pooler refuses those.
+_BEGIN = f"BEGIN; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
 
 
 def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connection[tuple[object, ...]]:
@@ -39,22 +44,25 @@ def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connect
     )
 
 
-def make_engine(settings: Settings, *, role: str, connections: int) -> Engine:
-    """Return an engine of at most `connections` connections, each checked before it is handed out.
+def make_engine(settings: Settings, *, role: str, connections: int, migrates: bool = False) -> Engine:
+    """Return an engine of at most `connections` connections, whose transactions have a statement timeout.
 
     `role` is the `application_name` that `pg_stat_activity` shows. No statement is prepared on the server,
-    so that a transaction pooler (PgBouncer) may stand between.
+    so that a transaction pooler (PgBouncer) may stand between. One that `migrates` has no timeout, and may work
+    outside of transactions.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: connect(dsn, role=role),
+        # The driver's own BEGIN would be a round trip of its own: ours is sent by the event below.
+        creator=lambda: connect(dsn, role=role, autocommit=not migrates),
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        pool_pre_ping=True,
         hide_parameters=True,
     )
+    if not migrates:
+        event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", _leave_read_only_server)
     return engine
 
@@ -66,13 +74,17 @@ def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
 
 
 @contextmanager
-def open_engine(settings: Settings, *, role: str, connections: int = 1) -> Iterator[Engine]:
+def open_engine(settings: Settings, *, role: str, connections: int = 1, migrates: bool = False) -> Iterator[Engine]:
     """Yield an engine as `make_engine` makes it, for as long as a command lasts; its connections are closed then."""
-    engine = make_engine(settings, role=role, connections=connections)
+    engine = make_engine(settings, role=role, connections=connections, migrates=migrates)
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(_BEGIN)
 
 
 def _leave_read_only_server(context: ExceptionContext) -> None:
@@ -95,14 +107,29 @@ def transaction(
     Raises `DatabaseError` (`SchemaError`, `RowLockedError`); SQLAlchemy's `DBAPIError` only where Postgres refuses a
     value for good.
     """
-    with database_errors(), engine.begin() as connection:
-        # SET LOCAL, not a startup option: a transaction pooler refuses those.
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+    with database_errors(), ExitStack() as stack:
+        connection = _begun(engine, stack)
+        if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
         if lock_timeout is not None:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
         if read_only:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         yield connection
+
+
+def _begun(engine: Engine, stack: ExitStack) -> Connection:
+    """Begin a transaction that ends with the stack; once more where the connection had died in the pool.
+
+    That is found out by BEGIN itself, before anything has happened, rather than by asking before each one. The pool
+    drops all connections that are older then.
+    """
+    try:
+        return stack.enter_context(engine.begin())
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        return stack.enter_context(engine.begin())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Bring a database up to date: schema `orcheo_dispatch`, an index on the API's table and, if wanted, a trigger."""
+"""Bring a database up to date: schema `orcheo_dispatch`, indexes on the API's table and, if wanted, a trigger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
-from shared.api_table import index_is_valid, make_index, notifies, set_notify
+from shared.api_table import INDEXES, indexes_are_valid, make_index, notifies, set_notify
 from shared.database import database_errors, open_engine, through_pooler
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import SCHEMA
@@ -39,7 +39,7 @@ class Migration:
 
 
 def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
-    """Bring the schema to the newest revision and, with `index`, make the index on pending runs.
+    """Bring the schema to the newest revision and, with `index`, make the indexes on pending runs.
 
     `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is.
 
@@ -48,7 +48,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
     a pooler stands between: a lock of a session would stay with a connection of the pool.
     """
     with (
-        open_engine(settings, role="migrate", connections=3) as engine,
+        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,
@@ -64,16 +64,16 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         connection.commit()
         after = current_revision(connection)
         connection.rollback()
-        created = make_index(engine) if index else False
+        created = [name for name in INDEXES if index and make_index(engine, name)]
         if notify is not None:
             set_notify(engine, on=notify)
-        present = bool(index_is_valid(connection))
+        present = indexes_are_valid(connection)
         assert after is not None
-        return Migration(before, after, created, present, notifies(connection))
+        return Migration(before, after, bool(created), present, notifies(connection))
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
-    """Take the schema back to revision `to`, for an older release; the index on pending runs stays.
+    """Take the schema back to revision `to`, for an older release; the indexes on pending runs stay.
 
     The trigger that notifies goes: an older release neither listens nor knows how to take it out.
     Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
@@ -83,7 +83,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
     if to not in known:
         raise SettingsError.wrong("--to", to, "one of " + ", ".join(sorted(known)))
     with (
-        open_engine(settings, role="migrate", connections=3) as engine,
+        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,
@@ -95,7 +95,9 @@ def migrate_back(settings: Settings, to: str) -> Migration:
         set_notify(engine, on=False)
         command.downgrade(_config(connection), to)
         connection.commit()
-        return Migration(before, to, index_created=False, index_present=bool(index_is_valid(connection)), notify=False)
+        return Migration(
+            before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)
+        )
 
 
 def _config(connection: Connection | None) -> Config:

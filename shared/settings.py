@@ -92,6 +92,18 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Runs that may wait in Redis at a time; the rest of the backlog stays in the database.",
     )
+    max_running_per_workflow: int | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW",
+        ge=1,
+        description="Runs of one workflow that may be claimed, queued or running at a time; unset is no limit.",
+    )
+    max_running_per_workspace: int | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKSPACE",
+        ge=1,
+        description="The same of one workspace; runs outside a workspace are not counted.",
+    )
     queue: str = Field(
         "orcheo.runs",
         alias="ORCHEO_DISPATCH_QUEUE",

@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, TextClause
 
 from shared import statements
 from shared.database import transaction
 from shared.errors import DatabaseError
-from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, Claim, Outcome, State
+from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Outcome, State
 from shared.logs import log
 from shared.processes import Workers, live_workers
 from shared.runs import STALE, Ending, NotBegun, Reaped, Run, Settled
 from shared.settings import LostRuns
+from shared.turns import NO_LIMITS, Limits, Turns
 
 __all__ = ["STALE", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found for a poll to do; by the time it is done it may be otherwise."""
+
+    lost: bool
+    """Leases of running runs are over."""
+    lapsed: bool
+    """Claims have waited for a lease."""
+    queued: int
+    """Claims that have not begun."""
+    pending: bool
+    """Runs are pending, claimed or not."""
+    in_turn: bool
+    """There is an index that leads from turn to turn."""
 
 
 class Store:
@@ -31,18 +49,48 @@ class Store:
         self._engine = engine
 
     def claim(
-        self, room: int, *, triggers: Sequence[str], every_trigger: bool, lease: float, dispatcher_id: UUID
+        self,
+        room: int,
+        *,
+        triggers: Sequence[str],
+        every_trigger: bool,
+        lease: float,
+        dispatcher_id: UUID,
+        turns: Turns | None = None,
+        limits: Limits = NO_LIMITS,
+        in_turn: bool = True,
     ) -> list[Claim]:
-        """Claim up to `room` of the oldest pending runs for `lease` seconds; no two callers get the same."""
-        rows = self._rows(
-            statements.CLAIM,
-            room=room,
-            triggers=list(triggers),
-            every_trigger=every_trigger,
-            lease=lease,
-            dispatcher_id=str(dispatcher_id),
-        )
-        return [Claim(row.run_id, row.fence) for row in rows]
+        """Claim up to `room` pending runs for `lease` seconds; no two callers get the same.
+
+        In turn by workspace and workflow, from where `turns` is; without `in_turn` the oldest first, whosever they are.
+        A few statements where the first leaves room. With `limits` one caller claims at a time, so that they hold
+        exactly, given that all dispatchers have the same.
+        """
+        turns = turns or Turns()
+        with transaction(self._engine) as connection:
+
+            def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
+                return connection.execute(
+                    statement,
+                    {
+                        "triggers": list(triggers),
+                        "every_trigger": every_trigger,
+                        "lease": lease,
+                        "dispatcher_id": str(dispatcher_id),
+                        "per_workflow": limits.per_workflow,
+                        "per_workspace": limits.per_workspace,
+                        **parameters,
+                    },
+                ).all()
+
+            if limits:
+                connection.execute(statements.LIMITED_CLAIMS_LOCK)
+            return turns.take(room, ask) if in_turn else turns.take_oldest(room, ask)
+
+    def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
+        """Return what there is for a poll to do."""
+        (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
+        return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn)
 
     def queued(self) -> int:
         """Return how many claims have not begun yet."""

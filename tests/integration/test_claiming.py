@@ -74,11 +74,7 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                END $$""",
         )
         gate.execute("SELECT pg_advisory_xact_lock(42)")
-        slowed = text(
-            statements.CLAIM.text.replace(
-                "WHERE r.status = 'pending'", "WHERE stop_once(r.id) AND r.status = 'pending'"
-            )
-        )
+        slowed = text(statements.CLAIM.text.replace("AND r.id NOT IN (", "AND stop_once(r.id) AND r.id NOT IN ("))
         taken: list[Claim] = []
         failures: list[BaseException] = []
 
@@ -89,13 +85,19 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                         slowed,
                         {
                             "room": 10,
+                            "keys": 64,
+                            "after_workspace": "",
+                            "workspaces_begun": [],
+                            "after_workflows": [],
+                            "per_workflow": None,
+                            "per_workspace": None,
                             "triggers": ["webhook"],
                             "every_trigger": False,
                             "lease": 60,
                             "dispatcher_id": str(uuid4()),
                         },
                     )
-                    taken.extend(Claim(row.run_id, row.fence) for row in rows)
+                    taken.extend(Claim(run_id, 1) for row in rows for run_id in row.run_ids)
             except BaseException as error:
                 failures.append(error)
 

@@ -88,7 +88,7 @@ def test_missing_schema_names_the_command_that_makes_it(
     stack = Stack(orcheo_database, redis_url, tmp_path / "side-effects")
     assert "run 'orcheo-dispatch migrate'" in _ran(stack, "worker", expect=3)
     assert f"is now revision {newest_revision()}" in _ran(stack, "migrate")
-    assert "index on pending runs: present" in _ran(stack, "migrate")
+    assert "indexes on pending runs: present" in _ran(stack, "migrate")
 
 
 def test_migrate_on_an_empty_database_says_what_is_missing(
@@ -119,6 +119,7 @@ def test_check_is_silent_about_nothing(database: Database, stack: Stack) -> None
         "Orcheo's tables",
         "our schema",
         "index on pending runs",
+        "index on turns",
         "broker",
         "executor",
     ):

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
+from shared.api_table import INDEXES
 from shared.database import make_engine
 from shared.errors import SchemaError
-from shared.ledger import PENDING_INDEX
 from shared.migrate import Migration, migrate
 from shared.revision import newest_revision
 from tests.databases import Database
@@ -38,11 +38,11 @@ def test_migrate_is_idempotent(orcheo_database: Database) -> None:
     )
 
 
-def test_migrate_touches_nothing_of_the_api_but_one_index(orcheo_database: Database) -> None:
+def test_migrate_touches_nothing_of_the_api_but_two_indexes(orcheo_database: Database) -> None:
     tables, columns = everything(orcheo_database, _PUBLIC), everything(orcheo_database, _COLUMNS)
     triggers = everything(orcheo_database, _TRIGGERS)
     migrate(settings_for(orcheo_database))
-    after = [row for row in everything(orcheo_database, _PUBLIC) if row["relname"] != PENDING_INDEX]
+    after = [row for row in everything(orcheo_database, _PUBLIC) if row["relname"] not in INDEXES]
     assert after == tables
     assert everything(orcheo_database, _COLUMNS) == columns
     assert everything(orcheo_database, _TRIGGERS) == triggers
@@ -82,16 +82,13 @@ def test_two_hosts_migrate_at_once(orcheo_database: Database) -> None:
     assert sum(each.revision_before is None for each in done) == 1
 
 
-def test_invalid_index_of_an_interrupted_migration_is_made_anew(orcheo_database: Database) -> None:
+@pytest.mark.parametrize("index", INDEXES)
+def test_invalid_index_of_an_interrupted_migration_is_made_anew(orcheo_database: Database, index: str) -> None:
     settings = settings_for(orcheo_database)
     migrate(settings)
-    execute(
-        orcheo_database,
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(%s)",
-        PENDING_INDEX,
-    )
+    execute(orcheo_database, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(%s)", index)
     assert migrate(settings).index_created
-    valid = one(orcheo_database, "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", PENDING_INDEX)
+    valid = one(orcheo_database, "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", index)
     assert valid["indisvalid"]
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import TextClause, create_mock_engine
 
 from shared import overview, statements
-from shared.ledger import PENDING_INDEX
+from shared.ledger import PENDING_INDEX, TURNS_INDEX
 from tests.databases import Database
 from tests.runs import claim_all, store_of
 
@@ -49,16 +49,25 @@ _CLAIM: dict[str, Any] = {
     "every_trigger": False,
     "lease": 60.0,
     "dispatcher_id": str(uuid4()),
+    "per_workflow": None,
+    "per_workspace": None,
 }
 _RUNS: dict[str, Any] = {"run_ids": ["x"] * 32, "fences": [1] * 32}
+_WINDOW: dict[str, Any] = {**_CLAIM, "keys": 64, "after_workspace": "", "workspaces_begun": [], "after_workflows": []}
+_GIVEN: dict[str, Any] = {**_CLAIM, "workspaces": ["", "a"], "workflows": ["w1", "w2"]}
+_LIMITS = {"per_workflow": 10, "per_workspace": 20}
 _CASES = {
-    "claim": (statements.CLAIM, _CLAIM, PENDING_INDEX),
-    "queued": (statements.QUEUED, {}, "dispatch_queued"),
-    "lapsed": (statements.LAPSED, {"batch": 100}, "dispatch_queued"),
+    "claim": (statements.CLAIM, _WINDOW, TURNS_INDEX),
+    "claim more": (statements.CLAIM_MORE, _GIVEN, TURNS_INDEX),
+    "claim under limits": (statements.CLAIM, {**_WINDOW, **_LIMITS}, TURNS_INDEX),
+    "claim oldest first": (statements.CLAIM_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
+    "look": (statements.LOOK, {"triggers": ["webhook"], "every_trigger": False, "index": TURNS_INDEX}, "dispatch_live"),
+    "queued": (statements.QUEUED, {}, "dispatch_live"),
+    "lapsed": (statements.LAPSED, {"batch": 100}, "dispatch_live"),
     "reap": (
         statements.REAP,
         {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "dispatcher"},
-        "dispatch_running",
+        "dispatch_live",
     ),
     "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
     "begin": (
@@ -98,7 +107,7 @@ _OF_THE_PAGE = {
     "hour": (overview.HOUR, {"hour_rows": 250_000, "sampled": 10_000}, {"dispatch_settled"}),
     "runs": (overview.RUNS, _CHOSEN, {"dispatch_settled", "dispatch_live", PENDING_INDEX}),
     "one workflow": (overview.RUNS, {**_CHOSEN, "workflow": "w7", "outcomes": ["lost"]}, {"dispatch_settled"}),
-    "stuck": (overview.STUCK, {"limit": 10}, {"dispatch_running"}),
+    "stuck": (overview.STUCK, {"limit": 10}, {"dispatch_live"}),
     "lost": (overview.LOST, {"limit": 10, "newest": 20_000}, {"dispatch_settled"}),
     "workflows": (overview.WORKFLOWS, {"limit": 50, "newest": 5_000}, {"dispatch_settled"}),
 }
@@ -129,10 +138,12 @@ def test_statements_use_their_indexes_with_bound_parameters(busy: psycopg.Connec
         assert not scanned & {"workflow_runs", "dispatch"}, f"{name} under {mode} reads all of {scanned}"
 
 
-def test_claim_works_without_the_index(busy: psycopg.Connection[Any]) -> None:
-    busy.execute(f"DROP INDEX {PENDING_INDEX}")
-    rows = busy.execute(_compiled(statements.CLAIM), _CLAIM).fetchall()
-    assert len(rows) == 100
+def test_claims_work_without_the_indexes(busy: psycopg.Connection[Any]) -> None:
+    busy.execute(f"DROP INDEX {PENDING_INDEX}, {TURNS_INDEX}")
+    for statement, parameters in ((statements.CLAIM, _WINDOW), (statements.CLAIM_OLDEST_FIRST, _CLAIM)):
+        with busy.transaction(force_rollback=True):
+            rows = busy.execute(_compiled(statement), parameters).fetchall()
+            assert sum(len(run_ids) for row in rows for run_ids in row if isinstance(run_ids, list)) == 200
 
 
 def _compiled(statement: TextClause) -> str:
@@ -163,4 +174,4 @@ def _scanned_whole(plan: Any) -> set[str]:
 
 def _good(index: str) -> set[str]:
     # For a row of the ledger the indexes of live and of running rows are as good as the primary key: they are few.
-    return {index, "dispatch_live", "dispatch_running"} if index == "dispatch_pkey" else {index}
+    return {index, "dispatch_live"} if index == "dispatch_pkey" else {index}
