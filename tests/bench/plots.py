@@ -1,0 +1,86 @@
+"""The plots: one PNG a curve, drawn without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tests.bench.result import Curve, Measurement, Series
+
+_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#2e8b57", "#ad1a72", "#787774")
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "font.size": 10,
+    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
+    "legend.frameon": False,
+}
+_DOTS_PER_INCH = 110
+
+
+def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
+    """Draw a curve with the medians, and the least and most of the rounds as a band or a whisker."""
+    wanted = [
+        each
+        for each in measurement.series
+        if each.metric == curve.metric and (not curve.systems or each.system in curve.systems)
+    ]
+    if not wanted:
+        raise ValueError(f"{measurement.name} has no series for the curve {curve.name}")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        if any(each.at is not None for each in wanted):
+            _lines(axes, wanted, curve)
+        else:
+            _bars(axes, wanted)
+        axes.set_title(curve.title, loc="left", fontsize=11)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _lines(axes: Axes, wanted: list[Series], curve: Curve) -> None:
+    for system in dict.fromkeys(each.system for each in wanted):
+        points = sorted(
+            ((each.at, each.spread) for each in wanted if each.system == system and each.at is not None),
+            key=lambda point: point[0],
+        )
+        places = [at for at, _ in points]
+        axes.plot(places, [spread.median for _, spread in points], marker="o", markersize=4, label=system)
+        axes.fill_between(
+            places, [spread.least for _, spread in points], [spread.most for _, spread in points], alpha=0.15
+        )
+    axes.set_xlabel(curve.x_label)
+    axes.set_ylabel(f"{curve.metric}, {wanted[0].unit}")
+    axes.set_xscale("log" if curve.log_x else "linear")
+    axes.set_yscale("log" if curve.log_y else "linear")
+    if not curve.log_y:
+        axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _bars(axes: Axes, wanted: list[Series]) -> None:
+    names = [each.system for each in wanted]
+    medians = [each.spread.median for each in wanted]
+    below = [each.spread.median - each.spread.least for each in wanted]
+    above = [each.spread.most - each.spread.median for each in wanted]
+    colours = [_COLOURS[0] if name.startswith("orcheo-dispatch") else _COLOURS[-1] for name in names]
+    axes.barh(names, medians, xerr=[below, above], color=colours, height=0.6, error_kw={"elinewidth": 1, "capsize": 3})
+    for row, median in enumerate(medians):
+        axes.annotate(
+            f" {median:,.0f}" if median >= 100 else f" {median:.3g}",
+            (above[row] + median, row),
+            va="center",
+            textcoords="offset points",
+            xytext=(3, 0),
+        )
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"{wanted[0].metric}, {wanted[0].unit}")
