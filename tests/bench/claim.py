@@ -163,22 +163,45 @@ def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
     rates = {at: found.values(OURS, _RATE, at) for at in (few, most)}
     one, eight = (found.values(_BY_DISPATCHERS, _RATE, at) for at in (1, 8))
     targets = (
-        Target(f"runs claimed a second, {most:,.0f} pending", Series("", "", "", rates[most]).spread, 30_000, "runs/s", at_least=True),
-        Target(f"{most:,.0f} pending, of the rate with {few:,.0f}", ratios(rates[most], rates[few]), 0.8, "times", at_least=True),
+        Target(
+            f"runs claimed a second, {most:,.0f} pending",
+            Series("", "", "", rates[most]).spread,
+            30_000,
+            "runs/s",
+            at_least=True,
+        ),
+        Target(
+            f"{most:,.0f} pending, of the rate with {few:,.0f}",
+            ratios(rates[most], rates[few]),
+            0.8,
+            "times",
+            at_least=True,
+        ),
         Target("eight dispatchers, of the rate of one", ratios(eight, one), 1.0, "times", at_least=True),
     )
     if not quick:
         beside = found.values(_BESIDE_ENDED, _RATE, _MANY)
         without = found.values(OURS, _RATE, _MANY)
-        targets += (Target(f"{_BESIDE_ENDED}, of the rate without", ratios(beside, without), 0.8, "times", at_least=True),)
+        targets += (
+            Target(f"{_BESIDE_ENDED}, of the rate without", ratios(beside, without), 0.8, "times", at_least=True),
+        )
     return Measurement(
         found.name,
         found.title,
         series,
         targets,
         curves=(
-            Curve("claim-pending", "Runs claimed a second by pending runs", _RATE, "pending runs", (OURS, _BESIDE_ENDED), log_x=True),
-            Curve("claim-dispatchers", "Runs claimed a second by dispatchers", _RATE, "dispatchers", (_BY_DISPATCHERS,)),
+            Curve(
+                "claim-pending",
+                "Runs claimed a second by pending runs",
+                _RATE,
+                "pending runs",
+                (OURS, _BESIDE_ENDED),
+                log_x=True,
+            ),
+            Curve(
+                "claim-dispatchers", "Runs claimed a second by dispatchers", _RATE, "dispatchers", (_BY_DISPATCHERS,)
+            ),
         ),
         notes=(_NOTE,),
     )
