@@ -52,7 +52,7 @@ def one_by_one(fire: Fire, count: int, *, pause: float) -> None:
     """Fire so many times, with pauses of `pause` seconds on average: from half of it to one and a half, at random."""
     for _ in range(count):
         fire()
-        time.sleep(random.uniform(0.5, 1.5) * pause)  # noqa: S311
+        time.sleep(random.uniform(0.5, 1.5) * pause)
 
 
 def stream(fires: list[Fire], *, rate: float, seconds: float) -> None:
@@ -91,7 +91,7 @@ def _fire_at(fire: Fire, rate: float, seconds: float, stopping: threading.Event 
     """Fire at moments that are fixed beforehand: one that took long makes the next ones no rarer."""
     stopping = stopping or threading.Event()
     began = time.monotonic()
-    at = random.expovariate(rate)  # noqa: S311
+    at = random.expovariate(rate)
     while at < seconds and not stopping.wait(max(0.0, began + at - time.monotonic())):
         fire()
-        at += random.expovariate(rate)  # noqa: S311
+        at += random.expovariate(rate)

@@ -14,13 +14,13 @@ Connection = psycopg.Connection[Any]
 WORKFLOWS = 50
 WORKSPACES = 5
 
-# Ids are hashes, so that they fall all over the indexes as the API's do. A millisecond between two runs.
+# Ids are hashes, so that they fall all over the indexes as the API's do.
 _PENDING = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
-SELECT gen_random_uuid()::text, coalesce(%(workflow)s, 'workflow-' || n %% {workflows}), 'version', 'pending', 'webhook',
-       %(payload)s::jsonb, at, at, 'workspace-' || n %% {workspaces}
-  FROM generate_series(1, %(count)s) AS n, LATERAL (SELECT clock_timestamp() + n * interval '1 us') AS t(at)
+SELECT gen_random_uuid()::text, coalesce(%(workflow)s, 'workflow-' || n %% {workflows}), 'version', 'pending',
+       'webhook', %(payload)s::jsonb, clock_timestamp(), now(), 'workspace-' || n %% {workspaces}
+  FROM generate_series(1, %(count)s) AS n
 """
 _ENDED = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,

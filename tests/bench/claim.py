@@ -16,6 +16,7 @@ from shared.store import Store
 from tests.bench import backlog
 from tests.bench.claimer import Claimers, Stretch, claim, claimers
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
+from tests.bench.setting import Scale, Setting
 from tests.databases import Database, create, drop, make_orcheo_tables, migrate
 
 ROOM = 1000
@@ -86,14 +87,14 @@ class _Tables:
         return _Table(dsn, connection)
 
 
-def measure(postgres_url: str, redis_url: str, *, rounds: int, quick: bool = False) -> Measurement:
+def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure claims on databases of their own on this server, which are dropped again."""
     found: dict[tuple[str, str, float], list[float]] = {}
     with ExitStack() as stack:
-        tables = _Tables(stack, postgres_url, redis_url)
-        by_pending = {pending: tables.add(pending=pending) for pending in (_PENDING[:2] if quick else _PENDING)}
+        tables = _Tables(stack, setting.postgres.url, setting.redis.url)
+        by_pending = {pending: tables.add(pending=pending) for pending in (_PENDING[:2] if scale.quick else _PENDING)}
         many = by_pending[_MANY]
-        beside_ended = None if quick else tables.add(pending=_MANY, ended=_ENDED)
+        beside_ended = None if scale.quick else tables.add(pending=_MANY, ended=_ENDED)
         pool = stack.enter_context(claimers(max(_DISPATCHERS)))
 
         def note(system: str, at: float, stretch: Stretch, room: int = ROOM) -> None:
@@ -109,7 +110,7 @@ def measure(postgres_url: str, redis_url: str, *, rounds: int, quick: bool = Fal
 
         for table in (*by_pending.values(), *([beside_ended] if beside_ended else [])):
             table.stretch(pool)
-        for _ in range(rounds):
+        for _ in range(scale.rounds):
             for pending, table in by_pending.items():
                 note(OURS, pending, table.stretch(pool))
             if beside_ended:
@@ -123,7 +124,7 @@ def measure(postgres_url: str, redis_url: str, *, rounds: int, quick: bool = Fal
         Series(system, metric, _UNITS[metric], tuple(values), at) for (system, metric, at), values in found.items()
     ]
     series.append(Series(OURS, _UNTIL_SERVED, "claims", (float(flooded),)))
-    return _measurement(tuple(series), quick=quick)
+    return _measurement(tuple(series), quick=scale.quick)
 
 
 _RATE = "runs claimed a second"
@@ -208,7 +209,7 @@ def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
 
 
 _NOTE = (
-    f"A dispatcher's own claim, {ROOM:,} runs at a time, {_STRETCH} claims a stretch, shared by the dispatchers, each a "
-    "process with a connection. Only the claims are timed. After a stretch, untimed, what it claimed is begun and "
+    f"A dispatcher's own claim, {ROOM:,} runs at a time, {_STRETCH} claims a stretch, shared by the dispatchers, each "
+    "a process with a connection. Only the claims are timed. After a stretch, untimed, what it claimed is begun and "
     "settled, and as many pending runs are added. The rounds go through all tables in turn."
 )

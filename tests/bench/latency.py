@@ -223,16 +223,17 @@ def _measurement(found: dict[tuple[str, str], list[list[float]]], rate: float, o
             Curve("latency-idle", "Commit to begin, idle", f"p50, {_IDLE}", systems=(STOCK, HINT, LISTEN)),
             Curve("latency-half", "Commit to begin, at half load", f"p50, {_HALF}", systems=(STOCK, HINT, LISTEN)),
         ),
-        notes=(
-            f"Half load is {rate:.0f} runs a second for all: half of what the stock worker ends while webhooks come as "
-            f"fast as they can. Half of ours is {own_rate:.0f}. {_NOTE}",
-        ),
+        notes=(_LOADS.format(rate=rate, own_rate=own_rate), _NOTE),
     )
 
 
+_LOADS = (
+    "Half load is {rate:.0f} runs a second for all: half of what the stock worker ends while webhooks come as fast as "
+    "they can. Half of what ours ends then is {own_rate:.0f}."
+)
 _NOTE = (
-    "Both moments are noted by one trigger on the API's table, at the end of the transaction that inserts the run and of "
-    "the one that makes it running, by the server's clock. For LISTEN and for polling alone the runs are inserted "
+    "Both moments are noted by one trigger on the API's table, at the end of the transaction that inserts the run and "
+    "of the one that makes it running, by the server's clock. For LISTEN and for polling alone the runs are inserted "
     "without the API, so nobody pushes; for the push, and for polling alone, the trigger that notifies does nothing. "
     "The p50 is a round's, with the least and the most of the rounds; p95 and p99 are of all rounds together."
 )
