@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +19,6 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "font.size": 10,
-    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 110
@@ -46,15 +46,20 @@ def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
 
 
 def _lines(axes: Axes, wanted: list[Series], curve: Curve) -> None:
-    for system in dict.fromkeys(each.system for each in wanted):
+    systems = dict.fromkeys(each.system for each in wanted)
+    for system, colour in zip(systems, itertools.cycle(_COLOURS), strict=False):
         points = sorted(
             ((each.at, each.spread) for each in wanted if each.system == system and each.at is not None),
             key=lambda point: point[0],
         )
         places = [at for at, _ in points]
-        axes.plot(places, [spread.median for _, spread in points], marker="o", markersize=4, label=system)
+        axes.plot(places, [spread.median for _, spread in points], marker="o", markersize=4, color=colour, label=system)
         axes.fill_between(
-            places, [spread.least for _, spread in points], [spread.most for _, spread in points], alpha=0.15
+            places,
+            [spread.least for _, spread in points],
+            [spread.most for _, spread in points],
+            color=colour,
+            alpha=0.15,
         )
     axes.set_xlabel(curve.x_label)
     axes.set_ylabel(f"{curve.metric}, {wanted[0].unit}")

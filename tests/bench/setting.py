@@ -43,7 +43,11 @@ SELECT c.oid::regclass::text AS name FROM pg_class AS c JOIN pg_namespace AS n O
        ('public', 'checkpoints'), ('public', 'checkpoint_blobs'), ('public', 'checkpoint_writes'),
        ('orcheo_dispatch', 'dispatch'))
 """
-_LIVE = "SELECT EXISTS (SELECT FROM workflow_runs WHERE status IN ('pending', 'running')) AS live"
+# Two questions for two indexes; the second is asked only when the first says no.
+_LIVE = """
+SELECT EXISTS (SELECT FROM workflow_runs WHERE status = 'pending')
+    OR EXISTS (SELECT FROM workflow_runs WHERE status = 'running') AS live
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,14 @@ class Setting:
             migrate(Settings.load(postgres_dsn=self.postgres.url, redis_url=self.redis.url))
         return self._api.start()
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the environment of our processes and of Orcheo's: the servers' addresses, and what Orcheo needs."""
+        if self._api is None:
+            _ = self.api
+        assert self._api is not None
+        return {**self._api.variables, "ORCHEO_API_URL": self._api.url}
+
     @contextmanager
     def without_api(self) -> Iterator[None]:
         """Stop the API meanwhile: for measurements that it has no part in."""
@@ -156,7 +168,8 @@ class Setting:
 
     def empty(self) -> None:
         """Forget all runs and messages, and give Postgres nothing left to write for them."""
-        _ = self.api
+        if self._api is None:
+            _ = self.api
         tables = [row["name"] for row in self.rows(_TABLES_OF_RUNS)]
         self.rows(f"TRUNCATE {', '.join(tables)}")
         with redis.Redis.from_url(self.redis.url) as client:
@@ -166,7 +179,7 @@ class Setting:
     def until_terminal(self, *, seconds: float = DEADLINE_SECONDS) -> float:
         """Wait until no run is pending or running, and return how long that took from now on."""
         began = time.monotonic()
-        until(lambda: not self.value(_LIVE), seconds=seconds, what="end of all runs", pause=0.1)
+        until(lambda: not self.value(_LIVE), seconds=seconds, what="end of all runs", pause=0.2)
         return time.monotonic() - began
 
     def statuses(self) -> dict[str, int]:
@@ -175,12 +188,14 @@ class Setting:
         return {row["status"]: row["runs"] for row in found}
 
     @contextmanager
-    def ours(self, *, beats: int = 1, dispatchers: int = 1, workers: int = 1, **variables: str) -> Iterator[Running]:
+    def ours(
+        self, variables: Mapping[str, str] | None = None, *, beats: int = 1, dispatchers: int = 1, workers: int = 1
+    ) -> Iterator[Running]:
         """Run our processes, as an operator starts them, with these variables on top of the defaults.
 
         Groups `beat`, `dispatcher`, `worker`. Returns when all are up; workers are up before a dispatcher starts.
         """
-        environment = {**self.api.variables, **variables}
+        environment = {**self.variables, **(variables or {})}
         with ExitStack() as stack:
             running = Running(self)
             for kind, count in (("worker", workers), ("beat", beats), ("dispatcher", dispatchers)):
@@ -197,7 +212,7 @@ class Setting:
     def stock(self, *, concurrency: int = 2) -> Iterator[Running]:
         """Run Orcheo's own worker, fed by the API's push in queue `celery`. Group `worker`; returns when it is up."""
         command = [*_STOCK, "worker", f"--concurrency={concurrency}", "--loglevel=INFO"]
-        with self.process("worker", command, says="ready.", **self.api.variables) as started:
+        with self.process("worker", command, says="ready.", **self.variables) as started:
             wait_until_at_work([started])
             yield Running(self, [started])
 
