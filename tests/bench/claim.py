@@ -15,7 +15,7 @@ from shared.settings import Settings
 from shared.store import Store
 from tests.bench import backlog
 from tests.bench.claimer import Claimers, Stretch, claim, claimers
-from tests.bench.result import Curve, Measurement, Series, Target, ratios
+from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios
 from tests.bench.setting import Scale, Setting
 from tests.databases import Database, create, drop, make_orcheo_tables, migrate
 
@@ -163,10 +163,10 @@ def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
     few, *_, most = (each.at for each in series if each.system == OURS and each.metric == _RATE)
     rates = {at: found.values(OURS, _RATE, at) for at in (few, most)}
     one, eight = (found.values(_BY_DISPATCHERS, _RATE, at) for at in (1, 8))
-    targets = (
+    targets = [
         Target(
             f"runs claimed a second, {most:,.0f} pending",
-            Series("", "", "", rates[most]).spread,
+            Spread.of(rates[most]),
             30_000,
             "runs/s",
             at_least=True,
@@ -179,18 +179,17 @@ def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
             at_least=True,
         ),
         Target("eight dispatchers, of the rate of one", ratios(eight, one), 1.0, "times", at_least=True),
-    )
+    ]
     if not quick:
         beside = found.values(_BESIDE_ENDED, _RATE, _MANY)
         without = found.values(OURS, _RATE, _MANY)
-        targets += (
-            Target(f"{_BESIDE_ENDED}, of the rate without", ratios(beside, without), 0.8, "times", at_least=True),
-        )
+        found_beside = ratios(beside, without)
+        targets.append(Target(f"{_BESIDE_ENDED}, of the rate without", found_beside, 0.8, "times", at_least=True))
     return Measurement(
         found.name,
         found.title,
         series,
-        targets,
+        tuple(targets),
         curves=(
             Curve(
                 "claim-pending",

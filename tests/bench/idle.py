@@ -12,6 +12,7 @@ from tests.bench.statements import counted
 TITLE = "Doing nothing"
 OURS = "orcheo-dispatch"
 _INTERVAL_SECONDS = 1
+_VARIABLES = {"ORCHEO_DISPATCH_POLL_INTERVAL": str(_INTERVAL_SECONDS)}
 _DISPATCHERS = (0, 1, 4, 16)
 """Without any, to know what the servers take by themselves."""
 _SETTLE_SECONDS = 8
@@ -29,12 +30,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
             # Ticks of the clock that counts CPU are 10 ms: for the one that has a target, longer windows.
             seconds = scale.size(12 if dispatchers == 1 else 6, 2)
             setting.empty()
-            with setting.ours(
-                beats=1 if dispatchers else 0,
-                dispatchers=dispatchers,
-                workers=0,
-                ORCHEO_DISPATCH_POLL_INTERVAL=str(_INTERVAL_SECONDS),
-            ) as running:
+            with setting.ours(_VARIABLES, beats=min(1, dispatchers), dispatchers=dispatchers, workers=0) as running:
                 time.sleep(scale.size(_SETTLE_SECONDS, 1))
                 cpu: dict[str, list[float]] = {name: [] for name in _CPU}
                 for _ in range(scale.rounds):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -98,7 +99,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         ours, template = stack.enter_context(_ours(setting))
         stack.enter_context(setting.stock(concurrency=_WORKERS))
         variables = {**ours.api.variables, "ORCHEO_DISPATCH_POLL_INTERVAL": str(_INTERVAL_SECONDS)}
-        stack.enter_context(setting.ours(workers=_WORKERS, **variables))
+        stack.enter_context(setting.ours(variables, workers=_WORKERS))
         insert = stack.enter_context(template.inserting())
         wake = _Wake(ours.connection)
         stock.warm_up()
@@ -106,42 +107,45 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         burst = scale.size(150, 20)
         rate, own_rate = stock.capacity(burst) / 2, ours.capacity(burst) / 2
 
-        found: dict[tuple[str, str], list[list[float]]] = {}
-        ways: list[tuple[str, _Side, Fire, bool]] = [
-            (STOCK, stock, stock.webhook, False),
-            (HINT, ours, ours.webhook, False),
+        ways = [
+            _Way(STOCK, stock, stock.webhook),
+            _Way(HINT, ours, ours.webhook),
+            _Way(LISTEN, ours, insert, senders=1, notify=True),
+            # It finds several at once, so they come more rarely.
+            _Way(POLLING, ours, insert, senders=1, rarer=3),
         ]
-        if wake.there:
-            ways.append((LISTEN, ours, insert, True))
-        ways.append((POLLING, ours, insert, False))
+        found: dict[tuple[str, str], list[list[float]]] = {}
         for _ in range(scale.rounds):
-            for name, side, fire, notify in ways:
-                wake.set(notify)
-                loads = [
-                    (_IDLE, lambda name=name, fire=fire: _trickle(fire, scale, alone=name == POLLING)),
-                    (
-                        _HALF,
-                        lambda fire=fire: stream([fire] * _senders(fire, insert), rate=rate, seconds=scale.size(3, 1)),
-                    ),
-                ]
-                if name == HINT:
-                    own = lambda fire=fire: stream([fire] * _SENDERS, rate=own_rate, seconds=scale.size(3, 1))  # noqa: E731
-                    loads.append((_OWN_HALF, own))
-                for load, arrive in loads:
-                    found.setdefault((name, load), []).append(side.delays(arrive))
+            for way in ways:
+                if way.notify and not wake.there:
+                    continue
+                wake.set(way.notify)
+                loads = {_IDLE: partial(way.trickle, scale), _HALF: partial(way.stream, rate, scale)}
+                if way.system == HINT:
+                    loads[_OWN_HALF] = partial(way.stream, own_rate, scale)
+                for load, arrive in loads.items():
+                    found.setdefault((way.system, load), []).append(way.side.delays(arrive))
         return _measurement(found, rate, own_rate)
 
 
-def _trickle(fire: Fire, scale: Scale, *, alone: bool) -> None:
-    """Let runs arrive one by one. What polls alone finds several at once, so they come more rarely."""
-    if alone:
-        one_by_one(fire, scale.size(25, 5), pause=3 * _PAUSE_SECONDS)
-    else:
-        one_by_one(fire, scale.size(60, 10), pause=_PAUSE_SECONDS)
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way by which a worker comes to know of a run."""
 
+    system: str
+    side: _Side
+    fire: Fire
+    senders: int = _SENDERS
+    notify: bool = False
+    rarer: int = 1
 
-def _senders(fire: Fire, insert: Fire) -> int:
-    return 1 if fire is insert else _SENDERS
+    def trickle(self, scale: Scale) -> None:
+        """Let runs arrive one by one, each after the last one has ended."""
+        one_by_one(self.fire, scale.size(60, 10) // self.rarer, pause=_PAUSE_SECONDS * self.rarer)
+
+    def stream(self, rate: float, scale: Scale) -> None:
+        """Let runs arrive at a rate, whatever becomes of them."""
+        stream([self.fire] * self.senders, rate=rate, seconds=scale.size(3, 1))
 
 
 class _Wake:

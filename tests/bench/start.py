@@ -47,10 +47,10 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
 def _with_noop(setting: Setting) -> Callable[[], Values]:
     def once() -> Values:
         setting.empty()
-        with setting.ours(workers=0, **_EXECUTOR):
+        with setting.ours(_EXECUTOR, workers=0):
             runs.insert(setting, 1)
             until(lambda: setting.value(_PUBLISHED), seconds=_DEADLINE_SECONDS, what="message")
-            return {_SECONDS: _first_begin(setting, "worker", _ours("worker"), _BEGUN, **_EXECUTOR)}
+            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN, _EXECUTOR)}
 
     return once
 
@@ -63,7 +63,7 @@ def _with_orcheo(setting: Setting) -> Callable[[], Values]:
         with setting.ours(workers=0):
             setting.api.fire_webhook(workflow_id, {"name": "Ada"})
             until(lambda: setting.value(_PUBLISHED), seconds=_DEADLINE_SECONDS, what="message")
-            return {_SECONDS: _first_begin(setting, "worker", _ours("worker"), _BEGUN)}
+            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN)}
 
     return once
 
@@ -76,7 +76,7 @@ def _stock(setting: Setting) -> Callable[[], Values]:
         setting.empty()
         setting.api.fire_webhook(workflow_id, {"name": "Ada"})
         command = [*program, "worker", "--concurrency=2", "--loglevel=INFO"]
-        return {_SECONDS: _first_begin(setting, "worker", command, _STARTED)}
+        return {_SECONDS: _first_begin(setting, command, _STARTED)}
 
     return once
 
@@ -85,22 +85,22 @@ def _whole(setting: Setting) -> Callable[[], Values]:
     def once() -> Values:
         setting.empty()
         runs.insert(setting, 1)
-        variables = {**setting.api.variables, **_EXECUTOR}
+        variables = {**setting.variables, **_EXECUTOR}
         with ExitStack() as stack:
             stack.enter_context(setting.process("beat", _ours("beat"), **variables))
             stack.enter_context(setting.process("dispatcher", _ours("dispatcher"), **variables))
-            return {_SECONDS: _first_begin(setting, "worker", _ours("worker"), _BEGUN, **_EXECUTOR)}
+            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN, _EXECUTOR)}
 
     return once
 
 
-def _first_begin(setting: Setting, group: str, command: list[str], query: str, **variables: str) -> float:
+def _first_begin(setting: Setting, command: list[str], query: str, variables: Mapping[str, str] | None = None) -> float:
     """Return the seconds from the start of this process, by the kernel, to the first begin, by the database's clock.
 
     Both are the clock of this machine. The process is stopped when all runs have ended.
     """
-    with setting.process(group, command, **{**setting.api.variables, **variables}) as started:
-        at_start = psutil.Process(started.process.pid).create_time()
+    with setting.process("worker", command, **{**setting.variables, **(variables or {})}) as started:
+        at_start: float = psutil.Process(started.process.pid).create_time()
         until(
             lambda: started.at_work() and setting.value(query) is not None,
             seconds=_DEADLINE_SECONDS,
@@ -120,9 +120,10 @@ def _at_rest(setting: Setting, scale: Scale) -> list[Series]:
     """Return the memory of each process after it has been started and has executed one run, if any."""
     found: list[Series] = []
     workflow_id = setting.workflow(WORKFLOW)
-    for system, variables in ((NOOP, _EXECUTOR), (ORCHEO, {})):
+    executors: dict[str, Mapping[str, str]] = {NOOP: _EXECUTOR, ORCHEO: {}}
+    for system, variables in executors.items():
         setting.empty()
-        with setting.ours(**variables) as running:
+        with setting.ours(variables) as running:
             setting.api.fire_webhook(workflow_id, {"name": "Ada"})
             setting.until_terminal()
             time.sleep(scale.size(_REST_SECONDS, 1))
