@@ -6,15 +6,13 @@ import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from uuid import uuid4
 
 import psycopg
 
 from shared.database import open_engine
 from shared.settings import Settings
-from shared.store import Store
 from tests.bench import backlog
-from tests.bench.claimer import Claimers, Stretch, claim, claimers
+from tests.bench.claimer import Claimer, Claimers, Stretch, claimers
 from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios
 from tests.bench.setting import Scale, Setting
 from tests.databases import Database, create, drop, make_orcheo_tables, migrate
@@ -32,6 +30,8 @@ _MANY = 100_000
 
 _FLOOD = "workflow-that-floods"
 _FEW = 10
+_GIVE_UP = 200
+"""Oldest first it would be a thousand."""
 _FLOOD_ROOM = 100
 """The default batch size: that is what fairness has to work with."""
 _FEW_LEFT = "SELECT count(*) FROM workflow_runs WHERE status = 'pending' AND workflow_id <> %s"
@@ -150,9 +150,9 @@ def _flooded(tables: _Tables) -> int:
     backlog.vacuum(table.connection)
     claims = 0
     with open_engine(Settings.load(postgres_dsn=table.dsn), role="claimer") as engine:
-        store, dispatcher_id = Store(engine), uuid4()
-        while table.connection.execute(_FEW_LEFT, (_FLOOD,)).fetchall()[0][0]:
-            claim(store, _FLOOD_ROOM, dispatcher_id)
+        claimer = Claimer(engine)
+        while table.connection.execute(_FEW_LEFT, (_FLOOD,)).fetchall()[0][0] and claims < _GIVE_UP:
+            claimer.claim(_FLOOD_ROOM)
             claims += 1
             backlog.work_off(table.connection)
     return claims

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psutil
 from sqlalchemy import Engine, text
 
 from shared.database import make_engine, transaction
-from shared.ledger import Claim
 from shared.settings import Settings
 from shared.store import Store
 
@@ -23,11 +22,23 @@ LEASE_SECONDS = 3600.0
 _ANSWER_SECONDS = 300
 
 
-def claim(store: Store, room: int, dispatcher_id: UUID) -> list[Claim]:
-    """Claim as a dispatcher with the default settings does; the one place that knows how."""
-    return store.claim(
-        room, triggers=("webhook", "cron"), every_trigger=False, lease=LEASE_SECONDS, dispatcher_id=dispatcher_id
-    )
+class Claimer:
+    """Claims as a dispatcher with the default settings does; the one place that knows how."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._store = Store(engine)
+        self._dispatcher_id = uuid4()
+
+    def claim(self, room: int) -> int:
+        """Claim up to `room` runs and return how many it got."""
+        claims = self._store.claim(
+            room,
+            triggers=("webhook", "cron"),
+            every_trigger=False,
+            lease=LEASE_SECONDS,
+            dispatcher_id=self._dispatcher_id,
+        )
+        return len(claims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +120,29 @@ def claimers(count: int) -> Iterator[Claimers]:
 
 def _serve(orders: Connection) -> None:
     """Carry out orders until nobody gives any. A connection is opened before the clock runs, and kept."""
-    dispatcher_id = uuid4()
     engines: dict[str, Engine] = {}
+    made: dict[str, Claimer] = {}
     try:
         while True:
             order: Order = orders.recv()
             if order.dsn not in engines:
                 engines[order.dsn] = _engine(order.dsn)
-            engine = engines[order.dsn]
-            store = Store(engine)
-            with transaction(engine) as connection:
+                made[order.dsn] = Claimer(engines[order.dsn])
+            with transaction(engines[order.dsn]) as connection:
                 orders.send(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
             orders.recv()
-            orders.send(_claim_all(store, order, dispatcher_id))
+            orders.send(_claim_all(made[order.dsn], order))
     except EOFError:
         for engine in engines.values():
             engine.dispose()
 
 
-def _claim_all(store: Store, order: Order, dispatcher_id: UUID) -> Answer:
+def _claim_all(claimer: Claimer, order: Order) -> Answer:
     cpu, began = time.process_time(), time.monotonic()
     seconds, runs = [], 0
     for _ in range(order.claims):
         start = time.monotonic()
-        runs += len(claim(store, order.room, dispatcher_id))
+        runs += claimer.claim(order.room)
         seconds.append(time.monotonic() - start)
     return Answer(began, time.monotonic(), seconds, runs, time.process_time() - cpu)
 

@@ -13,10 +13,11 @@ TITLE = "Doing nothing"
 OURS = "orcheo-dispatch"
 _INTERVAL_SECONDS = 1
 _VARIABLES = {"ORCHEO_DISPATCH_POLL_INTERVAL": str(_INTERVAL_SECONDS)}
-_DISPATCHERS = (0, 1, 4, 16)
-"""Without any, to know what the servers take by themselves."""
-_SETTLE_SECONDS = 8
-_COUNT_SECONDS = 15
+_WINDOW_SECONDS = {0: 2, 1: 10, 4: 6, 16: 6}
+"""By dispatchers; none, to know what the servers take by themselves. CPU is counted in ticks of 10 ms: the number that
+has a target gets the longest."""
+_SETTLE_SECONDS = 6
+_COUNT_SECONDS = 10
 _CPU = ("CPU, a dispatcher", "CPU, Beat", "CPU, Postgres", "CPU, Redis")
 
 
@@ -24,11 +25,10 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure CPU over a window a round, then count statements in a window of its own: counting costs as well."""
     series: list[Series] = []
     with setting.without_api():
-        for dispatchers in _DISPATCHERS:
+        for dispatchers in _WINDOW_SECONDS:
             if scale.quick and dispatchers > 4:
                 continue
-            # Ticks of the clock that counts CPU are 10 ms: for the one that has a target, longer windows.
-            seconds = scale.size(12 if dispatchers == 1 else 6, 2)
+            seconds = scale.size(_WINDOW_SECONDS[dispatchers], 2)
             setting.empty()
             with setting.ours(_VARIABLES, beats=min(1, dispatchers), dispatchers=dispatchers, workers=0) as running:
                 time.sleep(scale.size(_SETTLE_SECONDS, 1))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 
 import httpx
 
 from ops.demo import WORKFLOW
 from tests.bench.arrivals import Template, background
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
-from tests.bench.rounds import Values, in_turn, say
+from tests.bench.rounds import Values, say
 from tests.bench.setting import Scale, Setting
 
 TITLE = "Webhook latency"
@@ -26,35 +25,35 @@ _COUNT = "SELECT count(*) FROM workflow_runs WHERE status NOT IN ('pending', 'ru
 
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
-    """Measure all three in turn, each with tables and queues that were empty at first."""
+    """Measure all three in turn, round by round; our processes are started anew in each."""
     workflow_id = setting.workflow(WORKFLOW)
     setting.empty()
     template = Template(setting.api, setting.postgres.url, workflow_id)
-    rate = _capacity(setting, template, scale) / 2
-    say(f"  half load is {rate:.0f} runs a second")
     url = f"{setting.api.url}/api/workflows/{workflow_id}/triggers/webhook"
-    count = scale.size(200, 20)
+    count = scale.size(120, 20)
+    rate = _capacity(setting, template, url, scale) / 2
+    say(f"  half load is {rate:.0f} runs a second")
+    found: dict[str, list[Values]] = {ALONE: [], IDLE: [], BUSY: []}
 
-    def alone() -> Values:
+    def note(system: str) -> None:
+        time.sleep(scale.size(_SETTLE_SECONDS, 1))
+        found[system].append(_requests(url, count))
+        say(f"  {system}: {found[system][-1]}")
+
+    for _ in range(scale.rounds):
         setting.empty()
-        time.sleep(_SETTLE_SECONDS)
-        return _requests(url, count)
-
-    def idle() -> Values:
-        setting.empty()
-        with setting.ours(workers=_WORKERS):
-            time.sleep(_SETTLE_SECONDS)
-            return _requests(url, count)
-
-    def busy() -> Values:
+        note(ALONE)
         setting.empty()
         with setting.ours(workers=_WORKERS), template.inserting() as insert:
+            note(IDLE)
             with background([insert], rate=rate):
-                time.sleep(_SETTLE_SECONDS)
-                return _requests(url, count)
-
-    systems: dict[str, Callable[[], Values]] = {ALONE: alone, IDLE: idle, BUSY: busy}
-    return _measurement(in_turn(scale, systems), rate)
+                note(BUSY)
+    series = [
+        Series(system, metric, unit, tuple(each[metric, unit] for each in rounds))
+        for system, rounds in found.items()
+        for metric, unit in (_P50, _P95)
+    ]
+    return _measurement(series, rate)
 
 
 def _requests(url: str, count: int) -> Values:
@@ -70,12 +69,11 @@ def _requests(url: str, count: int) -> Values:
     return {_P50: statistics.median(milliseconds), _P95: statistics.quantiles(milliseconds, n=20)[-1]}
 
 
-def _capacity(setting: Setting, template: Template, scale: Scale) -> float:
-    """Return how many runs a second our stack ends where enough are pending."""
+def _capacity(setting: Setting, template: Template, url: str, scale: Scale) -> float:
+    """Return how many runs a second our stack ends where enough are pending; it and the API are warm then."""
     count = scale.size(400, 50)
     with setting.ours(workers=_WORKERS), template.inserting() as insert:
-        for _ in range(20):
-            insert()
+        _requests(url, scale.size(50, 5))
         setting.until_terminal()
         before, began = setting.value(_COUNT), time.monotonic()
         for _ in range(count):
@@ -113,5 +111,6 @@ _NOTE = (
     "Requests one after the other on one connection that is kept, from a table without runs, with pauses of "
     f"{1000 * _PAUSE_SECONDS:.0f} ms after each answer. Alone, nothing of ours runs and the runs stay pending. Idle, "
     f"our stack ({_WORKERS} workers) has nothing to do but the run that the last request made. At half load "
-    "{rate:.0f} runs a second, half of what it ends, are inserted besides, without the API."
+    "{rate:.0f} runs a second, half of what it ends, are inserted besides, without the API. Our processes are started "
+    "anew in each round."
 )
