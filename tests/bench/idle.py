@@ -25,10 +25,10 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure CPU over a window a round, then count statements in a window of its own: counting costs as well."""
     series: list[Series] = []
     with setting.without_api():
-        for dispatchers in _WINDOW_SECONDS:
+        for dispatchers, full_seconds in _WINDOW_SECONDS.items():
             if scale.quick and dispatchers > 4:
                 continue
-            seconds = scale.size(_WINDOW_SECONDS[dispatchers], 2)
+            seconds = scale.size(full_seconds, 2)
             setting.empty()
             with setting.ours(_VARIABLES, beats=min(1, dispatchers), dispatchers=dispatchers, workers=0) as running:
                 time.sleep(scale.size(_SETTLE_SECONDS, 1))
