@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         failed = False
     else:
+        if asked.json is not None:
+            asked.json.parent.mkdir(parents=True, exist_ok=True)
         scale = Scale(1 if asked.quick else asked.rounds, asked.quick)
         try:
             found, failed = _measure(asked.only, scale, asked.json)

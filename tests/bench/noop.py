@@ -25,10 +25,12 @@ SETTINGS = {
 }
 """For throughput; all else is as by default."""
 _CONCURRENCY = 32
-_MANAGERS, _BATCH = 5, 100
+_ONE_MANAGER = {"BENCH_MANAGERS": "1", "BENCH_BATCH": "10"}
+_TUNED = {"BENCH_MANAGERS": "5", "BENCH_BATCH": "100"}
 # A peer's rate does not depend on how long it goes on; its own backlog does not end within this.
 _BOX_SECONDS = 6.0
 _PROCESSES = (1, 2)
+_WARM_UP_RUNS = 200
 
 _WINDOW = """
 SELECT count(*) FILTER (WHERE outcome = 'succeeded') AS runs,
@@ -49,7 +51,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     if not missing:
         systems |= _peers(setting, count)
     with setting.without_api():
-        series = in_turn(scale, systems)
+        series = in_turn(scale, systems, warm_up=False)
     notes = [_note(count)]
     if missing:
         notes.append(f"Without the peers: {', '.join(missing)} not installed.")
@@ -60,8 +62,11 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
 def _ours(setting: Setting, count: int, processes: int) -> Callable[[], Values]:
     def once() -> Values:
         setting.empty()
-        runs.insert(setting, count)
         with setting.ours(SETTINGS, workers=processes) as running:
+            runs.insert(setting, _WARM_UP_RUNS)
+            setting.until_terminal()
+            setting.forget_runs()
+            runs.insert(setting, count)
             used = running.used()
             setting.until_terminal()
             used.stop()
@@ -82,14 +87,14 @@ def _peers(setting: Setting, count: int) -> Mapping[str, Callable[[], Values]]:
     say("  making the peers' queues")
     procrastinate, pgqueuer = Procrastinate(setting), PgQueuer(setting)
     few = {"BENCH_DSN": procrastinate.dsn, "BENCH_CONNECTIONS": "20"}
-    default = {"BENCH_DSN": pgqueuer.dsn}
-    tuned = {**default, "BENCH_MANAGERS": str(_MANAGERS), "BENCH_BATCH": str(_BATCH)}
+    one = {"BENCH_DSN": pgqueuer.dsn, **_ONE_MANAGER}
+    tuned = {"BENCH_DSN": pgqueuer.dsn, **_TUNED}
     systems: dict[str, Callable[[], Values]] = {}
     for processes in _PROCESSES:
         for name, queue, command, variables in (
             ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
-            ("PgQueuer", pgqueuer, pgqueuer.command(), default),
-            ("PgQueuer, tuned", pgqueuer, pgqueuer.tuned(), tuned),
+            ("PgQueuer", pgqueuer, pgqueuer.command(), one),
+            ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
         ):
             systems[_name(name, processes)] = _peer(setting, queue, command, variables, count, processes)
     return systems
@@ -102,7 +107,6 @@ def _peer(
         queue.fill(count)
         with ExitStack() as stack:
             running = Running(setting)
-            used = running.used()
             for _ in range(processes):
                 running.processes.append(stack.enter_context(setting.process("worker", command, **variables)))
             until(lambda: queue.progress().ended > 0, seconds=60, what="first job of the peer", pause=0.01)
@@ -147,12 +151,12 @@ def _name(system: str, processes: int) -> str:
 
 
 def _note(count: int) -> str:
+    settings = " ".join(f"`{name}={value}`" for name, value in SETTINGS.items())
     return (
-        f"{count:,} rows are there before the processes that take them start; the rate is from the first that is taken "
-        "to the last that has ended, by the database's clock. Ours: `"
-        + "`, `".join(f"{name}={value}" for name, value in SETTINGS.items())
-        + f"`, one Beat, one dispatcher. Procrastinate: `--concurrency {_CONCURRENCY}`, 20 connections, the log at "
-        "`warning`. PgQueuer: `pgq run` with its defaults (batches of 10), after `pgq autovac`; tuned: "
-        f"{_MANAGERS} managers a process on uvloop, as its own benchmark has them, with batches of {_BATCH}. Peers are "
-        f"stopped after {_BOX_SECONDS:g} s."
+        f"{count:,} rows, committed at once; the rate is from the first that is taken to the last that has ended, by "
+        f"the database's clock. Ours: {settings}, one Beat, one dispatcher. Procrastinate: `--concurrency "
+        f"{_CONCURRENCY}`, 20 connections, its log at `warning`. PgQueuer, with its settings for autovacuum, on "
+        "asyncpg and uvloop: one manager a process and batches of 10, which are its defaults; tuned: five managers a "
+        "process, as its own benchmark has them, and batches of 100. The peers' jobs are there before their workers "
+        f"start; who has not ended after {_BOX_SECONDS:g} s is stopped."
     )

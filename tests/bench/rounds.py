@@ -12,18 +12,20 @@ type Values = Mapping[tuple[str, str], float]
 """What one round of one system found: a value by metric and unit."""
 
 
-def in_turn(scale: Scale, systems: Mapping[str, Callable[[], Values]], *, at: float | None = None) -> list[Series]:
-    """Run each system once a round, one after the other, and a warm-up round before them that does not count."""
+def in_turn(
+    scale: Scale, systems: Mapping[str, Callable[[], Values]], *, at: float | None = None, warm_up: bool = True
+) -> list[Series]:
+    """Run each system once a round, one after the other; before them a warm-up round that does not count.
+
+    Without `warm_up` for what warms up in each round, as processes do that are started anew.
+    """
     found: dict[tuple[str, str, str], list[float]] = {}
-    for number in range(scale.rounds + 1):
-        warm_up = number == 0
-        if warm_up and scale.quick:
-            continue
+    for number in range(0 if warm_up and not scale.quick else 1, scale.rounds + 1):
         for system, once in systems.items():
             values = once()
-            say(f"  {'warm-up' if warm_up else f'round {number}'}, {system}: {_shown(values)}")
+            say(f"  {f'round {number}' if number else 'warm-up'}, {system}: {_shown(values)}")
             for (metric, unit), value in values.items():
-                if not warm_up:
+                if number:
                     found.setdefault((system, metric, unit), []).append(value)
     return [Series(system, metric, unit, tuple(values), at) for (system, metric, unit), values in found.items()]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import redis
@@ -15,6 +14,9 @@ from tests.bench.setting import Setting
 WORKFLOW_ID = "6f1d3c62-5a53-4d4c-9a39-0d3f9e9a7c11"
 VERSION_ID = "0f5d8a70-2f0e-4d43-8b7c-3a1a52f5b001"
 WORKSPACE_ID = "a1f8f6de-4f0c-4a51-93a4-5a1b6a0f7d01"
+
+_PUSHES = "celery"
+_SLOTS = "orcheo:workspace:runs:*"
 
 _INSERT = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
@@ -44,10 +46,11 @@ def insert(setting: Setting, count: int) -> None:
         "payload": json.dumps(run.model_dump(mode="json")),
         "count": count,
     }
-    setting.rows(_INSERT, parameters)
-    setting.rows("ANALYZE workflow_runs")
     with redis.Redis.from_url(setting.redis.url) as client:
-        client.set(f"orcheo:workspace:runs:{WORKSPACE_ID}", count)
+        client.incrby(f"orcheo:workspace:runs:{WORKSPACE_ID}", count)
+    with setting.transaction():
+        setting.rows(_INSERT, parameters)
+        setting.rows("ANALYZE workflow_runs")
 
 
 class Fired:
@@ -61,13 +64,21 @@ class Fired:
         setting.rows("DROP TABLE IF EXISTS bench_fired")
         setting.rows("CREATE TABLE bench_fired AS SELECT * FROM workflow_runs ORDER BY created_at")
         with redis.Redis.from_url(setting.redis.url) as client:
-            self._dumped: dict[bytes, Any] = {key: client.dump(key) for key in client.keys("*")}
+            # The oldest last, where it is taken from; the other keys are Celery's own.
+            self._pushed: list[bytes] = client.lrange(_PUSHES, 0, -1)
+            self._slots: list[bytes] = client.keys(_SLOTS)
 
-    def restore(self) -> None:
-        """Make them pending again, as they were when the last one had been fired, and forget all else."""
-        self._setting.empty()
-        self._setting.rows("INSERT INTO workflow_runs SELECT * FROM bench_fired")
-        self._setting.rows("ANALYZE workflow_runs")
+    def restore(self, count: int | None = None) -> None:
+        """Make them pending again as they were when the last one had been fired, all at once; or the first `count`."""
+        number = self.count if count is None else count
+        with self._setting.transaction():
+            self._setting.rows(
+                "INSERT INTO workflow_runs SELECT * FROM bench_fired ORDER BY created_at LIMIT %(count)s",
+                {"count": number},
+            )
+            self._setting.rows("ANALYZE workflow_runs")
         with redis.Redis.from_url(self._setting.redis.url) as client:
-            for key, value in self._dumped.items():
-                client.restore(key, 0, value)
+            for key in self._slots:
+                client.incrby(key, number)
+            if self._pushed:
+                client.rpush(_PUSHES, *self._pushed[-number:])

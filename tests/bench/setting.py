@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,8 +111,13 @@ class Setting:
         self._api: OrcheoApi | None = None
         self._workflows: dict[Path, str] = {}
         self._number = 0
-        self._connection = stack.enter_context(
-            psycopg.connect(self.postgres.url, application_name="bench", autocommit=True, row_factory=dict_row)
+        self.connect()
+        stack.callback(self._disconnect)
+
+    def connect(self) -> None:
+        """Connect to Orcheo's database; again where the server was restarted."""
+        self._connection = psycopg.connect(
+            self.postgres.url, application_name="bench", autocommit=True, row_factory=dict_row
         )
 
     @property
@@ -166,14 +171,24 @@ class Setting:
         ((value,),) = (row.values() for row in self.rows(query, parameters))
         return value
 
+    def _disconnect(self) -> None:
+        self._connection.close()
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Commit what `rows` does in the block at its end, at once."""
+        return self._connection.transaction()
+
     def empty(self) -> None:
-        """Forget all runs and messages, and give Postgres nothing left to write for them."""
-        if self._api is None:
-            _ = self.api
-        tables = [row["name"] for row in self.rows(_TABLES_OF_RUNS)]
-        self.rows(f"TRUNCATE {', '.join(tables)}")
+        """Forget all runs and messages; no process may run."""
+        self.forget_runs()
         with redis.Redis.from_url(self.redis.url) as client:
             client.flushall()
+
+    def forget_runs(self) -> None:
+        """Forget all runs, none of which is under way, and leave Postgres nothing to write for them; Redis stays."""
+        if self._api is None:
+            _ = self.api
+        self.rows(f"TRUNCATE {', '.join(row['name'] for row in self.rows(_TABLES_OF_RUNS))}")
         self.rows("CHECKPOINT")
 
     def until_terminal(self, *, seconds: float = DEADLINE_SECONDS) -> float:

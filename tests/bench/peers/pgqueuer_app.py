@@ -1,7 +1,7 @@
-"""PgQueuer's side, in two ways.
+"""PgQueuer's side: `python -m tests.bench.peers.pgqueuer_app`.
 
-`pgq run tests.bench.peers.pgqueuer_app:manager` is its own command. `python -m tests.bench.peers.pgqueuer_app` does as
-its own benchmark does: several managers in one process, each on an asyncpg connection of its own, on uvloop.
+As its own benchmark does it: managers in one process, each on an asyncpg connection of its own, on uvloop. Not by its
+command `pgq run`, which ends at once with the typer that Orcheo takes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import asyncpg
 import uvloop
@@ -19,22 +17,6 @@ from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
 
 ENTRYPOINT = "noop"
-
-
-@asynccontextmanager
-async def manager() -> AsyncIterator[PgQueuer]:
-    """Yield a manager on a connection of its own."""
-    connection = await asyncpg.connect(os.environ["BENCH_DSN"])
-    try:
-        made = PgQueuer(AsyncpgDriver(connection))
-        made.entrypoint(ENTRYPOINT)(noop)
-        yield made
-    finally:
-        await connection.close()
-
-
-async def noop(_job: Job) -> None:
-    """Do nothing."""
 
 
 async def main() -> None:
@@ -46,12 +28,19 @@ async def main() -> None:
             tasks.create_task(_work(int(os.environ["BENCH_BATCH"]), stopping))
 
 
+async def noop(_job: Job) -> None:
+    """Do nothing."""
+
+
 async def _work(batch: int, stopping: asyncio.Event) -> None:
-    async with manager() as made:
-        running = asyncio.create_task(made.run(batch_size=batch))
-        await stopping.wait()
-        made.shutdown.set()
-        await running
+    connection = await asyncpg.connect(os.environ["BENCH_DSN"])
+    manager = PgQueuer(AsyncpgDriver(connection))
+    manager.entrypoint(ENTRYPOINT)(noop)
+    running = asyncio.create_task(manager.run(batch_size=batch))
+    await stopping.wait()
+    manager.shutdown.set()
+    await running
+    await connection.close()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -97,8 +98,6 @@ class PgQueuer:
 
     def fill(self, count: int) -> None:
         """Forget all jobs and enqueue `count`, in one statement."""
-        import json
-
         _execute(self.dsn, "TRUNCATE pgqueuer, pgqueuer_log, pgqueuer_statistics")
         payload = json.dumps(INPUTS).encode()
         asyncio.run(self._queries("enqueue", ["noop"] * count, [payload] * count, [0] * count))
@@ -114,12 +113,7 @@ class PgQueuer:
         )
 
     def command(self) -> list[str]:
-        """Return its own command, with its own defaults."""
-        program = str(Path(sys.executable).with_name("pgq"))
-        return [program, "run", "tests.bench.peers.pgqueuer_app:manager"]
-
-    def tuned(self) -> list[str]:
-        """Return the command of several managers a process."""
+        """Return the command of a worker; what it is set to comes by variables."""
         return [sys.executable, "-m", "tests.bench.peers.pgqueuer_app"]
 
     async def _queries(self, call: str, *arguments: Any) -> None:
