@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Claimer:
     def __init__(self, engine: Engine) -> None:
         self._store = Store(engine)
         self._dispatcher_id = uuid4()
+        self._kept = _kept()
 
     def claim(self, room: int) -> int:
         """Claim up to `room` runs and return how many it got."""
@@ -37,8 +39,16 @@ class Claimer:
             every_trigger=False,
             lease=LEASE_SECONDS,
             dispatcher_id=self._dispatcher_id,
+            **self._kept,
         )
         return len(claims)
+
+
+def _kept() -> dict[str, Any]:
+    """Return what a dispatcher of this release keeps from claim to claim."""
+    if importlib.util.find_spec("shared.turns") is None:
+        return {}
+    return {"turns": importlib.import_module("shared.turns").Turns()}
 
 
 @dataclass(frozen=True, slots=True)
