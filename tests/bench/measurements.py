@@ -10,7 +10,7 @@ from tests.bench.setting import Scale, Setting
 
 ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook")
 """What `make bench` measures."""
-OTHERS = ("outages",)
+OTHERS = ("outages", "scale")
 """What is measured only when it is asked for."""
 
 
