@@ -28,7 +28,8 @@ from worker.run import ending_for, finish
 from worker.settling import Settler
 from worker.wire import Wire
 
-_MAX_CONNECTIONS = 8
+_CONNECTIONS = 4
+"""Two messages at a time are seen to, and one batch is settled; one is to spare."""
 _MIN_THREADS = 8
 _OPEN_TIMEOUT_SECONDS = 300.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
@@ -46,7 +47,7 @@ class Runtime:
         self.metrics = metrics
         self.wire = wire
         self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
-        self.engine = make_engine(settings, role="worker", connections=min(concurrency, _MAX_CONNECTIONS))
+        self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.executor = load_executor(settings.executor)

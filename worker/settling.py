@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    wait_exponential_jitter,
+    wait_random,
+)
 
 from shared.errors import DatabaseError, RowLockedError
 from shared.ledger import Claim
@@ -108,9 +115,11 @@ class Settler:
             threading.Thread(target=self._settle_patiently, args=[end], name="settle-held", daemon=True).start()
 
     def _settle_patiently(self, end: End) -> None:
-        self._finish(self._write_storable(end, lock_timeout=None))
+        """Try again and again until the row is let go; no connection is kept meanwhile."""
+        retrying = Retrying(retry=retry_if_exception_type(RowLockedError), wait=wait_random(0.2, 1.0))
+        self._finish(retrying(self._write_storable, end, lock_timeout=_LOCK_SECONDS))
 
-    def _write_storable(self, end: End, *, lock_timeout: float | None) -> list[End]:
+    def _write_storable(self, end: End, *, lock_timeout: float) -> list[End]:
         try:
             return self._write([end], lock_timeout=lock_timeout)
         except DBAPIError as error:
@@ -119,7 +128,7 @@ class Settler:
             refused = End(end.execution, unstorable(error.orig or error))
             return self._write([refused], lock_timeout=lock_timeout)
 
-    def _write(self, ends: list[End], *, lock_timeout: float | None) -> list[End]:
+    def _write(self, ends: list[End], *, lock_timeout: float) -> list[End]:
         """Write these endings, for as long as it takes: finished runs keep their outcomes while Postgres is away."""
 
         def say(state: RetryCallState) -> None:
