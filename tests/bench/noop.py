@@ -95,12 +95,12 @@ def _peers(setting: Setting, count: int) -> Mapping[str, Callable[[], Values]]:
     one = {"BENCH_DSN": pgqueuer.dsn, **_ONE_MANAGER}
     tuned = {"BENCH_DSN": pgqueuer.dsn, **_TUNED}
     systems: dict[str, Callable[[], Values]] = {}
-    for processes in _PROCESSES:
-        for name, queue, command, variables in (
-            ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
-            ("PgQueuer", pgqueuer, pgqueuer.command(), one),
-            ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
-        ):
+    for name, queue, command, variables in (
+        ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
+        ("PgQueuer", pgqueuer, pgqueuer.command(), one),
+        ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
+    ):
+        for processes in _PROCESSES:
             systems[_name(name, processes)] = _peer(setting, queue, command, variables, count, processes)
     return systems
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from tests.bench.result import Curve, Measurement, Series
 
@@ -22,6 +23,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 110
+_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
@@ -73,6 +75,7 @@ def _lines(axes: Axes, wanted: list[Series], curve: Curve) -> None:
     axes.set_yscale("log" if curve.log_y else "linear")
     if not curve.log_y:
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_PLAIN)
     axes.legend()
 
 
@@ -113,3 +116,4 @@ def _finish_bars(axes: Axes, wanted: list[Series]) -> None:
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     axes.set_xlabel(f"{wanted[0].metric}, {wanted[0].unit}")
+    axes.xaxis.set_major_formatter(_PLAIN)
