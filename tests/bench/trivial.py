@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from ops.demo import WORKFLOW
+from tests.bench.noop import PARTS
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
 from tests.bench.rounds import Values, in_turn, say
 from tests.bench.runs import Fired
@@ -46,7 +47,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
     curves = (
         Curve("trivial-rate", "Trivial runs a second", RATE[0]),
-        Curve("trivial-cpu", "CPU a trivial run, all processes and servers", CPU[0]),
+        Curve("trivial-cpu", "CPU a trivial run, by process", CPU[0], parts=PARTS),
     )
     note = (
         f"{count:,} webhooks fired once through the API; each round puts the same rows, run slots and pushed messages "
