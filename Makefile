@@ -7,9 +7,10 @@ BIN = $(VENV)/bin
 # Most tests wait for processes: one more at a time than there are cores. Each has servers of its own.
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
+BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults systemd format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults systemd bench format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +48,9 @@ faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes a
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
 
+bench: $(BENCH)  ## The benchmark beside its peers, 20 minutes on an idle machine; ARGS='--only noop', '--write'
+	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)
+
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -63,4 +67,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(WHAT) || \
 		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && $(BIN)/python -m pip install --quiet $(WHAT); }
+	@touch $@
+
+# The peers, and what draws the plots.
+$(BENCH): $(INSTALLED)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group bench || \
+		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench; }
 	@touch $@

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import redis
 
-from dispatcher.publisher import Publisher
+from dispatcher.publisher import Publisher, claims_per_message
 from shared.broker import broker_errors, held_claims
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import TURNS_INDEX, Claim, Outcome
@@ -29,6 +29,8 @@ _CANCELLED_SECONDS = 86_400.0
 _WAITING, _DELIVERED = "waiting in Redis", "delivered"
 _BACKOFF_SECONDS = (0.25, 4.0)
 _FULL_QUEUE_SECONDS = 0.05
+_MANY = 8
+"""Claims of one poll from which on a message may carry several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Poller:
         self._broker_retry_at = 0.0
         self._maintenance_at = 0.0
         self._full_polls = 0
+        self._backlog_is_deep = False
         self._reap_from = 0.0
         self._turns = Turns()
         self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
@@ -104,7 +107,7 @@ class Poller:
         queued = self._store.queued() if released else look.queued
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
-        if broker_error or room == 0:
+        if broker_error or room < self._least_room():
             delay = self._broker_delay() if broker_error else self._full_delay()
             return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
         self._full_polls = 0
@@ -112,7 +115,8 @@ class Poller:
         # What was requeued or released by this poll may be claimed by it.
         claims, more = self._claim(room) if look.pending or requeued or released else ([], False)
         self._metrics.claimed(len(claims))
-        published, error = self._publisher.publish(claims) if claims else ([], None)
+        self._backlog_is_deep = len(claims) == room
+        published, error = self._publish(claims) if claims else ([], None)
         if published:
             self._metrics.published(len(published))
             self._store.mark_published(published, lease=self._settings.lease)
@@ -133,6 +137,19 @@ class Poller:
             str(error) if error else None,
             self._broker_delay() if error else (0.0 if more else None),
         )
+
+    def _least_room(self) -> int:
+        """Return how much room is worth a claim: with a deep backlog a batch, while workers have half a queue to do.
+
+        Else each poll would claim what was begun since the last one, in ever smaller messages.
+        """
+        return min(self._settings.batch_size, max(1, self._settings.max_queued // 2)) if self._backlog_is_deep else 1
+
+    def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        if len(claims) < _MANY:
+            return self._publisher.publish(claims)
+        workers = self._store.live_workers(lease=self._settings.worker_lease)
+        return self._publisher.publish(claims, per_message=claims_per_message(len(claims), workers))
 
     def _claim(self, room: int) -> tuple[list[Claim], bool]:
         """Return what was claimed, and whether more could be at once."""

@@ -1,17 +1,23 @@
-"""Publish claims: one message each, `(run_id, fence)` and nothing else."""
+"""Publish claims: `(run_id, fence)` and nothing else, one a message where few wait and several where many do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import batched
 
 from celery import Celery
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from shared.broker import EXECUTE_RUN, broker_errors
+from shared.broker import broker_errors, send_claims
 from shared.errors import BrokerError
-from shared.ledger import Claim
+from shared.ledger import MAX_CLAIMS_PER_MESSAGE, Claim
+from shared.processes import Workers
 
 _TRIES = 3
+_MESSAGES_A_WORKER = 4
+"""Into so many messages a worker a batch of claims is cut at least, so that no worker waits while others have work."""
+_MESSAGES_OF_CAPACITY = 4
+"""A message carries at most this part of what the smallest worker executes at a time: it must find room for it."""
 
 
 class Publisher:
@@ -21,35 +27,23 @@ class Publisher:
         self._app = app
         self._queue = queue
 
-    def publish(self, claims: Sequence[Claim]) -> tuple[list[Claim], BrokerError | None]:
+    def publish(self, claims: Sequence[Claim], *, per_message: int = 1) -> tuple[list[Claim], BrokerError | None]:
         """Publish claims in order; return those that went out, and the error that stopped it, if any.
 
-        A message may have reached Redis although its sending failed. That is harmless: its claim is
-        released, the next claim has a higher fence, and the stray message begins nothing.
+        A message may have reached Redis although its sending failed. That is harmless: its claims are
+        released, the next claims have higher fences, and the stray message begins nothing.
         """
         published: list[Claim] = []
         try:
             with broker_errors(), self._app.producer_or_acquire() as producer:
-                for claim in claims:
+                for message in batched(claims, per_message):
                     for attempt in self._retrying():
                         with attempt, broker_errors():
-                            self._send(claim, producer)
-                    published.append(claim)
+                            send_claims(self._app, self._queue, message, producer)
+                    published.extend(message)
         except BrokerError as error:
             return published, error
         return published, None
-
-    def _send(self, claim: Claim, producer: object) -> None:
-        self._app.send_task(
-            EXECUTE_RUN,
-            args=(claim.run_id, claim.fence),
-            queue=self._queue,
-            producer=producer,
-            retry=False,
-            ignore_result=True,
-            # The body is base64: here reconcile can read which claim a message stands for.
-            headers={"claim": [claim.run_id, claim.fence]},
-        )
 
     @staticmethod
     def _retrying() -> Retrying:
@@ -59,3 +53,13 @@ class Publisher:
             stop=stop_after_attempt(_TRIES),
             reraise=True,
         )
+
+
+def claims_per_message(claims: int, workers: Workers) -> int:
+    """Return how many claims a message is to carry.
+
+    A message costs Celery some milliseconds, whatever it carries. One is best for latency and for an even spread,
+    so there are more only where many claims go out at once: then each worker gets its share all the same.
+    """
+    share = claims // (_MESSAGES_A_WORKER * max(1, workers.alive))
+    return max(1, min(share, workers.smallest // _MESSAGES_OF_CAPACITY, MAX_CLAIMS_PER_MESSAGE))

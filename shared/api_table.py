@@ -1,4 +1,4 @@
-"""What is ours in the API's table: indexes on pending runs and, where asked for, a trigger that notifies.
+"""What is ours in the API's table: two indexes on pending runs and, where asked for, a trigger that notifies.
 
 Nothing here imports Alembic: processes look for both when they start, and migrate nothing.
 """
@@ -30,7 +30,7 @@ _COLUMNS = {
     TURNS_INDEX: "(COALESCE(workspace_id, '')), workflow_id, created_at, id",
 }
 INDEXES = tuple(_COLUMNS)
-"""Those of ours on the API's table."""
+"""All that are ours."""
 
 TRIGGER_ENABLED = (
     f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
@@ -69,7 +69,7 @@ def index_is_valid(connection: Connection, index: str = PENDING_INDEX) -> bool |
 
 
 def indexes_are_valid(connection: Connection) -> bool:
-    """Return whether all of them can be used."""
+    """Return whether all indexes on pending runs can be used."""
     return all(index_is_valid(connection, index) for index in INDEXES)
 
 

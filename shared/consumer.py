@@ -7,8 +7,10 @@ for up to half a minute, and can go on without consuming. See `shared/broker.py`
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -41,7 +43,7 @@ class QoS(RedisQoS):
 
     def can_consume(self) -> bool:
         """Return whether to take one more message."""
-        return not self.channel.consumer.paused() and bool(super().can_consume())
+        return self.channel.consumer.may_take() and bool(super().can_consume())
 
 
 class Channel(RedisChannel):
@@ -70,10 +72,16 @@ class Consumer(CeleryConsumer):
         """Messages that came so far."""
         self.paused: Callable[[], bool] = _never
         """Whether to take nothing now, although there is room."""
+        self.in_hand: Callable[[], int] = lambda: len(state.reserved_requests)
+        """Messages that are being seen to; no more are taken than the pool has room for."""
+        self.busy: Callable[[], bool] = lambda: bool(state.reserved_requests)
+        """Whether there is work left that could have something to save."""
         self.while_connecting: Callable[[], None] = _nothing
         """Called after each try to connect that failed, about once a second."""
         self._connected_at = float("-inf")
         self._given_up = False
+        self._held = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         super().__init__(*args, **kwargs)
 
     # --- connecting
@@ -119,13 +127,37 @@ class Consumer(CeleryConsumer):
 
     # --- consuming
 
+    def may_take(self) -> bool:
+        """Return whether to take one more message; from the event loop, before each."""
+        # Set first: whoever makes room in between sees it, and has us look again.
+        self._held = True
+        self._held = self.paused() or self.in_hand() >= self.pool.num_processes
+        return not self._held
+
+    def room_made(self) -> None:
+        """Have the event loop look at once whether it may take a message; from any thread.
+
+        By itself it looks when something happens on its connection, or a timer is due, which may take a second.
+        """
+        if self._held:
+            os.eventfd_write(self._wake, 1)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Listen, with a new event loop, also for `room_made`."""
+        super().register_with_event_loop(hub)
+        hub.add_reader(self._wake, self._awake)
+
+    def _awake(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
     def has_room(self) -> bool:
         """Return whether a message that waits should be coming to this process now."""
         return (
             self.connection is not None
             and self.blueprint.state == bootsteps.RUN
             and not self.paused()
-            and len(state.reserved_requests) < self.pool.num_processes
+            and self.in_hand() < self.pool.num_processes
         )
 
     def restart_connection(self) -> None:
@@ -136,13 +168,13 @@ class Consumer(CeleryConsumer):
         """End the process, for its service manager to start it again; from any thread, again and again.
 
         First as a SIGTERM would, but with exit code 1: what runs is drained. Where the event loop does not even
-        hear that, the process ends when no task is left that could have something to save.
+        hear that, the process ends when no work is left that could have something to save.
         """
         if not self._given_up:
             self._given_up = True
             signals.worker_shutting_down.send(sender=self.hostname, sig="STALLED", how="Warm", exitcode=EXIT_STALLED)
             state.should_stop = EXIT_STALLED
-        elif not state.reserved_requests:
+        elif not self.busy():
             exit_now()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, even
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shared.errors import DatabaseError, SchemaError
+from shared.errors import DatabaseError, RowLockedError, SchemaError
 from shared.redaction import redact
 from shared.settings import Settings
 
@@ -20,6 +20,8 @@ STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 _TCP_DEAD_MILLISECONDS = 15_000
 # Postgres is there and will never take this value: waiting for it to come back would be in vain.
 _REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
+
+
 # In one message, so that a transaction costs one round trip more than its statements, and its end.
 # SET LOCAL, not a startup option: a transaction pooler refuses those.
 _BEGIN = f"BEGIN; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
@@ -93,16 +95,24 @@ def _leave_read_only_server(context: ExceptionContext) -> None:
 
 @contextmanager
 def transaction(
-    engine: Engine, *, timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS, read_only: bool = False
+    engine: Engine,
+    *,
+    timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS,
+    lock_timeout: float | None = None,
+    read_only: bool = False,
 ) -> Iterator[Connection]:
     """Run a block in one short transaction; each of its statements is ended after the timeout.
 
-    Raises `DatabaseError` or `SchemaError`; SQLAlchemy's `DBAPIError` only where Postgres refuses a value for good.
+    None of them waits for a lock for longer than `lock_timeout` seconds, where that is given.
+    Raises `DatabaseError` (`SchemaError`, `RowLockedError`); SQLAlchemy's `DBAPIError` only where Postgres refuses a
+    value for good.
     """
     with database_errors(), ExitStack() as stack:
         connection = _begun(engine, stack)
         if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
             connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+        if lock_timeout is not None:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
         if read_only:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         yield connection
@@ -136,6 +146,8 @@ def database_errors() -> Iterator[None]:
     except DBAPIError as error:
         if isinstance(error.orig, _REFUSALS):
             raise
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise RowLockedError(_first_line(error)) from error
         raise DatabaseError(_first_line(error)) from error
 
 

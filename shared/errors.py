@@ -3,7 +3,8 @@
 DispatchError                  the command prints it as one line and exits with `exit_code`
 |-- SettingsError         2    a setting or an argument is wrong
 |-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
-|   `-- SchemaError       3    Orcheo's tables or our schema are missing or too old
+|   |-- SchemaError       3    Orcheo's tables or our schema are missing or too old
+|   `-- RowLockedError    3    somebody holds a row for longer than we are willing to wait
 `-- BrokerError           4    Redis is away or refuses us
 """
 
@@ -37,6 +38,10 @@ class DatabaseError(DispatchError):
 
 class SchemaError(DatabaseError):
     """Orcheo's tables or our schema are missing or too old."""
+
+
+class RowLockedError(DatabaseError):
+    """Somebody holds a row for longer than we are willing to wait; nothing was changed."""
 
 
 class BrokerError(DispatchError):

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 SCHEMA = "orcheo_dispatch"
 PENDING_INDEX = "orcheo_dispatch_pending_runs"
+MAX_CLAIMS_PER_MESSAGE = 500
 """Pending runs, oldest first: for status, pages and views, and for claims where the other index is missing."""
 TURNS_INDEX = "orcheo_dispatch_pending_turns"
 """Pending runs by workspace and workflow: for claims in turn."""

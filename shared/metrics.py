@@ -6,8 +6,6 @@ them known: never a run, a workflow or a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, Self, get_args
 from uuid import UUID
 
@@ -199,7 +197,9 @@ class WorkerMetrics(ConsumerMetrics):
     def _define(self, make: Instruments) -> None:
         super()._define(make)
         self._messages = make.counter(
-            "orcheo_dispatch_messages", "Messages taken, by what became of them.", result=get_args(MessageResult)
+            "orcheo_dispatch_messages",
+            "Claims taken from messages, by what became of them.",
+            result=get_args(MessageResult),
         )
         self._pending_seconds = make.histogram(
             "orcheo_dispatch_run_pending_seconds",
@@ -235,14 +235,13 @@ class WorkerMetrics(ConsumerMetrics):
         """Count a message, once it is known what becomes of it."""
         self._messages(result).inc()
 
-    @contextmanager
-    def executing(self) -> Iterator[None]:
-        """Count a run as in flight for as long as this lasts."""
+    def run_begun(self) -> None:
+        """Count a run as in flight."""
         self._in_flight().inc()
-        try:
-            yield
-        finally:
-            self._in_flight().dec()
+
+    def run_ended(self) -> None:
+        """Count it no more: it is settled, or not ours to settle."""
+        self._in_flight().dec()
 
     def was_pending(self, seconds: float) -> None:
         """Note how long a run that begins for the first time had been pending before its claim."""

@@ -95,7 +95,9 @@ def migrate_back(settings: Settings, to: str) -> Migration:
         set_notify(engine, on=False)
         command.downgrade(_config(connection), to)
         connection.commit()
-        return Migration(before, to, index_created=False, index_present=indexes_are_valid(connection), notify=False)
+        return Migration(
+            before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)
+        )
 
 
 def _config(connection: Connection | None) -> Config:

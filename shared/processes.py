@@ -51,6 +51,22 @@ class Process:
             connection.execute(statements.GONE, {"id": str(self.id)})
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers that are alive; a child of a prefork pool counts as one."""
+
+    alive: int = 0
+    smallest: int = 0
+    """Runs that the smallest of them executes at a time."""
+
+
+def live_workers(engine: Engine, *, lease: float) -> Workers:
+    """Return the workers that were seen within a lease. Raises `DatabaseError`."""
+    with transaction(engine) as connection:
+        row = connection.execute(statements.WORKERS, {"lease": lease}).one()
+    return Workers(row.alive, row.smallest)
+
+
 def prune_processes(engine: Engine) -> None:
     """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
     with transaction(engine) as connection:

@@ -7,6 +7,8 @@ remembers for a day that it was given back, so that whoever repeats the call cha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import redis
 
 from shared.broker import broker_errors, connect
@@ -43,6 +45,17 @@ class RunSlots:
         """
         with broker_errors():
             return bool(self._give_back(keys=[_COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
+
+    def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
+        """Give back the slots of several runs, `(run_id, workspace_id)` each, in one round trip.
+
+        Raises `BrokerError`; then all of them stay due, and those that had come back change nothing when repeated.
+        """
+        with broker_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for run_id, workspace_id in slots:
+                keys = [_COUNTER + workspace_id, _RECEIPT + run_id]
+                self._give_back(keys=keys, args=[_RECEIPT_SECONDS], client=pipeline)
+            pipeline.execute()
 
     def in_use(self, workspace_id: str) -> int:
         """Return how many slots of the workspace the API counts as taken."""

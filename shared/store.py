@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -15,106 +15,12 @@ from shared.database import transaction
 from shared.errors import DatabaseError
 from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Outcome, State
 from shared.logs import log
+from shared.processes import Workers, live_workers
+from shared.runs import STALE, Ending, NotBegun, Reaped, Run, Settled
 from shared.settings import LostRuns
 from shared.turns import NO_LIMITS, Limits, Turns
 
-STALE = "stale"
-"""Why a message of an earlier claim, or one that was answered before, is not begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One execution of a workflow, as begun: what an executor may know of it.
-
-    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
-    """
-
-    run_id: str
-    fence: int
-    attempt: int
-    workflow_id: str
-    workflow_version_id: str
-    workspace_id: str | None
-    triggered_by: str
-    inputs: Mapping[str, Any] = field(repr=False)
-    runnable_config: Mapping[str, Any] = field(repr=False)
-    pending_for: float = 0.0
-    """Seconds from its creation to this claim, by the clock of the database."""
-    queued_for: float = 0.0
-    """Seconds from its claim to its begin, by the same clock."""
-
-    @property
-    def claim(self) -> Claim:
-        """The claim under which it is executed."""
-        return Claim(self.run_id, self.fence)
-
-
-@dataclass(frozen=True, slots=True)
-class NotBegun:
-    """A message that must not execute: `stale` (another fence, or answered before) or why the run was skipped."""
-
-    claim: Claim
-    reason: str
-    slot_due_in: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run is to end: the status the API will read, and what goes with it."""
-
-    outcome: Outcome
-    status: str
-    action: str
-    reason: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    changes: str = field(default="{}", repr=False)
-    """JSON text of what else changes in the payload: `output_payload`, `error`."""
-
-    @property
-    def why(self) -> str:
-        """What the run's audit log will say of its end."""
-        return str(self.metadata.get("error") or self.metadata.get("reason") or "")
-
-    @classmethod
-    def succeeded(cls, output: str) -> Ending:
-        """Return the ending of a run with this output, as JSON text."""
-        changes = f'{{"error": null, "output_payload": {output}}}'
-        return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=changes)
-
-    @classmethod
-    def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
-        """Return the ending of a run that failed with `error`; `reason` is what the ledger may say of it."""
-        return cls(outcome, "failed", "run_failed", reason, {"error": error}, json.dumps({"error": error}))
-
-    @classmethod
-    def cancelled(cls, why: str) -> Ending:
-        """Return the ending of a run that is cancelled."""
-        changes = json.dumps({"error": why})
-        return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, changes)
-
-    @classmethod
-    def requeued(cls, why: str) -> Ending:
-        """Return the ending that hands a run back for another attempt."""
-        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", {"reason": why})
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What a settle changed. `ended` is False where the API had ended the run before."""
-
-    outcome: Outcome
-    ended: bool
-    slot_due_in: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """A run whose worker was lost, and what became of it."""
-
-    claim: Claim
-    outcome: Outcome
-    worker_id: UUID
-    workflow_id: str
+__all__ = ["STALE", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +96,10 @@ class Store:
         """Return how many claims have not begun yet."""
         return int(self._rows(statements.QUEUED)[0][0])
 
+    def live_workers(self, *, lease: float) -> Workers:
+        """Return the workers that were seen within `lease` seconds."""
+        return live_workers(self._engine, lease=lease)
+
     def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
         """Note that the messages of these claims are in Redis."""
         self._rows(statements.MARK_PUBLISHED, lease=lease, **_arrays(claims))
@@ -199,55 +109,60 @@ class Store:
         return len(self._rows(statements.RELEASE, reason=reason, **_arrays(claims)))
 
     def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Run | NotBegun:
-        """Begin the run of this claim, once; every later call with the same fence is told `stale`."""
+        """Begin the run of one claim; see `begin_all`."""
+        return self.begin_all([claim], worker_id=worker_id, lease=lease)[0]
+
+    def begin_all(
+        self, claims: Sequence[Claim], *, worker_id: UUID, lease: float, lock_timeout: float | None = None
+    ) -> list[Run | NotBegun]:
+        """Begin the runs of these claims, each once and under its own fence; return an answer to each, in order.
+
+        Every later call with the same fence is told `stale`. Raises `RowLockedError` where somebody holds one of
+        the runs for `lock_timeout` seconds; then none has begun.
+        """
         rows = self._rows(
             statements.BEGIN,
-            run_id=claim.run_id,
-            fence=claim.fence,
+            lock_timeout,
             lease=lease,
             worker_id=str(worker_id),
             actor=ACTOR_WORKER,
+            **_arrays(claims),
         )
-        if not rows:
-            return NotBegun(claim, STALE)
-        row = rows[0]
-        if row.state != State.RUNNING:
-            return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)
-        return Run(
-            run_id=claim.run_id,
-            fence=claim.fence,
-            attempt=row.attempts,
-            workflow_id=row.workflow_id,
-            workflow_version_id=row.workflow_version_id,
-            workspace_id=row.workspace_id,
-            triggered_by=row.triggered_by,
-            inputs=row.inputs or {},
-            runnable_config=row.runnable_config or {},
-            pending_for=row.pending_for,
-            queued_for=row.queued_for,
-        )
+        answers = {Claim(row.run_id, row.fence): _begun(row) for row in rows}
+        return [answers.get(claim) or NotBegun(claim, STALE) for claim in claims]
 
     def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
-        """End the run under its fence; return None where the fence has moved and nothing was changed.
+        """End one run; see `settle_all`."""
+        return self.settle_all({claim: ending}, actor=actor).get(claim)
 
-        Raises `sqlalchemy.exc.DBAPIError` where Postgres cannot store the ending.
+    def settle_all(
+        self, endings: Mapping[Claim, Ending], *, actor: str = ACTOR_WORKER, lock_timeout: float | None = None
+    ) -> dict[Claim, Settled]:
+        """End runs, each under its fence; what is not returned is not ours any more, and nothing of it was changed.
+
+        Raises `RowLockedError` where somebody holds one of the runs for `lock_timeout` seconds, and
+        `sqlalchemy.exc.DBAPIError` where Postgres cannot store one of the endings; then none was settled.
         """
+        each = endings.values()
         rows = self._rows(
             statements.SETTLE,
-            run_id=claim.run_id,
-            fence=claim.fence,
-            outcome=ending.outcome,
-            status=ending.status,
-            action=ending.action,
-            reason=ending.reason,
+            lock_timeout,
+            run_ids=[claim.run_id for claim in endings],
+            fences=[claim.fence for claim in endings],
+            outcomes=[ending.outcome.value for ending in each],
+            statuses=[ending.status for ending in each],
+            actions=[ending.action for ending in each],
+            reasons=[ending.reason for ending in each],
+            metadata=[json.dumps(dict(ending.metadata)) for ending in each],
+            changes=[ending.changes for ending in each],
             actor=actor,
-            metadata=json.dumps(dict(ending.metadata)),
-            changes=ending.changes,
         )
-        if not rows:
-            return None
-        row = rows[0]
-        return Settled(Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None)
+        return {
+            Claim(row.run_id, row.fence): Settled(
+                Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None
+            )
+            for row in rows
+        }
 
     def heartbeat(self, claims: Iterable[Claim], *, lease: float) -> dict[Claim, str | None]:
         """Extend the leases of running claims; return those still held, with the run's status in the API."""
@@ -323,10 +238,29 @@ class Store:
         self._rows(statements.COUNT_ENDED)
         self._rows(statements.PRUNE_ENDED)
 
-    def _rows(self, statement: Any, **parameters: Any) -> Sequence[Any]:
-        with transaction(self._engine) as connection:
+    def _rows(self, statement: Any, lock_timeout: float | None = None, /, **parameters: Any) -> Sequence[Any]:
+        with transaction(self._engine, lock_timeout=lock_timeout) as connection:
             result = connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
+
+
+def _begun(row: Any) -> Run | NotBegun:
+    claim = Claim(row.run_id, row.fence)
+    if row.state != State.RUNNING:
+        return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)
+    return Run(
+        run_id=claim.run_id,
+        fence=claim.fence,
+        attempt=row.attempts,
+        workflow_id=row.workflow_id,
+        workflow_version_id=row.workflow_version_id,
+        workspace_id=row.workspace_id,
+        triggered_by=row.triggered_by,
+        inputs=row.inputs or {},
+        runnable_config=row.runnable_config or {},
+        pending_for=row.pending_for,
+        queued_for=row.queued_for,
+    )
 
 
 def _arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:

@@ -101,6 +101,13 @@ async def new_run(act: str, *, inputs: dict[str, Any] | None = None, workspace_i
     )
 
 
+async def traced(database: Database, run: Run) -> None:
+    """Wait until the trace of a run is open: it is written a moment after the run has begun."""
+    async with asyncio.timeout(SIGNAL_SECONDS):
+        while not everything(database, "SELECT FROM execution_history WHERE execution_id = %s", run.run_id):
+            await asyncio.sleep(0.02)
+
+
 def another(run: Run) -> Run:
     """Return another run of the same workflow."""
     return replace(run, run_id=str(uuid4()))

@@ -8,52 +8,45 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.entity import Queue
 
-from shared.broker import DISPATCH_QUEUE, EXECUTE_RUN, TICK, broker_errors, make_app
+from shared.broker import EXECUTE_RUN, make_app
 from shared.entry import lazy_app
-from shared.errors import BrokerError, DatabaseError
 from shared.logs import log
-from shared.settings import Settings
+from shared.settings import Settings, WorkerPool
 from worker.lifecycle import Lifecycle
-from worker.message import read_claim
-from worker.run import execute_run
+from worker.message import read_claims
+from worker.run import take
+from worker.wire import Wire
+
+_TAKING_THREADS = 2
+"""Celery's own concurrency under `threads`: messages whose runs are being begun at a time. None waits for a run."""
 
 
 def make_worker_app(settings: Settings) -> Celery:
     """Return the app of a worker process; what executes runs starts and stops with the Celery worker."""
     app = make_app("orcheo-worker", settings)
+    prefork = settings.pool is WorkerPool.PREFORK
     app.conf.update(
         worker_pool=settings.pool.value,
-        worker_concurrency=settings.concurrency,
+        worker_concurrency=settings.concurrency if prefork else _TAKING_THREADS,
         task_queues=[Queue(settings.queue)],
         task_default_queue=settings.queue,
     )
-
-    def wake_dispatchers() -> None:
-        try:
-            with broker_errors():
-                app.send_task(TICK, queue=DISPATCH_QUEUE, retry=False, ignore_result=True)
-        except BrokerError as error:
-            # The next poll finds the run all the same.
-            log.debug("dispatchers_not_woken", reason=str(error))
-
-    lifecycle = Lifecycle(settings, wake_dispatchers)
+    lifecycle = Lifecycle(settings, Wire(app, settings.queue))
     lifecycle.connect()
 
     @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)
     def execute(self: Task[Any, Any], *args: Any, **kwargs: Any) -> None:
-        claim = read_claim(args, kwargs)
-        if claim is None or _wants_more(self.request):
-            # Nor is anything done that such a message wants to be done afterwards.
-            lifecycle.metrics.message_taken("malformed")
-            raise Ignore
         try:
-            execute_run(lifecycle.runtime, claim)
-            lifecycle.after_run()
-        except DatabaseError as error:
-            # Nothing has begun: the lease of the claim runs out, and the dispatcher sees to it.
-            lifecycle.metrics.message_taken("database_away")
-            lifecycle.metrics.database_failed()
-            log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
+            claims = [] if _wants_more(self.request) else read_claims(args, kwargs)
+            if not claims:
+                # Nor is anything done that such a message wants to be done afterwards.
+                lifecycle.metrics.message_taken("malformed")
+                raise Ignore
+            begun = take(lifecycle.runtime, claims)
+        finally:
+            lifecycle.seen_to()
+        if prefork:
+            lifecycle.see_through(begun)
 
     return app
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 
 from sqlalchemy import Engine
 
@@ -63,10 +64,10 @@ class Heartbeat:
         """Whether beats are begun when they are due; whether they reach the database is another matter."""
         return time.monotonic() - self.turned_at <= 2 * self._interval
 
-    def note_slot_returned(self, run_id: str) -> None:
-        """Have the next beat note that this run's slot was given back."""
+    def note_slots_returned(self, run_ids: Iterable[str]) -> None:
+        """Have the next beat note that the slots of these runs were given back."""
         with self._returned_lock:
-            self._returned.append(run_id)
+            self._returned.extend(run_ids)
 
     def beat(self) -> None:
         """Extend all leases; stop the runs that were cancelled or are not ours any more. Raises `DatabaseError`."""
@@ -117,7 +118,7 @@ class Heartbeat:
                 self._away = False
 
     def _stop(self, execution: Execution, why: Stop, event: str) -> None:
-        if not execution.settling and execution.stop(why):
+        if execution.stop(why):
             log.warning(event, run_id=execution.claim.run_id, fence=execution.claim.fence)
 
     def _flush_returned(self) -> None:

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
 from celery.concurrency import get_implementation
 from celery.signals import (
+    task_received,
     worker_init,
     worker_process_init,
     worker_process_shutdown,
@@ -33,9 +34,11 @@ from shared.metrics import WorkerMetrics
 from shared.notify import ServiceManager
 from shared.progress import EXIT_STALLED, LOOK_SECONDS, ProgressWatch
 from shared.settings import Settings, WorkerPool
+from worker.execution import Execution
 from worker.executor import load_executor
 from worker.loop_watch import LAG_LIMIT_SECONDS
 from worker.runtime import Runtime, start_runtime
+from worker.wire import Wire
 
 _END_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0
@@ -53,13 +56,17 @@ class Lifecycle:
     A second signal to stop ends the drain: runs that still execute are stopped at once.
     """
 
-    def __init__(self, settings: Settings, wake_dispatchers: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, wire: Wire) -> None:
         self._settings = settings
-        self._wake_dispatchers = wake_dispatchers
+        self._wire = wire
         self._runtime: Runtime | None = None
         self.metrics = WorkerMetrics.of_parent(settings, uuid4())
         self._health: HealthServer | None = None
         self._left = False
+        self._consumer: Consumer | None = None
+        # Celery's own count goes down only after the task has returned, when nobody is woken any more.
+        self._in_hand = 0
+        self._in_hand_lock = threading.Lock()
         self._progress: ProgressWatch | None = None
         # Before the fork, and used by the parent alone.
         self._manager = ServiceManager()
@@ -83,6 +90,7 @@ class Lifecycle:
         worker_shutting_down.connect(self._say_stopping, weak=False)
         if self._settings.pool is WorkerPool.THREADS:
             worker_init.connect(self._start, weak=False)
+            task_received.connect(self._note_received, weak=False)
             worker_shutting_down.connect(self._drain, weak=False)
             worker_shutdown.connect(self._stop, weak=False)
         else:
@@ -101,7 +109,7 @@ class Lifecycle:
     def _start(self, **_: Any) -> None:
         drop_prints()
         try:
-            self._runtime = start_runtime(self._settings, self.metrics, self._wake_dispatchers)
+            self._runtime = start_runtime(self._settings, self.metrics, self._wire)
         except DispatchError as error:
             fail(error)
 
@@ -120,10 +128,14 @@ class Lifecycle:
             return
         self._progress.start()
         if self._runtime is not None:
-            loop_watch = self._runtime.loop_watch
+            loop_watch, executions = self._runtime.loop_watch, self._runtime.executions
             # A run that holds the loop holds up every other: more of them would only wait.
-            sender.paused = lambda: loop_watch.blocked
+            sender.paused = lambda: loop_watch.blocked or executions.full
+            sender.busy = lambda: len(executions) > 0
+            sender.in_hand = lambda: self._in_hand
             self._runtime.on_stalled = sender.give_up
+            executions.on_room = sender.room_made
+            self._consumer = sender
 
     def _feed(self) -> None:
         """Feed the watchdog where the runtime is well too; children have a parent that looks after them."""
@@ -132,7 +144,7 @@ class Lifecycle:
             self._manager.feed()
 
     def _status(self) -> str:
-        running = len(state.reserved_requests)
+        running = len(self._runtime.executions) if self._runtime is not None else len(state.reserved_requests)
         return f"draining, runs left: {running}" if self._left else f"runs: {running} of {self._settings.concurrency}"
 
     def _say_stopping(self, **_: Any) -> None:
@@ -180,10 +192,22 @@ class Lifecycle:
         self._left = True
         (self._stopping if self._draining.is_set() else self._draining).set()
 
-    def after_run(self) -> None:
-        """Undo what a run did to logging; end a child whose loop a run still holds: its parent starts another."""
-        route_again()
-        if self._settings.pool is WorkerPool.PREFORK and self.runtime.loop_watch.blocked:
+    def _note_received(self, **_: Any) -> None:
+        with self._in_hand_lock:
+            self._in_hand += 1
+
+    def seen_to(self) -> None:
+        """Say that a message has been seen to: its runs execute, and the next one may come."""
+        with self._in_hand_lock:
+            self._in_hand -= 1
+        if self._consumer is not None:
+            self._consumer.room_made()
+
+    def see_through(self, begun: Sequence[Execution]) -> None:
+        """Wait, in a child, for the end of its run; end a child whose loop a run still holds: another is started."""
+        for execution in begun:
+            execution.settled.wait()
+        if self.runtime.loop_watch.blocked:
             log.warning("child_given_up", pid=os.getpid())
             # Not os._exit: the pool would count its next message as this child's.
             raise SystemExit(EXIT_STALLED)
@@ -194,6 +218,9 @@ class Lifecycle:
             self._runtime.drain()
 
     def _stop(self, **_: Any) -> None:
+        if self._runtime is not None:
+            # Watched, and watched over, to the last run.
+            self._runtime.executions.wait_until_none()
         if self._progress is not None:
             self._progress.stop()
         if self._health is not None:

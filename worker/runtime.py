@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from shared.database import make_engine
 from shared.errors import DispatchError
@@ -17,13 +18,18 @@ from shared.progress import ProgressWatch, Watched
 from shared.settings import Settings, WorkerPool
 from shared.slots import RunSlots
 from shared.store import Store
-from worker.execution import Executions, Stop
+from worker.deadlines import Deadlines
+from worker.execution import Execution, Executions, Stop
 from worker.executor import load_executor
 from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
 from worker.loop_watch import LoopWatch
+from worker.run import ending_for, finish
+from worker.settling import Settler
+from worker.wire import Wire
 
-_MAX_CONNECTIONS = 8
+_CONNECTIONS = 4
+"""Two messages at a time are seen to, and one batch is settled; one is to spare."""
 _MIN_THREADS = 8
 _OPEN_TIMEOUT_SECONDS = 300.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
@@ -35,20 +41,21 @@ _HEARTBEAT_PATIENCE_SECONDS = 60.0
 class Runtime:
     """The loop, the executor, the heartbeat and the connections of one process."""
 
-    def __init__(self, settings: Settings, metrics: WorkerMetrics, wake_dispatchers: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, metrics: WorkerMetrics, wire: Wire) -> None:
         concurrency = settings.concurrency if settings.pool is WorkerPool.THREADS else 1
         self.settings = settings
         self.metrics = metrics
-        self.wake_dispatchers = wake_dispatchers
-        """Tell the dispatchers that a run is pending again."""
+        self.wire = wire
         self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
-        self.engine = make_engine(settings, role="worker", connections=min(concurrency, _MAX_CONNECTIONS))
+        self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.executor = load_executor(settings.executor)
         # Orcheo configures logging as it is imported.
         route_again()
-        self.executions = Executions()
+        self.executions = Executions(concurrency)
+        self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
+        self.settler = Settler(self.store, metrics, ending_of=partial(ending_for, self), finish=partial(finish, self))
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
         self.loop_watch = LoopWatch(self.loop, self.executions, metrics)
@@ -68,6 +75,8 @@ class Runtime:
         if open_executor is not None:
             self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
         self.heartbeat.start()
+        self.settler.start()
+        self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
         log.info(
@@ -77,6 +86,15 @@ class Runtime:
             executor=self.settings.executor,
             seconds=round(time.monotonic() - began, 2),
         )
+
+    def execute(self, executions: Sequence[Execution]) -> None:
+        """Have the loop execute these runs, from any thread."""
+
+        def start() -> None:
+            for execution in executions:
+                execution.start(self.executor, self.loop)
+
+        self.loop.loop.call_soon_threadsafe(start)
 
     def drain(self) -> None:
         """Let the runs under way finish for the drain time, then stop them; the second call stops them now.
@@ -92,7 +110,10 @@ class Runtime:
         self._drain.start()
 
     def stop(self) -> None:
-        """End in order: runs are settled by now; close the executor, say goodbye, close the connections."""
+        """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
+        self.executions.wait_until_none()
+        self.settler.stop()
+        self.deadlines.stop()
         if self._drain is not None:
             self._drain.cancel()
         close_executor = getattr(self.executor, "close", None)
@@ -134,9 +155,9 @@ def _leave_be() -> None:
     """Do nothing."""
 
 
-def start_runtime(settings: Settings, metrics: WorkerMetrics, wake_dispatchers: Callable[[], None]) -> Runtime:
+def start_runtime(settings: Settings, metrics: WorkerMetrics, wire: Wire) -> Runtime:
     """Return a started runtime. Raises `DispatchError` where it cannot start."""
-    runtime = Runtime(settings, metrics, wake_dispatchers)
+    runtime = Runtime(settings, metrics, wire)
     try:
         runtime.start()
     except DispatchError:

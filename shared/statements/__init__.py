@@ -32,6 +32,7 @@ from shared.statements.processes import (
     GONE,
     PRUNE_PROCESSES,
     SEEN,
+    WORKERS,
 )
 from shared.statements.recovering import (
     ADOPT_CANCELLED,
@@ -71,4 +72,5 @@ __all__ = [
     "SETTLE",
     "SLOTS_DUE",
     "SLOTS_RETURNED",
+    "WORKERS",
 ]

@@ -246,11 +246,18 @@ SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
 
 # Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message.
 EXTEND = text("""
+WITH held AS MATERIALIZED (
+    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+        ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.state IN ('claimed', 'published')
+     ORDER BY d.run_id FOR UPDATE OF d
+)
 UPDATE orcheo_dispatch.dispatch AS d
    SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
        published_at = COALESCE(d.published_at, d.claimed_at)
-  FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
- WHERE d.run_id = m.run_id AND d.fence = m.fence AND d.state IN ('claimed', 'published')
+  FROM held AS h
+ WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state IN ('claimed', 'published')
 RETURNING d.run_id, d.fence
 """)
 

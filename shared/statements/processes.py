@@ -10,6 +10,12 @@ VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
     ON CONFLICT (id) DO UPDATE SET seen_at = now(), running = EXCLUDED.running
 """)
 
+# How many workers share the work, and how much the smallest of them takes.
+WORKERS = text("""
+SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest FROM orcheo_dispatch.process AS p
+ WHERE p.kind = 'worker' AND p.seen_at > now() - make_interval(secs => :lease)
+""")
+
 GONE = text("DELETE FROM orcheo_dispatch.process WHERE id = CAST(:id AS uuid)")
 
 PRUNE_PROCESSES = text("""

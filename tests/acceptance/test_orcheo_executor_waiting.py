@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.databases import Database
-from tests.executions import another, heard, history, new_run, play, signals
+from tests.executions import another, heard, history, new_run, play, signals, traced
 from tests.runs import execute, one
 from worker.executor import Stopped
 from worker.orcheo.executor import OrcheoExecutor
@@ -53,6 +53,7 @@ def test_run_that_lost_its_fence_stops_its_nodes_and_leaves_its_history(orcheo_h
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
+        await traced(orcheo_here, run)
         before = history(orcheo_here, run)
         execution.cancel(Stopped(None, "Somebody else has it."))
         with pytest.raises(asyncio.CancelledError):

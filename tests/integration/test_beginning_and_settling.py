@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from shared.errors import RowLockedError
 from shared.ledger import Claim, Outcome
 from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
-from tests.runs import audit, claim_all, execute, insert_runs, ledger, read_run, store_of
+from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
 WORKER = uuid4()
 
@@ -255,6 +259,106 @@ def test_outcome_of_rejected_run_is_cancelled(database: Database) -> None:
     run = read_run(database, run_id)
     assert (run["status"], run["payload"]["error"]) == ("cancelled", "Workflow is archived.")
     assert run["payload"]["audit_log"][-1]["metadata"] == {"reason": "Workflow is archived."}
+
+
+def test_runs_begin_together_each_under_its_own_fence(database: Database) -> None:
+    ids = insert_runs(database, 5)
+    with store_of(database) as (store, _):
+        fresh, replayed, old, cancelled, deleted = sorted(claim_all(store), key=lambda claim: ids.index(claim.run_id))
+        store.begin(replayed, worker_id=WORKER, lease=30)
+        store.release([old], reason="test")
+        (new,) = claim_all(store)
+        execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", cancelled.run_id)
+        execute(database, "DELETE FROM workflow_runs WHERE id = %s", deleted.run_id)
+        claims = [replayed, deleted, new, fresh, old, cancelled]
+        answers = store.begin_all(claims, worker_id=WORKER, lease=30)
+    told = [answer.run_id if isinstance(answer, Run) else answer.reason for answer in answers]
+    assert told == ["stale", "run is gone", new.run_id, fresh.run_id, "stale", "run is cancelled"]
+    assert {row["run_id"]: (row["state"], row["fence"], row["attempts"]) for row in _rows(database)} == {
+        fresh.run_id: ("running", 1, 1),
+        replayed.run_id: ("running", 1, 1),
+        new.run_id: ("running", 2, 1),
+        cancelled.run_id: ("settled", 1, 0),
+        deleted.run_id: ("settled", 1, 0),
+    }
+
+
+def test_runs_are_settled_together_each_with_its_own_ending_under_its_own_fence(database: Database) -> None:
+    insert_runs(database, 5)
+    with store_of(database) as (store, _):
+        good, bad, moved, cancelled, again = claims = claim_all(store)
+        store.begin_all(claims, worker_id=WORKER, lease=30)
+        store.settle(moved, Ending.requeued("test"))
+        execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", cancelled.run_id)
+        settled = store.settle_all(
+            {
+                cancelled: Ending.succeeded('{"final_state": 1}'),
+                again: Ending.requeued("drained"),
+                moved: Ending.succeeded('{"final_state": 2}'),
+                bad: Ending.failed("no", reason="ValueError"),
+                good: Ending.succeeded('{"final_state": 3}'),
+            }
+        )
+    assert {
+        claim: (each.outcome.value, each.ended, each.slot_due_in is not None) for claim, each in settled.items()
+    } == {
+        cancelled: ("cancelled", False, True),
+        again: ("requeued", True, False),
+        bad: ("failed", True, True),
+        good: ("succeeded", True, True),
+    }
+    assert read_run(database, good.run_id)["payload"]["output_payload"] == {"final_state": 3}
+    assert read_run(database, bad.run_id)["payload"]["error"] == "no"
+    assert read_run(database, again.run_id)["status"] == "pending"
+    assert read_run(database, moved.run_id)["payload"]["output_payload"] is None
+
+
+def test_one_locked_run_keeps_none_from_being_told_so(database: Database) -> None:
+    insert_runs(database, 3)
+    with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
+        claims = claim_all(store)
+        api.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (claims[1].run_id,))
+        with pytest.raises(RowLockedError):
+            store.begin_all(claims, worker_id=WORKER, lease=30, lock_timeout=0.05)
+        assert {row["state"] for row in _rows(database)} == {"claimed"}
+
+
+def test_workers_and_dispatchers_that_write_the_same_rows_never_wait_in_a_circle(database: Database) -> None:
+    """Each statement on many rows locks them in one order; in any other Postgres would end one of two."""
+    insert_runs(database, 60)
+    with store_of(database) as (store, _):
+        claims = claim_all(store)
+        store.begin_all(claims[:40], worker_id=WORKER, lease=30)
+    deadline = time.monotonic() + 5
+    errors: list[Exception] = []
+
+    def again_and_again(write: Callable[[Store], object]) -> None:
+        try:
+            with store_of(database, connections=1) as (mine, _):
+                while time.monotonic() < deadline and not errors:
+                    write(mine)
+        except Exception as error:
+            errors.append(error)
+
+    # Once each way round, since that is how two of them would meet.
+    writes: list[Callable[[Store], object]] = [
+        lambda mine: mine.heartbeat(claims, lease=30),
+        lambda mine: mine.heartbeat(claims[::-1], lease=30),
+        lambda mine: mine.settle_all(dict.fromkeys(claims[:20], Ending.requeued("test"))),
+        lambda mine: mine.begin_all(claims[::-1], worker_id=WORKER, lease=30),
+        lambda mine: mine.extend(claims[::-1], lease=30, reason="test"),
+        lambda mine: mine.extend(claims, lease=30, reason="test"),
+    ]
+    threads = [threading.Thread(target=again_and_again, args=[write]) for write in writes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def _rows(database: Database) -> list[dict[str, Any]]:
+    return everything(database, "SELECT * FROM orcheo_dispatch.dispatch")
 
 
 def _wait_until_blocked(database: Database) -> None:

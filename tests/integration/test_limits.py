@@ -56,14 +56,15 @@ def _watched(database: Database) -> Iterator[list[tuple[int, int]]]:
         thread.join()
 
 
-def _in_threads(act: Callable[[], None]) -> None:
+def _in_threads(act: Callable[[list[BaseException]], None]) -> None:
+    """Have several dispatchers act at once; each is given the failures of all, to end where there is one."""
     failures: list[BaseException] = []
     start = threading.Barrier(_DISPATCHERS)
 
     def run() -> None:
         try:
             start.wait()
-            act()
+            act(failures)
         except BaseException as error:
             failures.append(error)
 
@@ -89,10 +90,10 @@ def test_limits_hold_exactly_with_dispatchers_that_claim_at_once(
     execute(database, _PENDING, 12, 25)
     ended: list[Claim] = []
 
-    def dispatch() -> None:
+    def dispatch(failures: list[BaseException]) -> None:
         turns = Turns()
         with store_of(database, connections=1) as (store, _):
-            while len(ended) < runs:
+            while len(ended) < runs and not failures:
                 for claim in claim_all(store, 20, limits=limits, turns=turns, in_turn=in_turn):
                     assert isinstance(store.begin(claim, worker_id=uuid4(), lease=60), Run)
                     assert store.settle(claim, Ending.succeeded("{}"))
@@ -112,7 +113,7 @@ def test_limits_are_reached_and_not_exceeded_where_nothing_ends(
 ) -> None:
     execute(database, _PENDING, 12, 10)
 
-    def dispatch() -> None:
+    def dispatch(failures: list[BaseException]) -> None:
         turns = Turns()
         with store_of(database, connections=1) as (store, _):
             for _ in range(20):

@@ -6,15 +6,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
 
 from dispatcher.app import Dispatcher, make_dispatcher_app
+from dispatcher.publisher import claims_per_message
 from ops.real.embedded import EmbeddedRedis
 from shared.broker import held_claims
-from shared.ledger import Claim
+from shared.ledger import Claim, ProcessKind
+from shared.processes import Process, Workers
 from shared.slots import RunSlots
+from shared.store import Store
 from tests.databases import Database
 from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, settings_for
 
@@ -48,13 +52,49 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
 def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Database, redis_url: str) -> None:
     insert_runs(database, 30)
     with (
-        _dispatcher(database, redis_url, max_queued=12, batch_size=8) as dispatcher,
+        _dispatcher(database, redis_url, max_queued=16, batch_size=8) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         reports = [dispatcher.poller.poll() for _ in range(3)]
-        assert [report.claimed for report in reports] == [8, 4, 0]
+        assert [report.claimed for report in reports] == [8, 8, 0]
         assert [report.next_delay == 0 for report in reports] == [True, True, False]
-        assert client.llen("orcheo.runs") == 12
+        assert len(held_claims(client, "orcheo.runs").waiting) == 16
+
+
+def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: Database, redis_url: str) -> None:
+    insert_runs(database, 25)
+    with _dispatcher(database, redis_url, max_queued=16, batch_size=8) as dispatcher:
+        store, poll = Store(dispatcher.engine), dispatcher.poller.poll
+        assert [poll().claimed for _ in range(2)] == [8, 8]
+        queued = everything(database, "SELECT run_id FROM orcheo_dispatch.dispatch WHERE state = 'published'")
+        begun = [Claim(row["run_id"], 1) for row in queued]
+        store.begin_all(begun[:7], worker_id=uuid4(), lease=30)
+        assert poll().claimed == 0, "for seven runs no batch is begun while others wait"
+        store.begin_all(begun[7:8], worker_id=uuid4(), lease=30)
+        assert poll().claimed == 8
+        store.begin_all(begun[8:], worker_id=uuid4(), lease=30)
+        assert [poll().claimed, poll().claimed] == [1, 0], "the last one waits for nobody"
+
+
+def test_messages_of_a_deep_backlog_carry_several_claims_each(database: Database, redis_url: str) -> None:
+    ids = insert_runs(database, 64)
+    with (
+        _dispatcher(database, redis_url, batch_size=64) as dispatcher,
+        redis.Redis.from_url(redis_url) as client,
+    ):
+        for _ in range(2):
+            Process(ProcessKind.WORKER, concurrency=100).seen(dispatcher.engine)
+        assert dispatcher.poller.poll().published == 64
+        assert client.llen("orcheo.runs") == 8, "four messages a worker"
+        assert held_claims(client, "orcheo.runs").waiting == {Claim(run_id, 1) for run_id in ids}
+
+
+@pytest.mark.parametrize(
+    ("claims", "alive", "smallest", "carried"),
+    [(1, 1, 500, 1), (7, 1, 500, 1), (100, 1, 32, 8), (500, 2, 500, 62), (500, 1, 1, 1), (500, 0, 0, 1), (9, 8, 9, 1)],
+)
+def test_claims_of_a_message(claims: int, alive: int, smallest: int, carried: int) -> None:
+    assert claims_per_message(claims, Workers(alive, smallest)) == carried
 
 
 def test_redis_away_releases_claims_at_once_and_backs_off(database: Database, redis_server: EmbeddedRedis) -> None:

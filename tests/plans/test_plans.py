@@ -52,10 +52,10 @@ _CLAIM: dict[str, Any] = {
     "per_workflow": None,
     "per_workspace": None,
 }
+_RUNS: dict[str, Any] = {"run_ids": ["x"] * 32, "fences": [1] * 32}
 _WINDOW: dict[str, Any] = {**_CLAIM, "keys": 64, "after_workspace": "", "workspaces_begun": [], "after_workflows": []}
 _GIVEN: dict[str, Any] = {**_CLAIM, "workspaces": ["", "a"], "workflows": ["w1", "w2"]}
 _LIMITS = {"per_workflow": 10, "per_workspace": 20}
-_RUN: dict[str, Any] = {"run_id": "x", "fence": 1, "actor": "worker"}
 _CASES = {
     "claim": (statements.CLAIM, _WINDOW, TURNS_INDEX),
     "claim more": (statements.CLAIM_MORE, _GIVEN, TURNS_INDEX),
@@ -70,21 +70,26 @@ _CASES = {
         "dispatch_live",
     ),
     "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
-    "begin": (statements.BEGIN, {**_RUN, "lease": 30.0, "worker_id": str(uuid4())}, "workflow_runs_pkey"),
+    "begin": (
+        statements.BEGIN,
+        {**_RUNS, "actor": "worker", "lease": 30.0, "worker_id": str(uuid4())},
+        "workflow_runs_pkey",
+    ),
     "settle": (
         statements.SETTLE,
         {
-            **_RUN,
-            "outcome": "succeeded",
-            "status": "succeeded",
-            "action": "run_succeeded",
-            "reason": None,
-            "metadata": "{}",
-            "changes": "{}",
+            **_RUNS,
+            "actor": "worker",
+            "outcomes": ["succeeded"] * 32,
+            "statuses": ["succeeded"] * 32,
+            "actions": ["run_succeeded"] * 32,
+            "reasons": [None] * 32,
+            "metadata": ["{}"] * 32,
+            "changes": ["{}"] * 32,
         },
         "workflow_runs_pkey",
     ),
-    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "run_ids": ["x"] * 32, "fences": [1] * 32}, "dispatch_pkey"),
+    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, **_RUNS}, "dispatch_pkey"),
 }
 
 

@@ -1,95 +1,133 @@
-"""The trace of a run, which the API shows: one record and a step for each update, in Orcheo's history store."""
+"""The trace of a run, which the API shows: one record and a step for each update, in Orcheo's history tables."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from orcheo.runtime.runnable_config import RunnableConfigModel
-from orcheo_backend.app.history import RunHistoryStore
 from orcheo_backend.app.history.serialization import normalize_json_mapping
 
 from shared.logs import describe, log
 from worker.executor import Run
-from worker.orcheo.postgres import outlast_outage
+from worker.orcheo.group_commit import GroupCommit, Rows, Unit
 from worker.payload import storable, storable_text
+
+_MAX_UNWRITTEN_STEPS = 100
+
+
+class _Events(Unit):
+    """What a trace has got since it was last written: rows as Orcheo's history store writes them, event by event."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self.run_id = run_id
+        self.what = "step"
+        self.record: dict[str, Any] | None = None
+        self.steps: list[str] = []
+        self.end: dict[str, Any] = {"status": None, "completed_at": None, "error": None}
+        self.last_at = ""
+
+    def rows(self) -> Rows:
+        """Return the rows."""
+        rows = Rows()
+        if self.record is not None:
+            end = self.end if self.end["status"] is not None else {}
+            rows.add("records", json.dumps({**self.record, **end, "last_at": self.last_at}))
+        elif self.steps:
+            rows.add("changes", json.dumps({"execution_id": self.run_id, **self.end, "last_at": self.last_at}))
+        for step in self.steps:
+            rows.add("steps", step)
+        return rows
 
 
 class History:
-    """Writes the trace of one run.
+    """Writes the trace of one run, soon and together with those of other runs.
 
     It outlasts a restart of Postgres, and what still cannot be written is logged and left out: a trace
     never costs a run its result. A step may be there twice where Postgres died between its commit and its answer.
     """
 
-    def __init__(self, store: RunHistoryStore, run: Run) -> None:
-        self._store = store
+    def __init__(self, commit: GroupCommit, run: Run) -> None:
+        self._commit = commit
         self._run = run
+        self._run_id = json.dumps(run.run_id)
+        self._events: _Events | None = None
 
-    async def start(self, workflow_id: str, config: RunnableConfigModel) -> None:
+    def start(self, workflow_id: str, config: RunnableConfigModel) -> None:
         """Open the record; that of an earlier attempt at the run is continued."""
         run = self._run
-        await self._write(
-            "start",
-            self._start(
-                workflow_id=workflow_id,
-                execution_id=run.run_id,
-                inputs=storable(run.inputs),
-                runnable_config=storable(config.to_json_config(run.run_id)),
-                tags=storable(config.tags),
-                callbacks=storable(config.callbacks),
-                metadata=storable(config.metadata),
-                run_name=storable(config.run_name),
-                workspace_id=run.workspace_id,
-            ),
-        )
+        events, at = self._growing("start")
+        events.record = {
+            "execution_id": run.run_id,
+            "workflow_id": workflow_id,
+            "workspace_id": run.workspace_id,
+            "inputs": storable(run.inputs),
+            "runnable_config": storable(config.to_json_config(run.run_id)),
+            "tags": storable(config.tags),
+            "callbacks": storable(config.callbacks),
+            "metadata": storable(config.metadata),
+            "run_name": storable(config.run_name),
+            "status": "running",
+            "started_at": at,
+        }
 
     async def step(self, update: Mapping[str, Any]) -> None:
-        """Append one update of the graph."""
-        await self._write("step", self._append(_storable_step(update)))
+        """Append one update of the graph; it waits where many are not written yet."""
+        events = self._append("step", _storable_step(update))
+        if len(events.steps) >= _MAX_UNWRITTEN_STEPS:
+            self._commit.hasten()
+            await asyncio.shield(events.written)
 
-    async def completed(self) -> None:
+    def completed(self) -> asyncio.Future[Any]:
         """Close the record of a run that succeeded."""
-        await self._write("completed", self._append({"status": "completed"}))
-        await self._write("completed", self._mark_completed())
+        return self._close("completed", "completed", None, {"status": "completed"})
 
-    async def failed(self, reason: str) -> None:
+    def failed(self, reason: str) -> asyncio.Future[Any]:
         """Close the record of a run that failed; `reason` is shown to users."""
         reason = storable_text(reason)
-        await self._write("failed", self._append({"status": "error", "error": reason}))
-        await self._write("failed", self._mark_failed(reason))
+        return self._close("failed", "error", reason, {"status": "error", "error": reason})
 
-    async def cancelled(self, reason: str) -> None:
+    def cancelled(self, reason: str) -> asyncio.Future[Any]:
         """Close the record of a run that was cancelled or timed out, as the API does for runs of its own."""
         reason = storable_text(reason)
-        await self._write("cancelled", self._append({"status": "cancelled", "reason": reason}))
-        await self._write("cancelled", self._mark_cancelled(reason))
+        return self._close("cancelled", "cancelled", reason, {"status": "cancelled", "reason": reason})
 
-    async def _write(self, what: str, writing: Awaitable[None]) -> None:
-        try:
-            await writing
-        except Exception as error:  # noqa: BLE001 - A trace never costs a run its result.
-            log.warning("history_not_written", run_id=self._run.run_id, what=what, **describe(error))
+    def abandon(self) -> None:
+        """Write nothing more, not even what was not written yet."""
+        if self._events is not None:
+            self._commit.drop(self._events)
 
-    @outlast_outage
-    async def _start(self, **record: Any) -> None:
-        await self._store.start_run(**record)
+    def _close(self, what: str, status: str, error: str | None, step: Mapping[str, Any]) -> asyncio.Future[Any]:
+        """Append the last step, end the record and return when that is written, whether or not anybody waits."""
+        events = self._append(what, step)
+        events.end = {"status": status, "completed_at": events.last_at, "error": error}
+        self._commit.hasten()
+        return events.written
 
-    @outlast_outage
-    async def _append(self, step: Mapping[str, Any]) -> None:
-        await self._store.append_step(self._run.run_id, step)
+    def _append(self, what: str, step: Any) -> _Events:
+        events, at = self._growing(what)
+        events.steps.append(f'{{"execution_id": {self._run_id}, "at": "{at}", "payload": {json.dumps(step)}}}')
+        return events
 
-    @outlast_outage
-    async def _mark_completed(self) -> None:
-        await self._store.mark_completed(self._run.run_id)
+    def _growing(self, what: str) -> tuple[_Events, str]:
+        """Return what is not written yet, with one more event, and when that was."""
+        if self._events is None or self._events.sealed:
+            self._events = _Events(self._run.run_id)
+            self._events.written.add_done_callback(partial(self._log_failure, self._events))
+            self._commit.add(self._events)
+        self._events.what = what
+        self._events.last_at = datetime.now(UTC).isoformat()
+        return self._events, self._events.last_at
 
-    @outlast_outage
-    async def _mark_failed(self, reason: str) -> None:
-        await self._store.mark_failed(self._run.run_id, reason)
-
-    @outlast_outage
-    async def _mark_cancelled(self, reason: str) -> None:
-        await self._store.mark_cancelled(self._run.run_id, reason=reason)
+    def _log_failure(self, events: _Events, written: asyncio.Future[Exception | None]) -> None:
+        error = written.result()
+        if error is not None:
+            log.warning("history_not_written", run_id=self._run.run_id, what=events.what, **describe(error))
 
 
 def _storable_step(update: Mapping[str, Any]) -> Any:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import psycopg
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from orcheo.postgres_pools import connection_kwargs
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
@@ -25,10 +21,11 @@ _OUTAGE_SECONDS = 30.0
 
 Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
+OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
+"""What statements fail with while Postgres restarts or fails over."""
+
 outlast_outage = retry(
-    retry=retry_if_exception_type(
-        (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
-    ),
+    retry=retry_if_exception_type(OUTAGES),
     stop=stop_after_delay(_OUTAGE_SECONDS),
     wait=wait_random_exponential(multiplier=0.1, max=2),
     reraise=True,
@@ -69,48 +66,9 @@ async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
         raise psycopg.OperationalError("the server is read-only")
 
 
-class RunSaver(AsyncPostgresSaver):
-    """The checkpointer of one run: LangGraph's, on the shared pool, which outlasts an outage of Postgres.
-
-    One a run, because LangGraph's holds a lock around each statement: shared, it would let the runs
-    of a process save one after another. Every statement it repeats is an upsert or a read.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(pool)
-
-    @outlast_outage
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint of `config`."""
-        return await super().aget_tuple(config)
-
-    @outlast_outage
-    async def aput(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Upsert a checkpoint."""
-        return await super().aput(config, checkpoint, metadata, new_versions)
-
-    @outlast_outage
-    async def aput_writes(
-        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
-    ) -> None:
-        """Upsert the writes of one node."""
-        await super().aput_writes(config, writes, task_id, task_path)
-
-    @outlast_outage
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Delete the checkpoints of `thread_id`."""
-        await super().adelete_thread(thread_id)
-
-
 @outlast_outage
-async def fetch_one(pool: Pool, sql: str, parameters: dict[str, Any]) -> DictRow | None:
-    """Return the first row of a reading statement."""
+async def fetch_all(pool: Pool, sql: str, parameters: dict[str, Any]) -> list[DictRow]:
+    """Return the rows of a reading statement."""
     async with pool.connection() as connection:
         cursor = await connection.execute(cast("Any", sql), parameters)
-        return await cursor.fetchone()
+        return await cursor.fetchall()

@@ -1,0 +1,109 @@
+"""A run as a worker gets it, and how it may end: small frozen values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from shared.ledger import Claim, Outcome
+
+STALE = "stale"
+"""Why a message of an earlier claim, or one that was answered before, is not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a workflow, as begun: what an executor may know of it.
+
+    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
+    """
+
+    run_id: str
+    fence: int
+    attempt: int
+    workflow_id: str
+    workflow_version_id: str
+    workspace_id: str | None
+    triggered_by: str
+    inputs: Mapping[str, Any] = field(repr=False)
+    runnable_config: Mapping[str, Any] = field(repr=False)
+    pending_for: float = 0.0
+    """Seconds from its creation to this claim, by the clock of the database."""
+    queued_for: float = 0.0
+    """Seconds from its claim to its begin, by the same clock."""
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it is executed."""
+        return Claim(self.run_id, self.fence)
+
+
+@dataclass(frozen=True, slots=True)
+class NotBegun:
+    """A message that must not execute: `stale` (another fence, or answered before) or why the run was skipped."""
+
+    claim: Claim
+    reason: str
+    slot_due_in: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run is to end: the status the API will read, and what goes with it."""
+
+    outcome: Outcome
+    status: str
+    action: str
+    reason: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    changes: str = field(default="{}", repr=False)
+    """JSON text of what else changes in the payload: `output_payload`, `error`."""
+
+    @property
+    def why(self) -> str:
+        """What the run's audit log will say of its end."""
+        return str(self.metadata.get("error") or self.metadata.get("reason") or "")
+
+    @classmethod
+    def succeeded(cls, output: str) -> Ending:
+        """Return the ending of a run with this output, as JSON text."""
+        changes = f'{{"error": null, "output_payload": {output}}}'
+        return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=changes)
+
+    @classmethod
+    def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
+        """Return the ending of a run that failed with `error`; `reason` is what the ledger may say of it."""
+        return cls(outcome, "failed", "run_failed", reason, {"error": error}, json.dumps({"error": error}))
+
+    @classmethod
+    def cancelled(cls, why: str) -> Ending:
+        """Return the ending of a run that is cancelled."""
+        changes = json.dumps({"error": why})
+        return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, changes)
+
+    @classmethod
+    def requeued(cls, why: str) -> Ending:
+        """Return the ending that hands a run back for another attempt."""
+        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", {"reason": why})
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settle changed. `ended` is False where the API had ended the run before."""
+
+    outcome: Outcome
+    ended: bool
+    slot_due_in: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """A run whose worker was lost, and what became of it."""
+
+    claim: Claim
+    outcome: Outcome
+    worker_id: UUID
+    workflow_id: str

@@ -1,0 +1,52 @@
+"""How runs a second grow with worker processes: a curve, not a target. On as many cores as this machine has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ops.demo import WORKFLOW
+from tests.bench.result import Curve, Measurement, Series
+from tests.bench.rounds import Values, in_turn
+from tests.bench.runs import Fired
+from tests.bench.setting import Scale, Setting
+
+TITLE = "More worker processes"
+_WAIT = Path(__file__).with_name("workflows") / "wait.py"
+_WAIT_SECONDS = 2
+_PROCESSES = (1, 2, 4, 8)
+_ROUNDS = 2
+_RATE = ("rate", "runs/s")
+_SPAN = "SELECT EXTRACT(epoch FROM max(settled_at) - min(begun_at))::float8 FROM orcheo_dispatch.dispatch"
+
+
+def measure(setting: Setting, scale: Scale) -> Measurement:
+    """Measure runs that wait and runs that do not, with the default settings."""
+    few = replace(scale, rounds=min(_ROUNDS, scale.rounds))
+    series: list[Series] = []
+    for name, workflow, count in (
+        (f"runs that wait {_WAIT_SECONDS} s", _WAIT, scale.size(500, 20)),
+        ("trivial runs", WORKFLOW, scale.size(800, 20)),
+    ):
+        fired = Fired(setting, workflow, count)
+        for processes in _PROCESSES[:2] if scale.quick else _PROCESSES:
+            series += in_turn(few, {name: partial(_once, setting, fired, processes)}, at=processes)
+    curves = tuple(
+        Curve(f"scale-{word}", f"Runs a second by worker processes: {name}", _RATE[0], "worker processes", (name,))
+        for word, name in zip(("waiting", "trivial"), dict.fromkeys(each.system for each in series), strict=True)
+    )
+    note = (
+        "All runs are pending before the dispatcher starts; from the first begin to the last settle. Default settings: "
+        "32 runs at a time in a process. All processes, the servers too, share the "
+        f"{os.cpu_count()} cores of one machine."
+    )
+    return Measurement("scale", TITLE, tuple(series), curves=curves, notes=(note,))
+
+
+def _once(setting: Setting, fired: Fired, processes: int) -> Values:
+    fired.restore()
+    with setting.ours(workers=processes):
+        setting.until_terminal()
+    return {_RATE: fired.count / float(setting.value(_SPAN))}

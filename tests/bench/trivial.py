@@ -1,0 +1,109 @@
+"""A trivial Orcheo workflow, all runs pending: beside the stock worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+from ops.demo import WORKFLOW
+from tests.bench.noop import PARTS
+from tests.bench.result import Curve, Measurement, Series, Target, ratios
+from tests.bench.rounds import Values, in_turn, say
+from tests.bench.runs import Fired
+from tests.bench.setting import Running, Scale, Setting
+from tests.bench.statements import counted
+
+TITLE = "A trivial Orcheo workflow, all runs pending"
+STOCK = "stock worker, --concurrency=2"
+ONE, TWO = "orcheo-dispatch, 1 process", "orcheo-dispatch, 2 processes"
+RATE, CPU = ("rate", "runs/s"), ("CPU, all", "ms/run")
+type Start = Callable[[], AbstractContextManager[Running]]
+
+# Two stock processes race for the checkpointer's tables on an empty database; nothing else may fail.
+_MAY_FAIL = 1
+_WARM_UP_RUNS = 20
+
+# By what the API's own tables say, which both systems write.
+_WINDOW = """
+SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
+       EXTRACT(epoch FROM max((payload ->> 'completed_at')::timestamptz)
+                          - min((payload ->> 'started_at')::timestamptz))::float8 AS seconds
+  FROM workflow_runs
+"""
+
+
+def measure(setting: Setting, scale: Scale) -> Measurement:
+    """Measure the stock worker and ours in turn, then count statements in a round of its own."""
+    count = scale.size(1_000, 40)
+    say(f"  firing {count} webhooks")
+    fired = Fired(setting, WORKFLOW, count)
+    systems: Mapping[str, Start] = {
+        STOCK: setting.stock,
+        ONE: lambda: setting.ours(workers=1),
+        TWO: lambda: setting.ours(workers=2),
+    }
+    with setting.without_api():
+        series = in_turn(scale, {name: _round(setting, fired, start) for name, start in systems.items()}, warm_up=False)
+        statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
+    curves = (
+        Curve("trivial-rate", "Trivial runs a second", RATE[0]),
+        Curve("trivial-cpu", "CPU a trivial run, by process", CPU[0], parts=PARTS),
+    )
+    note = (
+        f"{count:,} webhooks fired once through the API; each round puts the same rows, run slots and pushed messages "
+        "back at once, when all processes are up and have executed 20 others. "
+        "The rate is from the first `started_at` to the last `completed_at`. "
+        "Default settings throughout; the stock worker has two processes, without its Beat. "
+        "Statements are counted in a round of their own, from the server's log."
+    )
+    notes = (note, *(words for _, words in statements))
+    series += [each for each, _ in statements]
+    return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, notes)
+
+
+def _round(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
+    def once() -> Values:
+        with _warm(setting, fired, start) as running:
+            used = running.used()
+            fired.restore()
+            setting.until_terminal()
+            used.stop()
+        (found,) = setting.rows(_WINDOW)
+        if found["runs"] < fired.count - _MAY_FAIL:
+            raise RuntimeError(f"{found['runs']} of {fired.count} runs succeeded: {setting.statuses()}")
+        cpu = {(f"CPU, {name}", "ms/run"): 1000 * seconds / fired.count for name, seconds in used.cpu.items()}
+        return {RATE: found["runs"] / found["seconds"], **cpu, CPU: 1000 * sum(used.cpu.values()) / fired.count}
+
+    return once
+
+
+@contextmanager
+def _warm(setting: Setting, fired: Fired, start: Start) -> Iterator[Running]:
+    """Start the processes and have them execute some runs, then forget those."""
+    setting.empty()
+    with start() as running:
+        fired.restore(min(_WARM_UP_RUNS, fired.count))
+        setting.until_terminal()
+        setting.forget_runs()
+        yield running
+
+
+def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> tuple[Series, str]:
+    """Return how many statements a run takes, and in words who sends them."""
+    with _warm(setting, fired, start), counted(setting) as statements:
+        fired.restore()
+        setting.until_terminal()
+    senders = ", ".join(f"{count / fired.count:.1f} {sender.strip('[]')}" for sender, count in statements.most_common())
+    say(f"  statements of {name}, a run: {senders}")
+    series = Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    return series, f"Statements a run by `application_name`, {name}: {senders}."
+
+
+def _targets(series: list[Series]) -> tuple[Target, ...]:
+    found = {(each.system, each.metric): each.values for each in series}
+    rate = ratios(found[TWO, RATE[0]], found[STOCK, RATE[0]])
+    cpu = ratios(found[TWO, CPU[0]], found[STOCK, CPU[0]])
+    return (
+        Target("at least 4 times the stock worker's runs/s with as many processes", rate, 4.0, "times", at_least=True),
+        Target("at most a third of its CPU a run", cpu, 1 / 3, "of it", at_least=False),
+    )

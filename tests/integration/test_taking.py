@@ -1,0 +1,114 @@
+"""What a worker takes: as many runs as it has room for, however many a message carries; the rest goes back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from uuid import uuid4
+
+import psycopg
+import redis
+
+from dispatcher.publisher import Publisher
+from shared.broker import claims_of, make_app
+from shared.ledger import Claim
+from shared.metrics import WorkerMetrics
+from tests.databases import Database
+from tests.processes import Stack, until
+from tests.runs import all_are, claim_all, everything, insert_runs, ledger, settings_for, store_of
+from worker.run import take
+from worker.runtime import start_runtime
+from worker.wire import Wire
+
+
+def _publish(database: Database, redis_url: str, *, per_message: int) -> list[Claim]:
+    """Claim all and publish them, as a dispatcher would."""
+    settings = settings_for(database, redis_url)
+    app = make_app("test", settings)
+    with store_of(database) as (store, _):
+        claims = claim_all(store, 1000)
+        published, error = Publisher(app, settings.queue).publish(claims, per_message=per_message)
+        store.mark_published(published, lease=60)
+    app.close()
+    assert error is None
+    return published
+
+
+def test_runs_of_one_message_execute_side_by_side(database: Database, stack: Stack, redis_url: str) -> None:
+    insert_runs(database, 20, inputs={"do": "wait", "seconds": 1})
+    _publish(database, redis_url, per_message=20)
+    with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="20"):
+        until(lambda: all_are(database, "succeeded"), what="every run succeeded")
+    events = [line.split()[2] for line in stack.side_effects.read_text().splitlines()]
+    assert events == ["begun"] * 20 + ["ended"] * 20
+
+
+def test_worker_begins_no_more_than_it_has_room_for(database: Database, stack: Stack, redis_url: str) -> None:
+    insert_runs(database, 9, inputs={"do": "wait", "seconds": 3600})
+    claims = _publish(database, redis_url, per_message=3)
+    with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="4"), redis.Redis.from_url(redis_url) as client:
+        until(lambda: len(stack.noted("begun")) == 4, what="the worker is full")
+
+        def waiting() -> Counter[str]:
+            return Counter(claim.run_id for raw in client.lrange("orcheo.runs", 0, -1) for claim in claims_of(raw))
+
+        rest = Counter(claim.run_id for claim in claims) - Counter(stack.noted("begun"))
+        until(lambda: waiting() == rest, what="the others wait in Redis, each of them once")
+        assert len(stack.noted("begun")) == 4
+        with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="4"):
+            until(lambda: len(stack.noted("begun")) == 8, what="another worker takes them")
+            until(lambda: len(waiting()) == 1, what="the last one waits")
+    assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {1}
+
+
+def test_full_worker_takes_the_next_run_as_soon_as_one_ends(database: Database, stack: Stack, redis_url: str) -> None:
+    """By itself Celery looks once a second whether it may take a message: two hundred would take minutes."""
+    insert_runs(database, 200)
+    _publish(database, redis_url, per_message=1)
+    with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="1"):
+        until(lambda: all_are(database, "succeeded"), what="every run succeeded", seconds=60)
+
+
+def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) -> None:
+    insert_runs(database, 3, inputs={"do": "wait", "seconds": 1})
+    settings = settings_for(database, "redis://127.0.0.1:1/0", executor="tests.executors:play", concurrency=1)
+    metrics = WorkerMetrics.of_parent(settings, uuid4())
+    app = make_app("test", settings)
+    with store_of(database) as (store, _):
+        claims = claim_all(store)
+        runtime = start_runtime(settings, metrics, Wire(app, settings.queue))
+        try:
+            assert [each.claim for each in take(runtime, claims)] == claims[:1]
+            assert [ledger(database, claim.run_id)["outcome"] for claim in claims[1:]] == ["released"] * 2
+            assert [claim.fence for claim in claim_all(store)] == [2, 2]
+        finally:
+            runtime.stop()
+            app.close()
+
+
+def test_run_whose_row_is_held_holds_up_no_other(database: Database, stack: Stack, redis_url: str) -> None:
+    held, *others = insert_runs(database, 5, inputs={"do": "wait", "seconds": 1})
+    _publish(database, redis_url, per_message=5)
+    with stack.running("worker", ORCHEO_WORKER_LEASE="60"):
+        until(lambda: len(stack.noted("begun")) == 5, what="all begin")
+        with psycopg.connect(database.dsn) as somebody:
+            somebody.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (held,))
+            until(
+                lambda: [ledger(database, each)["state"] for each in others] == ["settled"] * 4,
+                what="the others are settled",
+            )
+            assert ledger(database, held)["state"] == "running"
+        until(lambda: all_are(database, "succeeded"), what="it is settled when its row is let go")
+
+
+def test_held_row_holds_up_the_begin_of_no_other(database: Database, stack: Stack, redis_url: str) -> None:
+    held, *others = insert_runs(database, 5)
+    _publish(database, redis_url, per_message=5)
+    with psycopg.connect(database.dsn) as somebody:
+        somebody.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (held,))
+        with stack.running("worker"):
+            until(
+                lambda: [ledger(database, each)["outcome"] for each in others] == ["succeeded"] * 4,
+                what="the others succeeded",
+            )
+            somebody.rollback()
+            until(lambda: all_are(database, "succeeded"), what="it begins when its row is let go")

@@ -1,0 +1,51 @@
+"""The patience with each run: told to stop after its timeout, given up when it goes on after its grace."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from shared.logs import log
+from worker.execution import Execution, Executions, Stop
+
+LOOK_SECONDS = 0.1
+
+
+class Deadlines:
+    """Looks at every run again and again, from a thread: the loop itself may be held by one of them.
+
+    A look costs less than a microsecond a run. There is no timer a run: of a thousand runs a second, which take
+    milliseconds and may take an hour, each would leave one behind.
+    """
+
+    def __init__(self, executions: Executions, *, grace: float) -> None:
+        self._executions = executions
+        self._grace = grace
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more: there are no runs left."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            now = time.monotonic()
+            for execution in self._executions:
+                self._look(execution, now)
+
+    def _look(self, execution: Execution, now: float) -> None:
+        if execution.result is not None:
+            return
+        if execution.stopped_at is None:
+            if now - execution.begun_at >= execution.timeout:
+                execution.stop(Stop.TIMED_OUT)
+        elif now - execution.stopped_at >= self._grace:
+            run = execution.run
+            log.warning("run_ignored_stop", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence)
+            execution.give_up()
