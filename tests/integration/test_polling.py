@@ -195,8 +195,8 @@ def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: st
     """A batch at each maintenance alone would let the ledger grow for ever at some thousand runs a minute."""
     execute(
         database,
-        "INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, outcome, slot, fence, attempts,"
-        " claimed_at, begun_at, settled_at, dispatcher_id, worker_id)"
+        "INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, outcome, slot, fence,"
+        " attempts, claimed_at, begun_at, settled_at, dispatcher_id, worker_id)"
         " SELECT 'old-' || n, 'w', 'webhook', 'settled', 'succeeded', 'none', 1, 1, now(), now(),"
         " now() - interval '9 days', gen_random_uuid(), gen_random_uuid() FROM generate_series(1, 2500) AS n",
     )
