@@ -9,6 +9,7 @@ of anybody else is left where it is.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ INBOX = "orcheo.hints"
 """Where a message is looked at: it is moved there in one step, so that no crash can lose it."""
 _BLOCK_SECONDS = 4
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
+_NUDGE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _SWEEP_SECONDS = 1.0
 _SWEEP = 1000
@@ -63,9 +65,11 @@ class HintListener:
     def stop(self, timeout: float = 5.0) -> None:
         """Stop listening; a message that was being looked at stays in Redis."""
         self._stopping.set()
-        # Ends the wait for a message.
-        self._client.connection_pool.disconnect()
-        self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            # Ends the wait for a message; again and again, for it may have been just about to begin.
+            self._client.connection_pool.disconnect()
+            self._thread.join(_NUDGE_SECONDS)
 
     def _run(self) -> None:
         away, settled = False, False
