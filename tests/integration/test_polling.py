@@ -189,3 +189,20 @@ def test_counter_of_slots_never_falls_below_zero(redis_url: str, before: str | N
             client.set(key, before)
         assert RunSlots(client).give_back("r1", "w")
         assert client.get(key) == after
+
+
+def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: str) -> None:
+    """A batch at each maintenance alone would let the ledger grow for ever at some thousand runs a minute."""
+    execute(
+        database,
+        "INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, outcome, slot, fence,"
+        " attempts, claimed_at, begun_at, settled_at, dispatcher_id, worker_id)"
+        " SELECT 'old-' || n, 'w', 'webhook', 'settled', 'succeeded', 'none', 1, 1, now(), now(),"
+        " now() - interval '9 days', gen_random_uuid(), gen_random_uuid() FROM generate_series(1, 2500) AS n",
+    )
+    with _dispatcher(database, redis_url) as dispatcher:
+        left = []
+        for _ in range(4):
+            dispatcher.poller.poll()
+            left.append(everything(database, "SELECT count(*) AS rows FROM orcheo_dispatch.dispatch")[0]["rows"])
+    assert left == [1500, 500, 0, 0]

@@ -38,6 +38,7 @@ _OF_SERVERS = {
     "pg_notification_queue_usage",
     # Columns of the API's table, our schema, and a metric.
     "orcheo_dispatch_listen_up",
+    "orcheo_dispatch_pending_turns",
     "triggered_by",
     "orcheo_dispatch",
 }
