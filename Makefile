@@ -72,5 +72,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 # The peers, and what draws the plots.
 $(BENCH): $(INSTALLED)
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group bench || \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench; }
 	@touch $@

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         if asked.json is not None:
             asked.json.parent.mkdir(parents=True, exist_ok=True)
-        scale = Scale(1 if asked.quick else asked.rounds, asked.quick)
+        scale = Scale(1 if asked.quick else asked.rounds, asked.quick, asked.share)
         try:
             found, failed = _measure(asked.only, scale, asked.json)
         except KeyboardInterrupt:
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Measure orcheo-dispatch and its peers, side by side.")
     parser.add_argument("--only", type=_names, default=list(measurements.ALL), help="measurements, by comma")
     parser.add_argument("--rounds", type=_positive, default=5, help="rounds that count, 5 by default")
+    parser.add_argument("--share", type=_share, default=1.0, help="share of the full sizes, for a quicker look: 0.1")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: a smoke test, no figures")
     parser.add_argument("--json", type=Path, help="the file that takes the raw numbers")
     parser.add_argument("--write", action="store_true", help="put tables and plots into docs/performance.md")
@@ -98,6 +99,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError("above 0, at most 1")
     return number
 
 

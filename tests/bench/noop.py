@@ -17,6 +17,8 @@ from tests.bench.usage import until
 TITLE = "No-op runs: from pending row to terminal status"
 OURS = "orcheo-dispatch"
 RATE = ("rate", "runs/s")
+CPU = "CPU, all"
+PARTS = ("CPU, worker", "CPU, dispatcher", "CPU, beat", "CPU, postgres", "CPU, redis")
 SETTINGS = {
     "ORCHEO_WORKER_EXECUTOR": "tests.bench.noop_executor:execute",
     "ORCHEO_DISPATCH_BATCH_SIZE": "1000",
@@ -55,8 +57,11 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     notes = [_note(count)]
     if missing:
         notes.append(f"Without the peers: {', '.join(missing)} not installed.")
-    curve = Curve("noop", "No-op runs a second, with one and with two worker processes", RATE[0])
-    return Measurement("noop", TITLE, tuple(series), _targets(series), (curve,), tuple(notes))
+    curves = (
+        Curve("noop-rate", "No-op runs a second, with one and with two worker processes", RATE[0]),
+        Curve("noop-cpu", "CPU a no-op run, by process", CPU, parts=PARTS),
+    )
+    return Measurement("noop", TITLE, tuple(series), _targets(series), curves, tuple(notes))
 
 
 def _ours(setting: Setting, count: int, processes: int) -> Callable[[], Values]:
@@ -90,12 +95,12 @@ def _peers(setting: Setting, count: int) -> Mapping[str, Callable[[], Values]]:
     one = {"BENCH_DSN": pgqueuer.dsn, **_ONE_MANAGER}
     tuned = {"BENCH_DSN": pgqueuer.dsn, **_TUNED}
     systems: dict[str, Callable[[], Values]] = {}
-    for processes in _PROCESSES:
-        for name, queue, command, variables in (
-            ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
-            ("PgQueuer", pgqueuer, pgqueuer.command(), one),
-            ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
-        ):
+    for name, queue, command, variables in (
+        ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
+        ("PgQueuer", pgqueuer, pgqueuer.command(), one),
+        ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
+    ):
+        for processes in _PROCESSES:
             systems[_name(name, processes)] = _peer(setting, queue, command, variables, count, processes)
     return systems
 
@@ -127,7 +132,7 @@ def _peer(
 
 def _cpu(seconds: Mapping[str, float], count: int) -> dict[tuple[str, str], float]:
     each = {(f"CPU, {name}", "ms/run"): 1000 * used / count for name, used in seconds.items()}
-    return {**each, ("CPU, all", "ms/run"): 1000 * sum(seconds.values()) / count}
+    return {**each, (CPU, "ms/run"): 1000 * sum(seconds.values()) / count}
 
 
 def _targets(series: list[Series]) -> tuple[Target, ...]:

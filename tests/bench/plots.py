@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from tests.bench.result import Curve, Measurement, Series
 
@@ -22,15 +23,12 @@ _STYLE = {
     "legend.frameon": False,
 }
 _DOTS_PER_INCH = 110
+_PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
     """Draw a curve with the medians, and the least and most of the rounds as a band or a whisker."""
-    wanted = [
-        each
-        for each in measurement.series
-        if each.metric == curve.metric and (not curve.systems or each.system in curve.systems)
-    ]
+    wanted = _of(measurement, curve, curve.metric)
     if not wanted:
         raise ValueError(f"{measurement.name} has no series for the curve {curve.name}")
     with mpl.rc_context(_STYLE):
@@ -38,11 +36,21 @@ def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
         axes = figure.add_subplot()
         if any(each.at is not None for each in wanted):
             _lines(axes, wanted, curve)
+        elif curve.parts:
+            _stacks(axes, wanted, {part: _of(measurement, curve, part) for part in curve.parts})
         else:
             _bars(axes, wanted)
         axes.set_title(curve.title, loc="left", fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _of(measurement: Measurement, curve: Curve, metric: str) -> list[Series]:
+    return [
+        each
+        for each in measurement.series
+        if each.metric == metric and (not curve.systems or each.system in curve.systems)
+    ]
 
 
 def _lines(axes: Axes, wanted: list[Series], curve: Curve) -> None:
@@ -67,6 +75,7 @@ def _lines(axes: Axes, wanted: list[Series], curve: Curve) -> None:
     axes.set_yscale("log" if curve.log_y else "linear")
     if not curve.log_y:
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_PLAIN)
     axes.legend()
 
 
@@ -78,14 +87,33 @@ def _bars(axes: Axes, wanted: list[Series]) -> None:
     colours = [_COLOURS[0] if name.startswith("orcheo-dispatch") else _COLOURS[-1] for name in names]
     axes.barh(names, medians, xerr=[below, above], color=colours, height=0.6, error_kw={"elinewidth": 1, "capsize": 3})
     for row, median in enumerate(medians):
-        axes.annotate(
-            f" {median:,.0f}" if median >= 100 else f" {median:.3g}",
-            (above[row] + median, row),
-            va="center",
-            textcoords="offset points",
-            xytext=(3, 0),
-        )
+        _label(axes, row, median + above[row], median)
+    _finish_bars(axes, wanted)
+
+
+def _stacks(axes: Axes, wanted: list[Series], parts: dict[str, list[Series]]) -> None:
+    names = [each.system for each in wanted]
+    ends = dict.fromkeys(names, 0.0)
+    for (part, found), colour in zip(parts.items(), itertools.cycle(_COLOURS), strict=False):
+        widths = {each.system: each.spread.median for each in found}
+        row = [widths.get(name, 0.0) for name in names]
+        label = part.rpartition(", ")[2]
+        axes.barh(names, row, left=list(ends.values()), color=colour, height=0.6, label=label)
+        ends = {name: end + width for (name, end), width in zip(ends.items(), row, strict=True)}
+    for number, each in enumerate(wanted):
+        _label(axes, number, ends[each.system], each.spread.median)
+    axes.legend(loc="lower right")
+    _finish_bars(axes, wanted)
+
+
+def _label(axes: Axes, row: int, end: float, value: float) -> None:
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    axes.annotate(text, (end, row), va="center", textcoords="offset points", xytext=(4, 0))
+
+
+def _finish_bars(axes: Axes, wanted: list[Series]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     axes.set_xlabel(f"{wanted[0].metric}, {wanted[0].unit}")
+    axes.xaxis.set_major_formatter(_PLAIN)

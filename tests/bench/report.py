@@ -32,32 +32,28 @@ def summary(report: Report) -> str:
 
 
 def write(report: Report) -> None:
-    """Put the tables between the markers of the page, and draw the plots beside it.
-
-    Raises `ValueError` where the page has no markers.
-    """
+    """Put the tables into the page of the documentation, and draw the plots beside it."""
     from tests.bench import plots  # matplotlib is there in the environment of the benchmark alone
 
-    text = PAGE.read_text()
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} has no markers {_BEGIN} and {_END}")
-    PAGE.write_text(f"{before}{_BEGIN}\n\n{_page(report)}\n{_END}{after}")
+    PAGE.write_text(page(PAGE.read_text(), report))
     for measurement in report.measurements:
         for curve in measurement.curves:
             plots.draw(measurement, curve, image_of(curve.name))
 
 
+def page(text: str, report: Report) -> str:
+    """Return `text` with the tables between its markers. Raises `ValueError` where it has none."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"no markers {_BEGIN} and {_END}")
+    parts = [_where(report), _targets(report), *map(_section, report.measurements)]
+    return f"{before}{_BEGIN}\n\n{'\n'.join(parts)}\n{_END}{after}"
+
+
 def image_of(name: str) -> Path:
     """Return the file of a plot."""
     return IMAGES / f"bench-{name}.png"
-
-
-def _page(report: Report) -> str:
-    parts = [_where(report), _targets(report)]
-    parts += [_measurement(measurement) for measurement in report.measurements]
-    return "\n".join(parts)
 
 
 def _where(report: Report) -> str:
@@ -68,7 +64,7 @@ def _where(report: Report) -> str:
 
 def _targets(report: Report) -> str:
     rows = [
-        f"| {measurement.name} | {target.text} | {_spread_of(target)} | {_verdict_word(target)} |"
+        f"| {measurement.name} | {target.text} | {_spread_of(target)} | {_verdict_in_table(target)} |"
         for measurement in report.measurements
         for target in measurement.targets
     ]
@@ -76,21 +72,34 @@ def _targets(report: Report) -> str:
     return head + "\n".join(rows) + "\n"
 
 
-def _measurement(measurement: Measurement) -> str:
-    rows = "\n".join(_row(each) for each in measurement.series)
-    parts = [f"### {measurement.title}\n", "| system | what | median | least to most |\n|---|---|---|---|\n" + rows]
+def _section(measurement: Measurement) -> str:
+    parts = [f"### {measurement.title}\n", _table(measurement)]
     parts += [f"\n{note}" for note in measurement.notes]
     parts += [f"\n![{curve.title}](images/{image_of(curve.name).name})" for curve in measurement.curves]
     return "\n".join(parts) + "\n"
 
 
-def _row(each: Series) -> str:
-    system = each.system if each.at is None else f"{each.system}, {_number(each.at)}"
+def _table(measurement: Measurement) -> str:
+    """Return a row a system, a column a metric."""
+    columns = list(dict.fromkeys((each.metric, each.unit) for each in measurement.series))
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    for each in measurement.series:
+        cells.setdefault(_place(each), {})[each.metric, each.unit] = _cell(each)
+    heads = [f"{metric}, {unit}" if unit else metric for metric, unit in columns]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in cells.items()]
+    return "\n".join(lines)
+
+
+def _place(each: Series) -> str:
+    return each.system if each.at is None else f"{each.system}, {_number(each.at)}"
+
+
+def _cell(each: Series) -> str:
     spread = each.spread
-    return (
-        f"| {system} | {each.metric} | {_number(spread.median)} {each.unit} "
-        f"| {_number(spread.least)} to {_number(spread.most)} |"
-    )
+    if len(each.values) == 1:
+        return _number(spread.median)
+    return f"{_number(spread.median)} ({_number(spread.least)} to {_number(spread.most)})"
 
 
 def _verdict(target: Target) -> str:
@@ -104,6 +113,10 @@ def _spread_of(target: Target) -> str:
 
 def _verdict_word(target: Target) -> str:
     return "met" if target.met else f"missed by {target.missed_by:.0%}"
+
+
+def _verdict_in_table(target: Target) -> str:
+    return "met" if target.met else f"**{_verdict_word(target)}**"
 
 
 def _number(value: float) -> str:

@@ -70,7 +70,8 @@ class Target:
 class Curve:
     """A plot to draw: `metric` over what `at` is, a line a system; over systems as bars where no series has an `at`.
 
-    `name` becomes the file name, `bench-NAME.png`; `title` is the alt text too. An empty `systems` means all.
+    `name` becomes the file name, `bench-NAME.png`; `title` is the alt text too. An empty `systems` means all. Bars are
+    stacked of `parts`, metrics that add up to `metric`, where there are any.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Curve:
     systems: tuple[str, ...] = ()
     log_x: bool = False
     log_y: bool = False
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,11 @@ def _measurement(read: dict[str, Any]) -> Measurement:
             **read,
             "series": tuple(Series(**{**each, "values": tuple(each["values"])}) for each in read["series"]),
             "targets": tuple(Target(**{**each, "found": Spread(**each["found"])}) for each in read["targets"]),
-            "curves": tuple(Curve(**{**each, "systems": tuple(each["systems"])}) for each in read["curves"]),
+            "curves": tuple(_curve(each) for each in read["curves"]),
             "notes": tuple(read["notes"]),
         }
     )
+
+
+def _curve(read: dict[str, Any]) -> Curve:
+    return Curve(**{**read, "systems": tuple(read["systems"]), "parts": tuple(read["parts"])})

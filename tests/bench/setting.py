@@ -18,6 +18,7 @@ import psycopg
 import redis
 from psycopg import sql
 from psycopg.rows import dict_row
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from ops.real.child import end, last_lines, launch
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -33,6 +34,7 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _MAX_RUNS_OF_WORKSPACE = 10_000_000
 _CONNECTIONS = 300
+_FIVE_TIMES = stop_after_attempt(5)
 _STOCK = [sys.executable, "-m", "celery", "-A", "orcheo_backend.worker.celery_app"]
 
 # Of a run: what a round leaves behind, in the API's tables, LangGraph's and ours.
@@ -52,14 +54,15 @@ SELECT EXISTS (SELECT FROM workflow_runs WHERE status = 'pending')
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured: rounds that count (a warm-up comes before them), and whether sizes are tiny."""
+    """How much is measured: rounds that count, whether sizes are tiny, and else the share of the full sizes."""
 
     rounds: int = 5
     quick: bool = False
+    share: float = 1.0
 
     def size(self, full: int, quick: int) -> int:
-        """Return `full`, or `quick` for a smoke test."""
-        return quick if self.quick else full
+        """Return `full`, or the share of it that is wanted, or `quick` for a smoke test."""
+        return quick if self.quick else max(quick, round(self.share * full))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +174,6 @@ class Setting:
         ((value,),) = (row.values() for row in self.rows(query, parameters))
         return value
 
-    def _disconnect(self) -> None:
-        self._connection.close()
-
     def transaction(self) -> AbstractContextManager[object]:
         """Commit what `rows` does in the block at its end, at once."""
         return self._connection.transaction()
@@ -188,7 +188,11 @@ class Setting:
         """Forget all runs, none of which is under way, and leave Postgres nothing to write for them; Redis stays."""
         if self._api is None:
             _ = self.api
-        self.rows(f"TRUNCATE {', '.join(row['name'] for row in self.rows(_TABLES_OF_RUNS))}")
+        tables = ", ".join(row["name"] for row in self.rows(_TABLES_OF_RUNS))
+        # A poll may hold one of the tables and wait for another; Postgres then ends one of the two.
+        for attempt in Retrying(retry=retry_if_exception_type(psycopg.errors.DeadlockDetected), stop=_FIVE_TIMES):
+            with attempt:
+                self.rows(f"TRUNCATE {tables}")
         self.rows("CHECKPOINT")
 
     def until_terminal(self, *, seconds: float = DEADLINE_SECONDS) -> float:
@@ -248,6 +252,9 @@ class Setting:
     def server_groups(self) -> dict[str, Any]:
         """Return the servers' process ids by name, for `Used`."""
         return {"postgres": lambda: [self.postgres.pid or 0], "redis": lambda: [self.redis.pid or 0]}
+
+    def _disconnect(self) -> None:
+        self._connection.close()
 
 
 def wait_until_at_work(processes: Sequence[Started]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 from ops.demo import WORKFLOW
+from tests.bench.noop import PARTS
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
 from tests.bench.rounds import Values, in_turn, say
 from tests.bench.runs import Fired
@@ -16,9 +17,11 @@ TITLE = "A trivial Orcheo workflow, all runs pending"
 STOCK = "stock worker, --concurrency=2"
 ONE, TWO = "orcheo-dispatch, 1 process", "orcheo-dispatch, 2 processes"
 RATE, CPU = ("rate", "runs/s"), ("CPU, all", "ms/run")
+type Start = Callable[[], AbstractContextManager[Running]]
+
 # Two stock processes race for the checkpointer's tables on an empty database; nothing else may fail.
 _MAY_FAIL = 1
-WARM_UP_RUNS = 20
+_WARM_UP_RUNS = 20
 
 # By what the API's own tables say, which both systems write.
 _WINDOW = """
@@ -34,17 +37,17 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     count = scale.size(1_000, 40)
     say(f"  firing {count} webhooks")
     fired = Fired(setting, WORKFLOW, count)
-    systems: Mapping[str, Callable[[], AbstractContextManager[Running]]] = {
+    systems: Mapping[str, Start] = {
         STOCK: setting.stock,
         ONE: lambda: setting.ours(workers=1),
         TWO: lambda: setting.ours(workers=2),
     }
     with setting.without_api():
         series = in_turn(scale, {name: _round(setting, fired, start) for name, start in systems.items()}, warm_up=False)
-        series += [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
+        statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
     curves = (
         Curve("trivial-rate", "Trivial runs a second", RATE[0]),
-        Curve("trivial-cpu", "CPU a trivial run, all processes and servers", CPU[0]),
+        Curve("trivial-cpu", "CPU a trivial run, by process", CPU[0], parts=PARTS),
     )
     note = (
         f"{count:,} webhooks fired once through the API; each round puts the same rows, run slots and pushed messages "
@@ -53,46 +56,47 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         "Default settings throughout; the stock worker has two processes, without its Beat. "
         "Statements are counted in a round of their own, from the server's log."
     )
-    return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, (note,))
+    notes = (note, *(words for _, words in statements))
+    series += [each for each, _ in statements]
+    return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, notes)
 
 
-def _round(
-    setting: Setting, fired: Fired, start: Callable[[], AbstractContextManager[Running]]
-) -> Callable[[], Values]:
+def _round(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
     def once() -> Values:
-        used = _execute(setting, fired, start)
+        with _warm(setting, fired, start) as running:
+            used = running.used()
+            fired.restore()
+            setting.until_terminal()
+            used.stop()
         (found,) = setting.rows(_WINDOW)
         if found["runs"] < fired.count - _MAY_FAIL:
             raise RuntimeError(f"{found['runs']} of {fired.count} runs succeeded: {setting.statuses()}")
-        cpu = {(f"CPU, {name}", "ms/run"): 1000 * seconds / fired.count for name, seconds in used.items()}
-        return {RATE: found["runs"] / found["seconds"], **cpu, CPU: 1000 * sum(used.values()) / fired.count}
+        cpu = {(f"CPU, {name}", "ms/run"): 1000 * seconds / fired.count for name, seconds in used.cpu.items()}
+        return {RATE: found["runs"] / found["seconds"], **cpu, CPU: 1000 * sum(used.cpu.values()) / fired.count}
 
     return once
 
 
-def _execute(
-    setting: Setting, fired: Fired, start: Callable[[], AbstractContextManager[Running]]
-) -> Mapping[str, float]:
-    """Put the runs in once all processes are up and warm; return the CPU seconds by group until the last has ended."""
+@contextmanager
+def _warm(setting: Setting, fired: Fired, start: Start) -> Iterator[Running]:
+    """Start the processes and have them execute some runs, then forget those."""
     setting.empty()
     with start() as running:
-        fired.restore(min(WARM_UP_RUNS, fired.count))
+        fired.restore(min(_WARM_UP_RUNS, fired.count))
         setting.until_terminal()
         setting.forget_runs()
-        used = running.used()
+        yield running
+
+
+def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> tuple[Series, str]:
+    """Return how many statements a run takes, and in words who sends them."""
+    with _warm(setting, fired, start), counted(setting) as statements:
         fired.restore()
         setting.until_terminal()
-        used.stop()
-    return used.cpu
-
-
-def _statements(
-    setting: Setting, fired: Fired, name: str, start: Callable[[], AbstractContextManager[Running]]
-) -> Series:
-    with counted(setting) as statements:
-        _execute(setting, fired, start)
-    say(f"  statements of {name}: {dict(statements.most_common())}")
-    return Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    senders = ", ".join(f"{count / fired.count:.1f} {sender.strip('[]')}" for sender, count in statements.most_common())
+    say(f"  statements of {name}, a run: {senders}")
+    series = Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    return series, f"Statements a run by `application_name`, {name}: {senders}."
 
 
 def _targets(series: list[Series]) -> tuple[Target, ...]:

@@ -31,7 +31,9 @@ _MAKESPAN, _EXTRA, _EACH, _CONNECTIONS = (
 _WINDOW = """
 SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
        EXTRACT(epoch FROM max((payload ->> 'completed_at')::timestamptz)
-                          - min((payload ->> 'started_at')::timestamptz))::float8 AS seconds
+                          - min((payload ->> 'started_at')::timestamptz))::float8 AS seconds,
+       EXTRACT(epoch FROM max((payload ->> 'completed_at')::timestamptz)
+                          - %(committed)s::timestamptz)::float8 AS since_commit
   FROM workflow_runs
 """
 
@@ -87,14 +89,16 @@ def _execute(setting: Setting, fired: Fired, running: Running) -> Values:
     at_rest, used = resident_bytes(workers), running.used()
     with connections(setting.postgres.url) as seen:
         fired.restore()
+        committed = setting.value("SELECT now() AS now")
         setting.until_terminal()
     used.stop()
     most, proportional = peak_resident_bytes(workers), proportional_bytes(workers)
-    (found,) = setting.rows(_WINDOW)
+    (found,) = setting.rows(_WINDOW, {"committed": committed})
     if found["runs"] != fired.count:
         raise RuntimeError(f"{found['runs']} of {fired.count} runs succeeded: {setting.statuses()}")
     return {
         _MAKESPAN: found["seconds"],
+        ("from commit to the last end", "s"): found["since_commit"],
         _EXTRA: found["seconds"] / WAIT_SECONDS,
         _EACH: (most - at_rest) / MEGABYTE / fired.count,
         ("memory at rest, worker", "MB"): at_rest / MEGABYTE,

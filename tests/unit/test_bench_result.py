@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench import report
+from tests.bench.__main__ import main
 from tests.bench.result import Curve, Measurement, Report, Series, Spread, Target, ratios
 
 
@@ -28,7 +29,8 @@ def test_ratios_refuse_rounds_that_do_not_match() -> None:
 )
 def test_target_is_decided_by_the_median(median: float, at_least: bool, met: bool, missed_by: float) -> None:
     target = Target("", Spread(median, 0.0, 100.0), 4.0, "times", at_least)
-    assert (target.met, target.missed_by) == (met, pytest.approx(missed_by))
+    assert target.met == met
+    assert target.missed_by == pytest.approx(missed_by)
 
 
 def test_report_survives_json() -> None:
@@ -52,6 +54,31 @@ def test_summary_says_which_targets_are_met_and_by_how_much_others_are_missed() 
     summary = report.summary(_REPORT)
     assert "noop: 3 times theirs: 3.5 times (3 to 4), met" in summary
     assert "noop: a third of theirs: 0.5 of it (0.4 to 0.6), missed by 50%" in summary
+
+
+def test_page_gets_the_tables_between_its_markers_and_keeps_the_rest() -> None:
+    page = report.page("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n", _REPORT)
+    assert page.startswith("before\n<!-- bench -->\n")
+    assert page.endswith("\n<!-- /bench -->\nafter\n")
+    assert "old" not in page
+    assert "| ours, 10.0 | 1.5 (1 to 2) |" in page
+    assert "| noop | a third of theirs | 0.5 of it (0.4 to 0.6) | **missed by 50%** |" in page
+    assert "![Rates](images/bench-noop.png)" in page
+
+
+def test_page_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        report.page("nothing\n", _REPORT)
+
+
+@pytest.mark.parametrize("arguments", [["--only", "speed"], ["--rounds", "0"], ["--from", "/nowhere"]])
+def test_wrong_usage_ends_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 _REPORT = Report(
