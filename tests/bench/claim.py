@@ -124,7 +124,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         Series(system, metric, _UNITS[metric], tuple(values), at) for (system, metric, at), values in found.items()
     ]
     series.append(Series(OURS, _UNTIL_SERVED, "claims", (float(flooded),)))
-    return _measurement(tuple(series), quick=scale.quick)
+    return _measurement(tuple(series))
 
 
 _RATE = "runs claimed a second"
@@ -158,7 +158,7 @@ def _flooded(tables: _Tables) -> int:
     return claims
 
 
-def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
+def _measurement(series: tuple[Series, ...]) -> Measurement:
     found = Measurement("claim", "Claims", series)
     few, *_, most = (each.at for each in series if each.system == OURS and each.metric == _RATE)
     rates = {at: found.values(OURS, _RATE, at) for at in (few, most)}
@@ -180,11 +180,6 @@ def _measurement(series: tuple[Series, ...], *, quick: bool) -> Measurement:
         ),
         Target("eight dispatchers, of the rate of one", ratios(eight, one), 1.0, "times", at_least=True),
     ]
-    if not quick:
-        beside = found.values(_BESIDE_ENDED, _RATE, _MANY)
-        without = found.values(OURS, _RATE, _MANY)
-        found_beside = ratios(beside, without)
-        targets.append(Target(f"{_BESIDE_ENDED}, of the rate without", found_beside, 0.8, "times", at_least=True))
     return Measurement(
         found.name,
         found.title,
