@@ -172,6 +172,5 @@ _NOTE = (
     "a process with a connection. Only the claims are timed. After a stretch, untimed, what it claimed is begun and "
     "settled, and as many pending runs are added. The rounds go through all tables in turn. `max_wal_size` is so great "
     "that no checkpoint comes meanwhile: after one, each page that is changed is first written whole to the log, which "
-    "the stretches right after a checkpoint show. With ten million rows in the ledger nearly every claim is the first to "
-    "change its page of the index."
+    "the stretches right after a checkpoint show."
 )
