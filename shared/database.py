@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -19,16 +20,28 @@ POOL_TIMEOUT_SECONDS = 30.0
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 _TCP_DEAD_MILLISECONDS = 15_000
 # Postgres is there and will never take this value: waiting for it to come back would be in vain.
+_POOLED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+_PREPARE_AFTER = 3
+"""Executions of a statement on a connection before it is prepared. Ours take a millisecond or two to plan each time."""
 _REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 
 # In one message, so that a transaction costs one round trip more than its statements, and its end.
 # SET LOCAL, not a startup option: a transaction pooler refuses those.
-_BEGIN = f"BEGIN; SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
+# What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
+# Postgres plans those with arrays each time, in more time than they then take. JIT would compile for longer still.
+_BEGIN = "; ".join(
+    (
+        "BEGIN",
+        f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}",
+        "SET LOCAL plan_cache_mode = force_generic_plan",
+        "SET LOCAL jit = off",
+    )
+)
 
 
 def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connection[tuple[object, ...]]:
-    """Return a connection whose death is noticed within 15 s, whatever became of its peer."""
+    """Return a connection that prepares nothing; its death is noticed within 15 s, whatever became of its peer."""
     return psycopg.connect(
         dsn,
         autocommit=autocommit,
@@ -47,15 +60,35 @@ def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connect
 def make_engine(settings: Settings, *, role: str, connections: int, migrates: bool = False) -> Engine:
     """Return an engine of at most `connections` connections, whose transactions have a statement timeout.
 
-    `role` is the `application_name` that `pg_stat_activity` shows. No statement is prepared on the server,
-    so that a transaction pooler (PgBouncer) may stand between. One that `migrates` has no timeout, and may work
+    `role` is the `application_name` that `pg_stat_activity` shows. A statement that comes again is prepared on the
+    server, unless a transaction pooler (PgBouncer) stands between. One that `migrates` has no timeout, and may work
     outside of transactions.
     """
     dsn = settings.postgres_dsn.get_secret_value()
+    pooler_found = threading.Event()
+
+    def connect_and_prepare() -> psycopg.Connection[tuple[object, ...]]:
+        # The driver's own BEGIN would be a round trip of its own: ours is sent by the event below.
+        connection = connect(dsn, role=role, autocommit=not migrates)
+        if not migrates and not pooler_found.is_set():
+            if through_pooler(connection):
+                pooler_found.set()
+            else:
+                connection.prepare_threshold = _PREPARE_AFTER
+        return connection
+
+    def leave_connection(context: ExceptionContext) -> None:
+        error = context.original_exception
+        if isinstance(error, _POOLED):
+            # A pooler that we took for a server: another client's statements are on the connection, and ours are not.
+            pooler_found.set()
+        # To a server that has become read-only: after a failover the DSN leads to another one.
+        if isinstance(error, (*_POOLED, psycopg.errors.ReadOnlySqlTransaction)):
+            context.is_disconnect = True
+
     engine = create_engine(
         "postgresql+psycopg://",
-        # The driver's own BEGIN would be a round trip of its own: ours is sent by the event below.
-        creator=lambda: connect(dsn, role=role, autocommit=not migrates),
+        creator=connect_and_prepare,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -63,7 +96,7 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
     )
     if not migrates:
         event.listen(engine, "begin", _begin)
-    event.listen(engine, "handle_error", _leave_read_only_server)
+    event.listen(engine, "handle_error", leave_connection)
     return engine
 
 
@@ -85,12 +118,6 @@ def open_engine(settings: Settings, *, role: str, connections: int = 1, migrates
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(_BEGIN)
-
-
-def _leave_read_only_server(context: ExceptionContext) -> None:
-    """Drop the connections to a server that has become read-only: after a failover the DSN leads to another one."""
-    if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
-        context.is_disconnect = True
 
 
 @contextmanager
@@ -140,6 +167,8 @@ def database_errors() -> Iterator[None]:
     except psycopg.OperationalError as error:
         raise DatabaseError(_first_line(error)) from error
     except ProgrammingError as error:
+        if isinstance(error.orig, _POOLED):
+            raise DatabaseError(_first_line(error)) from error
         raise SchemaError(_first_line(error)) from error
     except PoolTimeoutError as error:
         raise DatabaseError(f"no free connection within {POOL_TIMEOUT_SECONDS:g} s") from error

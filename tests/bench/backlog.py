@@ -90,6 +90,12 @@ def vacuum(connection: Connection) -> None:
         connection.execute(f"VACUUM (ANALYZE) {table}")
 
 
+def analyze(connection: Connection) -> None:
+    """Bring the statistics up to date."""
+    for table in _TABLES:
+        connection.execute(f"ANALYZE {table}")
+
+
 def work_off(connection: Connection) -> int:
     """Begin and settle all that is claimed, as workers would; return how many runs."""
     return [connection.execute(statement).rowcount for statement in _WORK][-1]

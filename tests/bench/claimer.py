@@ -75,6 +75,8 @@ class Answer:
 class Stretch:
     """What all processes did at the same time."""
 
+    asked: int
+    """Runs that were asked for; where several claim at once, some find less."""
     runs: int
     seconds: float
     claim_seconds: list[float]
@@ -101,6 +103,7 @@ class Claimers:
             pipe.send("go")
         answers: list[Answer] = [_receive(pipe) for pipe in pipes]
         return Stretch(
+            asked=room * (claims // dispatchers) * dispatchers,
             runs=sum(answer.runs for answer in answers),
             seconds=max(answer.ended for answer in answers) - min(answer.began for answer in answers),
             claim_seconds=[seconds for answer in answers for seconds in answer.seconds],

@@ -18,6 +18,7 @@ _WAIT = Path(__file__).with_name("workflows") / "wait.py"
 _WAIT_SECONDS = 2
 _PROCESSES = (1, 2, 4, 8)
 _ROUNDS = 2
+_WARM_UP_RUNS = 10
 _RATE = ("rate", "runs/s")
 _SPAN = "SELECT EXTRACT(epoch FROM max(settled_at) - min(begun_at))::float8 FROM orcheo_dispatch.dispatch"
 
@@ -32,21 +33,25 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     ):
         fired = Fired(setting, workflow, count)
         for processes in _PROCESSES[:2] if scale.quick else _PROCESSES:
-            series += in_turn(few, {name: partial(_once, setting, fired, processes)}, at=processes)
+            series += in_turn(few, {name: partial(_once, setting, fired, processes)}, at=processes, warm_up=False)
     curves = tuple(
         Curve(f"scale-{word}", f"Runs a second by worker processes: {name}", _RATE[0], "worker processes", (name,))
         for word, name in zip(("waiting", "trivial"), dict.fromkeys(each.system for each in series), strict=True)
     )
     note = (
-        "All runs are pending before the dispatcher starts; from the first begin to the last settle. Default settings: "
-        "32 runs at a time in a process. All processes, the servers too, share the "
+        "All runs become pending at once, when all processes are up and warm; from the first begin to the last settle. "
+        "Default settings: 32 runs at a time in a process. All processes, the servers too, share the "
         f"{os.cpu_count()} cores of one machine."
     )
     return Measurement("scale", TITLE, tuple(series), curves=curves, notes=(note,))
 
 
 def _once(setting: Setting, fired: Fired, processes: int) -> Values:
-    fired.restore()
+    setting.empty()
     with setting.ours(workers=processes):
+        fired.restore(min(processes * _WARM_UP_RUNS, fired.count))
+        setting.until_terminal()
+        setting.forget_runs()
+        fired.restore()
         setting.until_terminal()
     return {_RATE: fired.count / float(setting.value(_SPAN))}

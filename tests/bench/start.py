@@ -39,7 +39,9 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     small: Mapping[str, Callable[[], Values]] = {NOOP: _with_noop(setting), WHOLE: _whole(setting)}
     # For comparison, without a target: they take long.
     large: Mapping[str, Callable[[], Values]] = {ORCHEO: _with_orcheo(setting), STOCK: _stock(setting)}
-    series = in_turn(scale, small) + in_turn(replace(scale, rounds=min(2, scale.rounds)), large)
+    series = in_turn(scale, small, warm_up=False) + in_turn(
+        replace(scale, rounds=min(2, scale.rounds)), large, warm_up=False
+    )
     series += _at_rest(setting, scale)
     return _measurement(tuple(series))
 

@@ -46,6 +46,8 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         setting.empty()
         with setting.ours(workers=_WORKERS), template.inserting() as insert:
             note(IDLE)
+            setting.until_terminal()
+            setting.forget_runs()
             with background([insert], rate=rate):
                 note(BUSY)
     series = [

@@ -7,13 +7,19 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
+from sqlalchemy import text
+
 from dispatcher.app import Dispatcher, make_dispatcher_app
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
+from shared import statements
+from shared.database import transaction
+from shared.errors import DatabaseError
 from shared.migrate import migrate
 from shared.settings import Settings
 from tests.databases import Database
 from tests.processes import Stack, until
-from tests.runs import everything, insert_runs, ledger, read_run, settings_for
+from tests.runs import everything, insert_runs, ledger, read_run, settings_for, store_of
 
 _OPEN = """
 SELECT application_name, state, query FROM pg_stat_activity
@@ -82,3 +88,28 @@ def test_run_survives_a_restart_of_postgres(postgres_server: EmbeddedPostgres, r
         dispatcher.saw("database_back")
         until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
     assert stack.noted("begun") == [run_id]
+
+
+def test_statement_that_comes_again_is_planned_once(database: Database) -> None:
+    with store_of(database, connections=1) as (store, engine):
+        for _ in range(6):
+            store.queued()
+        with transaction(engine) as connection:
+            prepared = connection.execute(text("SELECT statement, generic_plans FROM pg_prepared_statements")).all()
+    assert [plans > 0 for statement, plans in prepared if statement == str(statements.QUEUED)] == [True]
+
+
+def test_pooler_that_passed_for_a_server_is_found_out(database: Database) -> None:
+    """Somebody else's statements are on the connection: once that is an error, and from then on nothing is prepared."""
+    with store_of(database, connections=1) as (store, engine):
+        for _ in range(6):
+            store.queued()
+        with transaction(engine) as connection:
+            # Not noticed by the driver, as little as what a pooler does.
+            connection.exec_driver_sql("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+        with pytest.raises(DatabaseError):
+            store.queued()
+        for _ in range(6):
+            assert store.queued() == 0
+        with transaction(engine) as connection:
+            assert connection.execute(text("SELECT FROM pg_prepared_statements")).all() == []
