@@ -53,6 +53,9 @@ _PARAMETERS: dict[str, Any] = {
     "action": "cancel",
     "kind": "worker",
     "workflow": None,
+    **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
+    **dict.fromkeys(("workspaces", "workflows", "workspaces_begun", "after_workflows"), ["x"]),
+    **dict.fromkeys(("after_workspace", "index"), "x"),
 }
 # Whether to show runs that are running; elsewhere it is how many are.
 _OF_THE_PAGE = {"running": False}
