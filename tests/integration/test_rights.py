@@ -54,7 +54,7 @@ _PARAMETERS: dict[str, Any] = {
     "kind": "worker",
     "workflow": None,
     **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
-    **dict.fromkeys(("workspaces", "workflows", "workspaces_begun", "after_workflows"), ["x"]),
+    **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
     **dict.fromkeys(("after_workspace", "index"), "x"),
 }
 # Whether to show runs that are running; elsewhere it is how many are.
