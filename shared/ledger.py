@@ -62,3 +62,19 @@ class Claim:
 
     run_id: str
     fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found for a poll to do; by the time it is done it may be otherwise."""
+
+    lost: bool
+    """Leases of running runs are over."""
+    lapsed: bool
+    """Claims have waited for a lease."""
+    queued: int
+    """Claims that have not begun."""
+    pending: bool
+    """Runs are pending, claimed or not."""
+    in_turn: bool
+    """There is an index that leads from turn to turn."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, TextClause
+from sqlalchemy import Engine
 
 from shared import statements
 from shared.database import transaction
 from shared.errors import DatabaseError
-from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Outcome, State
+from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Look, Outcome, State
 from shared.logs import log
 from shared.processes import Workers, live_workers
 from shared.runs import STALE, Ending, NotBegun, Reaped, Run, Settled
@@ -23,26 +23,10 @@ from shared.turns import NO_LIMITS, Limits, Turns
 __all__ = ["STALE", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What one look found for a poll to do; by the time it is done it may be otherwise."""
-
-    lost: bool
-    """Leases of running runs are over."""
-    lapsed: bool
-    """Claims have waited for a lease."""
-    queued: int
-    """Claims that have not begun."""
-    pending: bool
-    """Runs are pending, claimed or not."""
-    in_turn: bool
-    """There is an index that leads from turn to turn."""
-
-
 class Store:
     """Every change of a run's status, and every row of the ledger, goes through here.
 
-    Each method is one transaction of one statement and raises `DatabaseError` where Postgres is away.
+    Each method is one transaction, but for claims of one statement, and raises `DatabaseError` where Postgres is away.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -63,29 +47,12 @@ class Store:
         """Claim up to `room` pending runs for `lease` seconds; no two callers get the same.
 
         In turn by workspace and workflow, from where `turns` is; without `in_turn` the oldest first, whosever they are.
-        A few statements where the first leaves room. With `limits` one caller claims at a time, so that they hold
-        exactly, given that all dispatchers have the same.
+        With `limits` one caller claims at a time, so that they hold exactly, if all dispatchers have the same.
         """
-        turns = turns or Turns()
+        allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
+        terms = {**allowed, "lease": lease, "dispatcher_id": str(dispatcher_id)}
         with transaction(self._engine) as connection:
-
-            def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
-                return connection.execute(
-                    statement,
-                    {
-                        "triggers": list(triggers),
-                        "every_trigger": every_trigger,
-                        "lease": lease,
-                        "dispatcher_id": str(dispatcher_id),
-                        "per_workflow": limits.per_workflow,
-                        "per_workspace": limits.per_workspace,
-                        **parameters,
-                    },
-                ).all()
-
-            if limits:
-                connection.execute(statements.LIMITED_CLAIMS_LOCK)
-            return turns.take(room, ask) if in_turn else turns.take_oldest(room, ask)
+            return (turns or Turns()).claim(connection, room, terms, limits, in_turn=in_turn)
 
     def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
         """Return what there is for a poll to do."""
@@ -179,9 +146,7 @@ class Store:
             batch=batch,
             actor=ACTOR_DISPATCHER,
         )
-        return [
-            Reaped(Claim(row.run_id, row.fence), Outcome(row.outcome), row.worker_id, row.workflow_id) for row in rows
-        ]
+        return [Reaped(Claim(r.run_id, r.fence), Outcome(r.outcome), r.worker_id, r.workflow_id) for r in rows]
 
     def reap_orphans(self) -> int:
         """Settle the rows of runs that are gone from the API's table; return how many."""

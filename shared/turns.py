@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
+
+from sqlalchemy import Connection, TextClause
 
 from shared import statements
 from shared.ledger import Claim
@@ -54,8 +56,19 @@ class Turns:
     """Of a workspace with more workflows than had their turn: the last one that had."""
     _blank: int = 0
 
-    def take(self, room: int, ask: Ask) -> list[Claim]:
-        """Claim up to `room` runs, in turn. `ask` executes within one transaction."""
+    def claim(
+        self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
+    ) -> list[Claim]:
+        """Claim up to `room` runs in this transaction, in turn or the oldest first; `terms` are the same for all."""
+
+        def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
+            return connection.execute(statement, {**terms, **asdict(limits), **parameters}).all()
+
+        if limits:
+            connection.execute(statements.LIMITED_CLAIMS_LOCK)
+        return self._take(room, ask) if in_turn else self._take_oldest(room, ask)
+
+    def _take(self, room: int, ask: Ask) -> list[Claim]:
         claims: list[Claim] = []
         given: list[tuple[str, str]] = []
         seen_all = raced = False
@@ -81,7 +94,7 @@ class Turns:
         self.more = raced or len(claims) >= room or (unfinished and self._blank < _BLANK_CLAIMS)
         return claims
 
-    def take_oldest(self, room: int, ask: Ask) -> list[Claim]:
+    def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
         """Claim up to `room` runs, the oldest first, whosever they are: where no index leads to the turns."""
         (row,) = ask(statements.CLAIM_OLDEST_FIRST, room=room)
         claims = _claims(row)

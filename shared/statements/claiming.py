@@ -70,7 +70,8 @@ _LIVE = """
 """
 
 # Runs that are claimed stay pending until they begin, at the head of their key. They are passed over by a hash of
-# them, made once a statement, and small enough for any work_mem; NOT EXISTS looks at what is left one by one.
+# them, made once a statement, and small enough for any work_mem. What is left is looked at one by one by the
+# primary key: as a value, since a NOT EXISTS may become a join with all live rows, where statistics know of none.
 #
 # A key's share is what divides the room evenly, first by workspace, then by workflow; at least one, but never more
 # than its limits leave. A workflow that is there under two workspaces has one turn at a time, so that its limit holds.
@@ -109,8 +110,7 @@ _IN_TURN = """
                AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                AND r.id NOT IN (SELECT q.run_id FROM orcheo_dispatch.dispatch AS q
                                  WHERE q.state IN ('claimed', 'published') LIMIT 10000)
-               AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
-                                WHERE d.run_id = r.id AND d.state IN ('claimed', 'published', 'running'))
+               AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), 'settled') = 'settled'
              ORDER BY COALESCE(r.workspace_id, ''), r.workflow_id, r.created_at, r.id
              LIMIT s.share
                FOR UPDATE OF r SKIP LOCKED) AS x
@@ -161,8 +161,7 @@ _OLDEST_FIRST = """
       FROM workflow_runs AS r
      WHERE r.status = 'pending'
        AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
-       AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
-                        WHERE d.run_id = r.id AND d.state IN ('claimed', 'published', 'running'))
+       AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), 'settled') = 'settled'
        AND r.workflow_id <> ALL (ARRAY(SELECT l.workflow FROM live AS l
                                         GROUP BY l.workflow HAVING sum(l.runs) >= :per_workflow))
        AND (r.workspace_id IS NULL OR r.workspace_id <> ALL (ARRAY(SELECT l.workspace FROM live AS l

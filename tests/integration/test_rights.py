@@ -53,6 +53,9 @@ _PARAMETERS: dict[str, Any] = {
     "action": "cancel",
     "kind": "worker",
     "workflow": None,
+    **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
+    **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
+    **dict.fromkeys(("after_workspace", "index"), "x"),
 }
 # Whether to show runs that are running; elsewhere it is how many are.
 _OF_THE_PAGE = {"running": False}
