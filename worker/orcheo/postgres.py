@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import psycopg
@@ -57,6 +60,19 @@ outlast_outage = retry(
     reraise=True,
 )
 """Repeat an idempotent statement while Postgres restarts or fails over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Postgres' time, read once and counted on from there: no host's clock says when something was."""
+
+    read: datetime
+    read_at: float
+    """`time.monotonic()` then."""
+
+    def now(self) -> datetime:
+        """Return the time."""
+        return self.read + timedelta(seconds=time.monotonic() - self.read_at)
 
 
 async def open_pool(dsn: str) -> Pool:
