@@ -82,6 +82,13 @@ def test_langgraph_reads_the_same_checkpoint_as_the_run_that_wrote_it(orcheo_her
             stored = [await langgraph.aget_tuple(each) for each in (thread(run_id), first, thread(run_id, "inner:1"))]
             assert None not in stored
             assert remembered == stored
+            assert remembered[0] is not None
+            writes = [
+                ("task 1", "__interrupt__", ["wait on"]),
+                ("task 2", "messages", ["b"]),
+                ("task 2", "text", "\x00"),
+            ]
+            assert remembered[0].pending_writes == writes
             assert [each.config async for each in saver.alist(thread(run_id))] == [latest, first]
 
     on_loop(scenario)

@@ -114,7 +114,7 @@ class OrcheoExecutor:
         version = loaded.version.stored
         # From a copy: the version is that of other runs too, and nodes may change what is in their config.
         config = merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None)
-        history = History(services.commit, run)
+        history = History(services.commit, run, loaded.clock)
         if not loaded.has_history:
             history.start(str(version.workflow_id), config)
         saver = RunSaver(services.pool, services.commit, run.run_id, services.serde)

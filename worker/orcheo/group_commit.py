@@ -231,5 +231,5 @@ async def _execute(pool: Pool, rows: Rows) -> None:
     statement = "WITH " + ",".join(f"{table} AS ({_PARTS[table]}\n)" for table in tables) + " SELECT"
     parameters: dict[str, Any] = {table: f"[{','.join(rows.texts[table])}]" for table in tables}
     parameters |= {f"{table}_bytes": contents for table, contents in rows.contents.items()}
-    async with pool.connection() as connection:
+    async with pool.connection_to_retry_on() as connection:
         await connection.execute(cast("Any", statement), parameters)

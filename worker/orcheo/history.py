@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from orcheo_backend.app.history.serialization import normalize_json_mapping
 from shared.logs import describe, log
 from worker.executor import Run
 from worker.orcheo.group_commit import GroupCommit, Rows, Unit
+from worker.orcheo.postgres import Clock
 from worker.payload import storable, storable_text
 
 _MAX_UNWRITTEN_STEPS = 100
@@ -52,9 +52,10 @@ class History:
     never costs a run its result. A step may be there twice where Postgres died between its commit and its answer.
     """
 
-    def __init__(self, commit: GroupCommit, run: Run) -> None:
+    def __init__(self, commit: GroupCommit, run: Run, clock: Clock) -> None:
         self._commit = commit
         self._run = run
+        self._clock = clock
         self._run_id = json.dumps(run.run_id)
         self._events: _Events | None = None
 
@@ -121,7 +122,7 @@ class History:
             self._events.written.add_done_callback(partial(self._log_failure, self._events))
             self._commit.add(self._events)
         self._events.what = what
-        self._events.last_at = datetime.now(UTC).isoformat()
+        self._events.last_at = self._clock.now().isoformat()
         return self._events, self._events.last_at
 
     def _log_failure(self, events: _Events, written: asyncio.Future[Exception | None]) -> None:

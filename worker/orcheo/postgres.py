@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import psycopg
@@ -18,11 +25,33 @@ POOL_SIZE = 8
 
 _CHECKOUT_SECONDS = 30.0
 _OUTAGE_SECONDS = 30.0
-
-Pool = AsyncConnectionPool[AsyncConnection[DictRow]]
+_SUSPECT_SECONDS = 60.0
 
 OUTAGES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
 """What statements fail with while Postgres restarts or fails over."""
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
+
+
+class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
+    """A pool that checks the connections that it hands out, save for statements that are repeated anyway."""
+
+    _suspect_until = 0.0
+
+    @asynccontextmanager
+    async def connection_to_retry_on(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """Yield a connection that is checked only where another one failed within the last minute."""
+        loop = asyncio.get_running_loop()
+        token = _unchecked.set(loop.time() >= self._suspect_until)
+        try:
+            async with self.connection() as connection:
+                yield connection
+        except OUTAGES:
+            self._suspect_until = loop.time() + _SUSPECT_SECONDS
+            raise
+        finally:
+            _unchecked.reset(token)
+
 
 outlast_outage = retry(
     retry=retry_if_exception_type(OUTAGES),
@@ -33,13 +62,26 @@ outlast_outage = retry(
 """Repeat an idempotent statement while Postgres restarts or fails over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Postgres' time, read once and counted on from there: no host's clock says when something was."""
+
+    read: datetime
+    read_at: float
+    """`time.monotonic()` then."""
+
+    def now(self) -> datetime:
+        """Return the time."""
+        return self.read + timedelta(seconds=time.monotonic() - self.read_at)
+
+
 async def open_pool(dsn: str) -> Pool:
     """Return an open pool; raises `DatabaseError` where Postgres cannot be reached.
 
     Connections are in autocommit and use no prepared statements, so that a transaction pooler may sit
-    between; each is checked as it is handed out, so that no run gets one that the server has closed.
+    between; each is checked as it is handed out, so that no node gets one that the server has closed.
     """
-    pool: Pool = AsyncConnectionPool(
+    pool = Pool(
         dsn,
         connection_class=AsyncConnection[DictRow],
         kwargs=connection_kwargs(autocommit=True, row_factory=dict_row),
@@ -60,6 +102,8 @@ async def open_pool(dsn: str) -> Pool:
 
 async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
     """Raise where the connection is dead, or leads to a server that a failover has made read-only."""
+    if _unchecked.get():
+        return
     cursor = await connection.execute("SHOW transaction_read_only")
     row = await cursor.fetchone()
     if row is not None and row["transaction_read_only"] == "on":
@@ -69,6 +113,6 @@ async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
 @outlast_outage
 async def fetch_all(pool: Pool, sql: str, parameters: dict[str, Any]) -> list[DictRow]:
     """Return the rows of a reading statement."""
-    async with pool.connection() as connection:
+    async with pool.connection_to_retry_on() as connection:
         cursor = await connection.execute(cast("Any", sql), parameters)
         return await cursor.fetchall()

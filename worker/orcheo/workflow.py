@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 from psycopg.rows import DictRow
 
 from worker.executor import Run, RunRejectedError
-from worker.orcheo.postgres import Pool, fetch_all
+from worker.orcheo.postgres import Clock, Pool, fetch_all
 
 MAX_VERSIONS = 256
 """Versions kept in memory; an upload is half a megabyte at most, and most are a few kilobytes."""
@@ -31,7 +32,8 @@ _SELECT_WORKFLOWS = """
 SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS version_id, v.updated_at,
        CASE WHEN v.updated_at IS DISTINCT FROM run.known_at THEN v.payload END AS payload,
        EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = run.id) AS has_checkpoints,
-       EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history
+       EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history,
+       clock_timestamp() AS now
   FROM unnest(%(run_ids)s::text[], %(workflow_ids)s::text[], %(version_ids)s::text[], %(known_at)s::timestamptz[])
        WITH ORDINALITY AS run (id, workflow_id, version_id, known_at, place)
   LEFT JOIN workflows w ON w.id = run.workflow_id
@@ -75,6 +77,7 @@ class Loaded:
     version: Version
     has_checkpoints: bool
     has_history: bool
+    clock: Clock
 
 
 class Workflows:
@@ -103,7 +106,7 @@ class Workflows:
             raise RunRejectedError("Workflow is archived.")
         if row["version_id"] is None:
             raise WorkflowVersionNotFoundError(str(UUID(run.workflow_version_id)))
-        return Loaded(self._version(row), row["has_checkpoints"], row["has_history"])
+        return Loaded(self._version(row), row["has_checkpoints"], row["has_history"], row["clock"])
 
     def _version(self, row: DictRow) -> Version:
         known: Version | None = row["known"]
@@ -147,10 +150,11 @@ class Workflows:
                 if not answer.done():
                     answer.set_exception(error)
             return
+        read_at = time.monotonic()
         for row in rows:
             place = row["place"] - 1
             if not asked[place][1].done():
-                asked[place][1].set_result({**row, "known": known[place]})
+                asked[place][1].set_result({**row, "known": known[place], "clock": Clock(row["now"], read_at)})
 
 
 def _is_foreign(owner: str | None, workspace_id: str | None) -> bool:
