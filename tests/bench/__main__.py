@@ -6,6 +6,7 @@ Exit codes: 0 it ran to its end, whatever it found; 1 a measurement failed; 2 us
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from tests.bench import measurements, report
 from tests.bench.machine import machine, versions
@@ -34,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.json is not None:
             asked.json.parent.mkdir(parents=True, exist_ok=True)
         scale = Scale(1 if asked.quick else asked.rounds, asked.quick, asked.share)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
         try:
             found, failed = _measure(asked.only, scale, asked.json)
         except KeyboardInterrupt:
@@ -69,6 +73,10 @@ def _measure(names: list[str], scale: Scale, output: Path | None) -> tuple[Repor
             if output is not None:
                 output.write_text(found.to_json())
     return found, failed
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ type Start = Callable[[], AbstractContextManager[Running]]
 # Two stock processes race for the checkpointer's tables on an empty database; nothing else may fail.
 _MAY_FAIL = 1
 _WARM_UP_RUNS = 20
+_COUNTED_RUNS = 200
 
 # By what the API's own tables say, which both systems write.
 _WINDOW = """
@@ -90,12 +91,13 @@ def _warm(setting: Setting, fired: Fired, start: Start) -> Iterator[Running]:
 
 def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> tuple[Series, str]:
     """Return how many statements a run takes, and in words who sends them."""
+    count = min(_COUNTED_RUNS, fired.count)
     with _warm(setting, fired, start), counted(setting) as statements:
-        fired.restore()
+        fired.restore(count)
         setting.until_terminal()
-    senders = ", ".join(f"{count / fired.count:.1f} {sender.strip('[]')}" for sender, count in statements.most_common())
+    senders = ", ".join(f"{number / count:.1f} {sender.strip('[]')}" for sender, number in statements.most_common())
     say(f"  statements of {name}, a run: {senders}")
-    series = Series(name, "database statements", "a run", (statements.total() / fired.count,))
+    series = Series(name, "database statements", "a run", (statements.total() / count,))
     return series, f"Statements a run by `application_name`, {name}: {senders}."
 
 
