@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.bench.result import Measurement
 from tests.bench.setting import Scale, Setting
 
-ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook")
+ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor")
 """What `make bench` measures."""
 OTHERS = ("outages", "scale")
 """What is measured only when it is asked for."""
