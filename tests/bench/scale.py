@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ops.demo import WORKFLOW
+from tests.bench import waiting
 from tests.bench.result import Curve, Measurement, Series
 from tests.bench.rounds import Values, in_turn
 from tests.bench.runs import Fired
 from tests.bench.setting import Scale, Setting
 
 TITLE = "More worker processes"
-_WAIT = Path(__file__).with_name("workflows") / "wait.py"
-_WAIT_SECONDS = 2
 _PROCESSES = (1, 2, 4, 8)
 _ROUNDS = 2
 _WARM_UP_RUNS = 10
@@ -28,7 +26,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     few = replace(scale, rounds=min(_ROUNDS, scale.rounds))
     series: list[Series] = []
     for name, workflow, count in (
-        (f"runs that wait {_WAIT_SECONDS} s", _WAIT, scale.size(500, 20)),
+        (f"runs that wait {waiting.WAIT_SECONDS:g} s", waiting.WORKFLOW, scale.size(500, 20)),
         ("trivial runs", WORKFLOW, scale.size(800, 20)),
     ):
         fired = Fired(setting, workflow, count)

@@ -15,13 +15,14 @@ from tests.bench import runs
 from tests.bench.result import Curve, Measurement, Series, Target
 from tests.bench.rounds import Values, in_turn
 from tests.bench.setting import Running, Scale, Setting
-from tests.bench.usage import MEGABYTE, proportional_bytes, resident_bytes, until
+from tests.bench.usage import MEGABYTE, cpu_seconds, proportional_bytes, resident_bytes, until
 
 TITLE = "Start, and memory at rest"
 NOOP, ORCHEO, STOCK = "orcheo-dispatch, no-op executor", "orcheo-dispatch, executor orcheo", "stock worker"
 WHOLE = "orcheo-dispatch, Beat, dispatcher and worker, no-op executor"
 _EXECUTOR = {"ORCHEO_WORKER_EXECUTOR": "tests.bench.noop_executor:execute"}
 _SECONDS = ("process start to first begin", "s")
+_CPU = ("CPU of the worker until then", "s")
 _DEADLINE_SECONDS = 120.0
 _REST_SECONDS = 5
 _PAUSE_SECONDS = 0.01
@@ -52,7 +53,7 @@ def _with_noop(setting: Setting) -> Callable[[], Values]:
         with setting.ours(_EXECUTOR, workers=0):
             runs.insert(setting, 1)
             until(lambda: setting.value(_PUBLISHED), seconds=_DEADLINE_SECONDS, what="message")
-            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN, _EXECUTOR)}
+            return _start(setting, _ours("worker"), _BEGUN, _EXECUTOR)
 
     return once
 
@@ -65,7 +66,7 @@ def _with_orcheo(setting: Setting) -> Callable[[], Values]:
         with setting.ours(workers=0):
             setting.api.fire_webhook(workflow_id, {"name": "Ada"})
             until(lambda: setting.value(_PUBLISHED), seconds=_DEADLINE_SECONDS, what="message")
-            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN)}
+            return _start(setting, _ours("worker"), _BEGUN)
 
     return once
 
@@ -78,7 +79,7 @@ def _stock(setting: Setting) -> Callable[[], Values]:
         setting.empty()
         setting.api.fire_webhook(workflow_id, {"name": "Ada"})
         command = [*program, "worker", "--concurrency=2", "--loglevel=INFO"]
-        return {_SECONDS: _first_begin(setting, command, _STARTED)}
+        return _start(setting, command, _STARTED)
 
     return once
 
@@ -91,13 +92,13 @@ def _whole(setting: Setting) -> Callable[[], Values]:
         with ExitStack() as stack:
             stack.enter_context(setting.process("beat", _ours("beat"), **variables))
             stack.enter_context(setting.process("dispatcher", _ours("dispatcher"), **variables))
-            return {_SECONDS: _first_begin(setting, _ours("worker"), _BEGUN, _EXECUTOR)}
+            return _start(setting, _ours("worker"), _BEGUN, _EXECUTOR)
 
     return once
 
 
-def _first_begin(setting: Setting, command: list[str], query: str, variables: Mapping[str, str] | None = None) -> float:
-    """Return the seconds from the start of this process, by the kernel, to the first begin, by the database's clock.
+def _start(setting: Setting, command: list[str], query: str, variables: Mapping[str, str] | None = None) -> Values:
+    """Start a worker; return the seconds from its start, by the kernel, to the first begin, by the database's clock.
 
     Both are the clock of this machine. The process is stopped when all runs have ended.
     """
@@ -109,9 +110,10 @@ def _first_begin(setting: Setting, command: list[str], query: str, variables: Ma
             what="first begin",
             pause=_PAUSE_SECONDS,
         )
+        used = cpu_seconds([started.process.pid])
         seconds = float(setting.value(query)) - at_start
         setting.until_terminal()
-    return seconds
+    return {_SECONDS: seconds, _CPU: used}
 
 
 def _ours(kind: str) -> list[str]:
