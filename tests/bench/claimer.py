@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from sqlalchemy import Engine, text
 from shared.database import make_engine, transaction
 from shared.settings import Settings
 from shared.store import Store
+from shared.turns import Turns
 
 LEASE_SECONDS = 3600.0
 _ANSWER_SECONDS = 300
@@ -29,7 +29,7 @@ class Claimer:
     def __init__(self, engine: Engine) -> None:
         self._store = Store(engine)
         self._dispatcher_id = uuid4()
-        self._kept = _kept()
+        self._turns = Turns()
 
     def claim(self, room: int) -> int:
         """Claim up to `room` runs and return how many it got."""
@@ -39,16 +39,9 @@ class Claimer:
             every_trigger=False,
             lease=LEASE_SECONDS,
             dispatcher_id=self._dispatcher_id,
-            **self._kept,
+            turns=self._turns,
         )
         return len(claims)
-
-
-def _kept() -> dict[str, Any]:
-    """Return what a dispatcher of this release keeps from claim to claim."""
-    if importlib.util.find_spec("shared.turns") is None:
-        return {}
-    return {"turns": importlib.import_module("shared.turns").Turns()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ and run at the same time: so they take turns without a restart. Whose turn it is
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -181,15 +180,9 @@ def _ours(setting: Setting) -> Iterator[tuple[_Side, Template]]:
     redis_url = setting.redis.url.removesuffix("/0") + "/1"
     with OrcheoApi(dsn, redis_url, setting.folder / "orcheo-latency") as api:
         api.limit_runs(_MAX_RUNS)
-        _migrate(Settings.load(postgres_dsn=dsn, redis_url=redis_url))
+        migrate(Settings.load(postgres_dsn=dsn, redis_url=redis_url), notify=True)
         with _side(setting, api, dsn) as side:
             yield side, Template(api, dsn, side.workflow_id)
-
-
-def _migrate(settings: Settings) -> None:
-    # Where this release can notify.
-    notify: dict[str, Any] = {"notify": True} if "notify" in inspect.signature(migrate).parameters else {}
-    migrate(settings, **notify)
 
 
 def _measurement(found: dict[tuple[str, str], list[list[float]]], rate: float, own_rate: float) -> Measurement:

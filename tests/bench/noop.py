@@ -23,7 +23,7 @@ SETTINGS = {
     "ORCHEO_WORKER_EXECUTOR": "tests.bench.noop_executor:execute",
     "ORCHEO_DISPATCH_BATCH_SIZE": "1000",
     "ORCHEO_DISPATCH_MAX_QUEUED": "4000",
-    "ORCHEO_WORKER_CONCURRENCY": "100",
+    "ORCHEO_WORKER_CONCURRENCY": "1000",
 }
 """For throughput; all else is as by default."""
 _CONCURRENCY = 32
