@@ -11,7 +11,7 @@ from dispatcher.poll import Poller, PollReport
 from shared.errors import DatabaseError
 from shared.logs import describe, log
 from shared.metrics import DispatcherMetrics
-from shared.processes import Process, prune_processes
+from shared.processes import Process, prune_processes, ticked_elsewhere
 
 SILENT_INTERVALS = 5
 """So many intervals without a tick, and the dispatcher polls by itself."""
@@ -102,12 +102,9 @@ class PollLoop:
         return max(0.0, self._ticked_at + SILENT_INTERVALS * self._interval - time.monotonic())
 
     def _poll_once(self) -> float | None:
-        if not self._beat_silent and time.monotonic() - self._ticked_at >= SILENT_INTERVALS * self._interval:
-            self._beat_silent = True
-            self._metrics.beat_is_silent(True)
-            log.warning("beat_silent", seconds=SILENT_INTERVALS * self._interval, polling="by itself")
         began = time.monotonic()
         try:
+            self._listen_for_beat()
             report = self._poller.poll()
             self._say_alive()
         except DatabaseError as error:
@@ -129,6 +126,22 @@ class PollLoop:
         self._metrics.polled("broker_away" if report.broker_error else "succeeded", self.polled_at - began)
         _log_report(report)
         return report.next_delay
+
+    def _listen_for_beat(self) -> None:
+        """Tell silence from the ticks of others: each tick reaches one dispatcher, and this is polling already."""
+        seconds = SILENT_INTERVALS * self._interval
+        if self._beat_silent or time.monotonic() - self._ticked_at < seconds:
+            return
+        try:
+            ticked = ticked_elsewhere(self._engine, self._process, seconds=seconds + _SEEN_SECONDS)
+        except DatabaseError:
+            ticked = False
+        if ticked:
+            self._ticked_at = time.monotonic()
+            return
+        self._beat_silent = True
+        self._metrics.beat_is_silent(True)
+        log.warning("beat_silent", seconds=seconds, polling="by itself")
 
     def _say_alive(self) -> None:
         now = time.monotonic()

@@ -51,6 +51,13 @@ class Process:
             connection.execute(statements.GONE, {"id": str(self.id)})
 
 
+def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float) -> bool:
+    """Return whether another dispatcher that is alive has been ticked within so many seconds. Raises `DatabaseError`."""
+    with transaction(engine) as connection:
+        parameters = {"id": str(dispatcher.id), "seconds": seconds}
+        return bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters))
+
+
 @dataclass(frozen=True, slots=True)
 class Workers:
     """The workers that are alive; a child of a prefork pool counts as one."""

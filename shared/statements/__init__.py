@@ -32,6 +32,7 @@ from shared.statements.processes import (
     GONE,
     PRUNE_PROCESSES,
     SEEN,
+    TICKED_ELSEWHERE,
     WORKERS,
 )
 from shared.statements.recovering import (
@@ -72,5 +73,6 @@ __all__ = [
     "SETTLE",
     "SLOTS_DUE",
     "SLOTS_RETURNED",
+    "TICKED_ELSEWHERE",
     "WORKERS",
 ]

@@ -16,6 +16,15 @@ SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest FROM orche
  WHERE p.kind = 'worker' AND p.seen_at > now() - make_interval(secs => :lease)
 """)
 
+# Whether some other dispatcher is alive that has lately been ticked: each tick reaches one of them only.
+TICKED_ELSEWHERE = text("""
+SELECT EXISTS (SELECT FROM orcheo_dispatch.process AS p
+                WHERE p.kind = 'beat' AND p.seen_at > now() - make_interval(secs => :seconds))
+   AND EXISTS (SELECT FROM orcheo_dispatch.process AS p
+                WHERE p.kind = 'dispatcher' AND p.id <> CAST(:id AS uuid)
+                  AND p.seen_at > now() - make_interval(secs => :seconds))
+""")
+
 GONE = text("DELETE FROM orcheo_dispatch.process WHERE id = CAST(:id AS uuid)")
 
 PRUNE_PROCESSES = text("""

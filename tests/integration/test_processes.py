@@ -11,9 +11,11 @@ import redis
 
 from ops.real.embedded import EmbeddedPostgres
 from shared.broker import make_app
+from shared.ledger import ProcessKind
+from shared.processes import Process, ticked_elsewhere
 from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
-from tests.runs import WORKSPACE_ID, all_are, everything, execute, insert_runs, ledger, read_run, settings_for
+from tests.runs import WORKSPACE_ID, all_are, everything, execute, insert_runs, ledger, read_run, settings_for, store_of
 
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
 _WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -35,6 +37,29 @@ def test_dispatcher_without_beat_polls_by_itself_and_says_so(database: Database,
         until(lambda: all_are(database, "succeeded"), what="every run succeeded")
         with stack.running("beat"):
             dispatcher.saw("beat_back")
+
+
+def test_ticks_that_reach_other_dispatchers_are_no_silence(database: Database, stack: Stack) -> None:
+    """Each tick reaches one of them: with many dispatchers most hear of Beat by the ledger alone."""
+    with store_of(database) as (_, engine):
+        other, beat = Process(ProcessKind.DISPATCHER), Process(ProcessKind.BEAT)
+        mine = Process(ProcessKind.DISPATCHER)
+        beat.seen(engine)
+        mine.seen(engine)
+        assert not ticked_elsewhere(engine, mine, seconds=60), "it was this one that was ticked"
+        other.seen(engine)
+        assert ticked_elsewhere(engine, mine, seconds=60)
+        execute(database, "UPDATE orcheo_dispatch.process SET seen_at = now() + interval '1 hour'")
+        with stack.running("dispatcher") as dispatcher:
+            insert_runs(database, 1)
+            until(lambda: everything(database, "SELECT FROM orcheo_dispatch.dispatch"), what="it polls by itself")
+            assert "beat_silent" not in dispatcher.log
+            execute(
+                database,
+                "UPDATE orcheo_dispatch.process SET seen_at = now() - interval '1 hour' WHERE id = %s",
+                other.id,
+            )
+            dispatcher.saw("beat_silent")
 
 
 def test_run_of_a_killed_worker_ends_and_its_slot_comes_back(database: Database, stack: Stack, redis_url: str) -> None:
