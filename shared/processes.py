@@ -52,7 +52,7 @@ class Process:
 
 
 def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float) -> bool:
-    """Return whether another dispatcher that is alive has been ticked within so many seconds. Raises `DatabaseError`."""
+    """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
     with transaction(engine) as connection:
         parameters = {"id": str(dispatcher.id), "seconds": seconds}
         return bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters))

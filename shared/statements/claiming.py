@@ -110,13 +110,8 @@ _IN_TURN = """
                AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                AND r.id NOT IN (SELECT q.run_id FROM orcheo_dispatch.dispatch AS q
                                  WHERE q.state IN ('claimed', 'published') LIMIT 10000)
-<<<<<<< HEAD
-               AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d
-                              WHERE d.run_id = r.id), 'settled') = 'settled'
-=======
                AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), 'settled')
                    NOT IN ('claimed', 'published', 'running')
->>>>>>> claim
              ORDER BY COALESCE(r.workspace_id, ''), r.workflow_id, r.created_at, r.id
              LIMIT s.share
                FOR UPDATE OF r SKIP LOCKED) AS x
