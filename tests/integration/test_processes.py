@@ -18,6 +18,7 @@ from tests.processes import Stack, until
 from tests.runs import WORKSPACE_ID, all_are, everything, execute, insert_runs, ledger, read_run, settings_for, store_of
 
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
+_AGE = "UPDATE orcheo_dispatch.process SET seen_at = now() - interval '1 hour' WHERE seen_at > now() + interval '1 min'"
 _WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
