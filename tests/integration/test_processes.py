@@ -55,11 +55,7 @@ def test_ticks_that_reach_other_dispatchers_are_no_silence(database: Database, s
             insert_runs(database, 1)
             until(lambda: everything(database, "SELECT FROM orcheo_dispatch.dispatch"), what="it polls by itself")
             assert "beat_silent" not in dispatcher.log
-            execute(
-                database,
-                "UPDATE orcheo_dispatch.process SET seen_at = now() - interval '1 hour' WHERE id = %s",
-                other.id,
-            )
+            execute(database, _AGE)
             dispatcher.saw("beat_silent")
 
 
