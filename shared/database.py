@@ -127,21 +127,28 @@ def transaction(
     timeout_milliseconds: int = STATEMENT_TIMEOUT_MILLISECONDS,
     lock_timeout: float | None = None,
     read_only: bool = False,
+    many_rows: bool = False,
 ) -> Iterator[Connection]:
     """Run a block in one short transaction; each of its statements is ended after the timeout.
 
-    None of them waits for a lock for longer than `lock_timeout` seconds, where that is given.
+    None of them waits for a lock for longer than `lock_timeout` seconds, where that is given. With `many_rows` they are
+    planned for the arrays that they get: a plan for any would join long ones row by row.
     Raises `DatabaseError` (`SchemaError`, `RowLockedError`); SQLAlchemy's `DBAPIError` only where Postgres refuses a
     value for good.
     """
     with database_errors(), ExitStack() as stack:
         connection = _begun(engine, stack)
+        wanted = []
         if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+            wanted.append(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
         if lock_timeout is not None:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
+            wanted.append(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
         if read_only:
-            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            wanted.append("SET TRANSACTION READ ONLY")
+        if many_rows:
+            wanted.append("SET LOCAL plan_cache_mode = force_custom_plan")
+        if wanted:
+            connection.exec_driver_sql("; ".join(wanted))
         yield connection
 
 

@@ -19,6 +19,9 @@ from shared.runs import STALE, Ending, NotBegun, Reaped, Run, Settled
 from shared.settings import LostRuns
 from shared.turns import NO_LIMITS, Limits, Turns
 
+_MANY_ROWS = 32
+"""From so many on it pays to plan a statement for them: some milliseconds."""
+
 __all__ = ["STALE", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
 
 
@@ -203,7 +206,8 @@ class Store:
         self._rows(statements.PRUNE_ENDED)
 
     def _rows(self, statement: Any, lock_timeout: float | None = None, /, **parameters: Any) -> Sequence[Any]:
-        with transaction(self._engine, lock_timeout=lock_timeout) as connection:
+        many_rows = len(parameters.get("run_ids", ())) >= _MANY_ROWS
+        with transaction(self._engine, lock_timeout=lock_timeout, many_rows=many_rows) as connection:
             result = connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 

@@ -224,7 +224,7 @@ WITH sent AS MATERIALIZED (
       FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
         ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state IN ('claimed', 'running')
+     WHERE d.state || '' IN ('claimed', 'running')
        FOR UPDATE OF d SKIP LOCKED
 )
 UPDATE orcheo_dispatch.dispatch AS d
@@ -251,14 +251,14 @@ WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
         ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state IN ('claimed', 'published')
+     WHERE d.state || '' IN ('claimed', 'published')
      ORDER BY d.run_id FOR UPDATE OF d
 )
 UPDATE orcheo_dispatch.dispatch AS d
    SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
        published_at = COALESCE(d.published_at, d.claimed_at)
   FROM held AS h
- WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state IN ('claimed', 'published')
+ WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state || '' IN ('claimed', 'published')
 RETURNING d.run_id, d.fence
 """)
 
@@ -276,6 +276,6 @@ UPDATE orcheo_dispatch.dispatch AS d
        outcome = CASE v.status WHEN 'pending' THEN 'released' WHEN 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
        slot = CASE WHEN v.status IN ('cancelled', 'failed', 'succeeded') AND d.slot = 'held' THEN 'due' ELSE d.slot END
   FROM released AS v
- WHERE d.run_id = v.id AND d.fence = v.fence AND d.state IN ('claimed', 'published')
+ WHERE d.run_id = v.id AND d.fence = v.fence AND d.state || '' IN ('claimed', 'published')
 RETURNING d.run_id, d.fence, d.outcome
 """)
