@@ -7,7 +7,8 @@ import time
 
 from sqlalchemy import Engine
 
-from dispatcher.poll import Poller, PollReport
+from dispatcher.poll import Poller
+from dispatcher.report import PollReport
 from shared.errors import DatabaseError
 from shared.logs import describe, log
 from shared.metrics import DispatcherMetrics

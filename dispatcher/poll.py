@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
 from uuid import UUID
 
 import redis
 
 from dispatcher.publisher import Publisher, claims_per_message
+from dispatcher.report import PollReport
 from shared.broker import broker_errors, held_claims
 from shared.errors import BrokerError, DatabaseError
 from shared.ledger import TURNS_INDEX, Claim, Outcome
@@ -31,22 +31,6 @@ _BACKOFF_SECONDS = (0.25, 4.0)
 _FULL_QUEUE_SECONDS = 0.05
 _MANY = 8
 """Claims of one poll from which on a message may carry several."""
-
-
-@dataclass(frozen=True, slots=True)
-class PollReport:
-    """What one poll did, in runs."""
-
-    lost: int = 0
-    requeued: int = 0
-    extended: int = 0
-    released: int = 0
-    room: int = 0
-    claimed: int = 0
-    published: int = 0
-    broker_error: str | None = None
-    next_delay: float | None = None
-    """Seconds after which to poll again without waiting for the next tick; None where nothing hurries."""
 
 
 class Poller:

@@ -5,8 +5,8 @@ from sqlalchemy import text
 # Begin runs: ledger row and run move together. A message with another fence, or one that has been answered before,
 # finds no row. A run that is not pending any more is settled as what the API made of it.
 #
-# `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or claimed,
-# so it would compare each of those with each of ours; the keys lead to ours alone.
+# `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or
+# claimed, so it would compare each of those with each of ours; the keys lead to ours alone.
 #
 # Every statement that locks several rows locks them in the order of their ids, runs before rows of the ledger:
 # so no two of them can wait for each other.

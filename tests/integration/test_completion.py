@@ -68,7 +68,8 @@ def test_bash_completes_commands_options_and_values(home: Path, words: list[str]
 
 
 def test_completion_is_installed_for_the_shell_that_asks(home: Path) -> None:
-    _bash(home, "orcheo-dispatch --install-completion")
+    # Not the last command: bash would become it, and nobody could tell any more which shell had asked.
+    _bash(home, "orcheo-dispatch --install-completion && true")
     installed = home / ".bash_completions" / "orcheo-dispatch.sh"
     assert "complete -o default -F" in installed.read_text()
     assert str(installed) in (home / ".bashrc").read_text()

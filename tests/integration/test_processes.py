@@ -164,8 +164,10 @@ def test_run_whose_begin_is_answered_after_its_lease_is_not_executed(database: D
         somebody.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
         with stack.running("worker", ORCHEO_WORKER_LEASE="1") as worker:
             until(lambda: everything(database, _WAITING), what="the begin waits")
-            time.sleep(1.5)
+            worker.signal(signal.SIGSTOP)
             somebody.rollback()
+            time.sleep(1.5)
+            worker.signal(signal.SIGCONT)
             worker.saw("lease_not_renewed")
             until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is settled or reaped")
     assert stack.noted("begun") == []

@@ -144,7 +144,7 @@ class Protocol(Machine):
                 case "note":
                     self.dispatcher_notes_what_it_published(dispatcher)
 
-    @where(lambda self: len(self.model.claimable()) > 1)
+    @where(lambda self: sorted(map(bool, self.model.by_key())) == [False, True] and len(self.model.claimable()) > 1)
     @rule(slow_room=rooms, fast_room=rooms)
     def two_dispatchers_claim_at_once(self, slow_room: int, fast_room: int) -> None:
         self.claim_at_once(slow_room, fast_room)

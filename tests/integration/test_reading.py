@@ -21,7 +21,7 @@ from tests.processes import ROOT, Stack, until
 from tests.roles import Kind
 from tests.runs import all_are, execute, insert_runs, ledger, one, statuses
 
-_SECRET = "swordfish"
+_SECRET = "barracuda"
 
 
 def _ran(stack: Stack, *arguments: str, expect: int = 0, **variables: str) -> str:
@@ -141,7 +141,7 @@ def test_texts_of_errors_are_shown_only_where_asked_for(database: Database, stac
     assert "failed: ValueError" in hidden
     assert _SECRET not in hidden
     asked = _ran(stack, "run", run_id, "--error")
-    assert "swordfish at postgresql://me:***@db/x" in asked
+    assert "barracuda at postgresql://me:***@db/x" in asked
     assert "hunter2" not in asked
     # A dashboard cannot read payloads, and says so.
     dashboard: dict[str, Any] = {"ORCHEO_POSTGRES_DSN": database.dsn_of(Kind.DASHBOARD)}

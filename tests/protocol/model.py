@@ -98,7 +98,16 @@ class Model:
         return [run for run in self._free() if run.status == "pending" and run.state not in LIVE]
 
     def claim(self, dispatcher: int, room: int) -> list[Claim]:
-        return self.take(self.claimable()[:room])
+        # Two keys have their turn, the workspace before what is outside of any; what one leaves the other gets.
+        inside, outside = self.by_key()
+        share = (room + 1) // 2
+        first = min(len(inside), max(share, room - len(outside)))
+        return self.take([*inside[:first], *outside[: room - first]])
+
+    def by_key(self) -> tuple[list[Known], list[Known]]:
+        """Return what is claimable in the workspace, and what is outside of any."""
+        found = self.claimable()
+        return [run for run in found if run.has_slot], [run for run in found if not run.has_slot]
 
     def take(self, runs: Sequence[Known]) -> list[Claim]:
         """Claim these runs."""
