@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.poll import PollReport
+from dispatcher.report import PollReport
 from ops.findings import Finding
 from ops.repair import Repair
 from ops.run_list import RunRow
