@@ -37,7 +37,7 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
     if result.stop is not None:
         return ending_of_stopped(settings, run, result.stop, timeout)
     if isinstance(result.error, RunRejectedError):
-        return Ending.cancelled(redact(storable_text(str(result.error))))
+        return Ending.cancelled(_error_text(result.error))
     if result.error is not None:
         return Ending.failed(_error_text(result.error), reason=type(result.error).__name__)
     try:

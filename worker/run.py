@@ -164,6 +164,13 @@ def finish(runtime: Runtime, ends: list[End]) -> None:
         end.execution.settled.set()
 
 
+def abandon(runtime: Runtime, executions: list[Execution]) -> None:
+    """Let go of runs that could not be settled: no heartbeat keeps their leases, so they are reaped."""
+    runtime.executions.remove(executions)
+    for execution in executions:
+        execution.settled.set()
+
+
 def _has_open_trace(end: End) -> bool:
     """Tell whether the executor did not get to close its trace, or was told to keep off, and the run has ended."""
     result = end.execution.result

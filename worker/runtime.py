@@ -24,7 +24,7 @@ from worker.executor import load_executor
 from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
 from worker.loop_watch import LoopWatch
-from worker.run import ending_for, finish
+from worker.run import abandon, ending_for, finish
 from worker.settling import Settler
 from worker.wire import Wire
 
@@ -55,7 +55,13 @@ class Runtime:
         route_again()
         self.executions = Executions(concurrency)
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
-        self.settler = Settler(self.store, metrics, ending_of=partial(ending_for, self), finish=partial(finish, self))
+        self.settler = Settler(
+            self.store,
+            metrics,
+            ending_of=partial(ending_for, self),
+            finish=partial(finish, self),
+            abandon=partial(abandon, self),
+        )
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
         self.loop_watch = LoopWatch(self.loop, self.executions, metrics)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
@@ -49,8 +50,8 @@ class End:
 class Settler:
     """Settles executions as they end, on a thread of its own.
 
-    `ending_of` says what is to be written of one, and `finish` does what is left to do when it is written; neither
-    may raise.
+    `ending_of` says what is to be written of one, and `finish` does what is left to do when it is written. Should
+    either fail, by a fault of ours, `abandon` lets go of the runs: their leases run out, and they are reaped.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Settler:
         *,
         ending_of: Callable[[Execution], Ending | None],
         finish: Callable[[list[End]], None],
+        abandon: Callable[[list[Execution]], None],
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._ending_of = ending_of
         self._finish = finish
+        self._abandon = abandon
         self._ended: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
 
@@ -88,10 +91,17 @@ class Settler:
             while len(batch) < _MAX_BATCH and not self._ended.empty():
                 batch.append(self._ended.get())
             stopping = None in batch
-            try:
-                self._settle([execution for execution in batch if execution is not None])
-            except Exception as error:  # noqa: BLE001 - a fault of ours with some runs must not cost all others their ends
-                log.error("settle_failed", **describe(error))
+            executions = [execution for execution in batch if execution is not None]
+            with self._abandoning(executions):
+                self._settle(executions)
+
+    @contextmanager
+    def _abandoning(self, executions: list[Execution]) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a fault of ours with some runs must not cost all others their ends
+            log.error("settle_failed", runs=len(executions), **describe(error))
+            self._abandon(executions)
 
     def _settle(self, executions: list[Execution]) -> None:
         ends = [End(execution, self._ending_of(execution)) for execution in executions]
@@ -117,7 +127,8 @@ class Settler:
     def _settle_patiently(self, end: End) -> None:
         """Try again and again until the row is let go; no connection is kept meanwhile."""
         retrying = Retrying(retry=retry_if_exception_type(RowLockedError), wait=wait_random(0.2, 1.0))
-        self._finish(retrying(self._write_storable, end, lock_timeout=_LOCK_SECONDS))
+        with self._abandoning([end.execution]):
+            self._finish(retrying(self._write_storable, end, lock_timeout=_LOCK_SECONDS))
 
     def _write_storable(self, end: End, *, lock_timeout: float) -> list[End]:
         try:

@@ -12,11 +12,15 @@ from dispatcher.publisher import Publisher
 from shared.broker import claims_of, make_app
 from shared.ledger import Claim
 from shared.metrics import WorkerMetrics
+from shared.runs import Ending, Run
 from tests.databases import Database
 from tests.processes import Stack, until
 from tests.runs import all_are, claim_all, everything, insert_runs, ledger, settings_for, store_of
+from worker.execution import Execution
+from worker.executor import Stopped
 from worker.run import take
 from worker.runtime import start_runtime
+from worker.settling import End, Settler
 from worker.wire import Wire
 
 
@@ -112,3 +116,38 @@ def test_held_row_holds_up_the_begin_of_no_other(database: Database, stack: Stac
             )
             somebody.rollback()
             until(lambda: all_are(database, "succeeded"), what="it begins when its row is let go")
+
+
+def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database: Database) -> None:
+    """Else heartbeats would keep them alive for ever, and nobody would reap them."""
+    insert_runs(database, 2)
+    metrics = WorkerMetrics.of_parent(settings_for(database), uuid4())
+    finished: list[End] = []
+    abandoned: list[Execution] = []
+
+    def ending_of(execution: Execution) -> Ending:
+        if execution.claim == faulty:
+            raise ZeroDivisionError
+        return Ending.succeeded("{}")
+
+    with store_of(database) as (store, _):
+        faulty, other = claim_all(store)
+        runs = [store.begin(claim, worker_id=uuid4(), lease=30) for claim in (faulty, other)]
+        settler = Settler(store, metrics, ending_of=ending_of, finish=finished.extend, abandon=abandoned.extend)
+        settler.start()
+        for run in runs:
+            assert isinstance(run, Run)
+            execution = Execution(
+                run, begun_at=0.0, timeout=1.0, explain=lambda _: Stopped(None, ""), on_end=settler.put
+            )
+            settler.put(execution)
+            until(lambda claim=run.claim: claim in {each.claim for each in _ended(finished, abandoned)}, what="its end")
+        settler.stop()
+        assert [execution.claim for execution in abandoned] == [faulty]
+        assert [end.execution.claim for end in finished] == [other]
+        assert ledger(database, faulty.run_id)["state"] == "running"
+        assert ledger(database, other.run_id)["outcome"] == "succeeded"
+
+
+def _ended(finished: list[End], abandoned: list[Execution]) -> list[Execution]:
+    return [*(end.execution for end in finished), *abandoned]
