@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from uuid import uuid4
 
 import psycopg
@@ -135,15 +136,20 @@ def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database
         runs = [store.begin(claim, worker_id=uuid4(), lease=30) for claim in (faulty, other)]
         settler = Settler(store, metrics, ending_of=ending_of, finish=finished.extend, abandon=abandoned.extend)
         settler.start()
-        for run in runs:
+        for seen_to, run in enumerate(runs, start=1):
             assert isinstance(run, Run)
             execution = Execution(
                 run, begun_at=0.0, timeout=1.0, explain=lambda _: Stopped(None, ""), on_end=settler.put
             )
             settler.put(execution)
-        until(lambda: len(finished) + len(abandoned) == 2, what="both are seen to")
+            # One after the other: what has ended together is written together.
+            until(partial(_have_ended, finished, abandoned, seen_to), what="it is seen to")
         settler.stop()
         assert [execution.claim for execution in abandoned] == [faulty]
         assert [end.execution.claim for end in finished] == [other]
         assert ledger(database, faulty.run_id)["state"] == "running"
         assert ledger(database, other.run_id)["outcome"] == "succeeded"
+
+
+def _have_ended(finished: list[End], abandoned: list[Execution], runs: int) -> bool:
+    return len(finished) + len(abandoned) == runs
