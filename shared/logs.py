@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
@@ -17,6 +18,9 @@ from shared.settings import Settings
 
 __all__ = ["configure", "describe", "log", "within_run"]
 
+_sinks = [0]
+"""Where lines go now: at first to the one that loguru comes with."""
+
 
 def configure(settings: Settings) -> None:
     """Send every log line of this process to stderr, redacted, in the form that the settings ask for.
@@ -24,10 +28,13 @@ def configure(settings: Settings) -> None:
     The passwords and the token of the settings are redacted from now on wherever they appear.
     """
     keep_secret(*_secrets(settings))
-    log.remove()
     log.configure(patcher=complete)
     write = writer(settings.log_format)
-    log.add(write, level=settings.log_level, format="{message}", backtrace=False, diagnose=False, catch=False)
+    # Celery has us configure once more, while threads of ours log already: none of their lines may be lost.
+    added = log.add(write, level=settings.log_level, format="{message}", backtrace=False, diagnose=False, catch=False)
+    with suppress(ValueError):
+        log.remove(_sinks.pop())
+    _sinks.append(added)
     library_logs.route(settings.log_level)
 
 
