@@ -132,7 +132,8 @@ class Lifecycle:
             # A run that holds the loop holds up every other: more of them would only wait.
             sender.paused = lambda: loop_watch.blocked or executions.full
             sender.busy = lambda: len(executions) > 0
-            sender.in_hand = lambda: self._in_hand
+            # Never more than Celery's own count: what it receives and then drops must not close this door for ever.
+            sender.in_hand = lambda: min(self._in_hand, len(state.reserved_requests))
             self._runtime.on_stalled = sender.give_up
             executions.on_room = sender.room_made
             self._consumer = sender
