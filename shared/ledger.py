@@ -10,10 +10,11 @@ from enum import StrEnum
 
 SCHEMA = "orcheo_dispatch"
 PENDING_INDEX = "orcheo_dispatch_pending_runs"
-MAX_CLAIMS_PER_MESSAGE = 500
 """Pending runs, oldest first: for status, pages and views, and for claims where the other index is missing."""
 TURNS_INDEX = "orcheo_dispatch_pending_turns"
 """Pending runs by workspace and workflow: for claims in turn."""
+MAX_CLAIMS_PER_MESSAGE = 500
+"""A message with more is not one of ours."""
 ACTOR_WORKER = "worker"
 """The actor that Orcheo's own worker writes into a run's audit log, and so does ours."""
 ACTOR_DISPATCHER = "dispatcher"

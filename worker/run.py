@@ -142,6 +142,8 @@ def ending_for(runtime: Runtime, execution: Execution) -> Ending | None:
 
 def finish(runtime: Runtime, ends: list[End]) -> None:
     """Do what is left to do for runs that are settled: slots, traces, metrics, a line in the log."""
+    # A workflow may have configured logging: undone before there is room for the next run, which may log at once.
+    route_again()
     runtime.executions.remove(end.execution for end in ends)
     slots = [
         (end.execution.claim.run_id, end.settled.slot_due_in)
@@ -158,8 +160,6 @@ def finish(runtime: Runtime, ends: list[End]) -> None:
     for end in ends:
         runtime.metrics.run_ended()
         _say_ended(runtime, end)
-    # A workflow may have configured logging.
-    route_again()
     for end in ends:
         end.execution.settled.set()
 

@@ -20,7 +20,7 @@ from ops.demo import WORKFLOW
 from ops.real.orcheo_api import OrcheoApi
 from shared.migrate import migrate
 from shared.settings import Settings
-from tests.bench.arrivals import Fire, Template, one_by_one, stream
+from tests.bench.arrivals import Fire, Template, evenly, one_by_one, stream
 from tests.bench.moments import Moments
 from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios
 from tests.bench.setting import Scale, Setting
@@ -110,8 +110,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
             _Way(STOCK, stock, stock.webhook),
             _Way(HINT, ours, ours.webhook),
             _Way(LISTEN, ours, insert, senders=1, notify=True),
-            # It finds several at once, so they come more rarely.
-            _Way(POLLING, ours, insert, senders=1, rarer=3),
+            _Way(POLLING, ours, insert, senders=1, evenly=True),
         ]
         found: dict[tuple[str, str], list[list[float]]] = {}
         for _ in range(scale.rounds):
@@ -136,11 +135,15 @@ class _Way:
     fire: Fire
     senders: int = _SENDERS
     notify: bool = False
-    rarer: int = 1
+    evenly: bool = False
+    """Whether what matters is when in the interval between two polls a run comes."""
 
     def trickle(self, scale: Scale) -> None:
-        """Let runs arrive one by one, each after the last one has ended."""
-        one_by_one(self.fire, scale.size(60, 10) // self.rarer, pause=_PAUSE_SECONDS * self.rarer)
+        """Let runs arrive one by one."""
+        if self.evenly:
+            evenly(self.fire, scale.size(20, 5), interval=_INTERVAL_SECONDS)
+        else:
+            one_by_one(self.fire, scale.size(60, 10), pause=_PAUSE_SECONDS)
 
     def stream(self, rate: float, scale: Scale) -> None:
         """Let runs arrive at a rate, whatever becomes of them."""
@@ -232,6 +235,7 @@ _NOTE = (
     "Both moments are noted by one trigger on the API's table, at the end of the transaction that inserts the run and "
     "of the one that makes it running, by the server's clock. For LISTEN and for polling alone the runs are inserted "
     "without the API, so nobody pushes; for the push, and for polling alone, the trigger that notifies does nothing. "
+    "For polling alone on an idle stack they come at moments spread evenly over the interval. "
     "The p50 is a round's, with the least and the most of the rounds; p95 and p99 are of all rounds together."
 )
 
