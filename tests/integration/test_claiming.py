@@ -15,6 +15,14 @@ from shared.store import Ending, NotBegun, Run
 from tests.databases import Database
 from tests.runs import claim_all, execute, insert_runs, ledger, store_of
 
+_ENDED = """
+INSERT INTO orcheo_dispatch.dispatch
+       (run_id, workflow_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at, dispatcher_id)
+SELECT n::text, 'w', 'webhook', 'settled', 'succeeded', 1, 'none', now(), now(), gen_random_uuid()
+  FROM generate_series(1, 50000) AS n
+"""
+_ENTRIES_READ = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'dispatch_live'"
+
 
 def test_claim_takes_oldest_runs_first(database: Database) -> None:
     ids = insert_runs(database, 5)
@@ -118,6 +126,28 @@ def _wait_for_waiter(connection: psycopg.Connection[tuple[object, ...]]) -> None
         if row and row[0]:
             return
     pytest.fail("nobody waits for the gate")
+
+
+def test_claim_reads_what_was_queued_before_only_once(database: Database) -> None:
+    """Of what was queued and has ended dead entries are left in the index: the first who meets them marks them."""
+    execute(database, _ENDED)
+    insert_runs(database, 3000)
+    with store_of(database, connections=1) as (store, engine):
+        queued = claim_all(store, 2000)
+        # Statistics are of a moment when many were queued.
+        execute(database, "ANALYZE orcheo_dispatch.dispatch")
+        store.release(queued, reason="test")
+
+        def entries_read() -> int:
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_stat_force_next_flush()"))
+            with engine.begin() as connection:
+                return int(connection.scalar(text(_ENTRIES_READ)))
+
+        claim_all(store, 10)
+        before = entries_read()
+        claim_all(store, 10)
+        assert entries_read() - before < 100
 
 
 def test_each_claim_of_a_run_raises_its_fence(database: Database) -> None:
