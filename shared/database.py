@@ -30,7 +30,7 @@ _REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 # SET LOCAL, not a startup option: a transaction pooler refuses those.
 # What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
 # Postgres plans those with arrays each time, in more time than they then take. JIT would compile for longer still.
-# A bitmap scan collects all entries of an index that match, and marks none as dead; in tables like these there are, from
+# A bitmap scan collects all entries of an index that match and marks none as dead; in tables like these there are, from
 # vacuum to vacuum, dozens of dead entries for a live one (133 thousand for 4 thousand, seen in a busy claim).
 _BEGIN = "; ".join(
     (
