@@ -8,9 +8,9 @@ from collections.abc import Callable
 from tests.bench.result import Measurement
 from tests.bench.setting import Scale, Setting
 
-ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor")
+ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
 """What `make bench` measures."""
-OTHERS = ("outages", "scale")
+OTHERS = ("outages",)
 """What is measured only when it is asked for."""
 
 
