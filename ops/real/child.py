@@ -17,8 +17,7 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 # Below Linux's ephemeral ports: a client that retries while its server is down can otherwise be given the
 # server's own port as its local one, connect to itself, and keep the server from starting again.
 _PORTS = range(18_000, 32_000)
-# Who picks many before it listens on the first must not pick one twice.
-_given: set[int] = set()
+_reservations: list[socket.socket] = []
 _LOG_TAIL_BYTES = 8192
 _PAUSE_SECONDS = 0.005
 # States of /proc: no such process, a zombie, a dead one.
@@ -66,16 +65,22 @@ def end(process: subprocess.Popen[bytes], *signals: tuple[signal.Signals, float]
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on, and that the system gives to no client; each but once."""
+    """Return a TCP port of 127.0.0.1 that nobody listens on, and that the system gives to no client.
+
+    No process on this machine is given the same one by this function for as long as the caller's lives: a server
+    takes seconds until it listens.
+    """
     for port in random.sample(_PORTS, k=200):
-        if port in _given:
-            continue
+        reservation = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe:
             try:
+                # A name in Linux' abstract namespace: it has no file, and ends with the process.
+                reservation.bind(f"\0orcheo-dispatch-port-{port}")
                 probe.bind(("127.0.0.1", port))
             except OSError:
+                reservation.close()
                 continue
-        _given.add(port)
+        _reservations.append(reservation)
         return port
     raise OSError(f"no free TCP port found from {_PORTS.start} to {_PORTS.stop - 1}")
 
