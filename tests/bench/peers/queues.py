@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
@@ -71,9 +70,9 @@ class Procrastinate:
 
     def command(self, concurrency: int) -> list[str]:
         """Return the command of a worker."""
-        program = str(Path(sys.executable).with_name("procrastinate"))
+        program = [sys.executable, "-m", "procrastinate", "--log-level", "warning"]
         app = "tests.bench.peers.procrastinate_app.app"
-        return [program, "--log-level", "warning", "--app", app, "worker", "--concurrency", str(concurrency)]
+        return [*program, "--app", app, "worker", "--concurrency", str(concurrency)]
 
     async def _prepare(self) -> None:
         async with self._peer.app.open_async():
