@@ -48,7 +48,7 @@ faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes a
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
 
-bench: $(BENCH)  ## The benchmark beside its peers, 20 minutes on an idle machine; ARGS='--only noop', '--write'
+bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machine; ARGS='--only noop', '--write'
 	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)
 
 format: $(INSTALLED)  ## Format the code
