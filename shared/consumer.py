@@ -33,17 +33,23 @@ from shared.progress import EXIT_STALLED, Watched, exit_now
 _LOGGER = logging.getLogger(__name__)
 CONSUMER_PATIENCE_SECONDS = 5.0
 _STEADY_SECONDS = 2.0
+_GIVEN_SECONDS = 2.0
+"""Redis is asked to wait for a message for a second, so by then it has answered. Short runs have made room before."""
 
 # The connection's own errors; what a message can cause is none of them, but for kombu, who counts KeyError in.
 _CONNECTION_ERRORS = (OSError, redis.ConnectionError, redis.TimeoutError, redis.ResponseError, KombuOperationalError)
 
 
 class QoS(RedisQoS):
-    """How much a channel takes: nothing while its consumer is paused."""
+    """How much a channel takes: nothing while its consumer is paused, but for what Redis gave it before."""
 
     def can_consume(self) -> bool:
-        """Return whether to take one more message."""
-        return self.channel.consumer.may_take() and bool(super().can_consume())
+        """Return whether to take one more message, or the one that Redis has given already."""
+        consumer, channel = self.channel.consumer, self.channel
+        if consumer.may_take() and super().can_consume():
+            return True
+        given = channel._in_poll and channel.asked_at + _GIVEN_SECONDS < time.monotonic()  # noqa: SLF001 - of kombu's
+        return bool(given and consumer.gives_back())
 
 
 class Channel(RedisChannel):
@@ -53,7 +59,13 @@ class Channel(RedisChannel):
 
     def __init__(self, consumer: Consumer, *args: Any, **kwargs: Any) -> None:
         self.consumer = consumer
+        self.asked_at = time.monotonic()
+        """`time.monotonic()` of when a message was last asked for."""
         super().__init__(*args, **kwargs)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        self.asked_at = time.monotonic()
+        super()._brpop_start(timeout)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -74,6 +86,9 @@ class Consumer(CeleryConsumer):
         """Whether to take nothing now, although there is room."""
         self.in_hand: Callable[[], int] = lambda: len(state.reserved_requests)
         """Messages that are being seen to; no more are taken than the pool has room for."""
+        self.gives_back: Callable[[], bool] = _never
+        """Whether what there is no room for goes back to Redis. Then a message is read that Redis gave while the last
+        room went; it would stay in the socket until there is room again, however long that takes."""
         self.busy: Callable[[], bool] = lambda: bool(state.reserved_requests)
         """Whether there is work left that could have something to save."""
         self.while_connecting: Callable[[], None] = _nothing

@@ -131,6 +131,7 @@ class Lifecycle:
             loop_watch, executions = self._runtime.loop_watch, self._runtime.executions
             # A run that holds the loop holds up every other: more of them would only wait.
             sender.paused = lambda: loop_watch.blocked or executions.full
+            sender.gives_back = lambda: executions.full and not loop_watch.blocked
             sender.busy = lambda: len(executions) > 0
             # Never more than Celery's own count: what it receives and then drops must not close this door for ever.
             sender.in_hand = lambda: min(self._in_hand, len(state.reserved_requests))

@@ -73,6 +73,21 @@ def test_full_worker_takes_the_next_run_as_soon_as_one_ends(database: Database, 
         until(lambda: all_are(database, "succeeded"), what="every run succeeded", seconds=60)
 
 
+def test_what_redis_gave_a_worker_as_it_became_full_goes_to_others(
+    database: Database, stack: Stack, redis_url: str
+) -> None:
+    """A worker with room for one run waits for the next message too, until it knows that it is full."""
+    full = {"ORCHEO_WORKER_CONCURRENCY": "1"}
+    with stack.running("worker", **full), stack.running("worker", **full), stack.running("worker", **full):
+        for _ in range(3):
+            insert_runs(database, inputs={"do": "wait", "seconds": 3600})
+            insert_runs(database)
+        _publish(database, redis_url, per_message=1)
+        until(lambda: _count(database, "running") == 3, what="three are full")
+        with stack.running("worker"):
+            until(lambda: _count(database, "succeeded") == 3, what="the fourth executes all others", seconds=15)
+
+
 def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) -> None:
     insert_runs(database, 3, inputs={"do": "wait", "seconds": 1})
     settings = settings_for(database, "redis://127.0.0.1:1/0", executor="tests.executors:play", concurrency=1)
@@ -149,6 +164,10 @@ def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database
         assert [end.execution.claim for end in finished] == [other]
         assert ledger(database, faulty.run_id)["state"] == "running"
         assert ledger(database, other.run_id)["outcome"] == "succeeded"
+
+
+def _count(database: Database, status: str) -> int:
+    return len(everything(database, "SELECT FROM workflow_runs WHERE status = %s", status))
 
 
 def _have_ended(finished: list[End], abandoned: list[Execution], runs: int) -> bool:
