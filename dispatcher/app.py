@@ -35,7 +35,7 @@ from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
 
-_CONNECTIONS = 2
+_CONNECTIONS = 3
 _POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
 """A poll is some ten statements, each with a timeout; one that takes longer will never end."""
@@ -51,9 +51,10 @@ class Dispatcher:
         self.broker = connect(settings.redis_url.get_secret_value())
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.cron = CronDispatch(settings)
+        self._store = Store(self.engine)
         self.poller = Poller(
             settings,
-            store=Store(self.engine),
+            store=self._store,
             publisher=Publisher(app, settings.queue),
             broker=self.broker,
             slots=self.slots,
@@ -68,7 +69,7 @@ class Dispatcher:
         self._manager = ServiceManager()
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
-            self._hint_client, on_run=self._poll_soon, on_cron=self._cron_soon, interval=settings.poll_interval
+            self._hint_client, on_run=self._pushed, on_cron=self._cron_soon, interval=settings.poll_interval
         )
         self._listener = NotifyListener(settings, self.engine, on_notify=self._notified, on_change=self.metrics.listens)
         self._backlog = Backlog(settings, self.broker)
@@ -151,9 +152,11 @@ class Dispatcher:
         """Whether what takes ticks or what publishes has found Redis away."""
         return self.poller.broker_away or (self._consumer is not None and not self._consumer.steady)
 
-    def _poll_soon(self) -> None:
+    def _pushed(self, run_id: str, workspace_id: str | None) -> bool:  # noqa: ARG002 - says whose it is
         self.metrics.hinted("run")
+        # Before the database is asked: most runs are claimed whether they were pushed or not.
         self.loop.wake()
+        return self._store.has_run(run_id)
 
     def _notified(self) -> None:
         self.metrics.hinted("notify")

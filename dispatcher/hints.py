@@ -17,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from dispatcher.push import read_push
 from shared.broker import HINT_QUEUE, broker_errors, task_name
-from shared.errors import BrokerError
+from shared.errors import BrokerError, DatabaseError
 from shared.logs import log
 
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
@@ -41,10 +42,19 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('RPUSH', KEYS[2],
 
 
 class HintListener:
-    """Empties the hint queue on a thread of its own and calls back for what it finds."""
+    """Empties the hint queue on a thread of its own and calls back for what it finds.
+
+    `on_run` gets the run and the workspace that a push names and returns whether the run is in this installation's
+    table. A message leaves Redis after its callback: where that raises `DatabaseError`, it is tried again.
+    """
 
     def __init__(
-        self, client: redis.Redis, *, on_run: Callable[[], None], on_cron: Callable[[], None], interval: float
+        self,
+        client: redis.Redis,
+        *,
+        on_run: Callable[[str, str | None], bool],
+        on_cron: Callable[[], None],
+        interval: float,
     ) -> None:
         # Tried again here: the client's own tries would wait on beyond a stop.
         client.set_retry(Retry(NoBackoff(), 0))
@@ -87,7 +97,7 @@ class HintListener:
                 if self._stopping.is_set():
                     # Whatever a connection raises that is closed under its reader.
                     return
-                if not isinstance(error, BrokerError):
+                if not isinstance(error, BrokerError | DatabaseError):
                     raise
                 if not away:
                     log.warning("hints_away", reason=str(error))
@@ -103,8 +113,8 @@ class HintListener:
     def _sort(self, raw: Any) -> None:
         name = task_name(raw)
         if name in _HINTS:
+            self._call_back(name, raw)
             self._client.lrem(INBOX, 1, raw)
-            self._call_back({name})
         else:
             # It would be the next to come again, so from now on the queue is swept instead.
             self._return(keys=[INBOX, HINT_QUEUE], args=[raw])
@@ -124,20 +134,21 @@ class HintListener:
         messages: Any = self._client.lrange(HINT_QUEUE, -_SWEEP, -1)
         names = {raw: task_name(raw) for raw in messages}
         hints = {raw: name for raw, name in names.items() if name in _HINTS}
-        for raw in hints:
+        for raw, hint in hints.items():
+            self._call_back(hint, raw)
             self._client.lrem(HINT_QUEUE, -1, raw)
-        if hints:
-            self._call_back(set(hints.values()))
         foreign = [name for raw, name in names.items() if raw not in hints]
         for name in foreign:
             self._warn(name)
         self._foreign = bool(foreign)
 
-    def _call_back(self, names: set[str | None]) -> None:
-        if RUN_HINT in names:
-            self._on_run()
-        if CRON_HINT in names:
+    def _call_back(self, name: str | None, raw: Any) -> None:
+        if name == CRON_HINT:
             self._on_cron()
+        elif (push := read_push(raw)) is not None:
+            self._on_run(push.run_id, push.workspace_id)
+        else:
+            log.warning("malformed_push", queue=HINT_QUEUE)
 
     def _warn(self, name: str | None) -> None:
         label = name or "not a task"

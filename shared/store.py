@@ -61,6 +61,10 @@ class Store:
         (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
         return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn)
 
+    def has_run(self, run_id: str) -> bool:
+        """Return whether this run is in the API's table."""
+        return bool(self._rows(statements.HAS_RUN, run_id=run_id)[0][0])
+
     def queued(self) -> int:
         """Return how many claims have not begun yet."""
         return int(self._rows(statements.QUEUED)[0][0])

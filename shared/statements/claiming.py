@@ -213,6 +213,8 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
                   AND (:every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])))) AS pending,
        COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS in_turn
 """)
+# Whether a run that the API pushed is in this installation's table.
+HAS_RUN = text("SELECT EXISTS (SELECT FROM workflow_runs WHERE id = :run_id)")
 # How many claims wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")
 
