@@ -47,7 +47,7 @@ class TickScheduler(Scheduler):
         self.on_sent: Callable[[], None] = _nothing
         self.on_closing: Callable[[], None] = _nothing
         super().__init__(*args, **kwargs)
-        self._client = connect(self.app.conf.broker_read_url)
+        self._client = connect(self.app.broker_url)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send what is due, unless enough of it waits; never raises."""

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from ops import rights
 from ops.findings import Finding, Grade
+from shared import celery_environment
 from shared.api_table import index_is_valid, notifies
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
@@ -43,6 +44,13 @@ def exit_code(findings: list[Finding]) -> int:
 
 def _settings(settings: Settings) -> Iterator[Finding]:
     yield Finding("settings", Grade.OK, "all variables can be read")
+    if ignored := celery_environment.ignored():
+        yield Finding(
+            "Celery's environment",
+            Grade.WARN,
+            f"{', '.join(ignored)} set, and ignored by our processes",
+            "unset them for the API as well: its own Celery obeys them, and its pushes may go to another broker",
+        )
     broker, slots = settings.redis_url.get_secret_value(), settings.slots_redis_url.get_secret_value()
     if broker != slots:
         yield Finding(

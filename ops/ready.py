@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared import celery_environment
 from shared.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def load_settings(*, plugins: bool = False) -> Settings:
         os.environ.setdefault(_PLUGINS, "__all__")
     from shared.settings import Settings
 
+    # Before anything imports Celery.
+    celery_environment.clean()
     return Settings.load()
 
 

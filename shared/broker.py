@@ -19,9 +19,11 @@ from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
-from shared import logs
+from shared import celery_environment, logs
+from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.ledger import Claim
+from shared.logs import log
 from shared.redaction import redact
 from shared.settings import Settings
 
@@ -46,7 +48,7 @@ _UNACKED = "orcheo.unacked"
 _POOL_ACQUIRE_SECONDS = 10.0
 
 
-def make_app(name: str, settings: Settings) -> Celery:
+def make_app(name: str, settings: Settings) -> App:
     """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
 
     The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
@@ -56,7 +58,7 @@ def make_app(name: str, settings: Settings) -> Celery:
     """
     url = settings.redis_url.get_secret_value()
     broker = f"{_KOMBU_SOCKET}{url.removeprefix('unix')}" if url.startswith("unix:") else url
-    app = Celery(name, broker=broker, set_as_current=False)
+    app = App(name, broker)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -113,6 +115,8 @@ def make_app(name: str, settings: Settings) -> Celery:
         logs.configure(settings)
 
     setup_logging.connect(configure_logs, weak=False, dispatch_uid="orcheo-dispatch")
+    if ignored := celery_environment.ignored():
+        log.warning("celery_environment_ignored", variables=", ".join(ignored))
     return app
 
 

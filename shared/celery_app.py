@@ -1,0 +1,47 @@
+"""A Celery app that does what its settings say: no environment variable changes its broker, backend or loader."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from celery import Celery
+from celery.loaders.app import AppLoader
+from kombu.connection import Connection
+
+
+class Loader(AppLoader):
+    """Loads no module of settings."""
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:  # noqa: ARG002
+        """Return no settings: an app is configured where it is made."""
+        return {}
+
+
+class App(Celery):
+    """Connects to the one broker that it was made with; keeps no results."""
+
+    backend_cls = "disabled"
+    builtin_fixups: ClassVar[set[str]] = set()
+    """Django's would import the settings of whatever DJANGO_SETTINGS_MODULE names."""
+
+    def __init__(self, name: str, broker_url: str) -> None:
+        """`broker_url` is one that kombu understands."""
+        self.broker_url = broker_url
+        super().__init__(name, broker=broker_url, loader=Loader, set_as_current=False)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
+        """Return a connection for consuming."""
+        connection: Connection = super().connection_for_read(url or self.broker_url, **options)
+        return connection
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Connection:
+        """Return a connection for publishing."""
+        connection: Connection = super().connection_for_write(url or self.broker_url, **options)
+        return connection
+
+    def connection(self, hostname: str | None = None, *arguments: Any, **options: Any) -> Connection:
+        """Return a connection, as kombu makes it."""
+        connection: Connection = super().connection(hostname or self.broker_url, *arguments, **options)
+        return connection
+
+    broker_connection = connection
