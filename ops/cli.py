@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ import typer
 from ops import hosting, reading, repairing, running
 from ops.ready import Json, load_settings, ready
 from shared import __version__
-from shared.entry import fail
+from shared.entry import fail, unexpected
 from shared.errors import DispatchError, SettingsError
 
 app = typer.Typer(
@@ -40,13 +39,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
-        if os.environ.get("ORCHEO_LOG_LEVEL") in ("DEBUG", "TRACE"):
-            traceback.print_exc()
-        from shared.log_lines import describe
-
-        at = describe(error).get("at", "?")
-        print(f"orcheo-dispatch: unexpected {type(error).__name__} at {at}", file=sys.stderr)
-        raise SystemExit(1) from None
+        unexpected(error)
 
 
 def _version(wanted: bool) -> None:

@@ -29,11 +29,14 @@ def load_settings(*, plugins: bool = False) -> Settings:
     """
     if not plugins:
         os.environ.setdefault(_PLUGINS, "__all__")
+    from shared.secret_names import keep_secrets_of
     from shared.settings import Settings
 
+    settings = Settings.load()
+    keep_secrets_of(settings)
     # Before anything imports Celery.
     celery_environment.clean()
-    return Settings.load()
+    return settings
 
 
 def ready(*, needs_database: bool = True, plugins: bool = False) -> Settings:

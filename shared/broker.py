@@ -24,7 +24,7 @@ from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.ledger import Claim
 from shared.logs import log
-from shared.redaction import redact
+from shared.redaction import error_line
 from shared.settings import Settings
 
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
@@ -138,7 +138,7 @@ def broker_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, KombuOperationalError, KombuError, OSError) as error:
-        raise BrokerError(redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__) from error
+        raise BrokerError(error_line(error)) from error
 
 
 def send_claims(app: Celery, queue: str, claims: Sequence[Claim], producer: Any = None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from kombu.connection import Connection
 
 from shared.logs import log
-from shared.redaction import redact
+from shared.redaction import error_line
 
 RETRY_SECONDS = 1.0
 """Redis that is away is asked again after so many seconds at most, give or take a fifth."""
@@ -32,8 +32,7 @@ class BrokerState:
             changed, self.away = not self.away, True
         self.on_lost()
         if changed:
-            reason = redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__
-            log.warning("broker_away", role=self._role, reason=reason)
+            log.warning("broker_away", role=self._role, reason=error_line(error))
 
     def back(self) -> None:
         """Note that Redis answered."""

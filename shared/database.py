@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from shared.errors import DatabaseError, RowLockedError, SchemaError
-from shared.redaction import redact
+from shared.redaction import error_line
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -191,5 +191,4 @@ def database_errors() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    original = getattr(error, "orig", None) or error
-    return redact(str(original).strip().split("\n", 1)[0]) or type(original).__name__
+    return error_line(getattr(error, "orig", None) or error)

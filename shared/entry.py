@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,11 +18,32 @@ if TYPE_CHECKING:
 
 
 def fail(error: DispatchError) -> NoReturn:
-    """Print the error, a line each, and exit with its exit code."""
+    """Print the error, one line for each of its own, without any secret, and exit with its exit code."""
+    from shared.redaction import redact
+    from shared.secret_names import keep_secrets_of_process
+
+    keep_secrets_of_process()
     sys.stdout.flush()
-    for line in str(error).splitlines():
+    for line in redact(str(error)).splitlines():
         print(f"orcheo-dispatch: {line}", file=sys.stderr)
     raise SystemExit(error.exit_code)
+
+
+def unexpected(error: BaseException) -> NoReturn:
+    """Print one line for an error that nobody foresaw, its class and its place, and exit with 1.
+
+    At the levels DEBUG and TRACE the traceback comes first, without any secret.
+    """
+    from shared.log_lines import describe
+    from shared.redaction import redact
+    from shared.secret_names import keep_secrets_of_process
+
+    if os.environ.get("ORCHEO_LOG_LEVEL", "").strip().upper() in {"DEBUG", "TRACE"}:
+        keep_secrets_of_process()
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    at = describe(error).get("at", "?")
+    print(f"orcheo-dispatch: unexpected {type(error).__name__} at {at}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:

@@ -90,15 +90,22 @@ def complete(record: Record) -> None:
     if (run := _run.get()) is not None:
         for key, value in run.fields.items():
             extra.setdefault(key, value)
-    record["message"] = _safe(record["message"])
+    record["message"] = redact(record["message"], _MAX_CHARACTERS)
     for key, value in extra.items():
-        if isinstance(value, str):
-            extra[key] = _safe(value)
+        extra[key] = _safe(value)
 
 
-def _safe(text: str) -> str:
-    text = redact(text)
-    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + " ..."
+def _safe(value: Any) -> Any:
+    """Return a value without secrets, and of a size that a line can have; what is no plain value as its text."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_safe(each) for each in value]
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - whatever an object does, its line is written
+        text = type(value).__name__
+    return redact(text, _MAX_CHARACTERS)
 
 
 def writer(form: str) -> Callable[[Message], None]:

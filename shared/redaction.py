@@ -1,36 +1,100 @@
-"""Keep credentials out of every text that leaves the process."""
+"""Keep credentials out of every text that leaves the process, in time that is linear in what is kept of the text."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
+from collections.abc import Iterator
 
-_URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.\-]*://)(?P<user>[^\s:@/]*):(?P<password>[^\s/]+)@")
-_NAMED_SECRET = re.compile(
-    r"(?i)(?P<name>(?:password|passwd|pgpassword|secret|token|api[_-]?key|authorization)\b['\"]?\s*[=:]\s*)"
-    r"(?P<value>\"[^\"]*\"|'[^']*'|(?:bearer\s+)?[^\s,;&'\"]+)"
+from shared.secret_forms import pattern_of
+
+MIN_CHARACTERS = 8
+"""Shorter secrets are words of every log line: they are found by the rules for URLs and names only."""
+_LINE_CHARACTERS = 1000
+_MARGIN = 4096
+"""What begins before a cut is looked at for so many characters more: half a secret is redacted like a whole one."""
+_HIDDEN = "***"
+# What libraries put around a value: the quotes of Python, JSON, and JSON in JSON, and the `b` of bytes.
+_QUOTED = r"b?\\*\"[^\"]*\"?|b?\\*'[^']*'?"
+# Each begins with a literal, and none looks at a character again that another start has looked at: linear.
+_RULES = (
+    # scheme://user:password@host
+    re.compile(r"(?<=[A-Za-z0-9+.\-])://[^\s:@/]*:(?P<secret>[^\s/]+)@"),
+    # https://token@host
+    re.compile(r"(?i)\bhttps?://(?P<secret>[^\s:@/]+)@"),
+    # password=..., "token": ..., ('Authorization', 'Bearer ...')
+    re.compile(
+        r"(?i)(?:passw(?:or)?d|passphrase|secret|token|cookie|authorization|credentials?|"
+        r"(?:api|access|private|encryption|signing|secret)[_-]?key)\b"
+        r"(?:\\*['\"])?\s*(?:[=:]|(?<=['\"]),(?=\s*b?['\"]))\s*"
+        rf"(?P<secret>{_QUOTED}|(?:bearer\s+|basic\s+)?[^\s,;&'\"]+)"
+    ),
+    re.compile(r"(?i)\bbearer\s+(?P<secret>[^\s,;'\"\\()]{4,})"),
 )
-_MIN_CHARACTERS = 8
-"""Shorter ones are words of every log line."""
+_kept: set[str] = set()
 _known: re.Pattern[str] | None = None
 
 
-def redact(text: str) -> str:
-    """Return `text` with `***` for the passwords of URLs, the values of `password=`, `token:` and the like.
+def redact(text: str, limit: int | None = None) -> str:
+    """Return `text` with `***` for passwords in URLs, the values of `password=`, `token:` and the like.
 
-    What was given to `keep_secret` is found wherever it stands.
+    What was given to `keep_secret` is found in every form. Of a text of more than `limit` characters the rest is left
+    out, with ` ...` for it.
     """
-    text = _URL_CREDENTIALS.sub(r"\g<scheme>\g<user>:***@", text)
-    text = _NAMED_SECRET.sub(r"\g<name>***", text)
-    return _known.sub("***", text) if _known is not None else text
+    window = text if limit is None else text[: limit + _MARGIN]
+    end = len(window) if limit is None else min(limit, len(window))
+    parts, at = [], 0
+    for start, stop in _merged(sorted(_found(window))):
+        if start >= end:
+            break
+        parts += [window[at:start], _HIDDEN]
+        at = stop
+    parts.append(window[at:end])
+    return "".join(parts) + (" ..." if len(text) > end else "")
+
+
+def error_line(error: BaseException) -> str:
+    """Return the first line of what a library says, redacted and of at most 1000 characters, or the error's class."""
+    # The cut comes first, the line last: a secret may hold a line break.
+    said = redact(str(error).strip(), _LINE_CHARACTERS)
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def keep_secret(*secrets: str) -> None:
-    """Redact these from now on wherever they appear as a word of their own, as they are or as a URL writes them.
+    """Redact these from now on wherever they appear, however they are quoted or encoded.
 
-    In place of those of an earlier call. What is shorter than 8 characters is left to the other rules.
+    In place of those of an earlier call. Shorter than 16 characters they are found as words of their own only; what has
+    less than 8 is left to the other rules. Of a secret of several lines each line is one.
     """
+    _kept.clear()
+    add_secrets(*secrets)
+
+
+def add_secrets(*secrets: str) -> None:
+    """Redact these as well, as `keep_secret` does."""
     global _known  # noqa: PLW0603 - one process has one set of secrets
-    forms = {form for each in secrets for form in (each, unquote(each), quote(each, safe=""))}
-    long = sorted((re.escape(form) for form in forms if len(form) >= _MIN_CHARACTERS), key=len, reverse=True)
-    _known = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(long)})(?![A-Za-z0-9])") if long else None
+    lines = {line.strip() for secret in secrets for line in (secret, *secret.splitlines())}
+    _kept.update(line for line in lines if len(line) >= MIN_CHARACTERS)
+    _known = pattern_of(_kept)
+
+
+def _found(text: str) -> Iterator[tuple[int, int]]:
+    for rule in _RULES:
+        for match in rule.finditer(text):
+            yield match.span("secret")
+    if _known is not None:
+        for match in _known.finditer(text):
+            yield match.span()
+
+
+def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans, those that overlap or touch as one."""
+    current: tuple[int, int] | None = None
+    for start, stop in spans:
+        if current is not None and start <= current[1]:
+            current = (current[0], max(current[1], stop))
+            continue
+        if current is not None:
+            yield current
+        current = (start, stop)
+    if current is not None:
+        yield current

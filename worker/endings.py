@@ -8,16 +8,15 @@ from collections.abc import Mapping
 
 from shared.ledger import Outcome
 from shared.logs import log
-from shared.redaction import redact
 from shared.runs import Ending, Run
 from shared.settings import LostRuns, Settings
+from worker.error_text import error_text
 from worker.execution import Result, Stop
 from worker.executor import RunRejectedError, Stopped
-from worker.payload import storable, storable_text
+from worker.payload import storable
 
 TIMEOUT_KEY = "run_timeout_seconds"
 """Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""
-_MAX_ERROR_CHARACTERS = 20_000
 
 
 def timeout_of(run: Run, limit: float) -> float:
@@ -37,9 +36,10 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
     if result.stop is not None:
         return ending_of_stopped(settings, run, result.stop, timeout)
     if isinstance(result.error, RunRejectedError):
-        return Ending.cancelled(_error_text(result.error))
+        return Ending.cancelled(error_text(result.error) or type(result.error).__name__)
     if result.error is not None:
-        return Ending.failed(_error_text(result.error), reason=type(result.error).__name__)
+        name = type(result.error).__name__
+        return Ending.failed(error_text(result.error) or name, reason=name)
     try:
         output = json.dumps(storable(dict(result.output or {})), allow_nan=False)
     except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
@@ -80,11 +80,3 @@ def explain(stop: Stop, ending: Ending | None) -> Stopped:
 def unstorable(error: BaseException) -> Ending:
     """Return the ending of a run whose output nobody can store."""
     return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
-
-
-def _error_text(error: BaseException) -> str:
-    try:
-        text = redact(storable_text(str(error))) or type(error).__name__
-    except Exception:  # noqa: BLE001 - the workflow's own class may fail at its text
-        text = type(error).__name__
-    return text if len(text) <= _MAX_ERROR_CHARACTERS else text[:_MAX_ERROR_CHARACTERS] + " ..."

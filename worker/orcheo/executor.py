@@ -30,6 +30,7 @@ from orcheo_backend.app.history import RunHistoryStore
 from shared.errors import SettingsError
 from shared.logs import describe, log
 from shared.redaction import redact
+from worker.error_text import error_text
 from worker.executor import Run, Stopped
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.group_commit import GroupCommit
@@ -130,13 +131,13 @@ class OrcheoExecutor:
             await _close_stopped(run, history, saver, cancelled)
             raise
         except Exception as error:
-            await _see_through(run, history.failed(redact(_text(error))))
+            await _see_through(run, history.failed(error_text(error)))
             raise
         except SystemExit as error:
             # Raised further, it would stop the loop of all other runs.
-            reason = f"The workflow called sys.exit({error.code!r})."
-            await _see_through(run, history.failed(redact(reason)))
-            raise RuntimeError(reason) from error
+            ended = RuntimeError(f"The workflow called sys.exit({error.code!r}).")
+            await _see_through(run, history.failed(error_text(ended)))
+            raise ended from error
         finally:
             if _PLAYWRIGHT in sys.modules:
                 await self._close_browsers(run)
@@ -238,13 +239,6 @@ def _output(values: Any) -> Mapping[str, Any] | None:
     if hasattr(values, "model_dump"):
         return {"final_state": values.model_dump()}
     return None
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - The workflow's own class may fail at it.
-        return type(error).__qualname__
 
 
 def _uuid(text: str | None) -> UUID | None:

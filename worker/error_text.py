@@ -1,0 +1,16 @@
+"""The text of the error that a run ended with, as it goes into the run, its trace and its checkpoint."""
+
+from __future__ import annotations
+
+from shared.redaction import redact
+from worker.payload import storable_text
+
+MAX_CHARACTERS = 20_000
+
+
+def error_text(error: BaseException) -> str:
+    """Return what the error says, which may be nothing: redacted, cut and storable. Never raises."""
+    try:
+        return storable_text(redact(str(error), MAX_CHARACTERS))
+    except Exception:  # noqa: BLE001 - the workflow's own class may fail at its text
+        return type(error).__name__
