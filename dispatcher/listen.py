@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Engine
 
 from shared.api_table import CHANNEL, TRIGGER_ENABLED, notifies
-from shared.database import connect, database_errors, through_pooler, transaction
+from shared.database import connect, database_errors, prepare_session, through_pooler, transaction
 from shared.errors import DatabaseError
 from shared.logs import log
 from shared.settings import Settings
@@ -107,7 +107,7 @@ class NotifyListener:
             self._note(Hearing.ELSEWHERE)
             return self._look_seconds
         # A server that ends idle sessions would end this one.
-        connection.execute("SET idle_session_timeout = 0")
+        prepare_session(connection, idle_session_timeout=0)
         connection.execute(f"LISTEN {CHANNEL}")
         self._failures = 0
         self._note(Hearing.ON)

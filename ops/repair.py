@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from shared import statements
-from shared.database import transaction
+from shared.database import in_transaction
 from shared.redaction import redact
 from shared.store import Store
 
@@ -65,8 +65,7 @@ def _repair_one(engine: Engine, run_id: str, action: Action, reason: str, dry_ru
         "reason": reason,
         "dry_run": dry_run,
     }
-    with transaction(engine) as connection:
-        row = connection.execute(statements.REPAIR, parameters).one_or_none()
+    row = in_transaction(engine, lambda connection: connection.execute(statements.REPAIR, parameters).one_or_none())
     if row is None:
         return Repair(run_id, None, None, "there is no such run")
     if row.refused:

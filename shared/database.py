@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from shared.errors import DatabaseError, RowLockedError, SchemaError
+from shared import session
+from shared.errors import ConflictError, DatabaseError, RefusedError, RowLockedError, SchemaError, SettingsError
 from shared.redaction import error_line
+from shared.session import STATEMENT_TIMEOUT_MILLISECONDS
 from shared.settings import Settings
+from shared.sqlstate import Failure, failure_of
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
-STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 _TCP_DEAD_MILLISECONDS = 15_000
-# Postgres is there and will never take this value: waiting for it to come back would be in vain.
-_POOLED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 _PREPARE_AFTER = 3
 """Executions of a statement on a connection before it is prepared. Ours take a millisecond or two to plan each time."""
-_REFUSALS = (psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
-
-
-# In one message, so that a transaction costs one round trip more than its statements, and its end.
-# SET LOCAL, not a startup option: a transaction pooler refuses those.
-# What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
-# Postgres plans those with arrays each time, in more time than they then take. JIT would compile for longer still.
-# A bitmap scan collects all entries of an index that match and marks none as dead; in tables like these there are, from
-# vacuum to vacuum, dozens of dead entries for a live one (133 thousand for 4 thousand, seen in a busy claim).
-_BEGIN = "; ".join(
-    (
-        "BEGIN",
-        f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}",
-        "SET LOCAL plan_cache_mode = force_generic_plan",
-        "SET LOCAL jit = off",
-        "SET LOCAL enable_bitmapscan = off",
-    )
-)
+_BEGIN = "begin"
+"""What each connection's `info` keeps: the message that begins its transactions."""
+_CONFLICT_ATTEMPTS = 5
 
 
 def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connection[tuple[object, ...]]:
@@ -61,19 +48,21 @@ def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connect
 
 
 def make_engine(settings: Settings, *, role: str, connections: int, migrates: bool = False) -> Engine:
-    """Return an engine of at most `connections` connections, whose transactions have a statement timeout.
+    """Return an engine of at most `connections` connections, whose transactions rely on no default of the role.
 
     `role` is the `application_name` that `pg_stat_activity` shows. A statement that comes again is prepared on the
-    server, unless a transaction pooler (PgBouncer) stands between. One that `migrates` has no timeout, and may work
-    outside of transactions.
+    server, unless a transaction pooler (PgBouncer) stands between. One that `migrates` has no statement timeout, may
+    work outside of transactions, and raises `SettingsError` where a pooler stands between.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     pooler_found = threading.Event()
 
     def connect_and_prepare() -> psycopg.Connection[tuple[object, ...]]:
+        if migrates:
+            return _connect_to_migrate(dsn, role=role)
         # The driver's own BEGIN would be a round trip of its own: ours is sent by the event below.
-        connection = connect(dsn, role=role, autocommit=not migrates)
-        if not migrates and not pooler_found.is_set():
+        connection = connect(dsn, role=role, autocommit=True)
+        if not pooler_found.is_set():
             if through_pooler(connection):
                 pooler_found.set()
             else:
@@ -81,12 +70,12 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
         return connection
 
     def leave_connection(context: ExceptionContext) -> None:
-        error = context.original_exception
-        if isinstance(error, _POOLED):
+        failure = failure_of(context.original_exception)
+        if failure is Failure.POOLER:
             # A pooler that we took for a server: another client's statements are on the connection, and ours are not.
             pooler_found.set()
         # To a server that has become read-only: after a failover the DSN leads to another one.
-        if isinstance(error, (*_POOLED, psycopg.errors.ReadOnlySqlTransaction)):
+        if failure in (Failure.POOLER, Failure.READ_ONLY):
             context.is_disconnect = True
 
     engine = create_engine(
@@ -96,11 +85,36 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         hide_parameters=True,
+        # Looked up in the catalog by each connection, and used by no statement of ours.
+        use_native_hstore=False,
     )
     if not migrates:
+        event.listen(engine, "connect", _note_begin)
         event.listen(engine, "begin", _begin)
     event.listen(engine, "handle_error", leave_connection)
     return engine
+
+
+def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[object, ...]]:
+    connection = connect(dsn, role=role)
+    if through_pooler(connection):
+        connection.close()
+        raise SettingsError(
+            "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
+        )
+    connection.rollback()
+    prepare_session(connection, statement_timeout=0, lock_timeout=0, idle_in_transaction_session_timeout=0)
+    return connection
+
+
+def prepare_session(connection: psycopg.Connection[Any], **instead: int) -> None:
+    """Have a connection that is a session of its own rely on no default of the role; see `shared/session.py`.
+
+    `instead` has other values for some of the settings.
+    """
+    connection.execute(session.set_session(connection.info.server_version, **instead).encode())
+    if not connection.autocommit:
+        connection.commit()
 
 
 def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
@@ -119,8 +133,14 @@ def open_engine(settings: Settings, *, role: str, connections: int = 1, migrates
         engine.dispose()
 
 
+def _note_begin(driver: psycopg.Connection[Any], record: Any) -> None:
+    """Make the message that begins the transactions of a new connection."""
+    row = driver.execute("SELECT current_setting('synchronous_commit') = 'off'").fetchone()
+    record.info[_BEGIN] = session.begin(driver.info.server_version, durable=row == (True,))
+
+
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(_BEGIN)
+    connection.exec_driver_sql(connection.info[_BEGIN])
 
 
 @contextmanager
@@ -136,8 +156,7 @@ def transaction(
 
     None of them waits for a lock for longer than `lock_timeout` seconds, where that is given. With `many_rows` they are
     planned for the arrays that they get: a plan for any would join long ones row by row.
-    Raises `DatabaseError` (`SchemaError`, `RowLockedError`); SQLAlchemy's `DBAPIError` only where Postgres refuses a
-    value for good.
+    Raises `DatabaseError`, or what is below it where the cause is known.
     """
     with database_errors(), ExitStack() as stack:
         connection = _begun(engine, stack)
@@ -169,25 +188,44 @@ def _begun(engine: Engine, stack: ExitStack) -> Connection:
         return stack.enter_context(engine.begin())
 
 
+def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options: Any) -> T:
+    """Return what `work` makes of one transaction, done again where another one's made Postgres roll it back.
+
+    `work` changes nothing but the database. `options` and errors are those of `transaction`.
+    """
+
+    def once() -> T:
+        with transaction(engine, **options) as connection:
+            return work(connection)
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(ConflictError),
+        stop=stop_after_attempt(_CONFLICT_ATTEMPTS),
+        # Full jitter: whoever lost a deadlock must not meet the winner in step again.
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+        reraise=True,
+    )
+    return retrying(once)
+
+
 @contextmanager
 def database_errors() -> Iterator[None]:
     """Translate the driver's errors into ours: one line, no parameters, no password."""
     try:
         yield
-    except psycopg.OperationalError as error:
-        raise DatabaseError(_first_line(error)) from error
-    except ProgrammingError as error:
-        if isinstance(error.orig, _POOLED):
-            raise DatabaseError(_first_line(error)) from error
-        raise SchemaError(_first_line(error)) from error
     except PoolTimeoutError as error:
         raise DatabaseError(f"no free connection within {POOL_TIMEOUT_SECONDS:g} s") from error
-    except DBAPIError as error:
-        if isinstance(error.orig, _REFUSALS):
-            raise
-        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
-            raise RowLockedError(_first_line(error)) from error
-        raise DatabaseError(_first_line(error)) from error
+    except (DBAPIError, psycopg.Error) as error:
+        kind = _ERRORS.get(failure_of(error), DatabaseError)
+        raise kind(_first_line(error)) from error
+
+
+_ERRORS: dict[Failure, type[DatabaseError]] = {
+    Failure.CONFLICT: ConflictError,
+    Failure.LOCKED: RowLockedError,
+    Failure.SCHEMA: SchemaError,
+    Failure.REFUSED: RefusedError,
+}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,9 @@ DispatchError                  the command prints it as one line and exits with 
 |-- SettingsError         2    a setting or an argument is wrong
 |-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
 |   |-- SchemaError       3    Orcheo's tables or our schema are missing or too old
-|   `-- RowLockedError    3    somebody holds a row for longer than we are willing to wait
+|   |-- RowLockedError    3    somebody holds a row for longer than we are willing to wait
+|   |-- ConflictError     3    other transactions made Postgres roll ours back, several times in a row
+|   `-- RefusedError      3    Postgres will never take a value: a constraint, a trigger, a policy or a limit
 `-- BrokerError           4    Redis is away or refuses us
 """
 
@@ -42,6 +44,14 @@ class SchemaError(DatabaseError):
 
 class RowLockedError(DatabaseError):
     """Somebody holds a row for longer than we are willing to wait; nothing was changed."""
+
+
+class ConflictError(DatabaseError):
+    """Other transactions made Postgres roll ours back (a deadlock, say); nothing was changed."""
+
+
+class RefusedError(DatabaseError):
+    """Postgres will never take one of the values; nothing was changed, and no repetition would."""
 
 
 class BrokerError(DispatchError):

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
+from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_random
 
 from shared.api_table import INDEXES, indexes_are_valid, make_index, notifies, set_notify
-from shared.database import database_errors, open_engine, through_pooler
+from shared.database import database_errors, open_engine
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import SCHEMA
 from shared.revision import current_revision
 from shared.settings import Settings
+from shared.sqlstate import Failure, failure_of
 
 _LOCK_KEY = 0x0C4E_0D15
 _LOCK_PATIENCE_SECONDS = 120
+_DDL_LOCK_MILLISECONDS = 1000
 
 _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
 
@@ -60,8 +61,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         before = current_revision(connection)
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         connection.commit()
-        command.upgrade(_config(connection), "head")
-        connection.commit()
+        _change(connection, lambda: command.upgrade(_config(connection), "head"))
         after = current_revision(connection)
         connection.rollback()
         created = [name for name in INDEXES if index and make_index(engine, name)]
@@ -93,8 +93,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
         if before not in known or known.index(before) > known.index(to):
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
         set_notify(engine, on=False)
-        command.downgrade(_config(connection), to)
-        connection.commit()
+        _change(connection, lambda: command.downgrade(_config(connection), to))
         return Migration(
             before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)
         )
@@ -108,6 +107,31 @@ def _config(connection: Connection | None) -> Config:
     return config
 
 
+def _change(connection: Connection, change: Callable[[], None]) -> None:
+    """Migrate under short lock timeouts: behind whoever waits for a lock of a table, everybody else waits as well.
+
+    Each revision is a transaction of its own, so that another attempt goes on where the last one was given up.
+    """
+
+    def attempt() -> None:
+        try:
+            connection.exec_driver_sql(f"SET lock_timeout = {_DDL_LOCK_MILLISECONDS}")
+            connection.commit()
+            change()
+            connection.commit()
+        finally:
+            connection.rollback()
+
+    Retrying(
+        retry=retry_if_exception(lambda error: failure_of(error) in (Failure.LOCKED, Failure.CONFLICT)),
+        wait=wait_random(0.5, 2.0),
+        stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
+        reraise=True,
+    )(attempt)
+    connection.exec_driver_sql("SET lock_timeout = 0")
+    connection.commit()
+
+
 @contextmanager
 def _alone(engine: Engine) -> Iterator[None]:
     """Hold the migration lock.
@@ -116,12 +140,6 @@ def _alone(engine: Engine) -> Iterator[None]:
     CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other for ever.
     """
     with engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        if through_pooler(driver):
-            raise SettingsError(
-                "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
-            )
-        driver.rollback()
         locked = connection.execution_options(isolation_level="AUTOCOMMIT")
 
         def try_lock() -> bool:

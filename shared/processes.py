@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine
 
 from shared import __version__, statements
-from shared.database import transaction
+from shared.database import in_transaction
 from shared.ledger import ProcessKind
 
 PROCESS_RETENTION_SECONDS = 86_400.0
@@ -30,32 +30,27 @@ class Process:
 
     def seen(self, engine: Engine, *, running: int = 0) -> None:
         """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
-        with transaction(engine) as connection:
-            connection.execute(
-                statements.SEEN,
-                {
-                    "id": str(self.id),
-                    "kind": self.kind,
-                    "host": self.host,
-                    "pid": self.pid,
-                    "version": __version__,
-                    "concurrency": self.concurrency,
-                    "running": running,
-                    "triggers": None if self.triggers is None else list(self.triggers),
-                },
-            )
+        parameters = {
+            "id": str(self.id),
+            "kind": self.kind,
+            "host": self.host,
+            "pid": self.pid,
+            "version": __version__,
+            "concurrency": self.concurrency,
+            "running": running,
+            "triggers": None if self.triggers is None else list(self.triggers),
+        }
+        in_transaction(engine, lambda connection: connection.execute(statements.SEEN, parameters))
 
     def gone(self, engine: Engine) -> None:
         """Take the row away: this process ended in order. Raises `DatabaseError`."""
-        with transaction(engine) as connection:
-            connection.execute(statements.GONE, {"id": str(self.id)})
+        in_transaction(engine, lambda connection: connection.execute(statements.GONE, {"id": str(self.id)}))
 
 
 def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float) -> bool:
     """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
-    with transaction(engine) as connection:
-        parameters = {"id": str(dispatcher.id), "seconds": seconds}
-        return bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters))
+    parameters = {"id": str(dispatcher.id), "seconds": seconds}
+    return in_transaction(engine, lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +64,11 @@ class Workers:
 
 def live_workers(engine: Engine, *, lease: float) -> Workers:
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
-    with transaction(engine) as connection:
-        row = connection.execute(statements.WORKERS, {"lease": lease}).one()
+    row = in_transaction(engine, lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one())
     return Workers(row.alive, row.smallest)
 
 
 def prune_processes(engine: Engine) -> None:
     """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
-    with transaction(engine) as connection:
-        connection.execute(statements.PRUNE_PROCESSES, {"retention": PROCESS_RETENTION_SECONDS})
+    parameters = {"retention": PROCESS_RETENTION_SECONDS}
+    in_transaction(engine, lambda connection: connection.execute(statements.PRUNE_PROCESSES, parameters))

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from shared import statements
-from shared.database import transaction
+from shared.database import in_transaction
 from shared.errors import DatabaseError
 from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Look, Outcome, State
 from shared.logs import log
@@ -53,8 +53,10 @@ class Store:
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
         terms = {**allowed, "lease": lease, "dispatcher_id": str(dispatcher_id)}
-        with transaction(self._engine) as connection:
-            return (turns or Turns()).claim(connection, room, terms, limits, in_turn=in_turn)
+        way = turns or Turns()
+        return in_transaction(
+            self._engine, lambda connection: way.claim(connection, room, terms, limits, in_turn=in_turn)
+        )
 
     def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
         """Return what there is for a poll to do."""
@@ -114,7 +116,7 @@ class Store:
         """End runs, each under its fence; what is not returned is not ours any more, and nothing of it was changed.
 
         Raises `RowLockedError` where somebody holds one of the runs for `lock_timeout` seconds, and
-        `sqlalchemy.exc.DBAPIError` where Postgres cannot store one of the endings; then none was settled.
+        `RefusedError` where Postgres cannot store one of the endings; then none was settled.
         """
         each = endings.values()
         rows = self._rows(
@@ -211,9 +213,12 @@ class Store:
 
     def _rows(self, statement: Any, lock_timeout: float | None = None, /, **parameters: Any) -> Sequence[Any]:
         many_rows = len(parameters.get("run_ids", ())) >= _MANY_ROWS
-        with transaction(self._engine, lock_timeout=lock_timeout, many_rows=many_rows) as connection:
+
+        def execute(connection: Connection) -> Sequence[Any]:
             result = connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
+
+        return in_transaction(self._engine, execute, lock_timeout=lock_timeout, many_rows=many_rows)
 
 
 def _begun(row: Any) -> Run | NotBegun:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy.exc import DBAPIError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -22,7 +21,7 @@ from tenacity import (
     wait_random,
 )
 
-from shared.errors import DatabaseError, RowLockedError
+from shared.errors import DatabaseError, RefusedError, RowLockedError
 from shared.ledger import Claim
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
@@ -113,9 +112,10 @@ class Settler:
             return
         try:
             self._finish(self._write(ours, lock_timeout=_LOCK_SECONDS))
-        except (DBAPIError, RowLockedError):
+        except (RefusedError, RowLockedError):
             for end in ours:
-                self._settle_alone(end)
+                with self._abandoning([end.execution]):
+                    self._settle_alone(end)
 
     def _settle_alone(self, end: End) -> None:
         """Settle one of a batch that could not be written; on a thread of its own where its row is held."""
@@ -133,10 +133,10 @@ class Settler:
     def _write_storable(self, end: End, *, lock_timeout: float) -> list[End]:
         try:
             return self._write([end], lock_timeout=lock_timeout)
-        except DBAPIError as error:
-            claim = end.execution.claim
-            log.error("output_refused", run_id=claim.run_id, fence=claim.fence, **describe(error.orig))
-            refused = End(end.execution, unstorable(error.orig or error))
+        except RefusedError as error:
+            claim, cause = end.execution.claim, _cause(error)
+            log.error("output_refused", run_id=claim.run_id, fence=claim.fence, **describe(cause))
+            refused = End(end.execution, unstorable(cause))
             return self._write([refused], lock_timeout=lock_timeout)
 
     def _write(self, ends: list[End], *, lock_timeout: float) -> list[End]:
@@ -160,4 +160,9 @@ class Settler:
 
 
 def _is_away(error: BaseException) -> bool:
-    return isinstance(error, DatabaseError) and not isinstance(error, RowLockedError)
+    return isinstance(error, DatabaseError) and not isinstance(error, RowLockedError | RefusedError)
+
+
+def _cause(error: RefusedError) -> BaseException:
+    """Return the driver's error, whose class says what was refused."""
+    return getattr(error.__cause__, "orig", None) or error

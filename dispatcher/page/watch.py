@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import psycopg
 from sqlalchemy import Engine
 
 from dispatcher.page import verdict
@@ -23,6 +22,7 @@ from shared.database import transaction
 from shared.errors import DatabaseError, SchemaError
 from shared.logs import describe, log
 from shared.overview import Wanted, names_of, runs_of
+from shared.sqlstate import Failure, failure_of
 
 RUNS = 25
 _FRESH_SECONDS = 2.0
@@ -203,5 +203,5 @@ def _workflows(figures: Figures, wanted: list[Wanted], runs: list[list[Row]]) ->
 def _trouble_of(error: DatabaseError) -> Problem:
     if isinstance(error, SchemaError):
         return verdict.DATABASE_REFUSES
-    slow = isinstance(getattr(error.__cause__, "orig", None), psycopg.errors.QueryCanceled)
+    slow = failure_of(error.__cause__) is Failure.TIMEOUT
     return verdict.DATABASE_SLOW if slow else verdict.DATABASE_AWAY

@@ -11,9 +11,8 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from sqlalchemy.exc import DBAPIError
 
-from shared.errors import RowLockedError
+from shared.errors import RefusedError, RowLockedError
 from shared.ledger import Claim, Outcome
 from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
@@ -242,7 +241,7 @@ def test_output_that_jsonb_refuses_changes_nothing(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
         claim = _begun(store)
-        with pytest.raises(DBAPIError):
+        with pytest.raises(RefusedError):
             store.settle(claim, Ending.succeeded(json.dumps({"text": "\x00"})))
         assert read_run(database, run_id)["status"] == "running"
         assert ledger(database, run_id)["state"] == "running"

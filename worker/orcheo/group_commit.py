@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from worker.orcheo.postgres import OUTAGES, Pool, outlast_outage
+from worker.orcheo.postgres import Pool, may_pass, outlast_outage
 
 SOON_SECONDS = 0.1
 """How long rows wait at most that nobody waits for: a trace is seen while its run is under way."""
@@ -197,7 +197,7 @@ class GroupCommit:
         try:
             await _execute(self._pool, together)
         except Exception as error:  # noqa: BLE001 - whoever waits for a unit decides what it means.
-            if len(batch) > 1 and not isinstance(error, OUTAGES):
+            if len(batch) > 1 and not may_pass(error):
                 for each in batch:
                     await self._write_batch([each])
                 return

@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from shared.logs import log
+from worker.orcheo.postgres import prepare_session
 
 Create = Callable[[], Awaitable[object]]
 
@@ -57,6 +58,8 @@ async def _alone(dsn: str) -> AsyncIterator[None]:
     """
     kwargs = connection_kwargs(autocommit=True, row_factory=tuple_row)
     async with await psycopg.AsyncConnection.connect(dsn, **kwargs) as connection:
+        # Idle while tables are made: whoever ends idle sessions would end the lock.
+        await prepare_session(connection, idle_session_timeout=0)
         locked = await _try_lock(connection)
         try:
             yield
