@@ -1,9 +1,8 @@
-"""The API's own push, taken as a hint: it wakes the dispatcher, nothing else.
+"""The API's own push, taken as a hint: it wakes the dispatcher, and names a run and its workspace.
 
 With ORCHEO_INPROCESS_EXECUTION=false the API publishes a Celery message for each run to queue `celery`.
-The table already says all that this message says, but it comes at once, and a queue that nobody empties
-would grow for ever. So it is emptied: of the API's messages, and of those of Orcheo's own Beat. A message
-of anybody else is left where it is.
+A queue that nobody empties would grow for ever, so it is emptied: of the API's messages, and of those of Orcheo's
+own Beat. A message of anybody else stays where it is, and so does a push of another installation.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from dispatcher.foreign import Foreign
 from dispatcher.push import read_push
+from dispatcher.sweep import Sweep
 from shared.broker import HINT_QUEUE, broker_errors, task_name
 from shared.errors import BrokerError, DatabaseError
 from shared.logs import log
@@ -25,15 +26,17 @@ from shared.logs import log
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
 CRON_HINT = "orcheo_backend.worker.tasks.dispatch_cron_triggers"
 _HINTS = frozenset({RUN_HINT, CRON_HINT})
+_NEEDLE = "orcheo_backend.worker.tasks."
+"""Part of both names."""
 
-INBOX = "orcheo.hints"
-"""Where a message is looked at: it is moved there in one step, so that no crash can lose it."""
+OLD_INBOX = "orcheo.hints"
+"""Where releases before 0.2 looked at a message: one that died there may have left some."""
 _BLOCK_SECONDS = 4
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _NUDGE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _SWEEP_SECONDS = 1.0
-_SWEEP = 1000
+_OLD_INBOX_MESSAGES = 1000
 
 # Back to the end of the queue that it came from; once, whoever else has seen it in the inbox.
 _RETURN = """
@@ -63,8 +66,9 @@ class HintListener:
         self._on_cron = on_cron
         self._sweep_seconds = min(interval, _SWEEP_SECONDS)
         self._stopping = threading.Event()
-        self._foreign = False
-        self._warned: set[str] = set()
+        self._foreign = Foreign()
+        self._sweep = Sweep(client, HINT_QUEUE, needle=_NEEDLE, take=self._take)
+        self._sweeping = True
         self._return = client.register_script(_RETURN)
         self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
 
@@ -87,9 +91,11 @@ class HintListener:
             try:
                 with broker_errors():
                     if not settled:
-                        self._sort_inbox()
-                    if self._foreign:
-                        self._sweep()
+                        self._empty_old_inbox()
+                        self._look_through()
+                    elif self._sweeping:
+                        if not self._stopping.wait(self._sweep_seconds):
+                            self._look_through()
                     else:
                         self._listen()
                 away, settled = False, True
@@ -105,53 +111,48 @@ class HintListener:
                 self._stopping.wait(_RETRY_SECONDS)
 
     def _listen(self) -> None:
-        """Wait for the next message. It stays in Redis until it has been told apart."""
-        raw: Any = self._client.blmove(HINT_QUEUE, INBOX, _BLOCK_SECONDS, "RIGHT", "LEFT")
-        if raw is not None:
-            self._sort(raw)
+        """Wait until there is a message and look at the one that is next; it stays where it is meanwhile.
 
-    def _sort(self, raw: Any) -> None:
-        name = task_name(raw)
-        if name in _HINTS:
-            self._call_back(name, raw)
-            self._client.lrem(INBOX, 1, raw)
-        else:
-            # It would be the next to come again, so from now on the queue is swept instead.
-            self._return(keys=[INBOX, HINT_QUEUE], args=[raw])
-            self._warn(name)
-            self._foreign = True
-
-    def _sort_inbox(self) -> None:
-        """Finish what a listener that died had begun."""
-        messages: Any = self._client.lrange(INBOX, 0, -1)
-        for raw in messages:
-            self._sort(raw)
-
-    def _sweep(self) -> None:
-        """With foreign messages in the queue, take hints from between them, now and then."""
-        if self._stopping.wait(self._sweep_seconds):
+        To move the last message of a list to the end of the same list changes nothing, and waits while there is none.
+        So no message is ever out of its place: another application's consumer finds each in its order.
+        """
+        raw: Any = self._client.blmove(HINT_QUEUE, HINT_QUEUE, _BLOCK_SECONDS, "RIGHT", "RIGHT")
+        if raw is None:
             return
-        messages: Any = self._client.lrange(HINT_QUEUE, -_SWEEP, -1)
-        names = {raw: task_name(raw) for raw in messages}
-        hints = {raw: name for raw, name in names.items() if name in _HINTS}
-        for raw, hint in hints.items():
-            self._call_back(hint, raw)
+        if self._take(raw):
             self._client.lrem(HINT_QUEUE, -1, raw)
-        foreign = [name for raw, name in names.items() if raw not in hints]
-        for name in foreign:
-            self._warn(name)
-        self._foreign = bool(foreign)
+        else:
+            # It would be the next to come again, so from now on the queue is looked through instead.
+            self._sweeping = True
 
-    def _call_back(self, name: str | None, raw: Any) -> None:
+    def _look_through(self) -> None:
+        """With foreign messages in the queue, take hints from between them, now and then."""
+        self._sweeping = self._sweep.once() > 0
+        if self._sweeping and not self._foreign.said:
+            self._foreign.say_task(task_name(self._client.lindex(HINT_QUEUE, -1) or b""))
+
+    def _take(self, raw: bytes) -> bool:
+        """Call back for a message and return whether it may be removed."""
+        name = task_name(raw)
         if name == CRON_HINT:
             self._on_cron()
-        elif (push := read_push(raw)) is not None:
-            self._on_run(push.run_id, push.workspace_id)
-        else:
+            return True
+        if name != RUN_HINT:
+            self._foreign.say_task(name)
+            return False
+        push = read_push(raw)
+        if push is None:
             log.warning("malformed_push", queue=HINT_QUEUE)
+            return True
+        if self._foreign.is_kept(push.run_id):
+            return False
+        return self._on_run(push.run_id, push.workspace_id) or not self._foreign.keep(push.run_id)
 
-    def _warn(self, name: str | None) -> None:
-        label = name or "not a task"
-        if label not in self._warned:
-            self._warned.add(label)
-            log.warning("foreign_task_left_alone", queue=HINT_QUEUE, task=label)
+    def _empty_old_inbox(self) -> None:
+        """Finish what a listener of an earlier release had begun and did not live to end."""
+        messages: Any = self._client.lrange(OLD_INBOX, 0, _OLD_INBOX_MESSAGES - 1)
+        for raw in messages:
+            if task_name(raw) in _HINTS and self._take(raw):
+                self._client.lrem(OLD_INBOX, 1, raw)
+            else:
+                self._return(keys=[OLD_INBOX, HINT_QUEUE], args=[raw])

@@ -84,9 +84,9 @@ def test_push_stays_in_redis_until_the_database_has_answered(redis_url: str) -> 
     listener.start()
     try:
         with redis.Redis.from_url(redis_url) as api:
-            until(lambda: bool(api.llen("orcheo.hints")), what="the push waits in the inbox")
+            assert api.llen("celery") == 1
             assert heard.any.wait(DEADLINE_SECONDS)
-            until(lambda: not api.llen("orcheo.hints"), what="the push was taken out of Redis")
+            until(lambda: not api.llen("celery"), what="the push was taken out of Redis")
     finally:
         listener.stop(_STOP_SECONDS)
         client.close()

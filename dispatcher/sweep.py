@@ -1,0 +1,95 @@
+"""Take out of a queue that others use as well what is ours, in bounded pieces; the rest keeps its place and order.
+
+What is new stands at the head, so each sweep begins there. What it has no time for is found by a cursor that goes
+round the whole queue, some pieces per sweep. So a sweep costs the same whatever the length of the queue. Redis itself
+picks out what may be ours: messages of others, of whatever size, do not cross the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+PIECE = 250
+"""Messages that Redis looks at in one step."""
+_PIECES_OF_HEAD = 4
+_MOST_PIECES_OF_HEAD = 20
+"""While each piece holds something of ours, the sweep goes on up to here."""
+_PIECES_OF_REST = 4
+
+_FIND = """
+local found = {}
+for _, message in ipairs(redis.call('LRANGE', KEYS[1], ARGV[1], ARGV[2])) do
+    if string.find(message, ARGV[3], 1, true) then found[#found + 1] = message end
+end
+return found
+"""
+
+# By value, wherever consumers and producers have moved them within the piece meanwhile: nothing else is removed. Each
+# is marked, and the marks are removed together: LREM once per message would read the whole queue as often.
+_REMOVE = """
+local ours, removed = {}, 0
+for i = 4, #ARGV do ours[ARGV[i]] = true end
+local first = tonumber(ARGV[1])
+if first < 0 then first = math.max(first, -redis.call('LLEN', KEYS[1])) end
+for i, message in ipairs(redis.call('LRANGE', KEYS[1], first, ARGV[2])) do
+    if ours[message] then
+        redis.call('LSET', KEYS[1], first + i - 1, ARGV[3])
+        removed = removed + 1
+    end
+end
+if removed > 0 then redis.call('LREM', KEYS[1], 0, ARGV[3]) end
+return removed
+"""
+_MARK = "orcheo-dispatch: taken out"
+
+
+class Sweep:
+    """Sweeps one queue. `take` is called with each message that holds `needle`; what it returns True for is removed."""
+
+    def __init__(self, client: redis.Redis, queue: str, *, needle: str, take: Callable[[bytes], bool]) -> None:
+        self._client = client
+        self._queue = queue
+        self._needle = needle
+        self._take = take
+        self._find = client.register_script(_FIND)
+        self._remove = client.register_script(_REMOVE)
+        self._seen = 0
+        """Messages from the tail that the cursor has passed."""
+
+    def once(self) -> int:
+        """Sweep once; return how many messages are left in the queue. Raises redis' errors, and what `take` raises."""
+        self._sweep_head()
+        for _ in range(_PIECES_OF_REST):
+            self._sweep_rest()
+        left: Any = self._client.llen(self._queue)
+        return int(left)
+
+    def _sweep_head(self) -> None:
+        first = 0
+        for n in range(_MOST_PIECES_OF_HEAD):
+            found, removed = self._take_out(first, first + PIECE - 1, first, first + 2 * PIECE)
+            if n >= _PIECES_OF_HEAD - 1 and not found:
+                return
+            first += PIECE - removed
+
+    def _sweep_rest(self) -> None:
+        """Look at the next piece of the way from the tail to the head, then begin again."""
+        first, last = -self._seen - PIECE, -self._seen - 1
+        _, removed = self._take_out(first, last, first, -max(1, self._seen - PIECE))
+        length: Any = self._client.llen(self._queue)
+        self._seen = self._seen + PIECE - removed if self._seen + PIECE < length else 0
+
+    def _take_out(self, first: int, last: int, remove_first: int, remove_last: int) -> tuple[int, int]:
+        """Return how many messages of this piece may be ours, and how many of them were removed."""
+        found: Any = self._find(keys=[self._queue], args=[first, last, self._needle])
+        ours: list[bytes] = []
+        try:
+            # The oldest first, as they were sent.
+            ours.extend(raw for raw in reversed(found) if self._take(raw))
+        finally:
+            # Also where `take` raised: what it was called for is not to come again.
+            removed: Any = ours and self._remove(keys=[self._queue], args=[remove_first, remove_last, _MARK, *ours])
+        return len(found), int(removed or 0)
