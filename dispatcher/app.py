@@ -8,6 +8,7 @@ from uuid import UUID
 
 from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from kombu.entity import Queue
 
 from dispatcher.backlog import Backlog
 from dispatcher.cron import CronDispatch
@@ -18,13 +19,14 @@ from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.api_table import index_is_valid
-from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, connect, make_app
+from shared.broker import BEAT_HEADER, CRON, TICK, connect, make_app
 from shared.checks import condition, progress
 from shared.consumer import Consumer, watch_consumer
 from shared.database import make_engine, transaction
 from shared.entry import fail, lazy_app
 from shared.errors import DatabaseError, DispatchError
 from shared.health import HealthServer, Route, health_routes, serve_health
+from shared.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
 from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
@@ -44,7 +46,7 @@ _POLL_PATIENCE_SECONDS = 120.0
 class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
-    def __init__(self, settings: Settings, app: Celery) -> None:
+    def __init__(self, settings: Settings, app: Celery, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
@@ -54,8 +56,9 @@ class Dispatcher:
         self._store = Store(self.engine)
         self.poller = Poller(
             settings,
+            installation=installation,
             store=self._store,
-            publisher=Publisher(app, settings.queue),
+            publisher=Publisher(app, installation),
             broker=self.broker,
             slots=self.slots,
             dispatcher_id=self.process.id,
@@ -72,9 +75,10 @@ class Dispatcher:
             self._hint_client, on_run=self._pushed, on_cron=self._cron_soon, interval=settings.poll_interval
         )
         self._listener = NotifyListener(settings, self.engine, on_notify=self._notified, on_change=self.metrics.listens)
-        self._backlog = Backlog(settings, self.broker)
+        self._backlog = Backlog(settings, installation, self.broker)
         self.metrics.add(self._backlog)
         self._settings = settings
+        self._installation = installation
         self._health: HealthServer | None = None
         self._page = StatusPage(settings, self.process)
 
@@ -85,13 +89,13 @@ class Dispatcher:
         self.loop.start()
         self._hints.start()
         self._listener.start()
-        log.info("dispatcher_started", dispatcher_id=str(self.process.id))
+        log.info("dispatcher_started", dispatcher_id=str(self.process.id), installation=self._installation.name)
 
     def watch(self, consumer: Consumer) -> None:
         """Watch from now on whether ticks are taken and polls end."""
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
-        taking = watch_consumer(consumer, self.broker, DISPATCH_QUEUE, self.metrics)
+        taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
         # Not by /livez: that is red while Postgres is away as well, and a new process would not bring it back.
         self._progress = ProgressWatch(taking, polls, on_well=self._feed)
         self._manager.ready("polling")
@@ -168,11 +172,11 @@ class Dispatcher:
         threading.Thread(target=self.cron, name="cron", daemon=True).start()
 
 
-def make_dispatcher_app(settings: Settings) -> Celery:
+def make_dispatcher_app(settings: Settings, installation: Installation) -> Celery:
     """Return the app of a dispatcher process; the dispatcher itself starts with the Celery worker."""
-    app = make_app("orcheo-dispatcher", settings)
-    app.conf.update(worker_pool="threads", worker_concurrency=2)
-    app.amqp.queues.select([DISPATCH_QUEUE])
+    app = make_app("orcheo-dispatcher", settings, installation)
+    queues = [installation.dispatch, OLD_DISPATCH_QUEUE]
+    app.conf.update(worker_pool="threads", worker_concurrency=2, task_queues=[Queue(queue) for queue in queues])
     running: list[Dispatcher] = []
 
     @app.task(name=TICK, bind=True, ignore_result=True)
@@ -190,7 +194,7 @@ def make_dispatcher_app(settings: Settings) -> Celery:
             dispatcher.cron()
 
     def start(**_: Any) -> None:
-        dispatcher = Dispatcher(settings, app)
+        dispatcher = Dispatcher(settings, app, installation)
         try:
             dispatcher.start()
         except DispatchError as error:
@@ -224,6 +228,10 @@ def _beat_of(header: Any) -> Process | None:
         return None
 
 
+def _make(settings: Settings) -> Celery:
+    return make_dispatcher_app(settings, find_installation(settings))
+
+
 def __getattr__(name: str) -> Any:
     """Make `app` when the `celery` command asks for it, not at import."""
-    return lazy_app(name, __name__, make_dispatcher_app)
+    return lazy_app(name, __name__, _make)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from shared.broker import broker_errors
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError, DispatchError
+from shared.installation import Installation
 from shared.ledger import ProcessKind
 from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE
 from shared.settings import Settings
@@ -69,8 +70,9 @@ class Backlog:
     that neither a poll nor a scrape waits for a database that hangs.
     """
 
-    def __init__(self, settings: Settings, broker: redis.Redis) -> None:
+    def __init__(self, settings: Settings, installation: Installation, broker: redis.Redis) -> None:
         self._settings = settings
+        self._installation = installation
         self._broker = broker
         self._engine: Engine | None = None
         self._lock = threading.Lock()
@@ -154,7 +156,7 @@ class Backlog:
         # Whether they answer is all that matters here; polls and heartbeats say why not.
         messages, ledger, alive, vanished = None, None, None, None
         with suppress(BrokerError), broker_errors():
-            answer: Any = self._broker.llen(self._settings.queue)
+            answer: Any = self._broker.llen(self._installation.runs)
             messages = int(answer)
         with suppress(DispatchError):
             ledger, alive, vanished = self._ask_database()

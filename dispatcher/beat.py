@@ -14,12 +14,14 @@ from celery.beat import Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu.connection import Connection
 
-from shared.broker import BEAT_HEADER, CRON, DISPATCH_QUEUE, TICK, broker_errors, connect, make_app
+from dispatcher.beat_installation import BeatInstallation
+from shared.broker import BEAT_HEADER, CRON, INSTALLATION_HEADER, TICK, broker_errors, connect, make_app
 from shared.broker_state import BrokerState, reconnect
 from shared.checks import progress
 from shared.entry import fail, lazy_app
 from shared.errors import BrokerError, DispatchError
 from shared.health import health_routes, serve_health
+from shared.installation import OLD_DISPATCH_QUEUE, Installation
 from shared.logs import log
 from shared.metrics import BeatMetrics
 from shared.notify import ServiceManager
@@ -46,14 +48,21 @@ class TickScheduler(Scheduler):
         """The same of the last one that went out."""
         self.on_sent: Callable[[], None] = _nothing
         self.on_closing: Callable[[], None] = _nothing
+        self.installation: Callable[[], Installation | None] = _unknown
+        """Returns to whose dispatchers the ticks go; None: to those of all."""
         super().__init__(*args, **kwargs)
         self._client = connect(self.app.broker_url)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send what is due, unless enough of it waits; never raises."""
+        installation = self.installation()
+        queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
+        entry.options["queue"] = queue
+        if installation:
+            entry.options["headers"] = {**entry.options.get("headers", {}), INSTALLATION_HEADER: installation.name}
         try:
             with broker_errors():
-                waiting: Any = self._client.llen(DISPATCH_QUEUE)
+                waiting: Any = self._client.llen(queue)
             if waiting < _MAX_WAITING_TICKS:
                 self.apply_async(entry, producer=producer, advance=False)
                 self.sent_at = time.monotonic()
@@ -82,7 +91,7 @@ def make_beat_app(settings: Settings) -> Celery:
     Beat is known to go on without ticking: wedged in a socket, or waiting for a host clock that was set back.
     It is ended then, for its service manager to start it again; meanwhile dispatchers poll by themselves.
     """
-    app = make_app("orcheo-beat", settings)
+    app = make_app("orcheo-beat", settings, None)
     beat_id = str(uuid4())
     manager = ServiceManager()
     identity = {BEAT_HEADER: {"id": beat_id, "host": socket.gethostname(), "pid": os.getpid()}}
@@ -93,6 +102,9 @@ def make_beat_app(settings: Settings) -> Celery:
         metrics = BeatMetrics(settings, UUID(beat_id))
         scheduler.on_sent = metrics.tick_sent
         scheduler.broker.on_lost = metrics.broker_failed
+        installation = BeatInstallation(settings)
+        installation.start()
+        scheduler.installation = lambda: installation.known
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
         # Not sent while Redis is away, nor while nobody takes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
@@ -117,16 +129,20 @@ def make_beat_app(settings: Settings) -> Celery:
         "tick": {
             "task": TICK,
             "schedule": settings.poll_interval,
-            "options": {"queue": DISPATCH_QUEUE, "headers": identity, "retry": False},
+            "options": {"headers": identity, "retry": False},
         }
     }
     if settings.api_url:
         app.conf.beat_schedule["cron"] = {
             "task": CRON,
             "schedule": settings.cron_interval,
-            "options": {"queue": DISPATCH_QUEUE, "retry": False},
+            "options": {"retry": False},
         }
     return app
+
+
+def _unknown() -> None:
+    """Know no installation."""
 
 
 def _nothing() -> None:

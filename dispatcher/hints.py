@@ -18,10 +18,10 @@ from redis.retry import Retry
 
 from dispatcher.foreign import Foreign
 from dispatcher.push import read_push
-from dispatcher.sweep import Sweep
 from shared.broker import HINT_QUEUE, broker_errors, task_name
 from shared.errors import BrokerError, DatabaseError
 from shared.logs import log
+from shared.sweep import Sweep
 
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
 CRON_HINT = "orcheo_backend.worker.tasks.dispatch_cron_triggers"
@@ -30,7 +30,7 @@ _NEEDLE = "orcheo_backend.worker.tasks."
 """Part of both names."""
 
 OLD_INBOX = "orcheo.hints"
-"""Where releases before 0.2 looked at a message: one that died there may have left some."""
+"""Where earlier releases looked at a message: one that died there may have left some."""
 _BLOCK_SECONDS = 4
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _NUDGE_SECONDS = 0.05

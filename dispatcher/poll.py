@@ -10,8 +10,10 @@ import redis
 
 from dispatcher.publisher import Publisher, claims_per_message
 from dispatcher.report import PollReport
-from shared.broker import broker_errors, held_claims
+from shared.broker import broker_errors
 from shared.errors import BrokerError, DatabaseError
+from shared.held import held_claims
+from shared.installation import Installation
 from shared.ledger import TURNS_INDEX, Claim, Outcome
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
@@ -40,6 +42,7 @@ class Poller:
         self,
         settings: Settings,
         *,
+        installation: Installation,
         store: Store,
         publisher: Publisher,
         broker: redis.Redis,
@@ -48,6 +51,7 @@ class Poller:
         metrics: DispatcherMetrics,
     ) -> None:
         self._settings = settings
+        self._installation = installation
         self._store = store
         self._publisher = publisher
         self._broker = broker
@@ -193,7 +197,7 @@ class Poller:
         if not lapsed:
             return 0, 0
         try:
-            held = held_claims(self._broker, self._settings.queue)
+            held = held_claims(self._broker, self._installation, lapsed.keys())
         except BrokerError as error:
             self._note_broker(error)
             return 0, 0

@@ -10,6 +10,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from shared.broker import broker_errors, send_claims
 from shared.errors import BrokerError
+from shared.installation import Installation
 from shared.ledger import MAX_CLAIMS_PER_MESSAGE, Claim
 from shared.processes import Workers
 
@@ -23,9 +24,9 @@ _MESSAGES_OF_CAPACITY = 4
 class Publisher:
     """Sends the messages that workers take runs from."""
 
-    def __init__(self, app: Celery, queue: str) -> None:
+    def __init__(self, app: Celery, installation: Installation) -> None:
         self._app = app
-        self._queue = queue
+        self._installation = installation
 
     def publish(self, claims: Sequence[Claim], *, per_message: int = 1) -> tuple[list[Claim], BrokerError | None]:
         """Publish claims in order; return those that went out, and the error that stopped it, if any.
@@ -39,7 +40,7 @@ class Publisher:
                 for message in batched(claims, per_message):
                     for attempt in self._retrying():
                         with attempt, broker_errors():
-                            send_claims(self._app, self._queue, message, producer)
+                            send_claims(self._app, self._installation, message, producer)
                     published.extend(message)
         except BrokerError as error:
             return published, error

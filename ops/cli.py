@@ -121,8 +121,10 @@ def poll(as_json: Json = False) -> None:
     from dispatcher.app import Dispatcher, make_dispatcher_app
     from ops import screen
     from shared.errors import BrokerError
+    from shared.installation import find_installation
 
-    once = Dispatcher(settings, make_dispatcher_app(settings))
+    installation = find_installation(settings)
+    once = Dispatcher(settings, make_dispatcher_app(settings, installation), installation)
     try:
         report = once.poller.poll()
     finally:

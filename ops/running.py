@@ -26,8 +26,9 @@ def dispatcher() -> None:
     """Run a dispatcher: claim pending runs and publish them."""
     settings = ready()
     from dispatcher.app import make_dispatcher_app
+    from shared.installation import find_installation
 
-    _run_worker(make_dispatcher_app(settings), settings, f"dispatcher-{os.getpid()}@%h")
+    _run_worker(make_dispatcher_app(settings, find_installation(settings)), settings, f"dispatcher-{os.getpid()}@%h")
 
 
 def worker(
@@ -37,9 +38,10 @@ def worker(
 ) -> None:
     """Run a worker: execute runs."""
     settings = _of_instance(ready(plugins=True), instance)
+    from shared.installation import find_installation
     from worker.app import make_worker_app
 
-    _run_worker(make_worker_app(settings), settings, f"worker-{os.getpid()}@%h")
+    _run_worker(make_worker_app(settings, find_installation(settings)), settings, f"worker-{os.getpid()}@%h")
 
 
 def api(

@@ -7,7 +7,6 @@ import ssl
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import batched
 from typing import Any
 
@@ -22,6 +21,7 @@ from kombu.exceptions import OperationalError as KombuOperationalError
 from shared import celery_environment, logs
 from shared.celery_app import App
 from shared.errors import BrokerError
+from shared.installation import OLD_DISPATCH_QUEUE, OLD_UNACKED, Installation
 from shared.ledger import Claim
 from shared.logs import log
 from shared.redaction import error_line
@@ -30,11 +30,13 @@ from shared.settings import Settings
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
 TICK = "orcheo_dispatch.tick"
 CRON = "orcheo_dispatch.cron"
-DISPATCH_QUEUE = "orcheo.dispatch"
 HINT_QUEUE = "celery"
 """Where the API, and Orcheo's own Beat, publish: Celery's default queue."""
 
 BEAT_HEADER = "orcheo_dispatch_beat"
+INSTALLATION_HEADER = "orcheo_dispatch_installation"
+RETURNS_HEADER = "orcheo_dispatch_returns"
+"""How often workers have put a message back whose runs they did not know."""
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -44,11 +46,10 @@ _KOMBU_SOCKET = "redis+socket"
 """What kombu says for `unix`."""
 _OVER_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
 _VISIBILITY_TIMEOUT_SECONDS = 86_400
-_UNACKED = "orcheo.unacked"
 _POOL_ACQUIRE_SECONDS = 10.0
 
 
-def make_app(name: str, settings: Settings) -> App:
+def make_app(name: str, settings: Settings, installation: Installation | None) -> App:
     """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
 
     The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
@@ -58,6 +59,8 @@ def make_app(name: str, settings: Settings) -> App:
     """
     url = settings.redis_url.get_secret_value()
     broker = f"{_KOMBU_SOCKET}{url.removeprefix('unix')}" if url.startswith("unix:") else url
+    queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
+    unacked = installation.unacked if installation else OLD_UNACKED
     app = App(name, broker)
     app.conf.update(
         accept_content=["json"],
@@ -67,8 +70,8 @@ def make_app(name: str, settings: Settings) -> App:
         task_create_missing_queues=True,
         task_acks_late=False,
         task_send_sent_event=False,
-        task_queues=[Queue(DISPATCH_QUEUE)],
-        task_default_queue=DISPATCH_QUEUE,
+        task_queues=[Queue(queue)],
+        task_default_queue=queue,
         timezone="UTC",
         enable_utc=True,
         # Where the URL says nothing of certificates kombu would take any; redis-py, so all else here, takes none.
@@ -91,9 +94,9 @@ def make_app(name: str, settings: Settings) -> App:
             "interval_step": 0.2,
             "interval_max": 0.5,
             # Keys of our own: Orcheo's stock worker may share this Redis, and the shorter visibility timeout would win.
-            "unacked_key": _UNACKED,
-            "unacked_index_key": f"{_UNACKED}_index",
-            "unacked_mutex_key": f"{_UNACKED}_mutex",
+            "unacked_key": unacked,
+            "unacked_index_key": f"{unacked}_index",
+            "unacked_mutex_key": f"{unacked}_mutex",
         },
         broker_channel_error_retry=True,
         worker_consumer="shared.consumer:Consumer",
@@ -141,7 +144,15 @@ def broker_errors() -> Iterator[None]:
         raise BrokerError(error_line(error)) from error
 
 
-def send_claims(app: Celery, queue: str, claims: Sequence[Claim], producer: Any = None) -> None:
+def send_claims(
+    app: Celery,
+    installation: Installation,
+    claims: Sequence[Claim],
+    producer: Any = None,
+    *,
+    queue: str | None = None,
+    returns: int = 0,
+) -> None:
     """Publish one message that carries these claims: `run_id, fence, run_id, fence, ...` and nothing else.
 
     Raises redis' and kombu's errors. A message may have reached Redis although its sending failed.
@@ -150,12 +161,12 @@ def send_claims(app: Celery, queue: str, claims: Sequence[Claim], producer: Any 
     app.send_task(
         EXECUTE_RUN,
         args=pairs,
-        queue=queue,
+        queue=queue or installation.runs,
         producer=producer,
         retry=False,
         ignore_result=True,
         # The body is base64: here reconcile can read which claims a message stands for.
-        headers={"claims": pairs},
+        headers={"claims": pairs, INSTALLATION_HEADER: installation.name, RETURNS_HEADER: returns},
         # Celery would make texts of them, to be logged.
         argsrepr="",
         kwargsrepr="",
@@ -169,27 +180,6 @@ def read_pairs(pairs: Any) -> list[Claim] | None:
     claims = [Claim(run_id, fence) for run_id, fence in batched(pairs, 2)]
     sound = all(type(claim.run_id) is str and type(claim.fence) is int for claim in claims)
     return claims if sound else None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The claims whose messages Redis holds."""
-
-    waiting: frozenset[Claim]
-    """In the queue: they will be delivered."""
-    delivered: frozenset[Claim]
-    """With a worker that has not acknowledged them: it will in a moment, unless it is dead."""
-
-
-def held_claims(client: redis.Redis, queue: str) -> Held:
-    """Return what Redis holds of our messages. Raises `BrokerError` when it cannot say."""
-    with broker_errors():
-        waiting: Any = client.lrange(queue, 0, -1)
-        unacked: Any = client.hvals(_UNACKED)
-    return Held(
-        frozenset(claim for raw in waiting for claim in claims_of(raw)),
-        frozenset(claim for raw in unacked for claim in _claims_of_unacked(raw)),
-    )
 
 
 def task_name(raw: bytes | str) -> str | None:
@@ -207,18 +197,11 @@ def claims_of(raw: bytes | str) -> list[Claim]:
         message = json.loads(raw)
     except (ValueError, RecursionError):
         return []
-    return _claims_in(message)
+    return claims_in(message)
 
 
-def _claims_of_unacked(raw: bytes | str) -> list[Claim]:
-    """Return the claims of a message that kombu keeps until it is acknowledged: `[message, exchange, routing key]`."""
-    try:
-        return _claims_in(json.loads(raw)[0])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return []
-
-
-def _claims_in(message: Any) -> list[Claim]:
+def claims_in(message: Any) -> list[Claim]:
+    """Return the claims that a decoded message carries in its headers; none where it is not one of ours."""
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict) or headers.get("task") != EXECUTE_RUN:
         return []

@@ -11,6 +11,9 @@ from uuid import UUID
 from shared.ledger import Claim, Outcome
 
 STALE = "stale"
+"""The run is ours, and its claim is not the last one, or was answered before."""
+UNKNOWN = "unknown"
+"""The ledger has never heard of the run."""
 """Why a message of an earlier claim, or one that was answered before, is not begun."""
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
@@ -16,26 +15,19 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from shared.addresses import check_postgres_dsn, check_redis_url
 from shared.credentials import CredentialsSource, read_credentials
 from shared.errors import SettingsError
+from shared.policies import LostRuns, WorkerPool
+
+# fmt: off
+__all__ = ["ALL_TRIGGERS", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl", "Settings",
+           "WorkerPool", "secret_variables", "variables"]
+# fmt: on
+
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+DEFAULT_QUEUE = "orcheo.runs"
 ALL_TRIGGERS = "*"
 _RESERVED_QUEUES = frozenset({"celery", "orcheo.dispatch", "orcheo.hints", "orcheo.unacked"})
 DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
-
-
-class LostRuns(StrEnum):
-    """What becomes of a run whose worker is lost."""
-
-    FAIL = "fail"
-    REQUEUE = "requeue"
-    HOLD = "hold"
-
-
-class WorkerPool(StrEnum):
-    """How a worker runs many runs at once."""
-
-    THREADS = "threads"
-    PREFORK = "prefork"
 
 
 def _split_list(value: Any) -> Any:
@@ -105,10 +97,16 @@ class Settings(BaseSettings):
         description="The same of one workspace; runs outside a workspace are not counted.",
     )
     queue: str = Field(
-        "orcheo.runs",
+        DEFAULT_QUEUE,
         alias="ORCHEO_DISPATCH_QUEUE",
         pattern=r"^[A-Za-z0-9._\-]{1,100}$",
-        description="The queue in Redis that workers take runs from.",
+        description="The queue in Redis that workers take runs from; the installation's name follows it there.",
+    )
+    namespace: str | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_NAMESPACE",
+        pattern=r"^[A-Za-z0-9._\-]{1,40}$",
+        description="Name of this installation in Redis; unset: one made of the database's own identity.",
     )
     triggers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         DEFAULT_TRIGGERS,

@@ -15,14 +15,14 @@ from shared.errors import DatabaseError
 from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Look, Outcome, State
 from shared.logs import log
 from shared.processes import Workers, live_workers
-from shared.runs import STALE, Ending, NotBegun, Reaped, Run, Settled
+from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Reaped, Run, Settled
 from shared.settings import LostRuns
 from shared.turns import NO_LIMITS, Limits, Turns
 
 _MANY_ROWS = 32
 """From so many on it pays to plan a statement for them: some milliseconds."""
 
-__all__ = ["STALE", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
+__all__ = ["STALE", "UNKNOWN", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
 
 
 class Store:
@@ -104,7 +104,13 @@ class Store:
             **_arrays(claims),
         )
         answers = {Claim(row.run_id, row.fence): _begun(row) for row in rows}
-        return [answers.get(claim) or NotBegun(claim, STALE) for claim in claims]
+        missing = [claim.run_id for claim in claims if claim not in answers]
+        known = self.known(missing) if missing else frozenset()
+        return [answers.get(claim) or NotBegun(claim, STALE if claim.run_id in known else UNKNOWN) for claim in claims]
+
+    def known(self, run_ids: Sequence[str]) -> frozenset[str]:
+        """Return those of these runs that the ledger has a row of, whatever their state."""
+        return frozenset(row.run_id for row in self._rows(statements.KNOWN, run_ids=list(run_ids)))
 
     def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
         """End one run; see `settle_all`."""

@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
 from shared.database import open_engine
+from shared.installation import Installation, find_installation
 from shared.ledger import Claim
 from shared.settings import Settings
 from shared.store import Store
@@ -39,6 +40,11 @@ def settings_for(database: Database, redis_url: str = "redis://127.0.0.1:1/0", *
     return Settings.load(
         postgres_dsn=database.dsn, redis_url=redis_url, slots_redis_url=overrides.pop("slots", redis_url), **overrides
     )
+
+
+def installation_of(database: Database, **overrides: Any) -> Installation:
+    """Return the installation of this database."""
+    return find_installation(settings_for(database, **overrides))
 
 
 @contextmanager

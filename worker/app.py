@@ -8,8 +8,9 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.entity import Queue
 
-from shared.broker import EXECUTE_RUN, make_app
+from shared.broker import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make_app
 from shared.entry import lazy_app
+from shared.installation import Installation, find_installation
 from shared.logs import log
 from shared.settings import Settings, WorkerPool
 from worker.lifecycle import Lifecycle
@@ -21,17 +22,17 @@ _TAKING_THREADS = 2
 """Celery's own concurrency under `threads`: messages whose runs are being begun at a time. None waits for a run."""
 
 
-def make_worker_app(settings: Settings) -> Celery:
+def make_worker_app(settings: Settings, installation: Installation) -> Celery:
     """Return the app of a worker process; what executes runs starts and stops with the Celery worker."""
-    app = make_app("orcheo-worker", settings)
+    app = make_app("orcheo-worker", settings, installation)
     prefork = settings.pool is WorkerPool.PREFORK
     app.conf.update(
         worker_pool=settings.pool.value,
         worker_concurrency=settings.concurrency if prefork else _TAKING_THREADS,
-        task_queues=[Queue(settings.queue)],
-        task_default_queue=settings.queue,
+        task_queues=[Queue(installation.runs)],
+        task_default_queue=installation.runs,
     )
-    lifecycle = Lifecycle(settings, Wire(app, settings.queue))
+    lifecycle = Lifecycle(settings, installation, Wire(app, installation))
     lifecycle.connect()
 
     @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)
@@ -42,13 +43,20 @@ def make_worker_app(settings: Settings) -> Celery:
                 # Nor is anything done that such a message wants to be done afterwards.
                 lifecycle.metrics.message_taken("malformed")
                 raise Ignore
-            begun = take(lifecycle.runtime, claims)
+            begun = take(lifecycle.runtime, claims, returns=_returns_of(self.request))
         finally:
             lifecycle.seen_to()
         if prefork:
             lifecycle.see_through(begun)
 
     return app
+
+
+def _returns_of(request: Any) -> int | None:
+    """Return how often the message has been put back by workers that did not know its runs; None: it may not be."""
+    headers = request.headers or {}
+    returns = headers.get(RETURNS_HEADER)
+    return returns if headers.get(INSTALLATION_HEADER) and type(returns) is int and returns >= 0 else None
 
 
 def _wants_more(request: Any) -> bool:
@@ -63,6 +71,10 @@ def _wants_more(request: Any) -> bool:
     return more or limited
 
 
+def _make(settings: Settings) -> Celery:
+    return make_worker_app(settings, find_installation(settings))
+
+
 def __getattr__(name: str) -> Any:
     """Make `app` when the `celery` command asks for it, not at import."""
-    return lazy_app(name, __name__, make_worker_app)
+    return lazy_app(name, __name__, _make)

@@ -28,6 +28,7 @@ from shared.consumer import Consumer, watch_consumer
 from shared.entry import fail
 from shared.errors import DispatchError, SettingsError
 from shared.health import HealthServer, health_routes, serve_health
+from shared.installation import Installation
 from shared.library_logs import drop_prints, route_again
 from shared.logs import log
 from shared.metrics import WorkerMetrics
@@ -56,8 +57,9 @@ class Lifecycle:
     A second signal to stop ends the drain: runs that still execute are stopped at once.
     """
 
-    def __init__(self, settings: Settings, wire: Wire) -> None:
+    def __init__(self, settings: Settings, installation: Installation, wire: Wire) -> None:
         self._settings = settings
+        self._installation = installation
         self._wire = wire
         self._runtime: Runtime | None = None
         self.metrics = WorkerMetrics.of_parent(settings, uuid4())
@@ -109,14 +111,14 @@ class Lifecycle:
     def _start(self, **_: Any) -> None:
         drop_prints()
         try:
-            self._runtime = start_runtime(self._settings, self.metrics, self._wire)
+            self._runtime = start_runtime(self._settings, self._installation, self.metrics, self._wire)
         except DispatchError as error:
             fail(error)
 
     def _watch(self, sender: Consumer, **_: Any) -> None:
         """Watch from now on whether the consumer of this process takes what waits."""
         self._broker = connect(self._settings.redis_url.get_secret_value())
-        watched = watch_consumer(sender, self._broker, self._settings.queue, self.metrics)
+        watched = watch_consumer(sender, self._broker, self._installation.runs, self.metrics)
         self._progress = ProgressWatch(watched, on_well=self._feed)
         self._serve_health(sender)
         self._manager.ready(self._status())

@@ -15,7 +15,8 @@ from shared.errors import BrokerError, DatabaseError, RowLockedError
 from shared.ledger import Claim, Outcome
 from shared.library_logs import route_again
 from shared.logs import describe, log
-from shared.runs import STALE, Ending, NotBegun, Run
+from shared.metrics import MessageResult
+from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Run
 from worker.endings import ending_of, ending_of_stopped, explain, timeout_of
 from worker.execution import Execution, Stop
 from worker.executor import Stopped
@@ -28,7 +29,7 @@ _LOCK_SECONDS = 1.0
 """The API holds a run's row for milliseconds. Whoever holds one for longer holds up that run alone."""
 
 
-def take(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
+def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
     """Begin these runs, as far as there is room, and have them executed; return those that execute now.
 
     What there is no room for goes back to Redis, and so does what somebody holds the row of. Never raises on account
@@ -39,7 +40,7 @@ def take(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
     begun: list[Execution] = []
     locked = False
     try:
-        begun = _begin(runtime, taken)
+        begun = _begin(runtime, taken, returns)
     except RowLockedError:
         locked = True
     finally:
@@ -48,15 +49,19 @@ def take(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
         runtime.execute(begun)
     if locked and len(taken) > 1:
         # One of them holds up the others: each for itself.
-        return [*begun, *(one for claim in taken for one in take(runtime, [claim])), *take(runtime, rest)]
+        return [
+            *begun,
+            *(one for claim in taken for one in take(runtime, [claim], returns=returns)),
+            *take(runtime, rest, returns=returns),
+        ]
     if locked or rest:
         _hand_back(runtime, [*taken, *rest] if locked else rest)
     return begun
 
 
-def _begin(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
+def _begin(runtime: Runtime, claims: Sequence[Claim], returns: int | None) -> list[Execution]:
     started = time.monotonic()
-    begun = [_execution(runtime, run, started) for run in _begin_in_ledger(runtime, claims)]
+    begun = [_execution(runtime, run, started) for run in _begin_in_ledger(runtime, claims, returns)]
     if begun and time.monotonic() - started >= runtime.settings.worker_lease:
         # Postgres answered so late that the runs may be others' by now: they are settled, if they can be, not executed.
         for execution in begun:
@@ -65,7 +70,7 @@ def _begin(runtime: Runtime, claims: Sequence[Claim]) -> list[Execution]:
     return begun
 
 
-def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim]) -> list[Run]:
+def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim], returns: int | None) -> list[Run]:
     if not claims:
         return []
     settings, worker_id = runtime.settings, runtime.process.id
@@ -81,18 +86,35 @@ def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim]) -> list[Run]:
             runtime.metrics.message_taken("database_away")
             log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
         return []
-    for answer in answers:
-        if isinstance(answer, NotBegun):
-            runtime.metrics.message_taken("stale" if answer.reason == STALE else "skipped")
+    not_begun = [answer for answer in answers if isinstance(answer, NotBegun)]
+    unknown = [answer.claim for answer in not_begun if answer.reason == UNKNOWN]
+    for answer in not_begun:
+        runtime.metrics.message_taken(_result_of(answer))
+        if answer.reason != UNKNOWN:
             _skip(runtime, answer)
+    if unknown:
+        runtime.strangers.put_back(unknown, returns)
     return [answer for answer in answers if isinstance(answer, Run)]
+
+
+def _result_of(not_begun: NotBegun) -> MessageResult:
+    match not_begun.reason:
+        case "stale":
+            return "stale"
+        case "unknown":
+            return "unknown"
+    return "skipped"
 
 
 def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
     claim = not_begun.claim
     # A message that was answered before is a replay, or came late; both deserve a look.
-    level = "WARNING" if not_begun.reason == STALE else "INFO"
-    log.log(level, "run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
+    stale = not_begun.reason == STALE
+    # Anybody who can write to Redis can repeat them without end.
+    fields = runtime.said_stale.take() if stale else {}
+    if fields is not None:
+        level = "WARNING" if stale else "INFO"
+        log.log(level, "run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason, **fields)
     if not_begun.slot_due_in is not None:
         _give_back_slots(runtime, [(claim.run_id, not_begun.slot_due_in)])
 

@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from shared.broker import connect
 from shared.database import make_engine
 from shared.errors import DispatchError
+from shared.installation import Installation
 from shared.ledger import ProcessKind
 from shared.library_logs import route_again
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched
+from shared.ration import Ration
 from shared.settings import Settings, WorkerPool
 from shared.slots import RunSlots
 from shared.store import Store
@@ -24,8 +27,10 @@ from worker.executor import load_executor
 from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
 from worker.loop_watch import LoopWatch
+from worker.old_queue import OldQueue
 from worker.run import abandon, ending_for, finish
 from worker.settling import Settler
+from worker.strangers import Strangers
 from worker.wire import Wire
 
 _CONNECTIONS = 4
@@ -41,7 +46,7 @@ _HEARTBEAT_PATIENCE_SECONDS = 60.0
 class Runtime:
     """The loop, the executor, the heartbeat and the connections of one process."""
 
-    def __init__(self, settings: Settings, metrics: WorkerMetrics, wire: Wire) -> None:
+    def __init__(self, settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> None:
         concurrency = settings.concurrency if settings.pool is WorkerPool.THREADS else 1
         self.settings = settings
         self.metrics = metrics
@@ -50,6 +55,10 @@ class Runtime:
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
+        self.strangers = Strangers(wire)
+        self.said_stale = Ration()
+        self._installation = installation
+        self._old_queue = OldQueue(connect(settings.redis_url.get_secret_value()), installation, self.store)
         self.executor = load_executor(settings.executor)
         # Orcheo configures logging as it is imported.
         route_again()
@@ -85,9 +94,11 @@ class Runtime:
         self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
+        self._old_queue.start()
         log.info(
             "worker_started",
             worker_id=str(self.process.id),
+            installation=self._installation.name,
             concurrency=self.process.concurrency,
             executor=self.settings.executor,
             seconds=round(time.monotonic() - began, 2),
@@ -118,6 +129,8 @@ class Runtime:
     def stop(self) -> None:
         """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
         self.executions.wait_until_none()
+        self._old_queue.stop()
+        self.strangers.stop()
         self.settler.stop()
         self.deadlines.stop()
         if self._drain is not None:
@@ -161,9 +174,9 @@ def _leave_be() -> None:
     """Do nothing."""
 
 
-def start_runtime(settings: Settings, metrics: WorkerMetrics, wire: Wire) -> Runtime:
+def start_runtime(settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> Runtime:
     """Return a started runtime. Raises `DispatchError` where it cannot start."""
-    runtime = Runtime(settings, metrics, wire)
+    runtime = Runtime(settings, installation, metrics, wire)
     try:
         runtime.start()
     except DispatchError:

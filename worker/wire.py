@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from celery import Celery
 
-from shared.broker import DISPATCH_QUEUE, TICK, broker_errors, send_claims
+from shared.broker import TICK, broker_errors, send_claims
 from shared.errors import BrokerError
+from shared.installation import Installation
 from shared.ledger import Claim
 from shared.logs import log
 
@@ -15,20 +16,20 @@ from shared.logs import log
 class Wire:
     """Publishes through the app of this worker."""
 
-    def __init__(self, app: Celery, queue: str) -> None:
+    def __init__(self, app: Celery, installation: Installation) -> None:
         self._app = app
-        self._queue = queue
+        self._installation = installation
 
-    def hand_back(self, claims: Sequence[Claim]) -> None:
+    def hand_back(self, claims: Sequence[Claim], *, returns: int = 0) -> None:
         """Let whoever has room begin these runs, under the same fences. Raises `BrokerError`."""
         with broker_errors():
-            send_claims(self._app, self._queue, claims)
+            send_claims(self._app, self._installation, claims, returns=returns)
 
     def wake_dispatchers(self) -> None:
         """Tell the dispatchers that a run is pending again."""
         try:
             with broker_errors():
-                self._app.send_task(TICK, queue=DISPATCH_QUEUE, retry=False, ignore_result=True)
+                self._app.send_task(TICK, queue=self._installation.dispatch, retry=False, ignore_result=True)
         except BrokerError as error:
             # The next poll finds the run all the same.
             log.debug("dispatchers_not_woken", reason=str(error))

@@ -19,6 +19,7 @@ from ops.real.orcheo_api import OrcheoApi
 from shared import queries
 from shared.broker import HINT_QUEUE, connect
 from shared.database import make_engine, transaction
+from shared.installation import Installation, find_installation
 from shared.migrate import migrate
 from shared.settings import Settings
 
@@ -90,8 +91,8 @@ def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> b
         say(screen.status_view(status))
     finally:
         engine.dispose()
-    left = _left_over(stack.redis_url)
-    say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue orcheo.runs {left['runs']}, run slots {left['slots']}\n")
+    left = _left_over(stack.redis_url, find_installation(stack.settings))
+    say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue of runs {left['runs']}, run slots {left['slots']}\n")
     return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs}) and not any(left.values())
 
 
@@ -110,13 +111,13 @@ def _watch(engine: Engine, total: int) -> None:
             time.sleep(_PAUSE_SECONDS)
 
 
-def _left_over(redis_url: str) -> dict[str, int]:
+def _left_over(redis_url: str, installation: Installation) -> dict[str, int]:
     """Return what should be empty after all runs have ended."""
     with connect(redis_url) as client:
         found: Any = client.keys("orcheo:workspace:runs:*")
         taken: Any = client.mget(found) if found else []
         hints: Any = client.llen(HINT_QUEUE)
-        runs: Any = client.llen("orcheo.runs")
+        runs: Any = client.llen(installation.runs)
     return {HINT_QUEUE: int(hints), "runs": int(runs), "slots": sum(int(value) for value in taken if value)}
 
 

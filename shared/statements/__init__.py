@@ -27,6 +27,7 @@ from shared.statements.counting import (
 from shared.statements.executing import (
     BEGIN,
     HEARTBEAT,
+    KNOWN,
     SETTLE,
 )
 from shared.statements.processes import (
@@ -59,6 +60,7 @@ __all__ = [
     "GONE",
     "HAS_RUN",
     "HEARTBEAT",
+    "KNOWN",
     "LAPSED",
     "LIMITED_CLAIMS_LOCK",
     "LOOK",

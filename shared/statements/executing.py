@@ -63,6 +63,9 @@ SELECT a.run_id, a.fence, a.state, a.reason, a.attempts, a.slot, a.workspace_id,
   FROM answered AS a WHERE a.state <> 'running'
 """)
 
+# Which of these runs the ledger has heard of.
+KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[]))")
+
 # Extend the leases of the runs that this worker executes, in one statement, and learn what the API made of them.
 # A run that is not returned is not this worker's any more.
 HEARTBEAT = text("""

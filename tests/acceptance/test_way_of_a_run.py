@@ -21,14 +21,13 @@ from shared.slots import RunSlots
 from tests.databases import Database
 from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
 from tests.processes import Process, until
-from tests.runs import audit, everything, ledger, one, read_run
+from tests.runs import audit, everything, installation_of, ledger, one, read_run
 
 TERMINAL_SECONDS = 10.0
 _END_OF_WIRE = "the end of the wire"
 _KOMBU_BODY = re.compile(r'"body": "([^"]*)"')
 _TOKEN = "only-for-tests-service-token"
 _SLOTS = "orcheo:workspace:runs:"
-_QUEUES = ("celery", "orcheo.hints", "orcheo.runs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,8 @@ def test_slots_and_queues_are_empty_when_all_is_done(stack: Stack) -> None:
     # Only runs of ChatKit, which are nobody's to end, hold a slot.
     live = "SELECT count(*) AS runs FROM workflow_runs WHERE status IN ('pending', 'running')"
     until(lambda: _slots_in_use(stack) == one(stack.database, live)["runs"], what="all other slots are back")
-    until(lambda: [stack.redis.llen(queue) for queue in _QUEUES] == [0, 0, 0], what="the queues are empty")
+    queues = ("celery", installation_of(stack.database).runs)
+    until(lambda: [stack.redis.llen(queue) for queue in queues] == [0, 0], what="the queues are empty")
 
 
 @contextmanager

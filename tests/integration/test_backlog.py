@@ -19,7 +19,7 @@ from shared.broker import connect
 from shared.ledger import ProcessKind
 from shared.processes import Process
 from tests.databases import Database
-from tests.runs import claim_all, execute, insert_runs, settings_for, store_of
+from tests.runs import claim_all, execute, insert_runs, installation_of, settings_for, store_of
 
 type Samples = dict[str, float]
 
@@ -28,7 +28,7 @@ type Samples = dict[str, float]
 def _backlog(database: Database, redis_url: str, **settings: Any) -> Iterator[Backlog]:
     loaded = settings_for(database, redis_url, health_port=1, **settings)
     with connect(redis_url) as client:
-        made = Backlog(loaded, client)
+        made = Backlog(loaded, installation_of(database), client)
         try:
             yield made
         finally:
@@ -70,7 +70,7 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
                 process.id,
             )
         with redis.Redis.from_url(redis_url) as client:
-            client.rpush("orcheo.runs", "a", "b")
+            client.rpush(installation_of(database).runs, "a", "b")
         found = _scrape(made)
     oldest = found.pop("pending_oldest_age_seconds")
     # The run that began was the oldest, and is not pending any more.

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from dispatcher.app import Dispatcher, make_dispatcher_app
+from shared.installation import find_installation
 from shared.ledger import PENDING_INDEX, TURNS_INDEX, Claim
 from shared.migrate import migrate
 from shared.turns import Turns
@@ -166,8 +167,9 @@ def test_poll_goes_on_at_once_while_there_is_more(database: Database, redis_url:
     _pend(database, 130, "flood", age=3600)
     _pend(database, 10, "ten", age=1)
     settings = settings_for(database, redis_url, batch_size=50, max_queued=1000)
-    app = make_dispatcher_app(settings)
-    dispatcher = Dispatcher(settings, app)
+    installation = find_installation(settings)
+    app = make_dispatcher_app(settings, installation)
+    dispatcher = Dispatcher(settings, app, installation)
     try:
         reports = [dispatcher.poller.poll() for _ in range(4)]
     finally:

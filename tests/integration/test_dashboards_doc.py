@@ -11,6 +11,7 @@ import yaml
 
 from dispatcher.backlog import Backlog
 from shared.broker import connect
+from shared.installation import find_installation
 from shared.metrics import BeatMetrics, DispatcherMetrics, WorkerMetrics
 from tests.databases import Database
 from tests.roles import Kind
@@ -59,7 +60,7 @@ def test_metrics_are_all_named(database: Database, redis_url: str) -> None:
     settings = settings_for(database, redis_url, health_port=1)
     made = [kind(settings, _ID) for kind in (BeatMetrics, DispatcherMetrics, WorkerMetrics)]
     with connect(redis_url) as client:
-        backlog = Backlog(settings, client)
+        backlog = Backlog(settings, find_installation(settings), client)
         made[1].add(backlog)
         text = "".join(metrics.read()[0].decode() for metrics in made)
         backlog.close()

@@ -16,9 +16,8 @@ import redis
 
 from tests.databases import Database
 from tests.processes import Process, Stack, until
-from tests.runs import execute, insert_runs, ledger, read_run
+from tests.runs import execute, insert_runs, installation_of, ledger, read_run
 
-QUEUE = "orcheo.runs"
 SECRET = "swordfish"
 
 
@@ -40,7 +39,7 @@ def message(body: bytes, **overrides: Any) -> dict[str, Any]:
             "delivery_mode": 2,
             "delivery_tag": str(uuid4()),
             "body_encoding": "base64",
-            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "delivery_info": {"exchange": "", "routing_key": "orcheo.runs"},
         },
     }
 
@@ -120,8 +119,8 @@ def forgeries(run_id: str) -> dict[str, Any]:
     }
 
 
-def _push(client: redis.Redis, forged: Any) -> None:
-    client.lpush(QUEUE, forged if isinstance(forged, str | bytes) else json.dumps(forged))
+def _push(client: redis.Redis, queue: str, forged: Any) -> None:
+    client.lpush(queue, forged if isinstance(forged, str | bytes) else json.dumps(forged))
 
 
 def _warnings(worker: Process) -> list[str]:
@@ -137,26 +136,28 @@ def _has_warnings(worker: Process, count: int) -> bool:
 def test_forged_message_does_nothing_but_one_warning(database: Database, stack: Stack, client: redis.Redis) -> None:
     bomb = Path("/tmp/orcheo-dispatch-unpickled")
     bomb.unlink(missing_ok=True)
+    installation = installation_of(database)
+    queue = installation.runs
     (run_id,) = insert_runs(database)
     with stack.command("poll") as first:
         assert first.exit_code() == 0
-    client.delete(QUEUE)
+    client.delete(queue)
     # The run is claimed under fence 2, and its message is kept back.
 
     execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = 2")
     before = (read_run(database, run_id), ledger(database, run_id))
     with stack.running("worker") as worker:
         for count, (name, forged) in enumerate(forgeries(run_id).items(), 1):
-            _push(client, forged)
+            _push(client, queue, forged)
             until(partial(_has_warnings, worker, count), what=f"a warning of: {name}", seconds=10)
             assert len(_warnings(worker)) == count, f"{name}: {_warnings(worker)[count - 1 :]}"
         assert (read_run(database, run_id), ledger(database, run_id)) == before
-        until(lambda: client.llen(QUEUE) == 0 and client.hlen("orcheo.unacked") == 0, what="nothing is kept")
+        until(lambda: client.llen(queue) == 0 and client.hlen(installation.unacked) == 0, what="nothing is kept")
         # And it works on.
-        _push(client, message(call(run_id, 2)))
+        _push(client, queue, message(call(run_id, 2)))
         until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the true message is taken")
         # A replay is one more warning.
-        _push(client, message(call(run_id, 2)))
+        _push(client, queue, message(call(run_id, 2)))
         worker.saw("reason=stale")
     assert stack.noted("begun") == [run_id]
     assert SECRET not in worker.log

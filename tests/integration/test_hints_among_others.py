@@ -14,8 +14,8 @@ import redis
 
 from dispatcher import foreign
 from dispatcher.hints import CRON_HINT, RUN_HINT, HintListener
-from dispatcher.sweep import Sweep
 from shared.broker import connect
+from shared.sweep import Sweep
 from tests.processes import until
 
 _INTERVAL_SECONDS = 0.05

@@ -14,20 +14,22 @@ import redis
 from dispatcher.app import Dispatcher, make_dispatcher_app
 from dispatcher.publisher import claims_per_message
 from ops.real.embedded import EmbeddedRedis
-from shared.broker import held_claims
+from shared.held import held_claims
+from shared.installation import find_installation
 from shared.ledger import Claim, ProcessKind
 from shared.processes import Process, Workers
 from shared.slots import RunSlots
 from shared.store import Store
 from tests.databases import Database
-from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, settings_for
+from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, installation_of, ledger, settings_for
 
 
 @contextmanager
 def _dispatcher(database: Database, redis_url: str, **overrides: Any) -> Iterator[Dispatcher]:
     settings = settings_for(database, redis_url, **overrides)
-    app = make_dispatcher_app(settings)
-    dispatcher = Dispatcher(settings, app)
+    installation = find_installation(settings)
+    app = make_dispatcher_app(settings, installation)
+    dispatcher = Dispatcher(settings, app, installation)
     try:
         yield dispatcher
     finally:
@@ -40,12 +42,12 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
     with _dispatcher(database, redis_url) as dispatcher, redis.Redis.from_url(redis_url) as client:
         report = dispatcher.poller.poll()
         assert (report.claimed, report.published) == (1, 1)
-        (raw,) = client.lrange("orcheo.runs", 0, -1)
+        (raw,) = client.lrange(installation_of(database).runs, 0, -1)
         assert b"hunter2" not in raw
         message = json.loads(raw)
         assert message["content-type"] == "application/json"
         assert message["headers"]["task"] == "orcheo_dispatch.execute_run"
-        assert held_claims(client, "orcheo.runs").waiting == {Claim(run_id, 1)}
+        assert held_claims(client, installation_of(database), [Claim(run_id, 1)]).waiting == {Claim(run_id, 1)}
     assert ledger(database, run_id)["state"] == "published"
 
 
@@ -58,7 +60,10 @@ def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Da
         reports = [dispatcher.poller.poll() for _ in range(3)]
         assert [report.claimed for report in reports] == [8, 8, 0]
         assert [report.next_delay == 0 for report in reports] == [True, True, False]
-        assert len(held_claims(client, "orcheo.runs").waiting) == 16
+        claims = [
+            Claim(row["run_id"], 1) for row in everything(database, "SELECT run_id FROM orcheo_dispatch.dispatch")
+        ]
+        assert len(held_claims(client, installation_of(database), claims).waiting) == 16
 
 
 def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: Database, redis_url: str) -> None:
@@ -85,8 +90,9 @@ def test_messages_of_a_deep_backlog_carry_several_claims_each(database: Database
         for _ in range(2):
             Process(ProcessKind.WORKER, concurrency=100).seen(dispatcher.engine)
         assert dispatcher.poller.poll().published == 64
-        assert client.llen("orcheo.runs") == 8, "four messages a worker"
-        assert held_claims(client, "orcheo.runs").waiting == {Claim(run_id, 1) for run_id in ids}
+        assert client.llen(installation_of(database).runs) == 8, "four messages a worker"
+        claims = {Claim(run_id, 1) for run_id in ids}
+        assert held_claims(client, installation_of(database), claims).waiting == claims
 
 
 @pytest.mark.parametrize(
@@ -141,11 +147,12 @@ def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: 
         redis.Redis.from_url(redis_url) as client,
     ):
         dispatcher.poller.poll()
-        consumer: Celery = make_app("test", settings_for(database, redis_url))
+        installation = installation_of(database)
+        consumer: Celery = make_app("test", settings_for(database, redis_url), installation)
         with consumer.connection_for_read() as connection:
-            queue = connection.SimpleQueue("orcheo.runs")
+            queue = connection.SimpleQueue(installation.runs)
             message = queue.get(timeout=10)
-            assert client.llen("orcheo.runs") == 0
+            assert client.llen(installation.runs) == 0
             execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
             report = dispatcher.poller.poll()
             assert (report.extended, report.released) == (1, 0)

@@ -15,7 +15,18 @@ from shared.ledger import ProcessKind
 from shared.processes import Process, ticked_elsewhere
 from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
-from tests.runs import WORKSPACE_ID, all_are, everything, execute, insert_runs, ledger, read_run, settings_for, store_of
+from tests.runs import (
+    WORKSPACE_ID,
+    all_are,
+    everything,
+    execute,
+    insert_runs,
+    installation_of,
+    ledger,
+    read_run,
+    settings_for,
+    store_of,
+)
 
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
 _AGE = "UPDATE orcheo_dispatch.process SET seen_at = now() - interval '1 hour' WHERE seen_at > now() + interval '1 min'"
@@ -97,16 +108,17 @@ def test_redis_flushed_between_publish_and_begin_delays_runs_and_loses_none(
 def test_message_that_died_with_its_worker_is_published_again(database: Database, stack: Stack, redis_url: str) -> None:
     """Taken from the queue, never acknowledged: kombu keeps it for a day, a lease has to do."""
     (run_id,) = insert_runs(database)
-    consumer = make_app("test", settings_for(database, redis_url))
+    installation = installation_of(database)
+    consumer = make_app("test", settings_for(database, redis_url), installation)
     with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="1"):
         with consumer.connection_for_read() as connection:
-            queue = connection.SimpleQueue("orcheo.runs")
+            queue = connection.SimpleQueue(installation.runs)
             queue.get(timeout=20)
             with redis.Redis.from_url(redis_url) as client:
-                assert client.hlen("orcheo.unacked") == 1
+                assert client.hlen(installation.unacked) == 1
                 with stack.running("worker"):
                     until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
-                assert client.hlen("orcheo.unacked") == 1
+                assert client.hlen(installation.unacked) == 1
             queue.close()
     consumer.close()
     assert ledger(database, run_id)["attempts"] == 1
@@ -180,7 +192,7 @@ def test_long_queue_is_not_published_again(database: Database, stack: Stack, red
         line = next(line for line in dispatcher.lines if "claims_reconciled" in line)
         assert "extended=5 released=0" in line
         with redis.Redis.from_url(redis_url) as client:
-            assert client.llen("orcheo.runs") == 5
+            assert client.llen(installation_of(database).runs) == 5
     assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {1}
 
 

@@ -11,12 +11,13 @@ import redis
 
 from dispatcher.publisher import Publisher
 from shared.broker import claims_of, make_app
+from shared.installation import find_installation
 from shared.ledger import Claim
 from shared.metrics import WorkerMetrics
 from shared.runs import Ending, Run
 from tests.databases import Database
 from tests.processes import Stack, until
-from tests.runs import all_are, claim_all, everything, insert_runs, ledger, settings_for, store_of
+from tests.runs import all_are, claim_all, everything, insert_runs, installation_of, ledger, settings_for, store_of
 from worker.execution import Execution
 from worker.executor import Stopped
 from worker.run import take
@@ -28,10 +29,11 @@ from worker.wire import Wire
 def _publish(database: Database, redis_url: str, *, per_message: int) -> list[Claim]:
     """Claim all and publish them, as a dispatcher would."""
     settings = settings_for(database, redis_url)
-    app = make_app("test", settings)
+    installation = find_installation(settings)
+    app = make_app("test", settings, installation)
     with store_of(database) as (store, _):
         claims = claim_all(store, 1000)
-        published, error = Publisher(app, settings.queue).publish(claims, per_message=per_message)
+        published, error = Publisher(app, installation).publish(claims, per_message=per_message)
         store.mark_published(published, lease=60)
     app.close()
     assert error is None
@@ -54,7 +56,8 @@ def test_worker_begins_no_more_than_it_has_room_for(database: Database, stack: S
         until(lambda: len(stack.noted("begun")) == 4, what="the worker is full")
 
         def waiting() -> Counter[str]:
-            return Counter(claim.run_id for raw in client.lrange("orcheo.runs", 0, -1) for claim in claims_of(raw))
+            raws = client.lrange(installation_of(database).runs, 0, -1)
+            return Counter(claim.run_id for raw in raws for claim in claims_of(raw))
 
         rest = Counter(claim.run_id for claim in claims) - Counter(stack.noted("begun"))
         until(lambda: waiting() == rest, what="the others wait in Redis, each of them once")
@@ -92,10 +95,11 @@ def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) 
     insert_runs(database, 3, inputs={"do": "wait", "seconds": 1})
     settings = settings_for(database, "redis://127.0.0.1:1/0", executor="tests.executors:play", concurrency=1)
     metrics = WorkerMetrics.of_parent(settings, uuid4())
-    app = make_app("test", settings)
+    installation = find_installation(settings)
+    app = make_app("test", settings, installation)
     with store_of(database) as (store, _):
         claims = claim_all(store)
-        runtime = start_runtime(settings, metrics, Wire(app, settings.queue))
+        runtime = start_runtime(settings, installation, metrics, Wire(app, installation))
         try:
             assert [each.claim for each in take(runtime, claims)] == claims[:1]
             assert [ledger(database, claim.run_id)["outcome"] for claim in claims[1:]] == ["released"] * 2

@@ -15,6 +15,7 @@ from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from shared import statements
 from shared.database import transaction
 from shared.errors import DatabaseError
+from shared.installation import find_installation
 from shared.migrate import migrate
 from shared.settings import Settings
 from tests.databases import Database
@@ -44,8 +45,9 @@ def test_no_transaction_is_open_while_a_run_executes(database: Database, redis_u
 def test_no_transaction_is_open_while_redis_does_not_answer(database: Database, redis_server: EmbeddedRedis) -> None:
     (run_id,) = insert_runs(database)
     settings = settings_for(database, redis_server.url)
-    app = make_dispatcher_app(settings)
-    dispatcher = Dispatcher(settings, app)
+    installation = find_installation(settings)
+    app = make_dispatcher_app(settings, installation)
+    dispatcher = Dispatcher(settings, app, installation)
     dispatcher.poller.poll()
     insert_runs(database)
     assert redis_server.pid is not None

@@ -56,7 +56,7 @@ def test_every_variable_that_the_installed_celery_reads_is_known() -> None:
 @pytest.mark.parametrize("variable", OVERRULED)
 def test_app_obeys_its_settings_alone(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
-    app = make_app("test", _settings())
+    app = make_app("test", _settings(), None)
     for connection in (app.connection_for_read(), app.connection_for_write(), app.connection()):
         assert connection.as_uri(include_password=True) == _BROKER
     with app.producer_pool.acquire(block=True) as producer:

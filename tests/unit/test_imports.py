@@ -24,10 +24,12 @@ _PRINT = "import sys; print(*sys.modules)"
 _OF_A_PROCESS = """
 import os, sys
 os.environ["ORCHEO_POSTGRES_DSN"] = "postgresql:///none"
+os.environ["ORCHEO_DISPATCH_NAMESPACE"] = "test"
 from ops.ready import load_settings
 settings = load_settings()
 from {module} import {make}
-{make}(settings)
+from shared.installation import find_installation
+{make}({arguments})
 print(*sys.modules)
 """
 
@@ -51,14 +53,24 @@ def test_probe_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "make", "without"),
+    ("module", "make", "arguments", "without"),
     [
-        ("dispatcher.beat", "make_beat_app", {"sqlalchemy", "alembic", "logfire", "dispatcher.loop", "rich.console"}),
-        ("dispatcher.app", "make_dispatcher_app", {"alembic", "logfire", "orcheo", "rich.console"}),
+        (
+            "dispatcher.beat",
+            "make_beat_app",
+            "settings",
+            {"sqlalchemy", "alembic", "logfire", "dispatcher.loop", "rich.console"},
+        ),
+        (
+            "dispatcher.app",
+            "make_dispatcher_app",
+            "settings, find_installation(settings)",
+            {"alembic", "logfire", "orcheo", "rich.console"},
+        ),
     ],
 )
-def test_process_goes_without_what_it_never_needs(module: str, make: str, without: set[str]) -> None:
-    imported = _imported_by(_OF_A_PROCESS.format(module=module, make=make))
+def test_process_goes_without_what_it_never_needs(module: str, make: str, arguments: str, without: set[str]) -> None:
+    imported = _imported_by(_OF_A_PROCESS.format(module=module, make=make, arguments=arguments))
     assert module in imported
     assert imported & without == set()
 

@@ -1,0 +1,53 @@
+"""How Beat learns which installation it belongs to: from the settings, or from the database when that answers.
+
+Beat needs no database: until it knows, its ticks go to the queue that every dispatcher on this Redis reads, as those of
+earlier releases do. A tick of another installation costs a dispatcher one poll.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from shared.errors import DatabaseError
+from shared.installation import Installation, find_installation
+from shared.logs import log
+from shared.settings import Settings
+
+_RETRY_SECONDS = (5.0, 300.0)
+
+
+class BeatInstallation:
+    """Asks on a thread of its own, again and again, ever less often; `find` raises `DatabaseError`."""
+
+    def __init__(self, settings: Settings, find: Callable[[Settings], Installation] = find_installation) -> None:
+        self._settings = settings
+        self._find = find
+        self.known: Installation | None = None
+        """The installation, once it is known."""
+
+    def start(self) -> None:
+        """Learn it: at once from the settings, else when the database answers."""
+        if self._settings.namespace:
+            self._learn()
+        else:
+            threading.Thread(target=self._run, name="installation", daemon=True).start()
+
+    def _run(self) -> None:
+        pause, longest = _RETRY_SECONDS
+        said = False
+        while True:
+            try:
+                self._learn()
+            except DatabaseError as error:
+                if not said:
+                    log.warning("installation_unknown", reason=str(error), ticks="to the dispatchers of all")
+                said = True
+            else:
+                return
+            threading.Event().wait(pause)
+            pause = min(2 * pause, longest)
+
+    def _learn(self) -> None:
+        self.known = self._find(self._settings)
+        log.info("installation_known", installation=self.known.name)

@@ -1,0 +1,34 @@
+"""Log lines that anybody who can write to Redis can cause are rationed: some per minute, the rest counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+_LINES = 20
+_SECONDS = 60.0
+
+
+class Ration:
+    """Lets so many lines pass in so many seconds. Thread-safe."""
+
+    def __init__(self, lines: int = _LINES, seconds: float = _SECONDS) -> None:
+        self._lines = lines
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._began = float("-inf")
+        self._passed = 0
+        self._left_out = 0
+
+    def take(self) -> dict[str, int] | None:
+        """Return None where the line is to be left out, else fields for it: how many were left out before."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._began >= self._seconds:
+                self._began, self._passed = now, 0
+            if self._passed >= self._lines:
+                self._left_out += 1
+                return None
+            self._passed += 1
+            left_out, self._left_out = self._left_out, 0
+        return {"left_out": left_out} if left_out else {}
