@@ -7,6 +7,7 @@ message that has been put back often is dropped. Whoever claimed the run claims 
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Sequence
 
@@ -16,7 +17,8 @@ from shared.logs import log
 from shared.ration import Ration
 from worker.wire import Wire
 
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = (0.3, 1.7)
+"""At random: consumers wait for a second at a time, and in step with them the same one would always be first in line."""
 _MOST_RETURNS = 120
 """With the pause more than a dispatch lease, and with two workers that take turns enough to find the right one."""
 _MOST_MESSAGES = 1000
@@ -62,7 +64,7 @@ class Strangers:
             thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
-        while not self._stopping.wait(_PAUSE_SECONDS):
+        while not self._stopping.wait(random.uniform(*_PAUSE_SECONDS)):  # noqa: S311
             self._send()
         self._send()
 

@@ -1,0 +1,240 @@
+"""Several installations on one Redis database: each executes its own runs, and nothing of another's is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+
+from dispatcher.publisher import Publisher
+from shared.broker import EXECUTE_RUN, make_app
+from shared.errors import DatabaseError
+from shared.held import held_claims
+from shared.installation import Installation, find_installation
+from shared.ledger import Claim
+from tests.databases import Database, cloned
+from tests.processes import Stack, until
+from tests.runs import all_are, claim_all, everything, execute, insert_runs, installation_of, settings_for, store_of
+from tests.servers import Servers
+
+_RUNS = 20
+
+
+@pytest.fixture
+def other(admin: psycopg.Connection[Any], servers: Servers, template: Database) -> Iterator[Database]:
+    """The database of another installation, made from the same template."""
+    with cloned(admin, servers, template.name) as clone:
+        yield replace(clone, roles=template.roles)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
+    return Stack(database, redis_url, tmp_path / "ours")
+
+
+@pytest.fixture
+def other_stack(other: Database, redis_url: str, tmp_path: Path) -> Stack:
+    return Stack(other, redis_url, tmp_path / "theirs")
+
+
+def _publish_as_before(database: Database, redis_url: str, claims: list[Claim]) -> None:
+    """Publish as a dispatcher of the last release: to a queue without a name, with no header of ours but the claims."""
+    with Celery(broker=redis_url, set_as_current=False) as app:
+        for claim in claims:
+            pairs = [claim.run_id, claim.fence]
+            app.send_task(EXECUTE_RUN, args=pairs, queue="orcheo.runs", headers={"claims": pairs}, argsrepr="")
+    with store_of(database) as (store, _):
+        store.mark_published(claims, lease=60)
+
+
+def test_two_installations_on_one_redis_do_not_meet(
+    database: Database, other: Database, stack: Stack, other_stack: Stack, client: redis.Redis
+) -> None:
+    for each in (database, other):
+        insert_runs(each, _RUNS)
+    with ExitStack() as running:
+        processes = [
+            running.enter_context(each.running(kind))
+            for each in (stack, other_stack)
+            for kind in ("worker", "dispatcher", "beat")
+        ]
+        until(lambda: all_are(database, "succeeded") and all_are(other, "succeeded"), what="every run succeeded")
+        names = {key.decode() for key in client.scan_iter("orcheo.*")}
+    log = "".join(process.log for process in processes)
+    for event in ("run_skipped", "run_unknown", "claims_reconciled", "malformed_message"):
+        assert event not in log
+    # No claim was lost to the other: each run began under its first fence.
+    for each in (database, other):
+        assert everything(each, "SELECT DISTINCT fence FROM orcheo_dispatch.dispatch") == [{"fence": 1}]
+    assert names <= {"orcheo.dispatch"}, "nothing is left over"
+
+
+def test_installations_of_two_databases_differ_and_those_of_one_agree(database: Database, other: Database) -> None:
+    names = [installation_of(each).name for each in (database, database, other)]
+    assert names[0] == names[1] != names[2]
+    if database.roles is not None:
+        from tests.roles import Kind
+
+        for kind in (Kind.WORKER, Kind.DISPATCHER):
+            assert installation_of(replace(database, dsn=database.dsn_of(kind))).name == names[0]
+
+
+def test_namespace_replaces_the_identity_and_asks_no_database() -> None:
+    nowhere = Database("nothing", "postgresql://nobody@127.0.0.1:1/nothing")
+    found = installation_of(nowhere, namespace="staging")
+    assert (found.runs, found.dispatch) == ("orcheo.runs:staging", "orcheo.dispatch:staging")
+    assert installation_of(nowhere, namespace="staging", queue="slow").runs == "orcheo.runs:staging:slow"
+    with pytest.raises(DatabaseError):
+        installation_of(nowhere)
+
+
+def test_database_that_does_not_tell_its_identity_asks_for_a_namespace(
+    admin: psycopg.Connection[Any], database: Database
+) -> None:
+    if database.roles is None:
+        pytest.skip("this server lets the session make no roles")
+    from tests.roles import Kind
+
+    weak = replace(database, dsn=database.dsn_of(Kind.WORKER))
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    with pytest.raises(DatabaseError, match="set ORCHEO_DISPATCH_NAMESPACE"):
+        installation_of(weak)
+    assert installation_of(weak, namespace="prod").name == "prod"
+
+
+def test_worker_executes_what_a_dispatcher_of_the_last_release_published(
+    database: Database, other: Database, stack: Stack, redis_url: str, client: redis.Redis
+) -> None:
+    """And leaves to another installation what is its own, in its order."""
+    insert_runs(database, _RUNS)
+    insert_runs(other, 5)
+    with store_of(other) as (store, _):
+        theirs = claim_all(store)
+    with store_of(database) as (store, _):
+        ours = claim_all(store)
+    _publish_as_before(other, redis_url, theirs[:3])
+    _publish_as_before(database, redis_url, ours)
+    _publish_as_before(other, redis_url, theirs[3:])
+    with stack.running("worker") as worker, stack.running("worker"):
+        until(lambda: all_are(database, "succeeded"), what="every run of ours succeeded")
+        worker.saw("foreign_messages_left_alone")
+    left = [json.loads(raw)["headers"]["claims"] for raw in client.lrange("orcheo.runs", 0, -1)]
+    assert left == [[claim.run_id, claim.fence] for claim in reversed(theirs)]
+    assert len(stack.noted("begun")) == _RUNS
+
+
+def test_message_in_the_queue_of_the_last_release_is_not_lost(
+    database: Database, redis_url: str, client: redis.Redis
+) -> None:
+    insert_runs(database, 3)
+    with store_of(database) as (store, _):
+        claims = claim_all(store)
+    _publish_as_before(database, redis_url, claims[:2])
+    held = held_claims(client, installation_of(database), claims)
+    assert held.waiting == set(claims[:2])
+
+
+def test_held_claims_are_read_in_pieces_to_a_limit(database: Database, redis_url: str, client: redis.Redis) -> None:
+    """Among many more of the same name; and what stands behind a hundred thousand counts as waiting."""
+    installation = installation_of(database)
+    app = make_app("test", settings_for(database, redis_url), installation)
+    wanted = [Claim(str(uuid4()), 1) for _ in range(2)]
+    assert Publisher(app, installation).publish(wanted[:1])[1] is None
+    raw = client.lindex(installation.runs, 0)
+    assert raw is not None
+    client.lpush(installation.runs, *[b"{}"] * 2500)
+    client.config_resetstat()
+    assert held_claims(client, installation, wanted).waiting == {wanted[0]}
+    assert client.info("commandstats")["cmdstat_lrange"]["calls"] == 7
+    for _ in range(20):
+        client.lpush(installation.runs, *[b"{}"] * 5000)
+    assert held_claims(client, installation, wanted).waiting == set(wanted)
+    app.close()
+
+
+def test_run_that_the_ledger_never_heard_of_is_put_back_for_another_worker(
+    database: Database, other: Database, stack: Stack, other_stack: Stack
+) -> None:
+    """Two databases under one name: each worker gets the other's messages, and says so."""
+    named = {"ORCHEO_DISPATCH_NAMESPACE": "same"}
+    (run_id,) = insert_runs(other)
+    with stack.running("worker", **named) as stranger:
+        with other_stack.command("poll", **named) as poll:
+            assert poll.exit_code() == 0
+        stranger.saw(f"run_unknown run_id={run_id}")
+        assert "dropped=False" in stranger.log
+        with other_stack.running("worker", **named):
+            until(lambda: all_are(other, "succeeded"), what="the run succeeded")
+    assert everything(other, "SELECT fence FROM orcheo_dispatch.dispatch") == [{"fence": 1}]
+    assert stack.noted("begun") == []
+    assert stranger.log.count("run_unknown") == 1
+
+
+def test_stale_and_unknown_messages_are_told_apart_and_rationed(
+    database: Database, stack: Stack, redis_url: str
+) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim_all(store)
+    execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = 7")
+    installation = installation_of(database)
+    app = make_app("test", settings_for(database, redis_url), installation)
+    with stack.running("worker") as worker, redis.Redis.from_url(redis_url) as client:
+        published, error = Publisher(app, installation).publish([Claim(run_id, 3)] * 50)
+        assert (len(published), error) == (50, None)
+        with Celery(broker=redis_url, set_as_current=False) as forger:
+            for n in range(50):
+                forger.send_task(EXECUTE_RUN, args=[f"nobody-{n}", 1], queue=installation.runs)
+        until(lambda: not client.llen(installation.runs), what="all were taken")
+        worker.saw("run_unknown")
+        worker.saw("reason=stale")
+    app.close()
+    assert worker.log.count("reason=stale") == worker.log.count("run_unknown") == 20
+    assert "dropped=True" in worker.log, "a message without the name of an installation is nobody's"
+
+
+def test_beat_without_a_database_ticks_every_dispatcher(database: Database, stack: Stack, other_stack: Stack) -> None:
+    with other_stack.running("beat") as beat, stack.running("dispatcher", ORCHEO_DISPATCH_POLL_INTERVAL="1"):
+        beat.saw("installation_unknown")
+        ticked = "SELECT FROM orcheo_dispatch.process WHERE kind = 'beat'"
+        until(lambda: everything(database, ticked), what="a tick came")
+
+
+def test_beat_that_knows_its_installation_ticks_no_other(
+    database: Database, other: Database, stack: Stack, other_stack: Stack
+) -> None:
+    ticked = "SELECT FROM orcheo_dispatch.process WHERE kind = 'beat'"
+    with (
+        stack.running("dispatcher") as stranger,
+        other_stack.running("dispatcher"),
+        other_stack.running("beat", ORCHEO_POSTGRES_DSN=f"{other.dsn}?application_name=beat") as beat,
+    ):
+        beat.saw(f"installation_known installation={find_installation(settings_for(other)).name}")
+        until(lambda: everything(other, ticked), what="a tick came")
+        stranger.saw("beat_silent")
+    assert Installation("x").dispatch == "orcheo.dispatch:x"
+
+
+def test_each_message_carries_the_installation(database: Database, stack: Stack, client: redis.Redis) -> None:
+    insert_runs(database)
+    with stack.command("poll") as poll:
+        assert poll.exit_code() == 0
+    name = installation_of(database).name
+    (raw,) = client.lrange(f"orcheo.runs:{name}", 0, -1)
+    assert json.loads(raw)["headers"]["orcheo_dispatch_installation"] == name
