@@ -18,7 +18,7 @@ from shared.ration import Ration
 from worker.wire import Wire
 
 _PAUSE_SECONDS = (0.3, 1.7)
-"""At random: consumers wait for a second at a time, and in step with them the same one would always be first in line."""
+"""At random: consumers wait for a second at a time; in step with them the same one would always be first in line."""
 _MOST_RETURNS = 120
 """With the pause more than a dispatch lease, and with two workers that take turns enough to find the right one."""
 _MOST_MESSAGES = 1000
