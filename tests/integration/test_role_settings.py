@@ -22,6 +22,7 @@ from ops.screen import console, status_view
 from shared import overview
 from shared.database import make_engine, open_engine, transaction
 from shared.errors import DatabaseError
+from shared.installation import find_installation
 from shared.ledger import Claim, ProcessKind
 from shared.migrate import migrate
 from shared.processes import Process
@@ -64,8 +65,8 @@ def test_way_of_a_run_does_not_depend_on_what_sessions_begin_with(used: Database
 
 def _dispatch(database: Database, redis_url: str) -> None:
     settings = settings_for(database.seen_by(Kind.DISPATCHER), redis_url)
-    app = make_dispatcher_app(settings)
-    dispatcher = Dispatcher(settings, app)
+    app = make_dispatcher_app(settings, find_installation(settings))
+    dispatcher = Dispatcher(settings, app, find_installation(settings))
     try:
         dispatcher.process.seen(dispatcher.engine)
         report = dispatcher.poller.poll()
