@@ -63,16 +63,23 @@ def upload(orcheo: OrcheoApi, **sources: str) -> dict[str, str]:
 
     As `orcheo workflow upload` does it, through the API, without the seconds that the command takes to start.
     """
-    ids = {}
-    for name, source in sources.items():
-        workflow_id = _post(orcheo, "", {"name": name})["id"]
-        script = (WORKFLOWS / f"{source}.py").read_text()
-        _post(
-            orcheo, f"/{workflow_id}/versions/ingest", {"script": script, "entrypoint": "build", "created_by": "test"}
-        )
-        orcheo.configure_webhook(workflow_id)
-        ids[name] = workflow_id
-    return ids
+    return {name: ingest(orcheo, name, (WORKFLOWS / f"{source}.py").read_text()) for name, source in sources.items()}
+
+
+def ingest(
+    orcheo: OrcheoApi,
+    name: str,
+    script: str,
+    *,
+    entrypoint: str | None = "build",
+    runnable_config: Record | None = None,
+) -> str:
+    """Make a workflow of a script, with a webhook, and return its id."""
+    workflow_id: str = _post(orcheo, "", {"name": name})["id"]
+    version = {"script": script, "entrypoint": entrypoint, "runnable_config": runnable_config, "created_by": "test"}
+    _post(orcheo, f"/{workflow_id}/versions/ingest", version)
+    orcheo.configure_webhook(workflow_id)
+    return workflow_id
 
 
 def ended(orcheo: OrcheoApi, run: Record) -> Record:

@@ -36,10 +36,9 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
     if result.stop is not None:
         return ending_of_stopped(settings, run, result.stop, timeout)
     if isinstance(result.error, RunRejectedError):
-        return Ending.cancelled(error_text(result.error) or type(result.error).__name__)
+        return Ending.cancelled(error_text(result.error))
     if result.error is not None:
-        name = type(result.error).__name__
-        return Ending.failed(error_text(result.error) or name, reason=name)
+        return Ending.failed(error_text(result.error), reason=type(result.error).__name__)
     try:
         output = json.dumps(storable(dict(result.output or {})), allow_nan=False)
     except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ class OrcheoClient:
     def close(self) -> None:
         """Close the connections to the API."""
         self._http.close()
+
+    def add_credential(self, name: str, secret: str) -> None:
+        """Keep a secret in the vault for all workflows of the workspace."""
+        credential = {"name": name, "provider": "test", "secret": secret, "access": "shared"}
+        self._record("POST", "/api/credentials", credential, expected=201)
 
     def create_workspace(self, slug: str) -> Record:
         """Create a workspace; whoever calls the API owns it."""
@@ -71,6 +77,10 @@ class OrcheoClient:
         configuration = {"expression": expression, "timezone": "UTC"}
         self._record("PUT", f"/api/workflows/{workflow_id}/triggers/cron/config", configuration)
 
+    def remove_cron(self, workflow_id: str) -> None:
+        """Let the workflow be triggered by time no longer."""
+        self._answer("DELETE", f"/api/workflows/{workflow_id}/triggers/cron/config")
+
     def fire_webhook(self, workflow_id: str, body: Mapping[str, Any]) -> Record:
         """Post to the workflow's webhook as a third party would, and return the pending run."""
         return self._record("POST", f"/api/workflows/{workflow_id}/triggers/webhook", body, expected=202)
@@ -88,6 +98,20 @@ class OrcheoClient:
         newest = max(versions, key=lambda version: int(version["version"]))
         request = {"workflow_version_id": newest["id"], "triggered_by": triggered_by, "input_payload": dict(inputs)}
         return self._record("POST", f"/api/workflows/{workflow_id}/runs", request, expected=201)
+
+    def dispatch_manually(
+        self, workflow_id: str, inputs: Mapping[str, Any], runnable_config: Mapping[str, Any] | None = None
+    ) -> Record:
+        """Create a run of the workflow's newest version as the button in the canvas does."""
+        item = {"input_payload": dict(inputs), "runnable_config": runnable_config}
+        runs = self._answer("POST", "/api/triggers/manual/dispatch", {"workflow_id": workflow_id, "runs": [item]})
+        record: Record = runs.json()[0]
+        return record
+
+    def dispatch_cron(self, now: datetime) -> list[Record]:
+        """Have the API create the runs that are due at `now`, as Orcheo's scheduler does each minute."""
+        runs: list[Record] = self._answer("POST", "/api/triggers/cron/dispatch", {"now": now.isoformat()}).json()
+        return runs
 
     def cancel(self, run_id: str, *, reason: str = "cancelled by a user", actor: str = "user") -> Record:
         """Cancel a run that is pending or running and return it."""

@@ -1,0 +1,1 @@
+"""What compares this project's worker with Orcheo's stock worker: workflows, servers they call, and what runs leave."""
