@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextvars
-import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shared.logs import describe, log
+from worker.at_work import AtWork, at_work
 
 
 class EventLoop:
@@ -44,12 +43,9 @@ class EventLoop:
         """Run the coroutine and wait for its result. Raises `TimeoutError` after `timeout` seconds."""
         return self.submit(coroutine).result(timeout)
 
-    def at_work(self) -> tuple[contextvars.Context | None, str]:
-        """Return the context of the task that holds the loop now, from any thread, and where its code is."""
-        task = asyncio.current_task(self.loop)
-        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - the documented way to see a thread
-        at = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}" if frame else "?"
-        return (task.get_context() if task is not None else None), at
+    def at_work(self) -> AtWork:
+        """Return what holds the loop now, from any thread."""
+        return at_work(self.loop, self._thread.ident or 0)
 
     def abandon_threads(self) -> None:
         """Let the threads of runs end when they will: no run waits for them any more."""

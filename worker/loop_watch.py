@@ -1,4 +1,4 @@
-"""Does the event loop still turn? Names the run that keeps it from turning, and the line of code that it is at."""
+"""Does the event loop still turn? Names the run and the node that keep it from turning, and the line they are at."""
 
 from __future__ import annotations
 
@@ -55,18 +55,20 @@ class LoopWatch:
         self._echoed = True
 
     def _say_who(self) -> None:
-        context, at = self._loop.at_work()
-        self._blocker = execution_in(context)
+        work = self._loop.at_work()
+        self._blocker = execution_in(work.context)
         if self._blocker is None:
             runs = ",".join(execution.claim.run_id for execution in self._executions)
-            log.warning("loop_blocked", seconds=round(self.lag, 1), at=at, runs=runs)
+            log.warning("loop_blocked", seconds=round(self.lag, 1), at=work.at, runs=runs)
             return
         run = self._blocker.run
+        named = {"node": work.node, "node_type": work.node_type}
         log.warning(
             "loop_blocked",
             seconds=round(self.lag, 1),
             run_id=run.run_id,
             workflow_id=run.workflow_id,
             fence=run.fence,
-            at=at,
+            **{name: value for name, value in named.items() if value is not None},
+            at=work.at,
         )
