@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from ops import rights
+from ops.check_orcheo import ORCHEO, look_at_columns, look_at_releases
 from ops.findings import Finding, Grade
 from shared import celery_environment
 from shared.api_table import index_is_valid, notifies
@@ -23,7 +23,6 @@ from shared.settings import Settings
 
 POSTGRES_OLDEST = 140000
 REDIS_OLDEST = (6, 2)
-ORCHEO_OLDEST, ORCHEO_BEFORE = (0, 39), (0, 40)
 
 
 def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
@@ -33,7 +32,7 @@ def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
         findings += _database(settings, kind)
     findings += _broker(settings)
     if kind in (None, ProcessKind.WORKER):
-        findings += _orcheo(settings, needed=kind is not None)
+        findings += look_at_releases(settings, needed=kind is not None)
     return findings
 
 
@@ -69,6 +68,8 @@ def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]
     try:
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
             yield from _look_at_database(connection, settings.executor, kind)
+            if kind in (None, ProcessKind.WORKER) and settings.executor == ORCHEO:
+                yield from look_at_columns(connection)
             if kind in (None, ProcessKind.DISPATCHER):
                 yield from _wake_up(connection, settings)
     except DatabaseError as error:
@@ -198,24 +199,3 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         )
     if waiting > settings.max_queued:
         yield Finding("queue celery", Grade.WARN, f"{waiting} messages", "is a dispatcher running?")
-
-
-def _orcheo(settings: Settings, *, needed: bool) -> Iterator[Finding]:
-    if settings.executor != "orcheo":
-        yield Finding("executor", Grade.OK, settings.executor)
-        return
-    try:
-        version = importlib.metadata.version("orcheo-backend")
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "Orcheo",
-            Grade.WRONG if needed else Grade.WARN,
-            "not installed here",
-            "a worker needs it: pip install 'orcheo-dispatch[orcheo]'",
-        )
-        return
-    numbers = tuple(int(part) for part in version.split(".")[:2])
-    if ORCHEO_OLDEST <= numbers < ORCHEO_BEFORE:
-        yield Finding("Orcheo", Grade.OK, f"orcheo-backend {version}")
-    else:
-        yield Finding("Orcheo", Grade.WARN, f"orcheo-backend {version}", "tested with 0.39")

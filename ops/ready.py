@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
 
-_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
+PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 
 def load_settings(*, plugins: bool = False) -> Settings:
@@ -28,7 +28,7 @@ def load_settings(*, plugins: bool = False) -> Settings:
     Orcheo brings one, logfire, which pydantic would load for the settings: 15 MB and half a second.
     """
     if not plugins:
-        os.environ.setdefault(_PLUGINS, "__all__")
+        os.environ.setdefault(PLUGINS, "__all__")
     from shared.secret_names import keep_secrets_of
     from shared.settings import Settings
 

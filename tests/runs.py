@@ -61,11 +61,13 @@ def insert_runs(
     triggered_by: str = "webhook",
     workspace_id: str | None = WORKSPACE_ID,
     inputs: dict[str, Any] | None = None,
+    workflow_id: str = WORKFLOW_ID,
+    version_id: str = VERSION_ID,
 ) -> list[str]:
     """Insert pending runs as Orcheo's model writes them; return their ids, oldest first."""
     run = WorkflowRun(
-        workflow_id=UUID(WORKFLOW_ID),
-        workflow_version_id=UUID(VERSION_ID),
+        workflow_id=UUID(workflow_id),
+        workflow_version_id=UUID(version_id),
         triggered_by=triggered_by,
         input_payload=inputs or {"body": {"name": "Ada"}},
         workspace_id=workspace_id,
@@ -76,8 +78,8 @@ def insert_runs(
         connection.execute(
             _INSERT,
             {
-                "workflow": WORKFLOW_ID,
-                "version": VERSION_ID,
+                "workflow": workflow_id,
+                "version": version_id,
                 "by": triggered_by,
                 "payload": json.dumps(run.model_dump(mode="json")),
                 "ids": ids,

@@ -174,7 +174,13 @@ class Lifecycle:
                 self._settings.worker_lease,
                 patient=False,
             )
-            ready = [below("lag", "loop lag", lambda: runtime.loop_watch.lag, LAG_LIMIT_SECONDS), stored, *ready]
+            failing = condition("runs", lambda: runtime.failing.why, "not all fail of one error")
+            ready = [
+                failing,
+                below("lag", "loop lag", lambda: runtime.loop_watch.lag, LAG_LIMIT_SECONDS),
+                stored,
+                *ready,
+            ]
         try:
             self._health = serve_health(
                 self._settings, health_routes(live=live, ready=[*live, *ready], metrics=self.metrics.read)

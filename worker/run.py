@@ -211,7 +211,9 @@ def _say_ended(runtime: Runtime, end: End) -> None:
         return
     seconds = time.monotonic() - execution.begun_at
     runtime.metrics.run_settled(settled.outcome, run.triggered_by, seconds)
-    error = result.error if result is not None else None
+    assert result is not None
+    runtime.failing.note(run, result)
+    error = result.error
     log.info(
         "run_settled",
         run_id=claim.run_id,

@@ -24,6 +24,7 @@ from shared.store import Store
 from worker.deadlines import Deadlines
 from worker.execution import Execution, Executions, Stop
 from worker.executor import load_executor
+from worker.failing import Failing
 from worker.heartbeat import Heartbeat
 from worker.loop import EventLoop
 from worker.loop_watch import LoopWatch
@@ -63,6 +64,7 @@ class Runtime:
         # Orcheo configures logging as it is imported.
         route_again()
         self.executions = Executions(concurrency)
+        self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
         self.settler = Settler(
             self.store,

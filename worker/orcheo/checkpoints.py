@@ -9,22 +9,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import (
-    WRITES_IDX_MAP,
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import DictRow
+
+from worker.orcheo.compat import (
+    AsyncPostgresSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    RunnableConfig,
+    SerializerProtocol,
     get_checkpoint_id,
-    get_serializable_checkpoint_metadata,
+    is_delta_snapshot,
+    serializable_metadata,
+    write_indexes,
 )
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from psycopg import AsyncCursor
-from psycopg.rows import DictRow
-
 from worker.orcheo.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Pool, outlast_outage
 
@@ -73,7 +73,9 @@ class RunSaver(AsyncPostgresSaver):
     `saved` says when. Whatever else LangGraph asks of it, LangGraph's own statements answer, when all is written.
     """
 
-    def __init__(self, pool: Pool, commit: GroupCommit, run_id: str, serde: SerializerProtocol) -> None:
+    def __init__(
+        self, pool: Pool | AsyncConnection[DictRow], commit: GroupCommit, run_id: str, serde: SerializerProtocol
+    ) -> None:
         super().__init__(pool, serde=serde)
         self._commit = commit
         self._thread = run_id
@@ -82,6 +84,10 @@ class RunSaver(AsyncPostgresSaver):
         self._blobs: dict[tuple[str, str, str], tuple[str, bytes | None]] = {}
         self._writes: dict[_Key, dict[tuple[str, int], _Write]] = {}
         self._units: list[_Unsaved] = []
+
+    def config(self) -> RunnableConfig:
+        """Return what names the latest checkpoint of the run's own graph."""
+        return {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
 
     async def saved(self) -> None:
         """Wait until the tables hold what it was given. Raises what Postgres raised."""
@@ -125,7 +131,7 @@ class RunSaver(AsyncPostgresSaver):
                 inline[channel] = value
                 continue
             blobs[channel] = value
-            if isinstance(value, _DeltaSnapshot):
+            if is_delta_snapshot(value):
                 inline[channel] = True
         for channel, version in new_versions.items():
             if channel in blobs:
@@ -136,7 +142,7 @@ class RunSaver(AsyncPostgresSaver):
         self._checkpoints[key] = _Saved(
             configurable.get("checkpoint_id"),
             json.dumps({**checkpoint, "channel_values": inline}),
-            json.dumps(get_serializable_checkpoint_metadata(config, metadata)),
+            json.dumps(serializable_metadata(config, metadata)),
         )
         self._latest[namespace] = max(self._latest.get(namespace, ""), checkpoint["id"])
         unit.checkpoints[key] = None
@@ -153,9 +159,9 @@ class RunSaver(AsyncPostgresSaver):
         key = (configurable["checkpoint_ns"], configurable["checkpoint_id"])
         unit = self._growing()
         taken = self._writes.setdefault(key, {})
-        replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        replaces = all(channel in write_indexes for channel, _ in writes)
         for place, (channel, value) in enumerate(writes):
-            index = WRITES_IDX_MAP.get(channel, place)
+            index = write_indexes.get(channel, place)
             if replaces or (task_id, index) not in taken:
                 taken[task_id, index] = _Write(task_path, channel, *self.serde.dumps_typed(value))
                 unit.writes[key, task_id, index] = None

@@ -8,52 +8,31 @@ import gc
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.store.postgres.aio import AsyncPostgresStore
-from orcheo.config import get_settings
-from orcheo.models import CredentialAccessContext
-from orcheo.nodes.browser import close_browser_sessions_for_scope
-from orcheo.plugins import load_enabled_plugins
-from orcheo.runtime.credentials import CredentialResolver, credential_resolution
-from orcheo.runtime.runnable_config import RunnableConfigModel, merge_runnable_configs
-from orcheo.runtime.state_builder import build_initial_state
-from orcheo.tracing import encode_step_namespace, split_subgraph_update
-from orcheo.vault import BaseCredentialVault
-from orcheo_backend.app.dependencies import get_history_store, get_repository, get_vault
-from orcheo_backend.app.history import RunHistoryStore
-
-from shared.errors import SettingsError
 from shared.logs import describe, log
-from shared.redaction import redact
 from worker.error_text import error_text
 from worker.executor import Run, Stopped
-from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.group_commit import GroupCommit
+from worker.orcheo.compat import (
+    CredentialAccessContext,
+    CredentialResolver,
+    RunnableConfigModel,
+    build_initial_state,
+    close_browser_sessions_for_scope,
+    credential_resolution,
+    encode_step_namespace,
+    merge_runnable_configs,
+    split_subgraph_update,
+)
 from worker.orcheo.history import History
-from worker.orcheo.postgres import Pool, open_pool
-from worker.orcheo.schema import create_tables
-from worker.orcheo.workflow import Version, Workflows
+from worker.orcheo.rehearsal import Saver
+from worker.orcheo.services import Services, open_services
+from worker.orcheo.workflow import Loaded, Version
 
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"
 _CANCELLED = "Workflow execution cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class _Services:
-    """What the runs of a process share: none of it belongs to one run, and none is held during one."""
-
-    pool: Pool
-    store: AsyncPostgresStore
-    vault: BaseCredentialVault
-    workflows: Workflows
-    commit: GroupCommit
-    serde: JsonPlusSerializer
 
 
 class OrcheoExecutor:
@@ -64,34 +43,15 @@ class OrcheoExecutor:
     """
 
     def __init__(self) -> None:
-        self._services: _Services | None = None
+        self._services: Services | None = None
         self._closings: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Connect, load Orcheo's plugins and create the tables that are missing.
+        """Open what all runs share, and execute the built-in workflow; see `open_services`.
 
-        Call it on the loop that all runs share. Raises `SettingsError` where Orcheo's settings are
-        wrong and `DatabaseError` where Postgres cannot be reached.
+        Call it on the loop that all runs share.
         """
-        dsn, vault, history = await asyncio.to_thread(_configure)
-        pool = await open_pool(dsn)
-        try:
-            store = AsyncPostgresStore(pool)
-            await create_tables(
-                dsn,
-                [
-                    AsyncPostgresSaver(pool).setup,
-                    store.setup,
-                    lambda: history.list_histories("", limit=0),
-                    lambda: asyncio.to_thread(vault.list_all_credentials, workspace_id=str(uuid4())),
-                ],
-            )
-        except BaseException:
-            await pool.close()
-            raise
-        finally:
-            await cast("Any", history).close()
-        self._services = _Services(pool, store, vault, Workflows(pool), GroupCommit(pool), JsonPlusSerializer())
+        self._services = await open_services(self._perform)
         # Orcheo's imports leave 400 thousand objects that live as long as the process. Looked through in each full
         # collection, they were a quarter of what a short run cost.
         gc.collect()
@@ -110,15 +70,17 @@ class OrcheoExecutor:
         finally:
             services.commit.running -= 1
 
-    async def _execute(self, services: _Services, run: Run) -> Mapping[str, Any] | None:
-        loaded = await services.workflows.load(run)
+    async def _execute(self, services: Services, run: Run) -> Mapping[str, Any] | None:
+        return await self._perform(services, run, await services.workflows.load(run))
+
+    async def _perform(self, services: Services, run: Run, loaded: Loaded) -> Mapping[str, Any] | None:
         version = loaded.version.stored
         # From a copy: the version is that of other runs too, and nodes may change what is in their config.
         config = merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None)
         history = History(services.commit, run, loaded.clock)
         if not loaded.has_history:
             history.start(str(version.workflow_id), config)
-        saver = RunSaver(services.pool, services.commit, run.run_id, services.serde)
+        saver = services.make_saver(run.run_id)
         try:
             if loaded.has_checkpoints:
                 # What an earlier attempt has checkpointed would be merged into the state of this one.
@@ -126,7 +88,7 @@ class OrcheoExecutor:
             output = await _run_graph(services, run, loaded.version, config, history, saver)
             # Queued before the wait for the checkpoint, so that one statement writes both.
             closed = history.completed()
-            await saver.saved()
+            await _save(run, saver, history)
         except asyncio.CancelledError as cancelled:
             await _close_stopped(run, history, saver, cancelled)
             raise
@@ -152,7 +114,7 @@ class OrcheoExecutor:
         await asyncio.to_thread(cast("Any", services.vault).close)
         await services.pool.close()
 
-    def _opened(self) -> _Services:
+    def _opened(self) -> Services:
         if self._services is None:
             raise RuntimeError("the executor is not open")
         return self._services
@@ -165,7 +127,7 @@ class OrcheoExecutor:
 
 
 async def _run_graph(
-    services: _Services, run: Run, version: Version, config: RunnableConfigModel, history: History, saver: RunSaver
+    services: Services, run: Run, version: Version, config: RunnableConfigModel, history: History, saver: Saver
 ) -> Mapping[str, Any] | None:
     stored = version.stored
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=_uuid(run.workspace_id))
@@ -185,7 +147,16 @@ async def _run_graph(
     return _output(snapshot.values)
 
 
-async def _close_stopped(run: Run, history: History, saver: RunSaver, cancelled: asyncio.CancelledError) -> None:
+async def _save(run: Run, saver: Saver, history: History) -> None:
+    """Wait until the checkpoint is stored. Where it cannot be, the run has its result all the same."""
+    try:
+        await saver.saved()
+    except Exception as error:  # noqa: BLE001 - as above
+        log.warning("checkpoint_not_written", run_id=run.run_id, **describe(error))
+        await _see_through(run, history.checkpoint_lost(type(error).__name__))
+
+
+async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: asyncio.CancelledError) -> None:
     """Say in the trace what the run's status will say; nothing where the run may be another worker's by now."""
     stopped = cancelled.args[0] if cancelled.args else None
     if not isinstance(stopped, Stopped):
@@ -205,24 +176,6 @@ async def _see_through(run: Run, closing: asyncio.Future[Any]) -> None:
             await asyncio.shield(closing)
     except TimeoutError:
         log.warning("run_closing_abandoned", run_id=run.run_id, after_s=_CLOSING_SECONDS)
-
-
-def _configure() -> tuple[str, BaseCredentialVault, RunHistoryStore]:
-    """Return the DSN, the vault and the history store of Orcheo's settings, and load its plugins.
-
-    The stock worker loads no plugins, so a workflow that imports one fails there and runs in the API.
-    """
-    try:
-        dsn = str(get_settings().postgres_dsn or "")
-        # Orcheo makes the history store together with the repository, which itself stays unused here.
-        get_repository()
-        vault, history = get_vault(), get_history_store()
-    except ValueError as error:
-        raise SettingsError(redact(f"Orcheo's settings: {error}")) from error
-    for plugin in load_enabled_plugins().results:
-        if not plugin.loaded:
-            log.warning("plugin_not_loaded", plugin=plugin.name)
-    return dsn, vault, history
 
 
 async def _close_browsers(run_id: str) -> None:

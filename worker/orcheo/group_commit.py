@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from worker.orcheo.postgres import Pool, may_pass, outlast_outage
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from worker.orcheo.postgres import may_pass, outlast_outage
 
 SOON_SECONDS = 0.1
 """How long rows wait at most that nobody waits for: a trace is seen while its run is under way."""
@@ -79,6 +83,14 @@ _PARTS = {
 }
 
 
+class Connections(Protocol):
+    """Where the statements go; a pool, as a rule."""
+
+    def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
+        """Return a connection for one statement, which may be repeated on another one."""
+        ...
+
+
 @dataclass(slots=True)
 class Rows:
     """Rows by table, each a JSON object; in `contents`, in the same order, what JSON cannot hold."""
@@ -131,7 +143,7 @@ class GroupCommit:
     each is written by itself, so that no run pays for another's rows. It holds a connection for a statement.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Connections) -> None:
         self._pool = pool
         self._queued: list[Unit] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -223,8 +235,8 @@ def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]
     return batches
 
 
-@outlast_outage
-async def _execute(pool: Pool, rows: Rows) -> None:
+async def execute_rows(pool: Connections, rows: Rows) -> None:
+    """Write the rows in one statement."""
     tables = [table for table in _PARTS if table in rows.texts]
     if not tables:
         return
@@ -233,3 +245,6 @@ async def _execute(pool: Pool, rows: Rows) -> None:
     parameters |= {f"{table}_bytes": contents for table, contents in rows.contents.items()}
     async with pool.connection_to_retry_on() as connection:
         await connection.execute(cast("Any", statement), parameters)
+
+
+_execute = outlast_outage(execute_rows)

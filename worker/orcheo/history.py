@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from orcheo.runtime.runnable_config import RunnableConfigModel
-from orcheo_backend.app.history.serialization import normalize_json_mapping
-
 from shared.logs import describe, log
 from worker.executor import Run
+from worker.orcheo.compat import RunnableConfigModel, normalize_json_mapping
 from worker.orcheo.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Clock
 from worker.payload import storable, storable_text
@@ -97,6 +95,13 @@ class History:
         """Close the record of a run that was cancelled or timed out, as the API does for runs of its own."""
         reason = storable_text(reason)
         return self._close("cancelled", "cancelled", reason, {"status": "cancelled", "reason": reason})
+
+    def checkpoint_lost(self, error: str) -> asyncio.Future[Any]:
+        """Say, after the end, that the run's checkpoint could not be stored: an error of this class."""
+        reason = f"The checkpoint of this run could not be stored: {error}."
+        events = self._append("checkpoint", {"checkpoint": {"status": "error", "error": reason}})
+        self._commit.hasten()
+        return events.written
 
     def abandon(self) -> None:
         """Write nothing more, not even what was not written yet."""

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 import psycopg
-from orcheo.postgres_pools import connection_kwargs
 from psycopg import AsyncConnection, IsolationLevel
 from psycopg.rows import DictRow, dict_row, scalar_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -21,6 +20,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 from shared import session
 from shared.errors import DatabaseError
 from shared.sqlstate import Failure, failure_of
+from worker.orcheo.compat import connection_kwargs
 
 POOL_SIZE = 8
 """Connections a process; the runs of a process wait for one, not for each other."""

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import psycopg
-from orcheo.postgres_pools import connection_kwargs
 from psycopg.rows import tuple_row
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from shared.logs import log
-from worker.orcheo.postgres import prepare_session
+from worker.orcheo.compat import connection_kwargs
+from worker.orcheo.postgres import may_pass, prepare_session
 
 Create = Callable[[], Awaitable[object]]
 
@@ -23,23 +23,41 @@ _LOCK_PATIENCE_SECONDS = 60.0
 _RACE_SECONDS = 60.0
 
 
+_LOST_RACES = (
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateColumn,
+    psycopg.errors.InternalError_,
+)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether another attempt may do better, as it may after an outage; not where a column is missing."""
+    return may_pass(error) or isinstance(error, _LOST_RACES)
+
+
 async def create_tables(dsn: str, creates: list[Create]) -> None:
     """Await each of `creates` in order, one process at a time; all of them do nothing where their tables exist.
 
-    The API creates some of the same tables without our lock, so a race that is lost is run again.
+    The API creates some of the same tables without our lock, so a race that is lost is run again. What Postgres
+    refuses keeps no other from being awaited; then the first such error is raised.
     """
+    refused: psycopg.Error | None = None
     async with _alone(dsn):
         for create in creates:
-            await _outlast_race(create)
-
-
-def _may_be_a_lost_race(error: BaseException) -> bool:
-    """Return whether another attempt may do better; a role that may not create tables never will."""
-    return isinstance(error, psycopg.Error) and not isinstance(error, psycopg.errors.InsufficientPrivilege)
+            try:
+                await _outlast_race(create)
+            except psycopg.Error as error:
+                if _may_pass(error):
+                    raise
+                refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 @retry(
-    retry=retry_if_exception(_may_be_a_lost_race),
+    retry=retry_if_exception(_may_pass),
     stop=stop_after_delay(_RACE_SECONDS),
     wait=wait_random_exponential(multiplier=0.1, max=2),
     reraise=True,

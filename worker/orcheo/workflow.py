@@ -11,14 +11,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from langgraph.graph import StateGraph
-from orcheo.graph.builder import build_graph
-from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
-from orcheo.models import WorkflowVersion
-from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 from psycopg.rows import DictRow
 
 from worker.executor import Run, RunRejectedError
+from worker.orcheo.compat import (
+    LANGGRAPH_SCRIPT_FORMAT,
+    StateGraph,
+    WorkflowVersion,
+    WorkflowVersionNotFoundError,
+    build_graph,
+    load_graph_from_script,
+)
 from worker.orcheo.postgres import Clock, Pool, fetch_all
 
 MAX_VERSIONS = 256
@@ -44,8 +47,8 @@ SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS ve
 class Version:
     """A version of a workflow as it is stored."""
 
-    def __init__(self, payload: Any, updated_at: datetime) -> None:
-        self.stored = WorkflowVersion.model_validate(payload)
+    def __init__(self, stored: WorkflowVersion, updated_at: datetime) -> None:
+        self.stored = stored
         self.updated_at = updated_at
         self._was_built = False
 
@@ -111,7 +114,7 @@ class Workflows:
     def _version(self, row: DictRow) -> Version:
         known: Version | None = row["known"]
         if known is None or known.updated_at != row["updated_at"]:
-            known = Version(row["payload"], row["updated_at"])
+            known = Version(WorkflowVersion.model_validate(row["payload"]), row["updated_at"])
         self._versions[row["version_id"]] = known
         self._versions.move_to_end(row["version_id"])
         if len(self._versions) > MAX_VERSIONS:

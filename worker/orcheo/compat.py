@@ -1,0 +1,231 @@
+"""All that a worker uses of Orcheo and LangGraph, and whether the installed releases still have it.
+
+Neither names nor signatures here are promised by anybody, so each is probed at start. What is missing is an error
+of one line that names the release, the name and the remedy. Other modules import these names from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shared.errors import SettingsError
+from worker.orcheo.releases import REMEDY, installed, owner
+
+
+def _unimportable(error: Exception) -> Exception:
+    """Return what to raise for an import that failed: the error itself where a distribution is not installed."""
+    ours = error.__traceback__ is not None and error.__traceback__.tb_next is None
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return error
+    releases = ", ".join(str(release) for release in installed())
+    if not isinstance(error, ImportError):
+        return SettingsError(f"Orcheo cannot be imported: {type(error).__name__} ({releases}): {REMEDY}")
+    if not ours:
+        return SettingsError(f"Orcheo cannot be imported: {error} ({releases}): {REMEDY}")
+    name = f"{error.name}.{error.name_from}" if error.name_from else str(error.name)
+    return SettingsError(f"{owner(str(error.name))} has no {name}, which a worker needs: {REMEDY}")
+
+
+try:
+    import langgraph.checkpoint.base as _base
+    import langgraph.checkpoint.serde.types as _serde_types
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        get_checkpoint_id,
+    )
+    from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+    from langgraph.checkpoint.serde.base import SerializerProtocol
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.graph import StateGraph
+    from langgraph.graph.state import CompiledStateGraph
+    from langgraph.store.postgres.aio import AsyncPostgresStore
+    from orcheo.config import get_settings
+    from orcheo.graph.builder import build_graph
+    from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
+    from orcheo.models import CredentialAccessContext, WorkflowVersion
+    from orcheo.nodes.browser import close_browser_sessions_for_scope
+    from orcheo.plugins import load_enabled_plugins
+    from orcheo.runtime.credentials import CredentialResolver, credential_resolution
+    from orcheo.runtime.runnable_config import RunnableConfigModel, merge_runnable_configs
+    from orcheo.runtime.state_builder import build_initial_state
+    from orcheo.tracing import encode_step_namespace, split_subgraph_update
+    from orcheo.vault import BaseCredentialVault
+    from orcheo_backend.app.dependencies import get_history_store, get_repository, get_vault
+    from orcheo_backend.app.history import RunHistoryStore
+    from orcheo_backend.app.history.serialization import normalize_json_mapping
+    from orcheo_backend.app.repository import WorkflowVersionNotFoundError
+except Exception as _error:
+    raise _unimportable(_error) from _error
+
+__all__ = [
+    "AsyncPostgresSaver",
+    "AsyncPostgresStore",
+    "BaseCredentialVault",
+    "ChannelVersions",
+    "Checkpoint",
+    "CheckpointMetadata",
+    "CheckpointTuple",
+    "CredentialAccessContext",
+    "CredentialResolver",
+    "InMemorySaver",
+    "JsonPlusSerializer",
+    "LANGGRAPH_SCRIPT_FORMAT",
+    "RunHistoryStore",
+    "RunnableConfig",
+    "RunnableConfigModel",
+    "SerializerProtocol",
+    "StateGraph",
+    "WorkflowVersion",
+    "WorkflowVersionNotFoundError",
+    "build_graph",
+    "build_initial_state",
+    "check_calls",
+    "close_browser_sessions_for_scope",
+    "connection_kwargs",
+    "credential_resolution",
+    "encode_step_namespace",
+    "get_checkpoint_id",
+    "get_history_store",
+    "get_repository",
+    "get_settings",
+    "get_vault",
+    "group_commit_lacks",
+    "is_delta_snapshot",
+    "load_enabled_plugins",
+    "load_graph_from_script",
+    "merge_runnable_configs",
+    "normalize_json_mapping",
+    "serializable_metadata",
+    "split_subgraph_update",
+    "write_indexes",
+]
+
+_ANY: Any = object()
+
+# Each call as this project makes it, without what a method is called on.
+_CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...] = (
+    (build_graph, (_ANY,), {}),
+    (
+        load_graph_from_script,
+        (_ANY,),
+        dict.fromkeys(("entrypoint", "max_script_bytes", "execution_timeout_seconds", "script_filename"), _ANY),
+    ),
+    (build_initial_state, (_ANY,) * 4, {}),
+    (merge_runnable_configs, (_ANY, _ANY), {}),
+    (RunnableConfigModel.to_runnable_config, (_ANY,) * 2, {}),
+    (RunnableConfigModel.to_state_config, (_ANY,) * 2, {}),
+    (RunnableConfigModel.to_json_config, (_ANY,) * 2, {}),
+    (CredentialAccessContext, (), {"workflow_id": _ANY, "workspace_id": _ANY}),
+    (CredentialResolver, (_ANY,), {"context": _ANY}),
+    (credential_resolution, (_ANY,), {}),
+    (split_subgraph_update, (_ANY,), {}),
+    (encode_step_namespace, (_ANY, _ANY), {}),
+    (normalize_json_mapping, (_ANY,), {}),
+    (close_browser_sessions_for_scope, (_ANY,), {}),
+    (load_enabled_plugins, (), {}),
+    (get_repository, (), {}),
+    (get_vault, (), {}),
+    (get_history_store, (), {}),
+    (BaseCredentialVault.list_all_credentials, (_ANY,), {"workspace_id": _ANY}),
+    (RunHistoryStore.list_histories, (_ANY, _ANY), {"limit": _ANY}),
+    (StateGraph.compile, (_ANY,), {"checkpointer": _ANY, "store": _ANY}),
+    (
+        CompiledStateGraph.astream,
+        (_ANY, _ANY),
+        dict.fromkeys(("config", "stream_mode", "subgraphs", "durability"), _ANY),
+    ),
+    (CompiledStateGraph.aget_state, (_ANY, _ANY), {}),
+    (AsyncPostgresStore, (_ANY,), {}),
+    (AsyncPostgresSaver, (_ANY,), {"serde": _ANY}),
+    (AsyncPostgresSaver.setup, (_ANY,), {}),
+    (AsyncPostgresSaver.aget_tuple, (_ANY, _ANY), {}),
+    (AsyncPostgresSaver.aput, (_ANY,) * 5, {}),
+    (AsyncPostgresSaver.aput_writes, (_ANY,) * 5, {}),
+    (AsyncPostgresSaver.adelete_thread, (_ANY, _ANY), {}),
+)
+
+
+def check_calls() -> None:
+    """Raise `SettingsError` where something cannot be called any more as a worker calls it."""
+    for function, arguments, named in _CALLS:
+        try:
+            inspect.signature(function).bind(*arguments, **named)
+        except TypeError as error:
+            name = f"{function.__module__}.{function.__qualname__}"
+            release = owner(function.__module__)
+            raise SettingsError(f"{release}: {name} cannot be called as a worker does: {error}: {REMEDY}") from error
+
+
+# --- what only the group commit of checkpoints needs: where it is gone, LangGraph's own saver takes its place
+
+_WRITE_INDEXES = "WRITES_IDX_MAP"
+_METADATA = "get_serializable_checkpoint_metadata"
+_DELTA_SNAPSHOT = "_DeltaSnapshot"
+_CURSOR = "_cursor"
+
+write_indexes: Mapping[str, int] = getattr(_base, _WRITE_INDEXES, {})
+"""The places of the writes that are not a channel's."""
+serializable_metadata: Callable[..., Any] = getattr(_base, _METADATA, dict)
+_delta_snapshot: type | None = getattr(_serde_types, _DELTA_SNAPSHOT, None)
+
+
+def is_delta_snapshot(value: Any) -> bool:
+    """Tell whether a value of a channel is one that LangGraph marks in its checkpoint."""
+    return _delta_snapshot is not None and isinstance(value, _delta_snapshot)
+
+
+def group_commit_lacks() -> str | None:
+    """Return what the installed LangGraph lacks of that which the group commit of checkpoints needs."""
+    for name in (_WRITE_INDEXES, _METADATA):
+        if not hasattr(_base, name):
+            return f"{owner(_base.__name__)} has no {_base.__name__}.{name}"
+    if _delta_snapshot is None and _has_delta_channels():
+        return f"{owner(_serde_types.__name__)} has no {_serde_types.__name__}.{_DELTA_SNAPSHOT}"
+    module = AsyncPostgresSaver.__module__
+    cursor = getattr(AsyncPostgresSaver, _CURSOR, None)
+    if cursor is None or "pipeline" not in inspect.signature(cursor).parameters:
+        return f"{owner(module)} has no {module}.AsyncPostgresSaver.{_CURSOR}(pipeline)"
+    return None
+
+
+def _has_delta_channels() -> bool:
+    """Tell whether this LangGraph is one that makes such snapshots: those before 1.2 do not."""
+    try:
+        import langgraph.channels.delta  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+# --- what older releases lack
+
+try:
+    _postgres_pools: Any = importlib.import_module("orcheo.postgres_pools")
+except ImportError:
+    _postgres_pools = None
+
+_CONNECTION_DEFAULTS: Mapping[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "prepare_threshold": None,
+}
+"""Those of Orcheo 0.46; releases before 0.45.8 set fewer or none of them."""
+
+
+def connection_kwargs(*, autocommit: bool, row_factory: Any) -> dict[str, Any]:
+    """Return the arguments of a connection: Orcheo's own where it has them, and they are safe behind a pooler."""
+    arguments = {"autocommit": autocommit, "row_factory": row_factory}
+    orcheos = getattr(_postgres_pools, "connection_kwargs", dict)
+    return {**_CONNECTION_DEFAULTS, **orcheos(**arguments), **arguments}

@@ -1,0 +1,231 @@
+"""A built-in workflow, executed twice before a worker is ready: by the very code that executes runs.
+
+Twice, because the second build of a graph goes another way than the first. All that it writes is in transactions that
+are rolled back, so no row of it is ever visible, whatever becomes of the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from shared.errors import DatabaseError, SettingsError
+from shared.logs import describe
+from worker.executor import Run
+from worker.orcheo.checkpoints import RunSaver
+from worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, AsyncPostgresSaver, SerializerProtocol, WorkflowVersion
+from worker.orcheo.group_commit import GroupCommit, Rows, Unit, execute_rows
+from worker.orcheo.own_saver import OwnSaver
+from worker.orcheo.postgres import Clock, Pool, may_pass
+from worker.orcheo.releases import REMEDY, installed
+from worker.orcheo.tables import said
+from worker.orcheo.workflow import Loaded, Version
+from worker.payload import storable
+
+_SECONDS = 30.0
+_SOURCE = """
+from langgraph.graph import END, StateGraph
+from orcheo.graph.state import State
+from orcheo.nodes.logic import SetVariableNode
+
+def build():
+    graph = StateGraph(State)
+    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables={"said": "{{inputs.line}}"}))
+    graph.set_entry_point("rehearsal")
+    graph.add_edge("rehearsal", END)
+    return graph
+"""
+_LINE = "ready"
+_TRACES = {"records", "changes", "steps"}
+
+type Saver = RunSaver | OwnSaver
+type Perform = Callable[[Run, Loaded, GroupCommit, Callable[[str], Saver]], Awaitable[Mapping[str, Any] | None]]
+"""Executes a run with this group commit and these checkpointers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why what a run leaves cannot be stored; None where it can."""
+
+    checkpoints: str | None = None
+    traces: str | None = None
+
+
+async def rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, own_saver: bool) -> Refused:
+    """Execute the built-in workflow twice and return what could not be stored.
+
+    Raises `SettingsError` where it cannot be executed and `DatabaseError` where Postgres is unavailable.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await _rehearse(pool, serde, perform, own_saver=own_saver)
+    except (TimeoutError, psycopg.Error) as error:
+        raise DatabaseError(f"the built-in workflow was not executed: {type(error).__name__}") from error
+
+
+async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, own_saver: bool) -> Refused:
+    async with _rolled_back(pool) as connection, _rolled_back(pool) as of_saver:
+        clock = await _clock(connection)
+        version = Version(_built_in(), clock.read)
+        commit = _Recording(connection)
+        savers: list[Saver] = []
+
+        def make_saver(run_id: str) -> Saver:
+            saver = _Silent(of_saver, run_id, serde) if own_saver else RunSaver(connection, commit, run_id, serde)
+            savers.append(saver)
+            return saver
+
+        for build in ("first", "second"):
+            run = _run(version)
+            output = await _perform(perform, run, Loaded(version, False, False, clock), commit, make_saver, build)
+            _check_output(output, build)
+            await commit.close()
+        _raise_outage(commit.outage, *(saver.error for saver in savers if isinstance(saver, OwnSaver)))
+        refused = commit.refused
+        for saver in savers:
+            if isinstance(saver, OwnSaver):
+                refused = Refused(_reason(saver.error) if saver.error else None, refused.traces)
+            elif refused.checkpoints is None:
+                refused = Refused(await _compare(saver, AsyncPostgresSaver(connection, serde=serde)), refused.traces)
+        return refused
+
+
+async def _perform(
+    perform: Perform,
+    run: Run,
+    loaded: Loaded,
+    commit: GroupCommit,
+    make_saver: Callable[[str], Saver],
+    build: str,
+) -> Mapping[str, Any] | None:
+    try:
+        return await perform(run, loaded, commit, make_saver)
+    except Exception as error:
+        if may_pass(error):
+            raise
+        told = describe(error)
+        where = f"{told['error']} at {told.get('at', '?')}"
+        raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
+
+
+def _check_output(output: Mapping[str, Any] | None, build: str) -> None:
+    stored = json.loads(json.dumps(storable(dict(output or {})), allow_nan=False))
+    try:
+        line = stored["final_state"]["node_results"]["rehearsal"]["said"]
+    except (KeyError, TypeError):
+        line = None
+    if line != _LINE:
+        raise SettingsError(f"the built-in workflow returned a wrong output, {build} build {_releases()}")
+
+
+async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None:
+    """Return what is wrong where LangGraph does not read from our rows what it gave us."""
+    config = saver.config()
+    remembered = await saver.aget_tuple(config)
+    try:
+        stored = await langgraph.aget_tuple(config)
+    except psycopg.Error as error:
+        return _reason(error)
+    return None if stored == remembered else "LangGraph does not read the checkpoint that was written"
+
+
+class _Recording(GroupCommit):
+    """Writes on one connection, each unit alone, and keeps what was refused in place of telling the unit."""
+
+    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+        self._scratch = _OneConnection(connection)
+        super().__init__(self._scratch)
+        self.refused = Refused()
+        self.outage: Exception | None = None
+
+    async def _write_batch(self, batch: Sequence[tuple[Unit, Rows]]) -> None:
+        for unit, rows in batch:
+            try:
+                await execute_rows(self._scratch, rows)
+            except Exception as error:  # noqa: BLE001 - it is kept
+                if may_pass(error):
+                    self.outage = error
+                else:
+                    self._keep(rows, error)
+            if not unit.written.done():
+                unit.written.set_result(None)
+
+    def _keep(self, rows: Rows, error: Exception) -> None:
+        if _TRACES & rows.texts.keys():
+            self.refused = Refused(self.refused.checkpoints, self.refused.traces or _reason(error))
+        else:
+            self.refused = Refused(self.refused.checkpoints or _reason(error), self.refused.traces)
+
+
+class _OneConnection:
+    """What the group commit needs of a pool: one connection, and a savepoint for each statement."""
+
+    def __init__(self, connection: AsyncConnection[DictRow]) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def connection_to_retry_on(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        async with self._connection.transaction():
+            yield self._connection
+
+
+class _Silent(OwnSaver):
+    """A saver whose error is read, not raised."""
+
+    async def saved(self) -> None:
+        """Do nothing."""
+
+
+@asynccontextmanager
+async def _rolled_back(pool: Pool) -> AsyncIterator[AsyncConnection[DictRow]]:
+    async with pool.connection_to_retry_on() as connection, connection.transaction(force_rollback=True):
+        yield connection
+
+
+def _raise_outage(*errors: Exception | None) -> None:
+    for error in errors:
+        if error is not None and may_pass(error):
+            raise error
+
+
+async def _clock(connection: AsyncConnection[DictRow]) -> Clock:
+    row = await (await connection.execute("SELECT clock_timestamp() AS now")).fetchone()
+    assert row is not None
+    return Clock(row["now"], time.monotonic())
+
+
+def _built_in() -> WorkflowVersion:
+    graph = {"format": LANGGRAPH_SCRIPT_FORMAT, "source": _SOURCE, "entrypoint": "build"}
+    return WorkflowVersion.model_construct(id=uuid4(), workflow_id=uuid4(), graph=graph, runnable_config=None)
+
+
+def _run(version: Version) -> Run:
+    return Run(
+        run_id=str(uuid4()),
+        fence=1,
+        attempt=1,
+        workflow_id=str(version.stored.workflow_id),
+        workflow_version_id=str(version.stored.id),
+        workspace_id=str(uuid4()),
+        triggered_by="rehearsal",
+        inputs={"line": _LINE},
+        runnable_config={},
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {said(error)}" if isinstance(error, psycopg.Error) else type(error).__name__
+
+
+def _releases() -> str:
+    return f"({', '.join(str(release) for release in installed())}): {REMEDY}"
