@@ -10,12 +10,13 @@ from sqlalchemy import Connection, text
 from ops import rights
 from ops.check_orcheo import ORCHEO, look_at_columns, look_at_releases
 from ops.findings import Finding, Grade
-from shared import celery_environment
+from shared import celery_environment, parts
 from shared.api_table import index_is_valid, notifies
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
 from shared.database import database_errors, open_engine, through_pooler, transaction
 from shared.errors import BrokerError, DatabaseError
+from shared.footing import several_tables, unmet_to_read, unmet_to_write
 from shared.ledger import PENDING_INDEX, TURNS_INDEX, ProcessKind
 from shared.redaction import redact
 from shared.revision import current_revision, newest_revision
@@ -84,19 +85,16 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
         yield Finding("database", Grade.OK, shown)
     else:
         yield Finding("database", Grade.WRONG, shown, "PostgreSQL 14 or later is needed", wrong)
-    if connection.scalar(text("SELECT pg_is_in_recovery()")):
-        yield Finding("database role", Grade.WRONG, "read-only (in recovery)", "name the primary in the DSN", wrong)
-
-    if not connection.scalar(text("SELECT to_regclass('workflow_runs') IS NOT NULL")):
-        yield Finding(
-            "Orcheo's tables",
-            Grade.WRONG,
-            "workflow_runs is missing",
-            "start Orcheo's API once on this database",
-            wrong,
-        )
+    unmet = unmet_to_read(connection)
+    yield from (Finding(each.what, Grade.WRONG, each.found, each.mend, wrong) for each in unmet)
+    if unmet:
         return
     yield Finding("Orcheo's tables", Grade.OK, "workflow_runs is there")
+    if (schemas := several_tables(connection)) is not None:
+        mend = "set the search_path of this role to the schema of this Orcheo, if the first one is another's"
+        yield Finding("Orcheo's tables", Grade.WARN, f"workflow_runs is in several schemas: {schemas}", mend)
+    unmet = unmet_to_write(connection)
+    yield from (Finding(each.what, Grade.WRONG, each.found, each.mend, wrong) for each in unmet)
     lacks = rights.lacking(connection)
     yield from _rights(lacks, executor) if kind is None else _rights_of(kind, lacks, executor)
     if not lacks.entry:
@@ -112,8 +110,17 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
             "orcheo-dispatch migrate",
             wrong,
         )
+    yield from _parts(connection)
     yield from _index(connection, "index on pending runs", PENDING_INDEX, "status and pages read all runs without it")
     yield from _index(connection, "index on turns", TURNS_INDEX, "a workflow that floods holds others up without it")
+
+
+def _parts(connection: Connection) -> Iterator[Finding]:
+    """Look for what somebody may have dropped, and without which runs are dispatched all the same."""
+    missing = [name for name in parts.missing(connection) if name not in parts.FUNCTIONS]
+    if missing:
+        mend = "orcheo-dispatch migrate, then the SQL that 'orcheo-dispatch roles' prints"
+        yield Finding("views and indexes", Grade.WARN, f"missing: {', '.join(missing)}", mend)
 
 
 def _index(connection: Connection, what: str, index: str, without: str) -> Iterator[Finding]:

@@ -85,6 +85,7 @@ def migrate_command(
                 "index_created": done.index_created,
                 "index_present": done.index_present,
                 "notify": done.notify,
+                "made_again": list(done.made_again),
             }
         )
         return
@@ -92,6 +93,8 @@ def migrate_command(
     print(f"schema orcheo_dispatch {moved} revision {done.revision}")
     made = "made" if done.index_created else "present" if done.index_present else "left out: claims read all runs"
     print(f"indexes on pending runs: {made}")
+    if done.made_again:
+        print(f"made again what was missing: {', '.join(done.made_again)}; 'orcheo-dispatch roles' prints their grants")
     print(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 
@@ -115,7 +118,7 @@ app.command()(hosting.units)
 @app.command()
 def poll(as_json: Json = False) -> None:
     """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is away."""
-    settings = ready()
+    settings = ready(writes=True)
     from dataclasses import asdict
 
     from dispatcher.app import Dispatcher, make_dispatcher_app

@@ -39,18 +39,28 @@ def load_settings(*, plugins: bool = False) -> Settings:
     return settings
 
 
-def ready(*, needs_database: bool = True, plugins: bool = False) -> Settings:
-    """Return the settings, with logging set up and the schema known to be the one that this release needs."""
+def ready(*, needs_database: bool = True, plugins: bool = False, writes: bool = False) -> Settings:
+    """Return the settings, with logging set up and the schema known to be the one that this release needs.
+
+    For who `writes`, nothing else in the database stands in the way either. Raises `SchemaError` with a line for each
+    thing that does.
+    """
     settings = load_settings(plugins=plugins)
     from shared import logs
 
     logs.configure(settings)
     if needs_database:
         from shared.database import open_engine, transaction
+        from shared.footing import unmet_to_read, unmet_to_write
         from shared.revision import current_revision, newest_revision
 
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
+            unmet = unmet_to_read(connection)
             revision = current_revision(connection)
+            if writes and not unmet and revision == newest_revision():
+                unmet = unmet_to_write(connection)
+        if unmet:
+            raise SchemaError("\n".join(map(str, unmet)))
         if revision != newest_revision():
             raise SchemaError(
                 f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "

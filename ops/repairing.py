@@ -38,7 +38,7 @@ def requeue(
 
 
 def _repair(runs: list[str], action: str, reason: str, dry_run: bool, as_json: bool) -> None:
-    settings = ready()
+    settings = ready(writes=True)
     from ops import screen
     from ops.repair import Action, repair
     from shared.database import open_engine

@@ -24,7 +24,7 @@ def beat() -> None:
 
 def dispatcher() -> None:
     """Run a dispatcher: claim pending runs and publish them."""
-    settings = ready()
+    settings = ready(writes=True)
     from dispatcher.app import make_dispatcher_app
     from shared.installation import find_installation
 
@@ -37,7 +37,7 @@ def worker(
     ] = 0,
 ) -> None:
     """Run a worker: execute runs."""
-    settings = _of_instance(ready(plugins=True), instance)
+    settings = _of_instance(ready(plugins=True, writes=True), instance)
     from shared.installation import find_installation
     from worker.app import make_worker_app
 

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_random
 
+from shared import parts
 from shared.api_table import INDEXES, indexes_are_valid, make_index, notifies, set_notify
 from shared.database import database_errors, open_engine
 from shared.errors import DatabaseError, SchemaError, SettingsError
@@ -37,6 +38,8 @@ class Migration:
     index_present: bool
     notify: bool
     """Whether a run that is inserted wakes the dispatchers that listen."""
+    made_again: tuple[str, ...] = ()
+    """Views, indexes and functions of our schema that somebody had dropped."""
 
 
 def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
@@ -63,13 +66,13 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         connection.commit()
         _change(connection, lambda: command.upgrade(_config(connection), "head"))
         after = current_revision(connection)
-        connection.rollback()
+        made_again = _make_again(connection)
         created = [name for name in INDEXES if index and make_index(engine, name)]
         if notify is not None:
             set_notify(engine, on=notify)
         present = indexes_are_valid(connection)
         assert after is not None
-        return Migration(before, after, bool(created), present, notifies(connection))
+        return Migration(before, after, bool(created), present, notifies(connection), made_again)
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
@@ -130,6 +133,29 @@ def _change(connection: Connection, change: Callable[[], None]) -> None:
     )(attempt)
     connection.exec_driver_sql("SET lock_timeout = 0")
     connection.commit()
+
+
+def _make_again(connection: Connection) -> tuple[str, ...]:
+    """Make the views, indexes and functions again that somebody dropped; return their names.
+
+    What makes them is read off a schema that the migrations make anew, in a transaction that is rolled back.
+    """
+    gone = parts.missing(connection)
+    connection.rollback()
+    if not gone:
+        return ()
+    with connection.begin() as anew:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_DDL_LOCK_MILLISECONDS}")
+        connection.exec_driver_sql(f"ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_aside")
+        connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
+        command.upgrade(_config(connection), "head")
+        definitions = parts.definitions(connection)
+        anew.rollback()
+    with connection.begin():
+        for name, definition in definitions.items():
+            if name in gone:
+                connection.exec_driver_sql(definition)
+    return tuple(gone)
 
 
 @contextmanager

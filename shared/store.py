@@ -31,8 +31,10 @@ class Store:
     Each method is one transaction, but for claims of one statement, and raises `DatabaseError` where Postgres is away.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, worker_id: UUID | None = None) -> None:
+        """With `worker_id`, `heartbeat` and `settle` touch the runs of this worker alone, whatever their fences."""
         self._engine = engine
+        self._worker_id = str(worker_id) if worker_id else None
 
     def claim(
         self,
@@ -137,6 +139,7 @@ class Store:
             metadata=[json.dumps(dict(ending.metadata)) for ending in each],
             changes=[ending.changes for ending in each],
             actor=actor,
+            worker_id=self._worker_id,
         )
         return {
             Claim(row.run_id, row.fence): Settled(
@@ -147,7 +150,7 @@ class Store:
 
     def heartbeat(self, claims: Iterable[Claim], *, lease: float) -> dict[Claim, str | None]:
         """Extend the leases of running claims; return those still held, with the run's status in the API."""
-        rows = self._rows(statements.HEARTBEAT, lease=lease, **_arrays(claims))
+        rows = self._rows(statements.HEARTBEAT, lease=lease, worker_id=self._worker_id, **_arrays(claims))
         return {Claim(row.run_id, row.fence): row.status for row in rows}
 
     def reap(self, policy: LostRuns, *, max_attempts: int, lease: float, batch: int) -> list[Reaped]:

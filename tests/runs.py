@@ -103,6 +103,16 @@ def ledger(database: Database, run_id: str) -> dict[str, Any]:
     return one(database, "SELECT * FROM orcheo_dispatch.dispatch WHERE run_id = %s", run_id)
 
 
+def nth_claim(fence: int) -> int:
+    """Return which claim of its run this fence is of."""
+    return fence & 1023
+
+
+def times_claimed(database: Database) -> set[int]:
+    """Return how often runs were claimed."""
+    return {nth_claim(row["fence"]) for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")}
+
+
 def statuses(database: Database) -> set[str]:
     """Return the statuses that runs have."""
     return {row["status"] for row in everything(database, "SELECT DISTINCT status FROM workflow_runs")}

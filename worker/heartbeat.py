@@ -32,7 +32,7 @@ class Heartbeat:
         self._executions = executions
         self._metrics = metrics
         self._engine: Engine = make_engine(settings, role="heartbeat", connections=1)
-        self._store = Store(self._engine)
+        self._store = Store(self._engine, worker_id=process.id)
         self._stopping = threading.Event()
         self._returned: list[str] = []
         self._returned_lock = threading.Lock()

@@ -54,7 +54,7 @@ class Runtime:
         self.wire = wire
         self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
-        self.store = Store(self.engine)
+        self.store = Store(self.engine, worker_id=self.process.id)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.strangers = Strangers(wire)
         self.said_stale = Ration()

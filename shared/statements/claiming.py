@@ -121,18 +121,24 @@ _IN_TURN = """
 
 # SKIP LOCKED passes over rows that another dispatcher holds right now, but does not look again at a row
 # that another one locked, entered into the ledger and let go, unchanged, since this statement's snapshot.
-# For those the conflict clause decides: only a settled row is taken over. A taken-over row gets the next fence.
+# For those the conflict clause decides: only a settled row is taken over.
+#
+# A fence is the milliseconds of the epoch, times 1024, and in the last ten bits which claim of the run it is, as far as
+# the ledger knows. So it is above every fence that the run ever had, also where its row was pruned, or the tables were
+# restored as they were before.
 _ENTERED = """
 ), claimed AS (
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
             dispatcher_id, created_at)
-    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed', 1,
+    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed',
+           ((EXTRACT(epoch FROM now()) * 1000)::bigint << 10) + 1,
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
            now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
       FROM candidates AS c
         ON CONFLICT (run_id) DO UPDATE
-       SET state = 'claimed', outcome = NULL, fence = d.fence + 1, claimed_at = now(), published_at = NULL,
+       SET state = 'claimed', outcome = NULL, claimed_at = now(), published_at = NULL,
+           fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
            begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
            dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL,
            created_at = EXCLUDED.created_at

@@ -67,13 +67,15 @@ SELECT a.run_id, a.fence, a.state, a.reason, a.attempts, a.slot, a.workspace_id,
 KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[]))")
 
 # Extend the leases of the runs that this worker executes, in one statement, and learn what the API made of them.
-# A run that is not returned is not this worker's any more.
+# A run that is not returned is not this worker's any more. Its id is compared as well: after a restore of Redis too, a
+# message may be delivered twice, to two workers under one fence.
 HEARTBEAT = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS h(run_id, fence)
         ON h.run_id = d.run_id AND h.fence = d.fence
      WHERE d.state || '' = 'running'
+       AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
      ORDER BY d.run_id FOR UPDATE OF d
 )
 UPDATE orcheo_dispatch.dispatch AS d
@@ -85,7 +87,7 @@ RETURNING d.run_id, d.fence, r.status
 """)
 
 # End runs, each under its fence. Where the API has ended one meanwhile, its word stands and only the ledger is settled.
-# A status 'pending' hands the run back for another attempt.
+# A status 'pending' hands the run back for another attempt. Of another worker's runs none is touched.
 SETTLE = text("""
 WITH ending AS MATERIALIZED (
     SELECT e.* FROM unnest(
@@ -99,6 +101,7 @@ WITH ending AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
       JOIN (SELECT count(*) FROM locked_run) AS locked ON true
      WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' = 'running'
+       AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
      ORDER BY d.run_id FOR UPDATE OF d
 ), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d

@@ -16,7 +16,7 @@ from shared.errors import RefusedError, RowLockedError
 from shared.ledger import Claim, Outcome
 from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
-from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
+from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, nth_claim, read_run, store_of
 
 WORKER = uuid4()
 
@@ -69,14 +69,15 @@ def test_failed_run_carries_its_error_and_audit_log_too(database: Database) -> N
 def test_requeued_run_is_pending_again_and_keeps_its_slot(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
-        settled = store.settle(_begun(store), Ending.requeued("worker stopped"))
+        first = _begun(store)
+        settled = store.settle(first, Ending.requeued("worker stopped"))
         assert settled is not None
         assert settled.slot_due_in is None
         run = read_run(database, run_id)
         assert (run["status"], run["payload"]["started_at"], run["payload"]["completed_at"]) == ("pending", None, None)
         assert ledger(database, run_id)["slot"] == "held"
         (claim,) = claim_all(store)
-        assert claim.fence == 2
+        assert claim.fence > first.fence
 
 
 def test_stale_fence_cannot_begin_run(database: Database) -> None:
@@ -273,7 +274,7 @@ def test_runs_begin_together_each_under_its_own_fence(database: Database) -> Non
         answers = store.begin_all(claims, worker_id=WORKER, lease=30)
     told = [answer.run_id if isinstance(answer, Run) else answer.reason for answer in answers]
     assert told == ["stale", "run is gone", new.run_id, fresh.run_id, "stale", "run is cancelled"]
-    assert {row["run_id"]: (row["state"], row["fence"], row["attempts"]) for row in _rows(database)} == {
+    assert {row["run_id"]: (row["state"], nth_claim(row["fence"]), row["attempts"]) for row in _rows(database)} == {
         fresh.run_id: ("running", 1, 1),
         replayed.run_id: ("running", 1, 1),
         new.run_id: ("running", 2, 1),

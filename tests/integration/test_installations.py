@@ -23,7 +23,17 @@ from shared.installation import Installation, find_installation
 from shared.ledger import Claim
 from tests.databases import Database, cloned
 from tests.processes import Stack, until
-from tests.runs import all_are, claim_all, everything, execute, insert_runs, installation_of, settings_for, store_of
+from tests.runs import (
+    all_are,
+    claim_all,
+    everything,
+    execute,
+    insert_runs,
+    installation_of,
+    settings_for,
+    store_of,
+    times_claimed,
+)
 from tests.servers import Servers
 
 _RUNS = 20
@@ -80,7 +90,7 @@ def test_two_installations_on_one_redis_do_not_meet(
         assert event not in log
     # No claim was lost to the other: each run began under its first fence.
     for each in (database, other):
-        assert everything(each, "SELECT DISTINCT fence FROM orcheo_dispatch.dispatch") == [{"fence": 1}]
+        assert times_claimed(each) == {1}
     assert names <= {"orcheo.dispatch"}, "nothing is left over"
 
 
@@ -181,7 +191,7 @@ def test_run_that_the_ledger_never_heard_of_is_put_back_for_another_worker(
         assert "dropped=False" in stranger.log
         with other_stack.running("worker", **named):
             until(lambda: all_are(other, "succeeded"), what="the run succeeded")
-    assert everything(other, "SELECT fence FROM orcheo_dispatch.dispatch") == [{"fence": 1}]
+    assert times_claimed(other) == {1}
     assert stack.noted("begun") == []
     assert stranger.log.count("run_unknown") == 1
 

@@ -21,7 +21,16 @@ from shared.processes import Process, Workers
 from shared.slots import RunSlots
 from shared.store import Store
 from tests.databases import Database
-from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, installation_of, ledger, settings_for
+from tests.runs import (
+    WORKSPACE_ID,
+    everything,
+    execute,
+    insert_runs,
+    installation_of,
+    ledger,
+    settings_for,
+    times_claimed,
+)
 
 
 @contextmanager
@@ -47,7 +56,8 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
         message = json.loads(raw)
         assert message["content-type"] == "application/json"
         assert message["headers"]["task"] == "orcheo_dispatch.execute_run"
-        assert held_claims(client, installation_of(database), [Claim(run_id, 1)]).waiting == {Claim(run_id, 1)}
+        claim = Claim(run_id, ledger(database, run_id)["fence"])
+        assert held_claims(client, installation_of(database), [claim]).waiting == {claim}
     assert ledger(database, run_id)["state"] == "published"
 
 
@@ -71,8 +81,8 @@ def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: 
     with _dispatcher(database, redis_url, max_queued=16, batch_size=8) as dispatcher:
         store, poll = Store(dispatcher.engine), dispatcher.poller.poll
         assert [poll().claimed for _ in range(2)] == [8, 8]
-        queued = everything(database, "SELECT run_id FROM orcheo_dispatch.dispatch WHERE state = 'published'")
-        begun = [Claim(row["run_id"], 1) for row in queued]
+        queued = everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch WHERE state = 'published'")
+        begun = [Claim(row["run_id"], row["fence"]) for row in queued]
         store.begin_all(begun[:7], worker_id=uuid4(), lease=30)
         assert poll().claimed == 0, "for seven runs no batch is begun while others wait"
         store.begin_all(begun[7:8], worker_id=uuid4(), lease=30)
@@ -91,7 +101,7 @@ def test_messages_of_a_deep_backlog_carry_several_claims_each(database: Database
             Process(ProcessKind.WORKER, concurrency=100).seen(dispatcher.engine)
         assert dispatcher.poller.poll().published == 64
         assert client.llen(installation_of(database).runs) == 8, "four messages a worker"
-        claims = {Claim(run_id, 1) for run_id in ids}
+        claims = {Claim(run_id, ledger(database, run_id)["fence"]) for run_id in ids}
         assert held_claims(client, installation_of(database), claims).waiting == claims
 
 
@@ -162,7 +172,7 @@ def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: 
             assert (report.extended, report.released, report.published) == (0, 1, 1)
             queue.close()
         consumer.close()
-    assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {2}
+    assert times_claimed(database) == {2}
 
 
 def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_url: str) -> None:

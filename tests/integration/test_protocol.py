@@ -298,9 +298,7 @@ class Protocol(Machine):
 
     @property
     def repairable(self) -> list[str]:
-        # A pruned row has forgotten its fence: what is requeued after that counts anew.
-        runs = self.model.runs.values()
-        return [run.run_id for run in runs if run.status not in (None, "succeeded") and not run.forgotten]
+        return [run.run_id for run in self.model.runs.values() if run.status not in (None, "succeeded")]
 
     @property
     def prunable(self) -> list[str]:

@@ -17,7 +17,18 @@ from shared.metrics import WorkerMetrics
 from shared.runs import Ending, Run
 from tests.databases import Database
 from tests.processes import Stack, until
-from tests.runs import all_are, claim_all, everything, insert_runs, installation_of, ledger, settings_for, store_of
+from tests.runs import (
+    all_are,
+    claim_all,
+    everything,
+    insert_runs,
+    installation_of,
+    ledger,
+    nth_claim,
+    settings_for,
+    store_of,
+    times_claimed,
+)
 from worker.execution import Execution
 from worker.executor import Stopped
 from worker.run import take
@@ -65,7 +76,7 @@ def test_worker_begins_no_more_than_it_has_room_for(database: Database, stack: S
         with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="4"):
             until(lambda: len(stack.noted("begun")) == 8, what="another worker takes them")
             until(lambda: len(waiting()) == 1, what="the last one waits")
-    assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {1}
+    assert times_claimed(database) == {1}
 
 
 def test_full_worker_takes_the_next_run_as_soon_as_one_ends(database: Database, stack: Stack, redis_url: str) -> None:
@@ -103,7 +114,7 @@ def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) 
         try:
             assert [each.claim for each in take(runtime, claims)] == claims[:1]
             assert [ledger(database, claim.run_id)["outcome"] for claim in claims[1:]] == ["released"] * 2
-            assert [claim.fence for claim in claim_all(store)] == [2, 2]
+            assert [nth_claim(claim.fence) for claim in claim_all(store)] == [2, 2]
         finally:
             runtime.stop()
             app.close()

@@ -86,10 +86,11 @@ _CASES = {
             "reasons": [None] * 32,
             "metadata": ["{}"] * 32,
             "changes": ["{}"] * 32,
+            "worker_id": str(uuid4()),
         },
         "workflow_runs_pkey",
     ),
-    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, **_RUNS}, "dispatch_pkey"),
+    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "worker_id": str(uuid4()), **_RUNS}, "dispatch_pkey"),
 }
 
 

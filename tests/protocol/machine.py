@@ -22,6 +22,7 @@ from shared.ledger import Claim
 from shared.settings import LostRuns
 from shared.store import Ending
 from tests.databases import Database
+from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, LIVE, Model
 from tests.protocol.real import Real, Uncommitted
 from tests.protocol.rules import NOTHING, Seen, check, differences, see
@@ -88,7 +89,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         _leave_no_rule_out(self)
         self._ground = ground
-        self._reals = [Real(engine) for engine in ground.engines]
+        self._fences = Fences()
+        self._reals = [Real(engine, self._fences) for engine in ground.engines]
         self._seen: dict[str, Seen] = {}
         self._touched: dict[str, int] = {}
         self._sound = True
@@ -121,13 +123,13 @@ class Machine(RuleBasedStateMachine):
         """Start the second before the first commits; what comes of them must be one order, or the other."""
         self._sound = False
         with self._ground.engines[0].connect() as connection, connection.begin():
-            answers = [_act(Real(Uncommitted(connection)), first)]
+            answers = [_act(Real(Uncommitted(connection), self._fences), first)]
             other = self._ground.other.submit(_act, self._reals[1], second)
             self._wait(other.done)
         answers.append(other.result())
         seen, reasons = see(self._ground.watch), []
         for model, expected in self._orders(first, second):
-            different = differences(model, seen)
+            different = differences(model, seen, self._fences)
             if answers == expected and not different:
                 self.model = model
                 break
@@ -163,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         """Compare the database with the model, and each run with what it was before this step."""
         seen = see(self._ground.watch)
-        assert not (different := differences(self.model, seen)), different
+        assert not (different := differences(self.model, seen, self._fences)), different
         for run_id, run in self.model.runs.items():
             before, after = self._seen.get(run_id, NOTHING), seen.get(run_id, NOTHING)
             assert after == before or self._touched.get(run_id) != run.touched, "somebody stale has changed it"

@@ -32,6 +32,7 @@ class Known:
     state: str | None = None
     outcome: str | None = None
     fence: int = 0
+    """Claims so far."""
     attempts: int = 0
     slot: str | None = None
     lapsed: bool | None = None
@@ -39,7 +40,7 @@ class Known:
     """Whether it is a week since the status changed."""
     row_aged: bool = False
     forgotten: bool = False
-    """Whether its row was pruned, and the fence with it."""
+    """Whether its row was pruned, and the attempts with it. Its claims are counted all the same."""
     touched: int = 0
     """Rises with whatever may change the run or its row."""
 
@@ -211,7 +212,6 @@ class Model:
     def adopt_cancelled(self) -> int:
         adopted = self.forsaken()
         for run in adopted:
-            run.fence = run.fence or 1
             run.enter("settled", "cancelled")
             run.owe()
         return len(adopted)
@@ -229,7 +229,7 @@ class Model:
         old = [run for run in ended if run.row_aged and run.slot != "due"]
         for run in old:
             run.state = run.outcome = run.slot = None
-            run.fence, run.attempts, run.touched, run.forgotten = 0, 0, run.touched + 1, True
+            run.attempts, run.touched, run.forgotten = 0, run.touched + 1, True
         return len(old)
 
     def repair(self, run_id: str, action: Action) -> tuple[str | None, str | None, str | None]:
@@ -250,7 +250,6 @@ class Model:
         status = {Action.CANCEL: "cancelled", Action.FAIL: "failed", Action.REQUEUE: "pending"}[action]
         run.move(status, "run_requeued" if requeue else f"run_{status}")
         if not alive:
-            run.fence = run.fence or 1
             run.enter("settled", "requeued" if requeue else status)
             if requeue:
                 run.attempts = 0

@@ -16,6 +16,7 @@ from shared.database import transaction
 from shared.ledger import Claim
 from shared.settings import LostRuns
 from shared.store import Ending, Run, Store
+from tests.protocol.fences import Fences
 from tests.protocol.model import MAX_ATTEMPTS
 from tests.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
 
@@ -64,9 +65,10 @@ class Uncommitted:
 class Real:
     """The verbs of `Model`, with the same arguments and answers; each is a transaction."""
 
-    def __init__(self, engine: Engine | Uncommitted) -> None:
+    def __init__(self, engine: Engine | Uncommitted, fences: Fences) -> None:
         self._engine = cast(Engine, engine)
         self._store = Store(self._engine)
+        self._fences = fences
 
     def create(self, run_id: str, has_slot: bool) -> None:
         number = UUID(run_id).int
@@ -107,7 +109,7 @@ class Real:
         self._execute(_DELETE, id=run_id)
 
     def claim(self, dispatcher: int, room: int) -> list[Claim]:
-        return sorted(
+        return self._fences.counted(
             self._store.claim(
                 room,
                 triggers=["webhook"],
@@ -118,34 +120,37 @@ class Real:
         )
 
     def mark_published(self, claims: Sequence[Claim]) -> None:
-        self._store.mark_published(claims, lease=_LEASE)
+        self._store.mark_published(self._fences.real(claims), lease=_LEASE)
 
     def release(self, claims: Sequence[Claim]) -> int:
-        return self._store.release(claims, reason="test")
+        return self._store.release(self._fences.real(claims), reason="test")
 
     def lapsed(self) -> list[Claim]:
-        return sorted(self._store.lapsed(batch=_BATCH))
+        return self._fences.counted(self._store.lapsed(batch=_BATCH))
 
     def extend(self, claims: Sequence[Claim]) -> None:
-        self._store.extend(claims, lease=_LEASE, reason="test")
+        self._store.extend(self._fences.real(claims), lease=_LEASE, reason="test")
 
     def begin(self, worker: int, claim: Claim) -> tuple[str, int | bool]:
+        (claim,) = self._fences.real([claim])
         answer = self._store.begin(claim, worker_id=UUID(int=worker), lease=_LEASE)
         if isinstance(answer, Run):
             return "begun", answer.attempt
         return answer.reason, answer.slot_due_in is not None
 
     def heartbeat(self, claims: Sequence[Claim]) -> dict[Claim, str | None]:
-        return self._store.heartbeat(claims, lease=_LEASE)
+        held = self._store.heartbeat(self._fences.real(claims), lease=_LEASE)
+        return {claim: held[real] for claim in claims for real in self._fences.real([claim]) if real in held}
 
     def settle(self, claim: Claim, ending: Ending) -> tuple[str, bool, bool] | None:
+        (claim,) = self._fences.real([claim])
         settled = self._store.settle(claim, ending)
         return (settled.outcome.value, settled.ended, settled.slot_due_in is not None) if settled else None
 
     def reap(self, policy: LostRuns) -> list[tuple[Claim, str]]:
         # With a lease of nothing, for it reaps none for a lease after a start of Postgres.
         reaped = self._store.reap(policy, max_attempts=MAX_ATTEMPTS, lease=0, batch=_BATCH)
-        return sorted((run.claim, run.outcome.value) for run in reaped)
+        return sorted((self._fences.counted([run.claim])[0], run.outcome.value) for run in reaped)
 
     def reap_orphans(self) -> int:
         return self._store.reap_orphans()

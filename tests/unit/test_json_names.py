@@ -28,6 +28,7 @@ _TYPES = {
     "Who": "object",
     "dict[str, int]": "object of integers",
     "list[str]": "list of texts",
+    "tuple[str, ...]": "list of texts",
     "list[Event]": "list of objects",
     "list[ProcessRow]": "list of objects",
 }
