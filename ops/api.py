@@ -6,7 +6,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from shared.credentials import export_credentials
+from shared.environment import export_values
 from shared.errors import SettingsError
 from shared.notify import ServiceManager
 
@@ -17,7 +17,7 @@ def serve_api(host: str, port: int) -> None:
     """Serve Orcheo's API until a signal says to stop. Raises `SettingsError` where it is not installed."""
     manager = ServiceManager()
     # Before its import: Orcheo reads nothing but the environment, and some of it there.
-    export_credentials()
+    export_values()
     try:
         import uvicorn
         from orcheo_backend.app import app

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from ops import rights
@@ -15,12 +16,14 @@ from shared.api_table import index_is_valid, notifies
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
 from shared.database import database_errors, open_engine, through_pooler, transaction
+from shared.environment import notes
 from shared.errors import BrokerError, DatabaseError
 from shared.footing import several_tables, unmet_to_read, unmet_to_write
 from shared.ledger import PENDING_INDEX, TURNS_INDEX, ProcessKind
 from shared.redaction import redact
 from shared.revision import current_revision, newest_revision
-from shared.settings import Settings
+from shared.settings import Settings, variables
+from shared.surroundings import in_container, is_local
 
 POSTGRES_OLDEST = 140000
 REDIS_OLDEST = (6, 2)
@@ -51,18 +54,37 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             f"{', '.join(ignored)} set, and ignored by our processes",
             "unset them for the API as well: its own Celery obeys them, and its pushes may go to another broker",
         )
+    for note in notes(variables()):
+        yield Finding(note.variable, Grade.WARN, note.text, "write it so that Orcheo and orcheo-dispatch read the same")
     broker, slots = settings.redis_url.get_secret_value(), settings.slots_redis_url.get_secret_value()
     if broker != slots:
+        given = "is" if "slots_redis_url" in settings.model_fields_set else "is not set and counts as"
         yield Finding(
             "Redis of the run slots",
             Grade.WARN,
-            f"REDIS_URL is {redact(broker)}, ORCHEO_REDIS_URL is {redact(slots)}",
+            f"REDIS_URL is {redact(broker)}, ORCHEO_REDIS_URL {given} {redact(slots)}",
             "set both to the Redis that the API uses, else slots are given back where nobody counts them",
+        )
+    if in_container() and (local := [name for name, address in _addresses(settings) if is_local(address)]):
+        yield Finding(
+            "addresses in a container",
+            Grade.WARN,
+            f"{', '.join(local)} on localhost, which is this container itself",
+            "name the host or the service, such as redis://redis:6379/0, unless the network is shared",
         )
     if settings.api_url is None:
         yield Finding(
             "cron", Grade.WARN, "ORCHEO_API_URL is not set", "set it, or leave cron to the API (ORCHEO_INPROCESS_CRON)"
         )
+
+
+def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each address that is set, and not only assumed, with its variable."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        address = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if name in settings.model_fields_set and str(field.alias).endswith(("_URL", "_DSN")) and address:
+            yield str(field.alias), address
 
 
 def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]:

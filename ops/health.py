@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
 from shared.probe import LIVE, READY, ask
+from shared.values import read
 
 _HOST, _PORT = "ORCHEO_HEALTH_HOST", "ORCHEO_HEALTH_PORT"
 _TAKES = "a URL such as http://127.0.0.1:9461"
@@ -39,10 +40,10 @@ def own_address(port: int | None) -> tuple[str, int]:
 
     Needs no other setting, so that a probe need not be told the DSN. Raises `SettingsError`.
     """
-    host = os.environ.get(_HOST) or "127.0.0.1"
+    host = read(_HOST, os.environ.get(_HOST, "")) or "127.0.0.1"
     if port is not None:
         return host, port
-    text = os.environ.get(_PORT) or "0"
+    text = read(_PORT, os.environ.get(_PORT, "")) or "0"
     if not text.isdecimal() or int(text) > 65_535:
         raise SettingsError.wrong(_PORT, text, "a port")
     if int(text) == 0:

@@ -18,14 +18,14 @@ from kombu.entity import Queue
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
-from shared import celery_environment, logs
+from shared import celery_environment, environment, logs
 from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.installation import OLD_DISPATCH_QUEUE, OLD_UNACKED, Installation
 from shared.ledger import Claim
 from shared.logs import log
 from shared.redaction import error_line
-from shared.settings import Settings
+from shared.settings import Settings, variables
 
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
 TICK = "orcheo_dispatch.tick"
@@ -120,6 +120,8 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
     setup_logging.connect(configure_logs, weak=False, dispatch_uid="orcheo-dispatch")
     if ignored := celery_environment.ignored():
         log.warning("celery_environment_ignored", variables=", ".join(ignored))
+    for note in environment.notes(variables()):
+        log.warning("setting_read_differently", variable=note.variable, text=note.text)
     return app
 
 

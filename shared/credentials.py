@@ -10,12 +10,9 @@ import os
 import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
-
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from shared.errors import SettingsError
+from shared.values import clean
 
 DIRECTORY = "CREDENTIALS_DIRECTORY"
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -46,25 +43,16 @@ def export_credentials(environment: MutableMapping[str, str] = os.environ) -> No
     Raises `SettingsError` as `read_credentials` does.
     """
     for name, text in read_credentials(environment).items():
-        if not environment.get(name):
+        if _is_unset(environment.get(name)):
             environment[name] = text
 
 
-class CredentialsSource(PydanticBaseSettingsSource):
-    """The credentials as a source of settings."""
-
-    def __init__(self, settings: type[BaseSettings]) -> None:
-        super().__init__(settings)
-        self._found = read_credentials()
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return what pydantic asks for: value, key, and that the value is no JSON."""
-        return self._found.get(str(field.alias)), str(field.alias), False
-
-    def __call__(self) -> dict[str, Any]:
-        """Return the credentials that are settings."""
-        aliases = {str(field.alias) for field in self.settings_cls.model_fields.values()}
-        return {name: text for name, text in self._found.items() if name in aliases}
+def _is_unset(value: str | None) -> bool:
+    """Return whether a variable counts as unset; one that is no text is somebody's mistake, and is set."""
+    try:
+        return not value or not clean(value)
+    except ValueError:
+        return False
 
 
 def _read(path: Path) -> str:
@@ -76,7 +64,7 @@ def _read(path: Path) -> str:
     if len(raw) > _MOST_BYTES:
         raise SettingsError(f"credential {path.name} cannot be used: it has more than {_MOST_BYTES} bytes")
     try:
-        text = raw.decode().strip()
+        text = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise SettingsError(f"credential {path.name} cannot be used: it is no text in UTF-8") from None
     if "\0" in text:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.errors import DispatchError
+from shared.values import log_level
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,7 +39,7 @@ def unexpected(error: BaseException) -> NoReturn:
     from shared.redaction import redact
     from shared.secret_names import keep_secrets_of_process
 
-    if os.environ.get("ORCHEO_LOG_LEVEL", "").strip().upper() in {"DEBUG", "TRACE"}:
+    if log_level(os.environ.get("ORCHEO_LOG_LEVEL", "")) in {"DEBUG", "TRACE"}:
         keep_secrets_of_process()
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     at = describe(error).get("at", "?")

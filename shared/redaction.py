@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from shared.secret_forms import pattern_of
+from shared.values import bare
 
 MIN_CHARACTERS = 8
 """Shorter secrets are words of every log line: they are found by the rules for URLs and names only."""
@@ -72,7 +73,9 @@ def keep_secret(*secrets: str) -> None:
 def add_secrets(*secrets: str) -> None:
     """Redact these as well, as `keep_secret` does."""
     global _known  # noqa: PLW0603 - one process has one set of secrets
-    lines = {line.strip() for secret in secrets for line in (secret, *secret.splitlines())}
+    lines = {
+        form for secret in secrets for line in (secret, *secret.splitlines()) for form in (line.strip(), bare(line))
+    }
     _kept.update(line for line in lines if len(line) >= MIN_CHARACTERS)
     _known = pattern_of(_kept)
 

@@ -6,16 +6,31 @@ Each field is one environment variable (its alias), or a credential of that name
 from __future__ import annotations
 
 import os
-import re
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shared.addresses import check_postgres_dsn, check_redis_url
-from shared.credentials import CredentialsSource, read_credentials
+from shared.credentials import read_credentials
+from shared.environment import ValuesSource, slots_follow
 from shared.errors import SettingsError
 from shared.policies import LostRuns, WorkerPool
+from shared.setting_errors import explain
+from shared.setting_types import (
+    LONGEST,
+    MOST,
+    HealthToken,
+    LogFormat,
+    LogLevel,
+    LostRunsInAnyCase,
+    Names,
+    PostgresDsn,
+    RedisUrl,
+    ServiceToken,
+    WorkerPoolInAnyCase,
+    show_default,
+)
+from shared.values import LEVELS
 
 # fmt: off
 __all__ = ["ALL_TRIGGERS", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl", "Settings",
@@ -30,34 +45,15 @@ _RESERVED_QUEUES = frozenset({"celery", "orcheo.dispatch", "orcheo.hints", "orch
 DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
 
 
-def _split_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return value
-
-
-def _check_token(value: SecretStr | None) -> SecretStr | None:
-    if value and not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
-        raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
-    return value
-
-
-def _check_listen_dsn(value: SecretStr | None) -> SecretStr | None:
-    return value and check_postgres_dsn(value)
-
-
-RedisUrl = Annotated[SecretStr, AfterValidator(check_redis_url)]
-
-
 class Settings(BaseSettings):
     """The settings of all three processes. Immutable; secrets never show in `repr`."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
-    postgres_dsn: Annotated[SecretStr, AfterValidator(check_postgres_dsn)] = Field(
+    postgres_dsn: PostgresDsn = Field(
         alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
     )
-    listen_dsn: Annotated[SecretStr | None, AfterValidator(_check_listen_dsn)] = Field(
+    listen_dsn: PostgresDsn | None = Field(
         None,
         alias="ORCHEO_DISPATCH_LISTEN_DSN",
         description="The same database without a pooler between, for LISTEN; unset: ORCHEO_POSTGRES_DSN.",
@@ -88,12 +84,14 @@ class Settings(BaseSettings):
         None,
         alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW",
         ge=1,
+        le=MOST,
         description="Runs of one workflow that may be claimed, queued or running at a time; unset is no limit.",
     )
     max_running_per_workspace: int | None = Field(
         None,
         alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKSPACE",
         ge=1,
+        le=MOST,
         description="The same of one workspace; runs outside a workspace are not counted.",
     )
     queue: str = Field(
@@ -108,7 +106,7 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9._\-]{1,40}$",
         description="Name of this installation in Redis; unset: one made of the database's own identity.",
     )
-    triggers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
+    triggers: Names = Field(
         DEFAULT_TRIGGERS,
         alias="ORCHEO_DISPATCH_TRIGGERS",
         min_length=1,
@@ -121,7 +119,7 @@ class Settings(BaseSettings):
         le=86_400,
         description="Seconds that a claim or a published message may stay unanswered before it is looked into.",
     )
-    lost_runs: LostRuns = Field(
+    lost_runs: LostRunsInAnyCase = Field(
         LostRuns.FAIL,
         alias="ORCHEO_DISPATCH_LOST_RUNS",
         description="What becomes of a run whose worker is lost: fail, requeue or hold.",
@@ -137,13 +135,14 @@ class Settings(BaseSettings):
         604_800.0,
         alias="ORCHEO_DISPATCH_RETENTION",
         ge=60,
+        le=LONGEST,
         description="Seconds that settled rows stay in the ledger.",
     )
 
     concurrency: int = Field(
         32, alias="ORCHEO_WORKER_CONCURRENCY", ge=1, le=10_000, description="Runs that one worker executes at a time."
     )
-    pool: WorkerPool = Field(
+    pool: WorkerPoolInAnyCase = Field(
         WorkerPool.THREADS,
         alias="ORCHEO_WORKER_POOL",
         description="threads: all runs share one event loop; prefork: a process a run, for workflows that block.",
@@ -159,7 +158,11 @@ class Settings(BaseSettings):
         description="Seconds without a heartbeat after which a running run counts as lost.",
     )
     run_timeout: float = Field(
-        3600.0, alias="ORCHEO_WORKER_RUN_TIMEOUT", gt=0, description="Seconds that one run may take."
+        3600.0,
+        alias="ORCHEO_WORKER_RUN_TIMEOUT",
+        gt=0,
+        le=LONGEST,
+        description="Seconds that one run may take.",
     )
     cancel_grace: float = Field(
         5.0,
@@ -172,6 +175,7 @@ class Settings(BaseSettings):
         60.0,
         alias="ORCHEO_WORKER_DRAIN_TIMEOUT",
         ge=0,
+        le=LONGEST,
         description="Seconds that a stopping worker lets its runs finish.",
     )
     executor: str = Field(
@@ -190,27 +194,37 @@ class Settings(BaseSettings):
         le=65_535,
         description="Their port, one of its own for each process; 0 serves none of them.",
     )
-    health_token: Annotated[SecretStr | None, AfterValidator(_check_token)] = Field(
+    health_token: HealthToken | None = Field(
         None,
         alias="ORCHEO_HEALTH_TOKEN",
         description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
     )
 
-    log_level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", alias="ORCHEO_LOG_LEVEL", description="The least severe level that is logged."
+    log_level: LogLevel = Field(
+        "INFO",
+        alias="ORCHEO_LOG_LEVEL",
+        description="The least severe level that is logged: "
+        + ", ".join(LEVELS)
+        + ", or a number of Python's logging.",
     )
-    log_format: Literal["text", "json"] = Field(
-        "text", alias="ORCHEO_LOG_FORMAT", description="`text` for people, `json` for journald and log shippers."
+    log_format: LogFormat = Field(
+        "console",
+        alias="ORCHEO_LOG_FORMAT",
+        description="`console` (or `text`) for people, `json` for journald and log shippers; as Orcheo reads it.",
     )
 
     api_url: str | None = Field(
         None, alias="ORCHEO_API_URL", description="Orcheo's API; where set, Beat has it dispatch due cron triggers."
     )
-    service_token: SecretStr | None = Field(
+    service_token: ServiceToken | None = Field(
         None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
     )
     cron_interval: float = Field(
-        60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, description="Seconds between two cron dispatches."
+        60.0,
+        alias="ORCHEO_CRON_INTERVAL",
+        ge=1,
+        le=LONGEST,
+        description="Seconds between two cron dispatches.",
     )
 
     @classmethod
@@ -218,12 +232,19 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return where settings come from; the first wins: an argument, the environment, a credential."""
-        return init_settings, env_settings, CredentialsSource(settings_cls)
+        return init_settings, ValuesSource(settings_cls, os.environ), ValuesSource(settings_cls, read_credentials())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _slots_follow_the_broker(cls, given: Any) -> Any:
+        named = isinstance(given, dict) and not {"ORCHEO_REDIS_URL", "slots_redis_url"} & given.keys()
+        broker = given.get("redis_url", given.get("REDIS_URL")) if named else None
+        return {**given, "ORCHEO_REDIS_URL": broker} if isinstance(broker, str) and slots_follow(broker) else given
 
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> Self:
@@ -256,40 +277,19 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as error:
-            raise SettingsError("\n".join(_explain(item) for item in error.errors(include_url=False))) from None
+            secret = secret_variables()
+            lines = [explain(item, cls.model_fields, secret) for item in error.errors(include_url=False)]
+            raise SettingsError("\n".join(lines)) from None
 
 
 def variables() -> dict[str, tuple[str, str]]:
     """Return each variable with its default (as text) and its description, in the order of the class."""
     found: dict[str, tuple[str, str]] = {}
     for field in Settings.model_fields.values():
-        found[str(field.alias)] = (_show_default(field.get_default()), field.description or "")
+        found[str(field.alias)] = (show_default(field.get_default()), field.description or "")
     return found
 
 
 def secret_variables() -> list[str]:
     """Return the variables whose values are secrets, in the order of the class."""
     return [str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)]
-
-
-def _show_default(value: Any) -> str:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, tuple):
-        return ",".join(value)
-    if isinstance(value, float):
-        return f"{value:g}" if value < 1e6 else str(int(value))
-    if value is None:
-        return "unset"
-    return "required" if repr(value) == "PydanticUndefined" else str(value)
-
-
-def _explain(item: Any) -> str:
-    location = item["loc"][0] if item["loc"] else "settings"
-    variable = str(getattr(Settings.model_fields.get(str(location)), "alias", None) or location)
-    if item["type"] == "missing":
-        return f"{variable} is not set, takes {Settings.model_fields['postgres_dsn'].description}"
-    secret = variable in secret_variables() or (not os.environ.get(variable) and variable in read_credentials())
-    got = "a value" if secret else repr(item["input"])
-    takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{variable} got {got}, takes {takes}"

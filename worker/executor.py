@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from shared.credentials import export_credentials
+from shared.environment import export_values
 from shared.errors import SettingsError
 from shared.store import Run
 
@@ -69,7 +69,7 @@ def load_executor(name: str) -> Executor:
     path = _ORCHEO_PATH if name == ORCHEO else name
     if name == ORCHEO:
         # Before its import: some of Orcheo reads the environment there.
-        export_credentials()
+        export_values()
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise SettingsError.wrong(_VARIABLE, name, "'orcheo' or 'package.module:name'")
