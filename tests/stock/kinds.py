@@ -174,3 +174,11 @@ KINDS: dict[str, Kind] = {
     "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled", differs=ARCHIVED, namespaces=()),
     "no-version": Kind("greet", between=Between.VERSION_GONE, status="failed", namespaces=()),
 }
+
+RESTRICTED_KINDS: dict[str, Kind] = {
+    "restricted": Kind("kinds/restricted", None, {"name": "Eulalia", "fail": "no"}, stored=Stored.FROZEN),
+    # Of a version that was stored before the mode was changed: no request may leave for this machine.
+    "no-egress": Kind("kinds/outside", "http", {"name": "a"}, status="failed"),
+    "no-feed": Kind("kinds/outside", "feed", status="failed"),
+}
+"""Executed by workers in restricted mode."""
