@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown, worker_sh
 from kombu.entity import Queue
 
 from dispatcher.backlog import Backlog
-from dispatcher.cron import CronDispatch
+from dispatcher.cron import DispatcherCron
 from dispatcher.hints import HintListener
 from dispatcher.listen import NotifyListener
 from dispatcher.loop import SILENT_INTERVALS, PollLoop
@@ -19,12 +18,12 @@ from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.api_table import index_is_valid
-from shared.broker import BEAT_HEADER, CRON, TICK, connect, make_app
+from shared.broker import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
 from shared.checks import condition, progress
 from shared.consumer import Consumer, watch_consumer
 from shared.database import make_engine, transaction
 from shared.entry import fail, lazy_app
-from shared.errors import DatabaseError, DispatchError
+from shared.errors import BrokerError, DatabaseError, DispatchError
 from shared.health import HealthServer, Route, health_routes, serve_health
 from shared.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
 from shared.ledger import PENDING_INDEX, ProcessKind
@@ -52,7 +51,8 @@ class Dispatcher:
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
-        self.cron = CronDispatch(settings)
+        self._app = app
+        self.cron = DispatcherCron(settings, installation, self.metrics, pass_on=self._ask_worker_for_cron)
         self._store = Store(self.engine)
         self.poller = Poller(
             settings,
@@ -89,6 +89,7 @@ class Dispatcher:
         self.loop.start()
         self._hints.start()
         self._listener.start()
+        self.cron.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id), installation=self._installation.name)
 
     def watch(self, consumer: Consumer) -> None:
@@ -111,6 +112,7 @@ class Dispatcher:
             self._progress.stop()
         self._hints.stop()
         self._listener.stop()
+        self.cron.stop()
         self.loop.stop()
         try:
             self.process.gone(self.engine)
@@ -168,8 +170,14 @@ class Dispatcher:
 
     def _cron_soon(self) -> None:
         self.metrics.hinted("cron")
-        # The API may take its time; hints must not wait for it.
-        threading.Thread(target=self.cron, name="cron", daemon=True).start()
+        self.cron.asked()
+
+    def _ask_worker_for_cron(self) -> None:
+        try:
+            ask_for_cron(self._app, self.broker, self._installation.cron)
+        except BrokerError as error:
+            # Workers see by themselves that nobody dispatches.
+            log.debug("cron_not_asked_for", reason=str(error))
 
 
 def make_dispatcher_app(settings: Settings, installation: Installation) -> Celery:
@@ -191,7 +199,7 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> Celer
     @app.task(name=CRON, ignore_result=True)
     def cron() -> None:
         for dispatcher in running:
-            dispatcher.cron()
+            dispatcher.cron.asked()
 
     def start(**_: Any) -> None:
         dispatcher = Dispatcher(settings, app, installation)

@@ -13,12 +13,13 @@ import redis
 from sqlalchemy import Engine, text
 
 from shared.broker import broker_errors
+from shared.cron import CronRecord
 from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError, DispatchError
 from shared.installation import Installation
 from shared.ledger import ProcessKind
 from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE
-from shared.settings import Settings
+from shared.settings import CronMode, Settings
 
 COUNTED = 25_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""
@@ -61,6 +62,7 @@ class _Reading:
     alive: dict[str, int] | None = None
     vanished: dict[str, int] | None = None
     messages: int | None = None
+    cron_age: float | None = None
 
 
 class Backlog:
@@ -74,6 +76,8 @@ class Backlog:
         self._settings = settings
         self._installation = installation
         self._broker = broker
+        self._cron = CronRecord(broker, installation.cron_record)
+        self._began = time.monotonic()
         self._engine: Engine | None = None
         self._lock = threading.Lock()
         self._reading = _Reading(float("-inf"))
@@ -111,6 +115,13 @@ class Backlog:
         )
         yield gauge("queue_messages", "Messages that wait in the queue of runs in Redis.", found.messages)
         yield gauge("queue_limit_messages", "ORCHEO_DISPATCH_MAX_QUEUED.", self._settings.max_queued)
+        if self._settings.cron_mode is not CronMode.OFF:
+            yield gauge(
+                "cron_age_seconds",
+                "Time since any process last dispatched cron triggers; since the start of this one where none did.",
+                found.cron_age,
+            )
+            yield gauge("cron_interval_seconds", "ORCHEO_CRON_INTERVAL.", self._settings.cron_interval)
         yield gauge_by_kind("alive_processes", "Processes seen in the last 30 seconds, by kind.", found.alive)
         yield gauge_by_kind(
             "vanished_processes",
@@ -154,13 +165,15 @@ class Backlog:
 
     def _look(self) -> _Reading:
         # Whether they answer is all that matters here; polls and heartbeats say why not.
-        messages, ledger, alive, vanished = None, None, None, None
+        messages, ledger, alive, vanished, cron_age = None, None, None, None, None
         with suppress(BrokerError), broker_errors():
             answer: Any = self._broker.llen(self._installation.runs)
             messages = int(answer)
+            seen = self._cron.success()
+            cron_age = seen.age if seen is not None else time.monotonic() - self._began
         with suppress(DispatchError):
             ledger, alive, vanished = self._ask_database()
-        return _Reading(time.monotonic(), ledger, alive, vanished, messages)
+        return _Reading(time.monotonic(), ledger, alive, vanished, messages, cron_age)
 
     def _ask_database(self) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
         with self._lock:

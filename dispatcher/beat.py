@@ -1,4 +1,4 @@
-"""Beat's schedule: a tick a poll interval and, with an API to ask, a cron entry. `celery -A dispatcher.beat beat`."""
+"""Beat's schedule: a tick each poll interval, a cron message each cron interval. `celery -A dispatcher.beat beat`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from celery.signals import beat_init
 from kombu.connection import Connection
 
 from dispatcher.beat_installation import BeatInstallation
-from shared.broker import BEAT_HEADER, CRON, INSTALLATION_HEADER, TICK, broker_errors, connect, make_app
+from shared.broker import (
+    BEAT_HEADER,
+    CRON,
+    CRON_IN_WORKER,
+    INSTALLATION_HEADER,
+    TICK,
+    broker_errors,
+    connect,
+    make_app,
+)
 from shared.broker_state import BrokerState, reconnect
 from shared.checks import progress
 from shared.entry import fail, lazy_app
@@ -25,10 +34,13 @@ from shared.installation import OLD_DISPATCH_QUEUE, Installation
 from shared.logs import log
 from shared.metrics import BeatMetrics
 from shared.notify import ServiceManager
+from shared.orcheo_names import cron_interval_note
 from shared.progress import ProgressWatch, Watched, exit_now
-from shared.settings import Settings
+from shared.settings import CronMode, Settings
 
 _MAX_WAITING_TICKS = 10
+_MAX_WAITING_CRON = 1
+"""Whoever takes it dispatches all that is due: more of them would say nothing more."""
 _PATIENCE_SECONDS = 30.0
 _PATIENCE_INTERVALS = 5
 
@@ -43,9 +55,9 @@ class TickScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.broker = BrokerState("beat")
         self.turned_at = time.monotonic()
-        """`time.monotonic()` of the last entry that was seen to, whatever came of it."""
+        """`time.monotonic()` of the last entry that was handled, whatever came of it."""
         self.sent_at = float("-inf")
-        """The same of the last one that went out."""
+        """The same of the last tick that went out."""
         self.on_sent: Callable[[], None] = _nothing
         self.on_closing: Callable[[], None] = _nothing
         self.installation: Callable[[], Installation | None] = _unknown
@@ -57,16 +69,23 @@ class TickScheduler(Scheduler):
         """Send what is due, unless enough of it waits; never raises."""
         installation = self.installation()
         queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
+        if entry.task == CRON_IN_WORKER:
+            if installation is None:
+                # To whose workers is not known. They see by themselves that nobody dispatches.
+                return
+            queue = installation.cron
         entry.options["queue"] = queue
         if installation:
             entry.options["headers"] = {**entry.options.get("headers", {}), INSTALLATION_HEADER: installation.name}
         try:
+            is_tick = entry.task == TICK
             with broker_errors():
                 waiting: Any = self._client.llen(queue)
-            if waiting < _MAX_WAITING_TICKS:
+            if waiting < (_MAX_WAITING_CRON if entry.task == CRON_IN_WORKER else _MAX_WAITING_TICKS):
                 self.apply_async(entry, producer=producer, advance=False)
-                self.sent_at = time.monotonic()
-                self.on_sent()
+                if is_tick:
+                    self.sent_at = time.monotonic()
+                    self.on_sent()
         except (SchedulingError, BrokerError) as error:
             self.broker.lost(error)
         else:
@@ -121,7 +140,9 @@ def make_beat_app(settings: Settings) -> Celery:
         scheduler.on_closing = lambda: manager.stopping("stopping")
         manager.ready("ticking")
         ProgressWatch(ticking, on_well=on_well).start()
-        log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval)
+        log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval, cron=settings.cron_mode.value)
+        if (note := cron_interval_note()) is not None:
+            log.info("cron_interval_of_orcheo", **note)
 
     beat_init.connect(start, weak=False)
     app.conf.beat_scheduler = f"{__name__}:{TickScheduler.__name__}"
@@ -132,9 +153,10 @@ def make_beat_app(settings: Settings) -> Celery:
             "options": {"headers": identity, "retry": False},
         }
     }
-    if settings.api_url:
+    if settings.cron_mode is not CronMode.OFF:
+        in_worker = settings.cron_mode is CronMode.WORKER
         app.conf.beat_schedule["cron"] = {
-            "task": CRON,
+            "task": CRON_IN_WORKER if in_worker else CRON,
             "schedule": settings.cron_interval,
             "options": {"retry": False},
         }

@@ -1,51 +1,129 @@
-"""Due cron triggers: the API creates their runs when it is asked to."""
+"""Cron through the API: it creates the runs of due triggers when it is asked to (`ORCHEO_DISPATCH_CRON=api`)."""
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
+import random
+import time
+from collections.abc import Callable
 
-from shared.logs import log
-from shared.redaction import redact
-from shared.settings import Settings
+import redis
 
-_PATH = "/api/triggers/cron/dispatch"
-_TIMEOUT_SECONDS = 30.0
+from dispatcher.api import Answer, ask_api
+from shared.addresses import Origin
+from shared.broker import connect
+from shared.cron import ApiCronOutcome, CronLoop, CronRecord, CronReport, EventPrompts
+from shared.installation import Installation
+from shared.metrics import DispatcherMetrics
+from shared.settings import CronMode, Settings
+
+PATH = "/api/triggers/cron/dispatch"
+_FIRST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 600.0
+_LONGEST_RETRY_AFTER_SECONDS = 3600.0
+_JITTER = 0.2
+
+_OF_STATUS: dict[int, tuple[ApiCronOutcome, str]] = {
+    401: ("unauthorized", "it refuses the token (ORCHEO_SERVICE_TOKEN)"),
+    403: ("forbidden", "the token (ORCHEO_SERVICE_TOKEN) has not the right to dispatch cron triggers"),
+    404: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
+    405: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
+    422: ("refused", "a workflow's credentials are not healthy"),
+    429: ("rate_limited", "it is asked too often (ORCHEO_MULTI_WORKSPACE_RATE_LIMIT), or a workspace has no run slot"),
+}
 
 
-class CronDispatch:
-    """Asks the API to create the runs of cron triggers that are due."""
+class ApiCron:
+    """Asks the API to create the runs of cron triggers that are due; after a failure, not before a pause."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._url = settings.api_url.rstrip("/") + _PATH if settings.api_url else None
-        self._token = settings.service_token
-        self._complained = False
+    def __init__(self, origin: Origin, token: str | None, *, pause: Callable[[], float] = random.random) -> None:
+        """`pause` returns a number below 1, by which processes that failed together do not return together."""
+        self._origin = origin
+        self._token = token
+        self._pause = pause
+        self._failures = 0
+        self._not_before = float("-inf")
 
-    def __call__(self) -> int | None:
-        """Ask once; return how many runs it created, or None where it could not be asked. Never raises."""
-        if self._url is None:
-            self._complain("ORCHEO_API_URL is not set")
+    def __call__(self) -> CronReport | None:
+        """Ask once; return what came of it, or None where it is too early to ask again. Never raises."""
+        if time.monotonic() < self._not_before:
             return None
-        headers = {"Content-Type": "application/json"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
-        request = urllib.request.Request(self._url, data=b"", headers=headers, method="POST")  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
-                created = json.load(response)
-        except urllib.error.HTTPError as error:
-            self._complain(f"the API answered {error.code}")
-            return None
-        except (OSError, ValueError) as error:
-            self._complain(redact(str(getattr(error, "reason", error))))
-            return None
-        self._complained = False
-        runs = len(created) if isinstance(created, list) else 0
-        log.info("cron_dispatched", runs=runs)
-        return runs
+        answer = ask_api(self._origin, PATH, self._token)
+        report = self._report(answer)
+        if report.outcome == "succeeded":
+            self._failures, self._not_before = 0, float("-inf")
+        else:
+            self._failures += 1
+            self._not_before = time.monotonic() + self._pause_after(answer)
+        return report
 
-    def _complain(self, reason: str) -> None:
-        if not self._complained:
-            log.warning("cron_not_dispatched", reason=reason)
-        self._complained = True
+    def _report(self, answer: Answer) -> CronReport:
+        if answer.failure is not None:
+            return CronReport(answer.failure, reason=answer.reason)
+        if 200 <= answer.status < 300:
+            if not isinstance(answer.body, list):
+                return CronReport("malformed", reason=f"{answer.status}, but no list of runs: is this Orcheo's API?")
+            return CronReport("succeeded", runs=len(answer.body))
+        if 300 <= answer.status < 400:
+            where = f" to {answer.location}" if answer.location else ""
+            return CronReport(
+                "redirected", reason=f"{answer.status}{where}, which is not followed: name the API itself"
+            )
+        outcome, why = _OF_STATUS.get(answer.status, ("refused", "it refuses"))
+        if answer.status == 401 and self._token is None:
+            why = "it asks for a token (ORCHEO_SERVICE_TOKEN)"
+        if answer.status >= 500:
+            outcome, why = "server_error", "it failed: see its log"
+        return CronReport(outcome, reason=f"{answer.status}: {why}")
+
+    def _pause_after(self, answer: Answer) -> float:
+        """Return the seconds before the API may be asked again: as it says, else longer after each failure."""
+        seconds = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 20), _LONGEST_PAUSE_SECONDS)
+        if answer.retry_after is not None:
+            seconds = max(seconds, min(answer.retry_after, _LONGEST_RETRY_AFTER_SECONDS))
+        return seconds * (1 + _JITTER * self._pause())
+
+
+class DispatcherCron:
+    """Cron in a dispatcher: through the API where the settings say so, else passed on to workers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        installation: Installation,
+        metrics: DispatcherMetrics,
+        *,
+        pass_on: Callable[[], None],
+    ) -> None:
+        self._mode = settings.cron_mode
+        self._pass_on = pass_on
+        self._prompts = EventPrompts()
+        self._loop: CronLoop | None = None
+        if self._mode is CronMode.API:
+            assert settings.api_url is not None
+            token = settings.service_token.get_secret_value().strip() if settings.service_token else None
+            client: redis.Redis = connect(settings.redis_url.get_secret_value())
+            self._loop = CronLoop(
+                ApiCron(Origin.of(settings.api_url), token),
+                self._prompts,
+                CronRecord(client, installation.cron_record),
+                interval=settings.cron_interval,
+                metrics=metrics.cron,
+                close=client.close,
+            )
+
+    def start(self) -> None:
+        """Dispatch from now on, also where Beat is silent."""
+        if self._loop is not None:
+            self._loop.start()
+
+    def asked(self) -> None:
+        """Dispatch as soon as possible, or have a worker do it: Beat, or Orcheo's own Beat, asks for it."""
+        if self._loop is not None:
+            self._prompts.give()
+        elif self._mode is CronMode.WORKER:
+            self._pass_on()
+
+    def stop(self) -> None:
+        """Begin no other dispatch, and wait a moment for the one under way."""
+        if self._loop is not None:
+            self._loop.stop()

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
-from ops import rights
+from ops import check_cron, rights
 from ops.check_orcheo import ORCHEO, look_at_columns, look_at_releases
 from ops.findings import Finding, Grade
 from shared import celery_environment, parts
@@ -35,6 +35,7 @@ def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
     if kind is not ProcessKind.BEAT:
         findings += _database(settings, kind)
     findings += _broker(settings)
+    findings += check_cron.last_dispatch(settings)
     if kind in (None, ProcessKind.WORKER):
         findings += look_at_releases(settings, needed=kind is not None)
     return findings
@@ -72,10 +73,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             f"{', '.join(local)} on localhost, which is this container itself",
             "name the host or the service, such as redis://redis:6379/0, unless the network is shared",
         )
-    if settings.api_url is None:
-        yield Finding(
-            "cron", Grade.WARN, "ORCHEO_API_URL is not set", "set it, or leave cron to the API (ORCHEO_INPROCESS_CRON)"
-        )
+    yield from check_cron.cron(settings)
 
 
 def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -72,11 +72,11 @@ def status_view(status: Status) -> RenderableType:
 
 
 def _beat_view(silent_for: float | None) -> list[RenderableType]:
-    """Return a line where no Beat ticks: runs go on, but cron does not."""
+    """Return a line where no Beat ticks: runs and cron go on."""
     if silent_for is not None and silent_for < ALIVE_SECONDS:
         return []
     since = "a day or ever" if silent_for is None else duration(silent_for)
-    return [f"[yellow]no Beat for {since}: dispatchers poll by themselves, cron triggers wait[/]"]
+    return [f"[yellow]no Beat for {since}: dispatchers and cron go on by themselves[/]"]
 
 
 def runs_view(rows: Sequence[RunRow]) -> RenderableType:

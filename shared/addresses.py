@@ -7,6 +7,8 @@ error texts that nobody can redact. So an address is taken apart before anybody 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 from psycopg import ProgrammingError
@@ -55,3 +57,35 @@ def check_postgres_dsn(value: SecretStr) -> SecretStr:
     if not options or not ports.isdecimal() or any("@" in str(options.get(each, "")) for each in ("host", "dbname")):
         raise ValueError(takes)
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an HTTP API is: scheme, host and port, with the path that its own paths come after."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """Take a URL apart. Raises `ValueError`, which says what is taken and quotes nothing."""
+        takes = "a URL such as https://orcheo.example.com or http://127.0.0.1:8000"
+        try:
+            parts = urlsplit(url.strip())
+            port = parts.port
+        except ValueError:
+            raise ValueError(takes) from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(takes)
+        if parts.username is not None or parts.password is not None or "@" in url:
+            raise ValueError(f"{takes}, without user and password (a token belongs into ORCHEO_SERVICE_TOKEN)")
+        if parts.query or parts.fragment or not url.isascii() or any(each <= " " for each in url.strip()):
+            raise ValueError(f"{takes}, without parameters, blanks or letters beyond ASCII")
+        default = 443 if parts.scheme == "https" else 80
+        return cls(parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"

@@ -30,6 +30,9 @@ from shared.settings import Settings, variables
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
 TICK = "orcheo_dispatch.tick"
 CRON = "orcheo_dispatch.cron"
+"""Asks a dispatcher to have the API dispatch due cron triggers."""
+CRON_IN_WORKER = "orcheo_dispatch.dispatch_cron"
+"""Asks a worker to dispatch them."""
 HINT_QUEUE = "celery"
 """Where the API, and Orcheo's own Beat, publish: Celery's default queue."""
 
@@ -173,6 +176,13 @@ def send_claims(
         argsrepr="",
         kwargsrepr="",
     )
+
+
+def ask_for_cron(app: Celery, client: redis.Redis, queue: str) -> None:
+    """Ask a worker to dispatch due cron triggers, unless such a message waits already. Raises `BrokerError`."""
+    with broker_errors():
+        if not client.llen(queue):
+            app.send_task(CRON_IN_WORKER, queue=queue, retry=False, ignore_result=True)
 
 
 def read_pairs(pairs: Any) -> list[Claim] | None:

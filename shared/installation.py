@@ -49,6 +49,16 @@ class Installation:
         return f"{OLD_DISPATCH_QUEUE}:{self.name}"
 
     @property
+    def cron(self) -> str:
+        """The queue of cron messages: workers that know them take from it, on a connection of their own."""
+        return f"orcheo.cron:{self.name}"
+
+    @property
+    def cron_record(self) -> str:
+        """What the keys begin with that say when cron triggers were last dispatched, and why they were not."""
+        return f"orcheo.cron.last:{self.name}"
+
+    @property
     def unacked(self) -> str:
         """Where kombu keeps what was delivered and not acknowledged."""
         return f"{OLD_UNACKED}:{self.name}"

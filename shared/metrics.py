@@ -10,6 +10,8 @@ from typing import Any, Literal, Self, get_args
 from uuid import UUID
 
 from shared import __version__
+from shared.cron import ApiCronOutcome, WorkerCronOutcome
+from shared.cron_metrics import CronCounters
 from shared.instruments import OTHER, Instruments, SharedFiles
 from shared.ledger import Outcome, ProcessKind
 from shared.settings import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings, WorkerPool
@@ -131,6 +133,7 @@ class DispatcherMetrics(ConsumerMetrics):
             "orcheo_dispatch_listen_up", "1 while NOTIFY would be heard, 0 while it would not."
         )
         self._beat_silent = make.gauge("orcheo_dispatch_beat_silent", "1 while Beat is silent, 0 while it ticks.")
+        self.cron = CronCounters(make, get_args(ApiCronOutcome))
 
     def polled(self, result: PollResult, seconds: float) -> None:
         """Count a poll and the time that it took."""
@@ -230,6 +233,7 @@ class WorkerMetrics(ConsumerMetrics):
             "orcheo_dispatch_loop_lag_seconds", "How late the event loop last answered.", across="livemax"
         )
         self._blocked = make.counter("orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop.")
+        self.cron = CronCounters(make, get_args(WorkerCronOutcome))
 
     def message_taken(self, result: MessageResult) -> None:
         """Count a message, once it is known what becomes of it."""

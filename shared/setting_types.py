@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 from shared.addresses import check_postgres_dsn, check_redis_url
+from shared.cron_mode import CronMode
 from shared.policies import LostRuns, WorkerPool
 from shared.values import log_format, log_level, postgres_dsn
 
@@ -77,6 +78,7 @@ PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
+CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[

@@ -12,13 +12,17 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.credentials import read_credentials
+from shared.cron_mode import CronMode, cron_mode
 from shared.environment import ValuesSource, slots_follow
 from shared.errors import SettingsError
+from shared.orcheo_names import OrcheoNames
 from shared.policies import LostRuns, WorkerPool
 from shared.setting_errors import explain
+from shared.setting_rules import check_api, check_leases, check_queue
 from shared.setting_types import (
     LONGEST,
     MOST,
+    CronModeInAnyCase,
     HealthToken,
     LogFormat,
     LogLevel,
@@ -33,15 +37,14 @@ from shared.setting_types import (
 from shared.values import LEVELS
 
 # fmt: off
-__all__ = ["ALL_TRIGGERS", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl", "Settings",
-           "WorkerPool", "secret_variables", "variables"]
+__all__ = ["ALL_TRIGGERS", "CronMode", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl",
+           "Settings", "WorkerPool", "secret_variables", "variables"]
 # fmt: on
 
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 DEFAULT_QUEUE = "orcheo.runs"
 ALL_TRIGGERS = "*"
-_RESERVED_QUEUES = frozenset({"celery", "orcheo.dispatch", "orcheo.hints", "orcheo.unacked"})
 DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
 
 
@@ -213,18 +216,17 @@ class Settings(BaseSettings):
         description="`console` (or `text`) for people, `json` for journald and log shippers; as Orcheo reads it.",
     )
 
-    api_url: str | None = Field(
-        None, alias="ORCHEO_API_URL", description="Orcheo's API; where set, Beat has it dispatch due cron triggers."
-    )
-    service_token: ServiceToken | None = Field(
-        None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
+    cron: CronModeInAnyCase = Field(
+        CronMode.WORKER,
+        alias="ORCHEO_DISPATCH_CRON",
+        description="Who creates the runs of due cron triggers: worker, api (through ORCHEO_API_URL) or off.",
     )
     cron_interval: float = Field(
-        60.0,
-        alias="ORCHEO_CRON_INTERVAL",
-        ge=1,
-        le=LONGEST,
-        description="Seconds between two cron dispatches.",
+        60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, le=LONGEST, description="Seconds between two cron dispatches."
+    )
+    api_url: str | None = Field(None, alias="ORCHEO_API_URL", description="Orcheo's API, for ORCHEO_DISPATCH_CRON=api.")
+    service_token: ServiceToken | None = Field(
+        None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
     )
 
     @classmethod
@@ -236,8 +238,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where settings come from; the first wins: an argument, the environment, a credential."""
-        return init_settings, ValuesSource(settings_cls, os.environ), ValuesSource(settings_cls, read_credentials())
+        """Return where settings come from; the first wins: argument, environment, credential, a name of Orcheo's."""
+        environment, credentials = (ValuesSource(settings_cls, found) for found in (os.environ, read_credentials()))
+        return init_settings, environment, credentials, OrcheoNames(settings_cls)
 
     @model_validator(mode="before")
     @classmethod
@@ -247,21 +250,18 @@ class Settings(BaseSettings):
         return {**given, "ORCHEO_REDIS_URL": broker} if isinstance(broker, str) and slots_follow(broker) else given
 
     @model_validator(mode="after")
-    def _leases_outlive_heartbeats(self) -> Self:
-        if self.worker_lease < 2 * self.heartbeat:
-            raise SettingsError(
-                f"ORCHEO_WORKER_LEASE got {self.worker_lease:g}, takes at least twice ORCHEO_WORKER_HEARTBEAT "
-                f"({self.heartbeat:g}): one late heartbeat must not lose a run"
-            )
+    def _fit_together(self) -> Self:
+        check_leases(worker_lease=self.worker_lease, heartbeat=self.heartbeat)
+        check_queue(self.queue)
+        if self.cron_mode is CronMode.API:
+            check_api(self.api_url)
         return self
 
-    @model_validator(mode="after")
-    def _queue_is_not_taken(self) -> Self:
-        if self.queue in _RESERVED_QUEUES or self.queue.startswith("_kombu"):
-            raise SettingsError.wrong(
-                "ORCHEO_DISPATCH_QUEUE", self.queue, "a name that is none of " + ", ".join(sorted(_RESERVED_QUEUES))
-            )
-        return self
+    @property
+    def cron_mode(self) -> CronMode:
+        """Who creates the runs of due cron triggers, also where nobody has chosen."""
+        chosen = self.cron if "cron" in self.model_fields_set else None
+        return cron_mode(chosen, executor=self.executor, api_url=self.api_url)
 
     @property
     def takes_every_trigger(self) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from shared.cron_mode import ORCHEO_EXECUTOR
 from shared.environment import export_values
 from shared.errors import SettingsError
 from shared.store import Run
 
 __all__ = ["Executor", "FunctionExecutor", "Run", "RunRejectedError", "Stopped", "load_executor"]
 
-ORCHEO = "orcheo"
 _ORCHEO_PATH = "worker.orcheo.executor:OrcheoExecutor"
 _VARIABLE = "ORCHEO_WORKER_EXECUTOR"
 
@@ -42,6 +42,10 @@ class Executor(Protocol):
     a run: that is the worker's.
 
     An executor may also have `async open()` and `async close()`, called once a process around all runs.
+
+    One that can create the runs of due cron triggers has `async dispatch_cron()`, which returns a `CronReport`. It is
+    called by one thread, on an event loop other than that of the runs, between `open` and `close`. Two processes may
+    call it at once: it creates no run twice.
     """
 
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
@@ -66,8 +70,8 @@ def load_executor(name: str) -> Executor:
     The name may be an executor, a class or function without arguments that makes one, or an
     `async def` that takes a run. Raises `SettingsError` when it is none of these.
     """
-    path = _ORCHEO_PATH if name == ORCHEO else name
-    if name == ORCHEO:
+    path = _ORCHEO_PATH if name == ORCHEO_EXECUTOR else name
+    if name == ORCHEO_EXECUTOR:
         # Before its import: some of Orcheo reads the environment there.
         export_values()
     module_name, _, attribute = path.partition(":")
@@ -76,7 +80,7 @@ def load_executor(name: str) -> Executor:
     try:
         target: Any = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        hint = " (pip install 'orcheo-dispatch[orcheo]')" if name == ORCHEO else ""
+        hint = " (pip install 'orcheo-dispatch[orcheo]')" if name == ORCHEO_EXECUTOR else ""
         raise SettingsError(f"{_VARIABLE}={name!r} cannot be imported: {error}{hint}") from error
     if inspect.iscoroutinefunction(target):
         return FunctionExecutor(target)

@@ -21,6 +21,7 @@ from shared.ration import Ration
 from shared.settings import Settings, WorkerPool
 from shared.slots import RunSlots
 from shared.store import Store
+from worker.cron import make_cron
 from worker.deadlines import Deadlines
 from worker.execution import Execution, Executions, Stop
 from worker.executor import load_executor
@@ -76,6 +77,7 @@ class Runtime:
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
         self.loop_watch = LoopWatch(self.loop, self.executions, metrics)
+        self._cron = make_cron(settings, installation, self.executor, metrics, wake=wire.wake_dispatchers)
         self.on_stalled: Callable[[], None] = _leave_be
         """What to do where this process cannot execute runs any more."""
         self._progress = ProgressWatch(
@@ -97,6 +99,8 @@ class Runtime:
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
         self._old_queue.start()
+        if self._cron is not None:
+            self._cron.start()
         log.info(
             "worker_started",
             worker_id=str(self.process.id),
@@ -123,6 +127,8 @@ class Runtime:
         if self._drain is not None:
             threading.Thread(target=self._stop_runs, name="stop", daemon=True).start()
             return
+        if self._cron is not None:
+            self._cron.begin_stop()
         log.info("drain_begun", running=len(self.executions), seconds=self.settings.drain_timeout)
         self._drain = threading.Timer(self.settings.drain_timeout, self._stop_runs)
         self._drain.daemon = True
@@ -133,6 +139,8 @@ class Runtime:
         self.executions.wait_until_none()
         self._old_queue.stop()
         self.strangers.stop()
+        if self._cron is not None:
+            self._cron.stop()
         self.settler.stop()
         self.deadlines.stop()
         if self._drain is not None:

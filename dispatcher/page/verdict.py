@@ -123,7 +123,7 @@ def _found_in(figures: Figures) -> list[Problem]:
             Problem(
                 "beat",
                 Level.DEGRADED,
-                "No Beat ticks. Dispatchers poll by themselves; cron triggers wait.",
+                "No Beat ticks. Dispatchers and cron go on by themselves.",
                 "Start one.",
                 "orcheo-dispatch beat",
             )

@@ -57,11 +57,16 @@ try:
     from orcheo.runtime.runnable_config import RunnableConfigModel, merge_runnable_configs
     from orcheo.runtime.state_builder import build_initial_state
     from orcheo.tracing import encode_step_namespace, split_subgraph_update
+    from orcheo.triggers.cron import CronTriggerConfig, CronTriggerState
     from orcheo.vault import BaseCredentialVault
+    from orcheo.vault.oauth import CredentialHealthError
     from orcheo_backend.app.dependencies import get_history_store, get_repository, get_vault
+    from orcheo_backend.app.errors import WorkspaceQuotaExceededError
     from orcheo_backend.app.history import RunHistoryStore
     from orcheo_backend.app.history.serialization import normalize_json_mapping
-    from orcheo_backend.app.repository import WorkflowVersionNotFoundError
+    from orcheo_backend.app.providers import ensure_credential_service
+    from orcheo_backend.app.repository import WorkflowNotFoundError, WorkflowVersionNotFoundError
+    from orcheo_backend.app.repository_postgres import PostgresWorkflowRepository
 except Exception as _error:
     raise _unimportable(_error) from _error
 
@@ -74,17 +79,23 @@ __all__ = [
     "CheckpointMetadata",
     "CheckpointTuple",
     "CredentialAccessContext",
+    "CredentialHealthError",
     "CredentialResolver",
+    "CronTriggerConfig",
+    "CronTriggerState",
     "InMemorySaver",
     "JsonPlusSerializer",
     "LANGGRAPH_SCRIPT_FORMAT",
+    "PostgresWorkflowRepository",
     "RunHistoryStore",
     "RunnableConfig",
     "RunnableConfigModel",
     "SerializerProtocol",
     "StateGraph",
+    "WorkflowNotFoundError",
     "WorkflowVersion",
     "WorkflowVersionNotFoundError",
+    "WorkspaceQuotaExceededError",
     "build_graph",
     "build_initial_state",
     "check_calls",
@@ -92,6 +103,7 @@ __all__ = [
     "connection_kwargs",
     "credential_resolution",
     "encode_step_namespace",
+    "ensure_credential_service",
     "get_checkpoint_id",
     "get_history_store",
     "get_repository",
@@ -150,6 +162,23 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (AsyncPostgresSaver.aput, (_ANY,) * 5, {}),
     (AsyncPostgresSaver.aput_writes, (_ANY,) * 5, {}),
     (AsyncPostgresSaver.adelete_thread, (_ANY, _ANY), {}),
+    # Cron.
+    (CronTriggerState, (_ANY,), {"last_dispatched_at": _ANY}),
+    (CronTriggerState.update_config, (_ANY, _ANY), {"last_dispatched_at": _ANY}),
+    (CronTriggerState.peek_due, (_ANY,), {"now": _ANY}),
+    (CronTriggerState.consume_due, (_ANY,), {}),
+    (ensure_credential_service, (_ANY, _ANY), {}),
+    (PostgresWorkflowRepository, (_ANY,), {"credential_service": _ANY}),
+    (PostgresWorkflowRepository.get_workflow, (_ANY, _ANY), {}),
+    (PostgresWorkflowRepository.get_workflow_workspace_id, (_ANY, _ANY), {}),
+    (PostgresWorkflowRepository.get_latest_version, (_ANY, _ANY), {}),
+    (
+        PostgresWorkflowRepository.create_run,
+        (_ANY, _ANY),
+        dict.fromkeys(("workflow_version_id", "triggered_by", "input_payload", "actor", "workspace_id"), _ANY),
+    ),
+    (PostgresWorkflowRepository._connection, (_ANY,), {}),  # noqa: SLF001 - overridden
+    (PostgresWorkflowRepository._ensure_initialized, (_ANY,), {}),  # noqa: SLF001
 )
 
 

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any, cast
 from uuid import UUID
 
+from shared.cron import CronReport
 from shared.logs import describe, log
 from worker.error_text import error_text
 from worker.executor import Run, Stopped
@@ -25,6 +26,7 @@ from worker.orcheo.compat import (
     merge_runnable_configs,
     split_subgraph_update,
 )
+from worker.orcheo.cron import OrcheoCron
 from worker.orcheo.history import History
 from worker.orcheo.rehearsal import Saver
 from worker.orcheo.services import Services, open_services
@@ -45,6 +47,7 @@ class OrcheoExecutor:
     def __init__(self) -> None:
         self._services: Services | None = None
         self._closings: set[asyncio.Task[None]] = set()
+        self._cron = OrcheoCron()
 
     async def open(self) -> None:
         """Open what all runs share, and execute the built-in workflow; see `open_services`.
@@ -105,6 +108,10 @@ class OrcheoExecutor:
                 await self._close_browsers(run)
         await _see_through(run, closed)
         return output
+
+    async def dispatch_cron(self) -> CronReport:
+        """Create the runs of due cron triggers; see `Executor`."""
+        return await self._cron.dispatch()
 
     async def close(self) -> None:
         """Finish the traces that are being closed, then disconnect; Orcheo's own pools cannot be opened again."""

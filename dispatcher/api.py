@@ -1,0 +1,143 @@
+"""One request to Orcheo's API.
+
+`http.client` on purpose: it knows no proxy of the environment, no `.netrc` and no redirect, so the token goes to the
+host that the operator has named and to no other. Nothing of a body is ever logged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from shared.addresses import Origin
+
+SOCKET_SECONDS = 10.0
+"""Silence after which a connection is given up."""
+DEADLINE_SECONDS = 30.0
+"""Time for all of one request, however slowly its answer drips."""
+_MOST_BYTES = 64 * 1024 * 1024
+
+Failure = Literal["unreachable", "malformed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API answered, or why there is no answer."""
+
+    status: int = 0
+    body: Any = None
+    """What a successful answer holds as JSON; None where it is no JSON."""
+    location: str = ""
+    """Where a redirect leads: scheme and host, no more."""
+    retry_after: float | None = None
+    """Seconds."""
+    failure: Failure | None = None
+    reason: str = ""
+
+
+def ask_api(origin: Origin, path: str, token: str | None, *, deadline: float = DEADLINE_SECONDS) -> Answer:
+    """POST to `path` without a body. Never raises, and returns soon after `deadline` seconds."""
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "Connection": "close"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    connection = _connection(origin)
+    late = threading.Event()
+
+    def hang_up() -> None:
+        late.set()
+        if (sock := connection.sock) is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(deadline, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        connection.request("POST", origin.path + path, body=b"", headers=headers)
+        answer = _read(connection.getresponse())
+    except (OSError, HTTPException, ValueError) as error:
+        answer = _failed(error)
+    finally:
+        timer.cancel()
+        connection.close()
+    if late.is_set():
+        return Answer(failure="unreachable", reason=f"no complete answer within {deadline:g} s")
+    return answer
+
+
+def _connection(origin: Origin) -> HTTPConnection:
+    if origin.scheme == "https":
+        return HTTPSConnection(origin.host, origin.port, timeout=SOCKET_SECONDS, context=ssl.create_default_context())
+    return HTTPConnection(origin.host, origin.port, timeout=SOCKET_SECONDS)
+
+
+def _read(response: HTTPResponse) -> Answer:
+    ok = 200 <= response.status < 300
+    raw = response.read(_MOST_BYTES + 1) if ok else b""
+    if ok and (len(raw) > _MOST_BYTES or (response.length or 0) > 0):
+        # A body that ends before its length says is no error to `read` with an amount.
+        why = "is too long" if len(raw) > _MOST_BYTES else "is cut short"
+        return Answer(response.status, failure="malformed", reason=f"{response.status}, but the answer {why}")
+    return Answer(
+        response.status,
+        body=_json(raw) if ok else None,
+        location=_origin_of(response.getheader("Location") or ""),
+        retry_after=_seconds(response.getheader("Retry-After"), response.getheader("Date")),
+    )
+
+
+def _failed(error: Exception) -> Answer:
+    """Return the answer for an exception, whose text is not used: some quote headers or lines of the answer."""
+    match error:
+        case TimeoutError():
+            return Answer(failure="unreachable", reason=f"no answer within {SOCKET_SECONDS:g} s")
+        case ssl.SSLCertVerificationError():
+            return Answer(failure="unreachable", reason=f"its certificate is not valid: {error.verify_message}")
+        case ssl.SSLError():
+            return Answer(failure="unreachable", reason="no TLS there")
+        case RemoteDisconnected():
+            return Answer(failure="malformed", reason="it hung up without an answer")
+        case HTTPException():
+            return Answer(failure="malformed", reason=f"what answers speaks no HTTP ({type(error).__name__})")
+        case socket.gaierror():
+            return Answer(failure="unreachable", reason="the name of its host is not known")
+        case OSError():
+            return Answer(failure="unreachable", reason=error.strerror or type(error).__name__)
+    return Answer(failure="malformed", reason=f"the request could not be made ({type(error).__name__})")
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _origin_of(location: str) -> str:
+    with suppress(ValueError):
+        parts = urlsplit(location)
+        if parts.hostname:
+            port = f":{parts.port}" if parts.port else ""
+            return f"{parts.scheme or 'http'}://{parts.hostname}{port}"[:255]
+    return "another path" if location else ""
+
+
+def _seconds(value: str | None, date: str | None) -> float | None:
+    """Return the seconds of a `Retry-After`; one that is a date counts from the answer's own `Date`."""
+    if not value:
+        return None
+    with suppress(ValueError, TypeError):
+        seconds = float(value)
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(date or "")).total_seconds())
+    return None

@@ -1,0 +1,270 @@
+"""When to dispatch due cron triggers, and the record of when that was last done. Who dispatches is `CronMode`'s choice.
+
+Beat sends a message at each interval, and one process takes it. That is a convenience: a process that sees in the
+record that nobody has dispatched for two intervals does so by itself. Neither Beat, nor free run slots, nor Redis are
+needed for cron to go on. Nothing here decides whether a trigger is due, and nothing depends on the record: if Redis
+loses it, triggers are dispatched once more often.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+import redis
+
+from shared.broker import broker_errors
+from shared.errors import BrokerError
+from shared.logs import describe, log
+from shared.redaction import redact
+
+WorkerCronOutcome = Literal["succeeded", "busy", "database_away", "failed"]
+"""busy: another process is dispatching at this moment."""
+ApiCronOutcome = Literal[
+    "succeeded",
+    "unreachable",
+    "unauthorized",
+    "forbidden",
+    "rate_limited",
+    "server_error",
+    "refused",
+    "redirected",
+    "malformed",
+    "failed",
+]
+CronOutcome = WorkerCronOutcome | ApiCronOutcome
+SkipReason = Literal["quota", "credentials", "locked", "failed"]
+SKIP_REASONS: tuple[str, ...] = get_args(SkipReason)
+
+SILENT_INTERVALS = 2
+"""Intervals without a dispatch by anybody after which a process dispatches by itself."""
+_RECORD_SECONDS = 86_400
+_JITTER = 0.2
+_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CronReport:
+    """What one dispatch did."""
+
+    outcome: CronOutcome
+    runs: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Due triggers whose run was not created, by `SkipReason`. They stay due."""
+    reason: str = ""
+    """Why it failed: one line without a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class CronSeen:
+    """One entry of the record."""
+
+    age: float
+    """Seconds since then, as Redis counts them."""
+    host: str
+    by_itself: bool
+    """Whether no message of Beat's had asked for it."""
+    outcome: str
+    reason: str
+
+
+class Prompts(Protocol):
+    """Where the messages that ask for a dispatch come from."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for one, for so many seconds at most; return whether one came. Never raises."""
+        ...
+
+    def stop(self) -> None:
+        """Let the wait end, from any thread, again and again."""
+        ...
+
+
+class CronMetrics(Protocol):
+    """What counts dispatches."""
+
+    def cron_dispatched(self, report: CronReport) -> None:
+        """Count one dispatch."""
+        ...
+
+
+class EventPrompts:
+    """Prompts that this process gives itself."""
+
+    def __init__(self) -> None:
+        self._given = threading.Event()
+
+    def give(self) -> None:
+        """Ask for a dispatch."""
+        self._given.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for `give`."""
+        given = self._given.wait(seconds)
+        self._given.clear()
+        return given
+
+    def stop(self) -> None:
+        """Let the wait end."""
+        self._given.set()
+
+
+class CronRecord:
+    """When cron triggers were last dispatched, and when that last failed: two keys in Redis that expire after a day.
+
+    Ages are counted by Redis from a key's remaining time to live, so no host's clock matters.
+    """
+
+    def __init__(self, client: redis.Redis, name: str) -> None:
+        """`name` is what both keys begin with."""
+        self._client = client
+        self._name = name
+        self._host = socket.gethostname()
+
+    def note(self, report: CronReport, *, by_itself: bool) -> None:
+        """Write down a dispatch. Never raises: without the record others merely dispatch too."""
+        if report.outcome == "busy":
+            return
+        entry = CronSeen(0, self._host, by_itself, report.outcome, report.reason)
+        key = f"{self._name}.{'success' if report.outcome == 'succeeded' else 'failure'}"
+        try:
+            with broker_errors():
+                self._client.set(key, json.dumps(asdict(entry)), ex=_RECORD_SECONDS)
+        except BrokerError as error:
+            log.debug("cron_not_recorded", reason=str(error))
+
+    def success(self) -> CronSeen | None:
+        """Return the last dispatch that succeeded within a day, by any process. Raises `BrokerError`."""
+        return self._read("success")
+
+    def failure(self) -> CronSeen | None:
+        """Return the last one that failed within a day. Raises `BrokerError`."""
+        return self._read("failure")
+
+    def _read(self, which: str) -> CronSeen | None:
+        key = f"{self._name}.{which}"
+        with broker_errors(), self._client.pipeline(transaction=True) as pipeline:
+            pipeline.get(key)
+            pipeline.pttl(key)
+            raw, left = pipeline.execute()
+        try:
+            entry: dict[str, Any] = json.loads(raw)
+            return CronSeen(
+                age=max(0.0, _RECORD_SECONDS - int(left) / 1000),
+                host=str(entry["host"])[:255],
+                by_itself=bool(entry["by_itself"]),
+                outcome=str(entry["outcome"])[:50],
+                reason=redact(str(entry["reason"])[:500]),
+            )
+        except (ValueError, TypeError, KeyError):
+            # There is none, or somebody else wrote it.
+            return None
+
+
+class CronLoop:
+    """Dispatches on a thread of its own: when a message asks for it, and by itself when nobody else does."""
+
+    def __init__(
+        self,
+        dispatch: Callable[[], CronReport | None],
+        prompts: Prompts,
+        record: CronRecord,
+        *,
+        interval: float,
+        metrics: CronMetrics,
+        close: Callable[[], None],
+    ) -> None:
+        """`dispatch` returns None where it may not be tried yet, and never raises; `close` follows the last one."""
+        self._dispatch = dispatch
+        self._prompts = prompts
+        self._record = record
+        self._interval = interval
+        self._metrics = metrics
+        self._close = close
+        self._stopping = threading.Event()
+        self._failed = ""
+        self._dispatched_at = float("-inf")
+        self._look_at = time.monotonic() + min(1.0, interval) * random.random()  # noqa: S311 - many start at once
+        self._thread = threading.Thread(target=self._run, name="cron", daemon=True)
+
+    def start(self) -> None:
+        """Dispatch from now on."""
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Begin no other dispatch; returns at once."""
+        self._stopping.set()
+
+    def stop(self, timeout: float = _STOP_SECONDS) -> None:
+        """Begin no other dispatch, and wait for the one under way."""
+        self._stopping.set()
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._prompts.stop()
+            self._thread.join(0.05)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end cron
+                    log.error("cron_failed", **describe(error))
+                    self._stopping.wait(self._interval)
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        prompted = self._prompts.wait(max(0.0, self._look_at - time.monotonic()))
+        if self._stopping.is_set():
+            return
+        if prompted:
+            self._dispatch_now(by_itself=False)
+        elif time.monotonic() >= self._look_at and self._nobody_dispatches():
+            self._dispatch_now(by_itself=True)
+
+    def _nobody_dispatches(self) -> bool:
+        """Look into the record; where others dispatch, come back when that would be overdue."""
+        try:
+            seen = self._record.success()
+        except BrokerError:
+            # Nobody can be asked, and no message comes: each process dispatches at its own interval.
+            return True
+        if seen is None:
+            return True
+        # Whoever dispatches by itself keeps the interval; Beat is late only after two.
+        limit = self._interval * (1 if seen.by_itself else SILENT_INTERVALS)
+        if seen.age >= limit:
+            return True
+        self._look_again_in(limit - seen.age)
+        return False
+
+    def _look_again_in(self, seconds: float) -> None:
+        self._look_at = time.monotonic() + seconds * (1 + _JITTER * random.random())  # noqa: S311
+
+    def _dispatch_now(self, *, by_itself: bool) -> None:
+        self._look_again_in(self._interval * (1 if by_itself else SILENT_INTERVALS))
+        report = self._dispatch()
+        if report is None:
+            return
+        self._metrics.cron_dispatched(report)
+        self._record.note(report, by_itself=by_itself)
+        self._say(report, by_itself=by_itself)
+
+    def _say(self, report: CronReport, *, by_itself: bool) -> None:
+        """Log what was done, and a failure once for as long as it stays the same."""
+        if report.outcome in ("succeeded", "busy"):
+            recovered, self._failed = bool(self._failed), ""
+            if report.runs or recovered:
+                log.info("cron_dispatched", runs=report.runs, by_itself=by_itself)
+            return
+        failed = f"{report.outcome}: {report.reason}"
+        if failed != self._failed:
+            log.warning("cron_not_dispatched", outcome=report.outcome, reason=report.reason)
+        self._failed = failed
