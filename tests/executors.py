@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from shared.cron import CronReport
 from worker.executor import Run
 
 
@@ -27,6 +28,32 @@ async def play(run: Run) -> Mapping[str, Any]:
         raise
     _note(run, "ended")
     return {"final_state": result}
+
+
+class Cron:
+    """Plays runs, and notes each dispatch of cron triggers; an executor that needs no Orcheo for them."""
+
+    def __init__(self) -> None:
+        self._runs_loop: asyncio.AbstractEventLoop | None = None
+
+    async def open(self) -> None:
+        """Remember the loop of the runs."""
+        self._runs_loop = asyncio.get_running_loop()
+
+    async def execute(self, run: Run) -> Mapping[str, Any]:
+        """Play a run."""
+        return await play(run)
+
+    async def dispatch_cron(self) -> CronReport:
+        """Note it, in the file that `TEST_CRON` names."""
+        assert self._runs_loop is not None
+        assert self._runs_loop is not asyncio.get_running_loop()
+        path = Path(os.environ["TEST_CRON"])
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if (said := os.environ.get("TEST_CRON_FAILS")) is not None:
+            raise ValueError(said)
+        return CronReport("succeeded", runs=1)
 
 
 async def _echo(run: Run) -> Any:

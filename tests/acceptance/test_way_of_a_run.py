@@ -50,12 +50,11 @@ def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
     ours = stack_beside(orcheo)
     # All that can be logged is logged here, and searched for secrets when the session ends.
     ours.environment["ORCHEO_LOG_LEVEL"] = "DEBUG"
-    cron = {"ORCHEO_API_URL": orcheo.url, "ORCHEO_CRON_INTERVAL": "1"}
+    ours.environment["ORCHEO_CRON_INTERVAL"] = "1"
     with (
         ours.command("worker", ORCHEO_SERVICE_TOKEN=_TOKEN) as worker,
-        # Without the token: an API without authentication refuses one.
-        ours.running("dispatcher", **cron) as dispatcher,
-        ours.running("beat", **cron, ORCHEO_SERVICE_TOKEN=_TOKEN) as beat,
+        ours.running("dispatcher", ORCHEO_SERVICE_TOKEN=_TOKEN) as dispatcher,
+        ours.running("beat", ORCHEO_SERVICE_TOKEN=_TOKEN) as beat,
         redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client,
     ):
         workflows = upload(orcheo, greet="greet", fail="fail", wait="wait", archived="greet", noisy="noisy")
@@ -192,7 +191,7 @@ def test_due_cron_trigger_creates_a_run_that_executes(stack: Stack) -> None:
     path = f"/api/workflows/{stack.workflows['greet']}/triggers/cron/config"
     answer = httpx.put(stack.orcheo.url + path, json=configuration)
     assert answer.is_success, answer.text
-    stack.dispatcher.saw("cron_dispatched runs=1")
+    stack.worker.saw("cron_dispatched runs=1")
     created = one(stack.database, "SELECT id FROM workflow_runs WHERE triggered_by = 'cron'")
     assert ended(stack.orcheo, created)["status"] == "succeeded"
 
