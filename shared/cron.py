@@ -162,7 +162,7 @@ class CronRecord:
                 outcome=str(entry["outcome"])[:50],
                 reason=redact(str(entry["reason"])[:500]),
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # There is none, or somebody else wrote it.
             return None
 
