@@ -13,7 +13,7 @@ from shared.cron import CronRecord, CronReport
 from tests.apis import listening, response
 from tests.databases import Database
 from tests.processes import Stack, until
-from tests.runs import insert_runs, read_run
+from tests.runs import all_are, insert_runs, read_run
 
 INTERVAL = "1"
 CRON_QUEUE = "orcheo.cron"
@@ -57,13 +57,15 @@ def test_messages_of_beat_do_not_pile_up_and_reach_a_worker_when_one_comes(cron_
 
 
 @pytest.mark.parametrize("mode", ["off", "api"])
-def test_worker_takes_no_message_where_cron_is_not_its_task(cron_stack: Stack, redis_url: str, mode: str) -> None:
+def test_worker_takes_no_message_where_cron_is_not_its_task(
+    database: Database, cron_stack: Stack, redis_url: str, mode: str
+) -> None:
     variables = {"ORCHEO_DISPATCH_CRON": mode, "ORCHEO_API_URL": "http://127.0.0.1:1"}
+    insert_runs(database)
     with redis.Redis.from_url(redis_url) as client:
         client.lpush(CRON_QUEUE, "a message")
-        with cron_stack.running("worker", **variables) as worker:
-            worker.signal(signal.SIGTERM)
-            assert worker.exit_code() == 0
+        with cron_stack.running("worker", **variables), cron_stack.running("dispatcher"):
+            until(lambda: all_are(database, "succeeded"), what="the worker is at work")
         assert client.llen(CRON_QUEUE) == 1
     assert _dispatches(cron_stack) == []
 
