@@ -10,13 +10,15 @@ import redis
 
 from ops.real.embedded import EmbeddedRedis
 from shared.cron import CronRecord, CronReport
+from shared.installation import Installation
 from tests.apis import listening, response
 from tests.databases import Database
 from tests.processes import Stack, until
 from tests.runs import all_are, insert_runs, read_run
 
 INTERVAL = "1"
-CRON_QUEUE = "orcheo.cron"
+INSTALLATION = Installation("test")
+CRON_QUEUE = INSTALLATION.cron
 
 
 @pytest.fixture
@@ -25,6 +27,7 @@ def cron_stack(stack: Stack, tmp_path: Path) -> Stack:
     stack.environment |= {
         "ORCHEO_WORKER_EXECUTOR": "tests.executors:Cron",
         "ORCHEO_CRON_INTERVAL": INTERVAL,
+        "ORCHEO_DISPATCH_NAMESPACE": INSTALLATION.name,
         "TEST_CRON": str(tmp_path / "cron"),
     }
     return stack
@@ -44,7 +47,7 @@ def test_messages_of_beat_do_not_pile_up_and_reach_a_worker_when_one_comes(cron_
     with redis.Redis.from_url(redis_url) as client, cron_stack.running("beat", ORCHEO_CRON_INTERVAL="1") as beat:
         until(lambda: client.llen(CRON_QUEUE) == 1, what="the first message")
         # As many ticks as are left to wait, which takes several cron intervals.
-        until(lambda: client.llen("orcheo.dispatch") == 10, what="ticks wait")
+        until(lambda: client.llen(INSTALLATION.dispatch) == 10, what="ticks wait")
         assert client.llen(CRON_QUEUE) == 1
         assert "cron=worker" in beat.log
         # It would wait two days to look by itself.
@@ -108,6 +111,7 @@ def test_cron_goes_on_while_redis_is_unavailable_and_after(
     stack.environment |= {
         "ORCHEO_WORKER_EXECUTOR": "tests.executors:Cron",
         "ORCHEO_CRON_INTERVAL": INTERVAL,
+        "ORCHEO_DISPATCH_NAMESPACE": INSTALLATION.name,
         "TEST_CRON": str(tmp_path / "cron"),
     }
     with stack.running("worker") as worker, stack.running("beat"):
@@ -128,6 +132,19 @@ def test_failure_is_logged_once_without_what_it_quotes(cron_stack: Stack) -> Non
         worker.saw("cron_not_dispatched outcome=failed")
     assert worker.log.count("cron_not_dispatched") == 1
     assert "swordfish" not in worker.log
+
+
+def test_installations_on_one_redis_ask_their_own_workers(cron_stack: Stack, redis_url: str) -> None:
+    other = Installation("other")
+    with redis.Redis.from_url(redis_url) as client:
+        with cron_stack.running("beat", ORCHEO_DISPATCH_NAMESPACE=other.name):
+            until(lambda: client.llen(other.cron) == 1, what="a message for the other")
+            with cron_stack.running("worker", ORCHEO_CRON_INTERVAL="86400") as worker:
+                worker.saw("by_itself=True")
+                until(lambda: client.llen(other.dispatch) == 10, what="ticks wait")
+        assert (client.llen(other.cron), client.llen(CRON_QUEUE)) == (1, 0)
+        assert CronRecord(client, other.cron_record).success() is None
+    assert len(_dispatches(cron_stack)) == 1
 
 
 def test_executor_that_cannot_dispatch_cron_says_so_once(cron_stack: Stack) -> None:
@@ -169,7 +186,7 @@ def test_beat_has_the_dispatcher_ask_the_api(stack: Stack) -> None:
 
 def test_record_tells_the_age_by_redis_and_survives_what_others_write(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        record = CronRecord(client)
+        record = CronRecord(client, INSTALLATION.cron_record)
         assert (record.success(), record.failure()) == (None, None)
         record.note(CronReport("busy"), by_itself=True)
         assert record.success() is None
@@ -180,10 +197,10 @@ def test_record_tells_the_age_by_redis_and_survives_what_others_write(redis_url:
         assert failed is not None
         assert (0 <= seen.age < 5, seen.by_itself, failed.by_itself) == (True, True, False)
         assert (failed.outcome, failed.reason) == ("unreachable", "no answer")
-        client.expire("orcheo.cron.last.success", 86_400 - 300)
+        client.expire(f"{INSTALLATION.cron_record}.success", 86_400 - 300)
         seen = record.success()
         assert seen is not None
         assert 299 <= seen.age < 305
         for written in ("", "[]", "{}", '{"host": 1}', "\xff", "[" * 50_000):
-            client.set("orcheo.cron.last.success", written)
+            client.set(f"{INSTALLATION.cron_record}.success", written)
             assert record.success() is None

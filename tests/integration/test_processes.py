@@ -215,7 +215,10 @@ def test_hints_of_the_api_are_taken_and_wake_the_dispatcher(database: Database, 
         api.send_task("orcheo_backend.worker.tasks.dispatch_cron_triggers", queue="celery")
         dispatcher.saw("foreign_task_left_alone")
         with redis.Redis.from_url(redis_url) as client:
-            until(lambda: client.llen("orcheo.cron") == 1, what="a worker is asked to dispatch cron triggers")
+            until(
+                lambda: client.llen(installation_of(database).cron) == 1,
+                what="a worker is asked to dispatch cron triggers",
+            )
             messages = client.lrange("celery", 0, -1)
             assert any(b"somebody.elses.task" in message for message in messages)
             assert not any(b"orcheo_backend.worker.tasks.execute_run" in message for message in messages)
