@@ -232,7 +232,6 @@ def test_dispatch_that_is_cut_off_in_the_middle_neither_loses_nor_doubles(
     "setting",
     [
         "default_transaction_isolation = 'serializable'",
-        "default_transaction_read_only = on",
         "DateStyle = 'German, DMY'",
         "TimeZone = 'Asia/Kathmandu'",
         "statement_timeout = '1ms'",

@@ -16,6 +16,7 @@ from psycopg.rows import DictRow, dict_row
 from shared import session
 from shared.database import CONNECT_TIMEOUT_SECONDS
 from worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
+from worker.orcheo.postgres import prepare_session
 
 type Connection = AsyncConnection[DictRow]
 
@@ -159,6 +160,7 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
         prepare_threshold=None,
     )
     try:
+        await prepare_session(connection)
         yield connection
     finally:
         await connection.close()
