@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults systemd bench format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults systemd compat bench format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes a
 
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
+
+compat: $(INSTALLED)  ## Older and the newest releases of Orcheo, an environment each; half an hour; ARGS='--only newest', '--write'
+	$(BIN)/python -m tests.compat $(ARGS)
 
 bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machine; ARGS='--only noop', '--write'
 	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)

@@ -112,7 +112,7 @@ __all__ = [
     "group_commit_lacks",
     "is_delta_snapshot",
     "load_enabled_plugins",
-    "load_graph_from_script",
+    "load_graph_untimed",
     "merge_runnable_configs",
     "normalize_json_mapping",
     "serializable_metadata",
@@ -128,7 +128,7 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (
         load_graph_from_script,
         (_ANY,),
-        dict.fromkeys(("entrypoint", "max_script_bytes", "execution_timeout_seconds", "script_filename"), _ANY),
+        dict.fromkeys(("entrypoint", "max_script_bytes", "execution_timeout_seconds"), _ANY),
     ),
     (build_initial_state, (_ANY,) * 4, {}),
     (merge_runnable_configs, (_ANY, _ANY), {}),
@@ -240,6 +240,23 @@ try:
     _postgres_pools: Any = importlib.import_module("orcheo.postgres_pools")
 except ImportError:
     _postgres_pools = None
+
+_NAMES_SCRIPTS = "script_filename" in inspect.signature(load_graph_from_script).parameters
+"""Releases before 0.44.4 do not."""
+
+
+def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
+    """Build the graph of a stored script without limits on its time and size."""
+    filename = graph.get("filename")
+    named = {"script_filename": filename if isinstance(filename, str) else None} if _NAMES_SCRIPTS else {}
+    return load_graph_from_script(
+        graph["source"],
+        entrypoint=graph.get("entrypoint"),
+        max_script_bytes=None,
+        execution_timeout_seconds=None,
+        **named,
+    )
+
 
 _CONNECTION_DEFAULTS: Mapping[str, Any] = {
     "connect_timeout": 10,

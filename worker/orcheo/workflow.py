@@ -20,7 +20,7 @@ from worker.orcheo.compat import (
     WorkflowVersion,
     WorkflowVersionNotFoundError,
     build_graph,
-    load_graph_from_script,
+    load_graph_untimed,
 )
 from worker.orcheo.postgres import Clock, Pool, fetch_all
 
@@ -63,14 +63,7 @@ class Version:
             built = build_graph(graph)
             self._was_built = True
             return built
-        filename = graph.get("filename")
-        return load_graph_from_script(
-            graph["source"],
-            entrypoint=graph.get("entrypoint"),
-            max_script_bytes=None,
-            execution_timeout_seconds=None,
-            script_filename=filename if isinstance(filename, str) else None,
-        )
+        return load_graph_untimed(graph)
 
 
 @dataclass(frozen=True, slots=True)
