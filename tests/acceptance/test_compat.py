@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import psycopg
 import pytest
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from orcheo_backend.app.dependencies import get_repository
 
 from ops.real.child import free_port
@@ -22,6 +23,7 @@ from tests.processes import Process, Stack, until
 from tests.runs import all_ended, everything, execute, insert_runs, statuses
 from worker.failing import STREAK_RUNS
 from worker.orcheo.executor import OrcheoExecutor
+from worker.orcheo.own_saver import OwnSaver
 
 # All that a worker may need to say what is wrong, the import of Orcheo on a busy machine included.
 _SECONDS = 120.0
@@ -316,6 +318,21 @@ def test_worker_whose_runs_all_fail_of_the_platform_is_not_ready(installation: _
         worker.saw("runs_succeeding")
         assert ask("127.0.0.1", port, READY)[0]
     assert worker.log.count("runs_failing") == 1
+
+
+def test_rows_that_langgraph_reads_otherwise_are_left_to_its_own_saver(
+    orcheo_here: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a release would that keeps its values elsewhere.
+    monkeypatch.setattr(AsyncPostgresSaver, "_load_blobs", lambda *_: {})
+
+    async def scenario(executor: OrcheoExecutor) -> None:
+        assert isinstance(executor._opened().make_saver("a run"), OwnSaver)
+        output = await executor.execute(await new_run("greet"))
+        assert output is not None
+        assert "greeting" in output["final_state"]["node_results"]["start"]
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("migration", [9, 10])

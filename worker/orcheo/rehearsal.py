@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -74,7 +74,10 @@ async def rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, o
 
 
 async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, own_saver: bool) -> Refused:
-    async with _rolled_back(pool) as connection, _rolled_back(pool) as of_saver:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(_rolled_back(pool))
+        # LangGraph's saver writes when it likes, between the statements of the group commit.
+        of_saver = await stack.enter_async_context(_rolled_back(pool)) if own_saver else connection
         clock = await _clock(connection)
         version = Version(_built_in(), clock.read)
         commit = _Recording(connection)
