@@ -30,6 +30,7 @@ from shared.ledger import PENDING_INDEX, ProcessKind
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
 from shared.notify import ServiceManager
+from shared.plain import plain
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
@@ -37,6 +38,7 @@ from shared.slots import RunSlots
 from shared.store import Store
 
 _CONNECTIONS = 3
+_LONGEST_HOST, _LARGEST_PID = 255, 2**22
 _POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
 """A poll is some ten statements, each with a timeout; one that takes longer will never end."""
@@ -231,7 +233,9 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> Celer
 def _beat_of(header: Any) -> Process | None:
     """Return the Beat that a tick's header names, or None where it names none."""
     try:
-        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=str(header["host"])[:255], pid=int(header["pid"]))
+        # Whoever can write to Redis can forge a tick: what it says must be storable, and is shown to operators.
+        host, pid = plain(str(header["host"]), _LONGEST_HOST), int(header["pid"])
+        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=host, pid=pid) if 0 < pid <= _LARGEST_PID else None
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 

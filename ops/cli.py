@@ -16,6 +16,7 @@ from ops.ready import Json, load_settings, ready
 from shared import __version__
 from shared.entry import fail, unexpected
 from shared.errors import DispatchError, SettingsError
+from shared.plain import say
 
 app = typer.Typer(
     name="orcheo-dispatch",
@@ -44,7 +45,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"orcheo-dispatch {__version__}")
+        say(f"orcheo-dispatch {__version__}")
         raise typer.Exit
 
 
@@ -90,12 +91,12 @@ def migrate_command(
         )
         return
     moved = "is" if done.revision_before == done.revision else f"was {done.revision_before or 'none'}, is now"
-    print(f"schema orcheo_dispatch {moved} revision {done.revision}")
+    say(f"schema orcheo_dispatch {moved} revision {done.revision}")
     made = "made" if done.index_created else "present" if done.index_present else "left out: claims read all runs"
-    print(f"indexes on pending runs: {made}")
+    say(f"indexes on pending runs: {made}")
     if done.made_again:
-        print(f"made again what was missing: {', '.join(done.made_again)}; 'orcheo-dispatch roles' prints their grants")
-    print(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
+        say(f"made again what was missing: {', '.join(done.made_again)}; 'orcheo-dispatch roles' prints their grants")
+    say(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def poll(as_json: Json = False) -> None:
     if as_json:
         screen.print_json({key: value for key, value in asdict(report).items() if key != "next_delay"})
     else:
-        print(
+        say(
             f"claimed {report.claimed}, published {report.published}, released {report.released}, "
             f"extended {report.extended}, lost {report.lost}, requeued {report.requeued}"
         )

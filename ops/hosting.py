@@ -13,6 +13,7 @@ from ops.health import address_of, ask_health, own_address
 from ops.ready import Json, load_settings
 from shared.errors import DispatchError, SettingsError
 from shared.ledger import ProcessKind
+from shared.plain import plain, say
 from shared.probe import DEADLINE_SECONDS
 
 
@@ -53,8 +54,9 @@ def health(
         screen.print_json([each.as_json() for each in found])
     else:
         for each in found:
-            print(f"{each.name}: {'yes' if each.ok else 'no'}")
-            print("".join(f"  {why}\n" for why in each.why), end="")
+            say(f"{each.name}: {'yes' if each.ok else 'no'}")
+            for why in each.why:
+                say(f"  {plain(why)}")
     raise typer.Exit(0 if all(each.ok for each in found) else 1)
 
 
@@ -70,13 +72,13 @@ def units(
     installation = systemd.Installation(command or systemd.this_command(), user, config)
     texts = systemd.chosen(installation, names or [], with_environment=directory is None)
     for line in installation.warnings():
-        print(f"orcheo-dispatch: warning: {line}", file=sys.stderr)
+        say(f"orcheo-dispatch: warning: {plain(line)}", to=sys.stderr)
     if directory is None:
         print(systemd.together(texts), end="")
         return
     written = systemd.write(texts, directory, force=force)
     for name, became in written.items():
-        print(f"{directory / name}: {became}")
+        say(plain(f"{directory / name}: {became}"))
     if systemd.Written.DIFFERS in written.values():
         print(systemd.difference(texts, directory), end="")
         raise DispatchError("nothing was written: --force replaces what differs")

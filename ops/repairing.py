@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ops.ready import Json, ready
+from shared.plain import plain, say
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
 Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
@@ -51,5 +52,5 @@ def _repair(runs: list[str], action: str, reason: str, dry_run: bool, as_json: b
         would = "would be " if dry_run else ""
         for each in done:
             said = f"refused: {each.refused}" if each.refused else f"{would}{each.status_before} -> {each.status_after}"
-            print(f"{each.run_id}  {said}")
+            say(plain(f"{each.run_id}  {said}"))
     raise typer.Exit(1 if any(each.refused for each in done) else 0)

@@ -1,28 +1,56 @@
-"""How status, runs and checks look in a terminal."""
+"""How status, runs and checks look in a terminal.
+
+Nothing that is shown is interpreted: a string is a string here, whatever markup or escape sequences it holds. Colours
+come from `Text` alone.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from ops.findings import Finding, Grade
 from ops.moments import ago, duration
 from ops.run_list import RunRow
-from ops.run_story import Event, Story, Who
+from ops.run_story import Story, Who
 from shared.errors import DatabaseError
+from shared.plain import is_plain, plain, plain_lines
 from shared.queries import ALIVE_SECONDS, Status
 
 _PIPE_WIDTH = 160
+_LONGEST_CELL = 400
+_MOST_ERROR_CHARACTERS = 20_000
+
+
+class PlainConsole(Console):
+    """Shows strings as they are, made harmless, and lets nothing else through that a terminal would obey."""
+
+    def render_str(self, text: str, **_: Any) -> Text:
+        """Return a string as text: neither markup nor emoji codes nor escape sequences mean anything."""
+        return Text(plain(text, _LONGEST_CELL))
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render what is no string too, such as a `Text` that somebody made of what a client wrote."""
+        for segment in super().render(renderable, options):
+            shown = segment.control or segment.text == "\n" or is_plain(segment.text)
+            yield segment if shown else Segment(_one_for_one(segment.text), segment.style)
+
+
+def _one_for_one(text: str) -> str:
+    """Return a text of the same length: it has been laid out already."""
+    return "".join(character if character == "\n" or is_plain(character) else "\ufffd" for character in text)
+
+
 # A pipe has no width: there no id is cut short.
-console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+console = PlainConsole(width=None if sys.stdout.isatty() else _PIPE_WIDTH, emoji=False, markup=False, highlight=False)
 
 _COLOURS = {
     "pending": "yellow",
@@ -31,7 +59,15 @@ _COLOURS = {
     "failed": "red",
     "cancelled": "magenta",
 }
-_GRADES = {Grade.OK: "[green]ok[/]", Grade.WARN: "[yellow]warn[/]", Grade.WRONG: "[red]wrong[/]"}
+_GRADES = {Grade.OK: "green", Grade.WARN: "yellow", Grade.WRONG: "red"}
+
+
+def _coloured(text: str, colour: str) -> Text:
+    return Text(plain(text, _LONGEST_CELL), style=colour)
+
+
+def _status(name: str) -> Text:
+    return _coloured(name, _COLOURS.get(name, "white"))
 
 
 def print_json(value: Any) -> None:
@@ -47,21 +83,22 @@ def print_json_line(value: Any) -> None:
 def status_view(status: Status) -> RenderableType:
     """Return the state of the whole: the promise first, then runs, then who is alive."""
     promise = Table(title="pending", title_justify="left", show_header=False, box=None, pad_edge=False)
-    kept = "[green]kept[/]" if status.late_pending == 0 else "[red]broken[/]"
+    late = Text(f"{status.late_share:.1%} ({status.late_pending}), promise of 0 % ")
+    late.append_text(_coloured("kept", "green") if status.late_pending == 0 else _coloured("broken", "red"))
     promise.add_row("pending now", str(status.pending))
     promise.add_row("oldest", duration(status.oldest_pending_age) if status.pending else "-")
-    promise.add_row("older than 5 min", f"{status.late_share:.1%} ({status.late_pending}), promise of 0 % {kept}")
+    promise.add_row("older than 5 min", late)
     promise.add_row("of others, not dispatched", str(status.pending_others))
 
     runs = Table(title="runs by status", title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, count in sorted(status.runs.items()):
-        runs.add_row(f"[{_COLOURS.get(name, 'white')}]{name}[/]", str(count))
+        runs.add_row(_status(name), str(count))
 
     dispatch = Table(title="dispatch", title_justify="left", show_header=False, box=None, pad_edge=False)
     dispatch.add_row("claimed", str(status.claimed))
     dispatch.add_row("published", str(status.published))
     dispatch.add_row("running", str(status.running))
-    dispatch.add_row("stuck", f"[red]{status.stuck}[/]" if status.stuck else "0")
+    dispatch.add_row("stuck", _coloured(str(status.stuck), "red" if status.stuck else ""))
     dispatch.add_row("run slots due", str(status.slots_due))
 
     processes = Table("process", "host", "pid", "version", "runs", "seen", title="alive", title_justify="left")
@@ -76,7 +113,7 @@ def _beat_view(silent_for: float | None) -> list[RenderableType]:
     if silent_for is not None and silent_for < ALIVE_SECONDS:
         return []
     since = "a day or ever" if silent_for is None else duration(silent_for)
-    return [f"[yellow]no Beat for {since}: dispatchers and cron go on by themselves[/]"]
+    return [_coloured(f"no Beat for {since}: dispatchers and cron go on by themselves", "yellow")]
 
 
 def runs_view(rows: Sequence[RunRow]) -> RenderableType:
@@ -88,8 +125,8 @@ def runs_view(rows: Sequence[RunRow]) -> RenderableType:
         table.add_row(
             row.run_id,
             row.workflow_id[:8],
-            escape(row.triggered_by),
-            f"[{_COLOURS.get(row.status, 'white')}]{row.status}[/]",
+            row.triggered_by,
+            _status(row.status),
             ago(row.age),
             duration(row.waited),
             duration(row.ran),
@@ -102,12 +139,12 @@ def runs_view(rows: Sequence[RunRow]) -> RenderableType:
 
 def _outcome(outcome: str | None, reason: str | None) -> str:
     """Return how it ended and why, where the one does not say the other."""
-    return escape(": ".join(dict.fromkeys(each for each in (outcome, reason) if each)) or "-")
+    return ": ".join(dict.fromkeys(each for each in (outcome, reason) if each)) or "-"
 
 
 def away_view(error: DatabaseError) -> RenderableType:
     """Return the line that `status --watch` shows while it cannot read; what is below it is as it was seen last."""
-    return Text(f"database away: {error}", style="bold red")
+    return _coloured(f"database away: {error}", "bold red")
 
 
 def looked_view(interval: float | None) -> RenderableType:
@@ -121,9 +158,9 @@ def story_view(story: Story) -> RenderableType:
     status = story.status or "deleted"
     head = Table(show_header=False, box=None, pad_edge=False)
     head.add_row("run", story.run_id)
-    head.add_row("workflow", escape(story.workflow_id))
-    head.add_row("status", f"[{_COLOURS.get(status, 'white')}]{status}[/]")
-    head.add_row("created", f"{ago(story.age)}, by {escape(story.triggered_by)}")
+    head.add_row("workflow", story.workflow_id)
+    head.add_row("status", _status(status))
+    head.add_row("created", f"{ago(story.age)}, by {story.triggered_by}")
     if story.fence is None:
         head.add_row("ledger", "never claimed")
     else:
@@ -133,16 +170,19 @@ def story_view(story: Story) -> RenderableType:
         head.add_row("dispatcher", _who(story.dispatcher))
         head.add_row("worker", _who(story.worker))
     if story.lease_left is not None:
-        left = f"[red]over for {duration(-story.lease_left)}[/]" if story.lease_left < 0 else duration(story.lease_left)
-        head.add_row("lease left", left)
+        over = story.lease_left < 0
+        left = f"over for {duration(-story.lease_left)}" if over else duration(story.lease_left)
+        head.add_row("lease left", _coloured(left, "red" if over else ""))
     if story.error is not None:
-        head.add_row("error", escape(story.error))
+        head.add_row("error", Text(plain_lines(story.error, _MOST_ERROR_CHARACTERS)))
 
     events = Table("when (UTC)", "after", "what", "by", "")
     for event in story.events:
         after = f"+ {duration(event.after)}" if event.after is not None else ""
-        events.add_row(f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3], after, *_escaped(event))
-    hints = [Text(f"> {hint}", style="yellow") for hint in story.hints]
+        events.add_row(
+            f"{event.at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3], after, event.what, event.by, event.detail or ""
+        )
+    hints = [_coloured(f"> {hint}", "yellow") for hint in story.hints]
     if not story.audit_readable:
         hints.append(
             Text("its audit log cannot be read as this database role, which may not see payloads", style="dim")
@@ -150,22 +190,17 @@ def story_view(story: Story) -> RenderableType:
     return Group(head, "", events, *hints)
 
 
-def _escaped(event: Event) -> tuple[str, str, str]:
-    return escape(event.what), escape(event.by), escape(event.detail or "")
-
-
 def _who(who: Who | None) -> str:
     if who is None:
         return "-"
     if who.host is None:
         return f"{who.id} (gone)"
-    return f"{escape(who.host)} pid {who.pid}, {escape(str(who.version))}, seen {ago(who.seen_ago)}, {who.id}"
+    return f"{who.host} pid {who.pid}, {who.version}, seen {ago(who.seen_ago)}, {who.id}"
 
 
 def findings_view(findings: Iterable[Finding]) -> RenderableType:
     """Return the table of `check`."""
     table = Table("what", "", "found", "how to mend it")
     for finding in findings:
-        # Escaped: what stands in square brackets is not meant for rich.
-        table.add_row(finding.what, _GRADES[finding.grade], escape(finding.found), escape(finding.mend))
+        table.add_row(finding.what, _coloured(finding.grade.value, _GRADES[finding.grade]), finding.found, finding.mend)
     return table

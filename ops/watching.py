@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from ops import screen
 from shared import queries
 from shared.errors import DatabaseError, SchemaError
+from shared.plain import plain, say
 from shared.settings import Settings
 
 
@@ -48,7 +49,7 @@ def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
     except SchemaError:
         raise
     except DatabaseError as error:
-        print(f"orcheo-dispatch: database away: {error}", file=sys.stderr, flush=True)
+        say(f"orcheo-dispatch: database away: {plain(str(error))}", to=sys.stderr)
         return
     if as_json:
         screen.print_json_line(found.as_json())

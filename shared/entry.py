@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shared.errors import DispatchError
+from shared.plain import plain, say
 from shared.values import log_level
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def fail(error: DispatchError) -> NoReturn:
 
     keep_secrets_of_process()
     sys.stdout.flush()
-    for line in redact(str(error)).splitlines():
-        print(f"orcheo-dispatch: {line}", file=sys.stderr)
+    for line in redact(str(error)).split("\n"):
+        say(f"orcheo-dispatch: {plain(line)}", to=sys.stderr)
     raise SystemExit(error.exit_code)
 
 
@@ -41,9 +42,9 @@ def unexpected(error: BaseException) -> NoReturn:
 
     if log_level(os.environ.get("ORCHEO_LOG_LEVEL", "")) in {"DEBUG", "TRACE"}:
         keep_secrets_of_process()
-        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        say(redact("".join(traceback.format_exception(error)).rstrip()), to=sys.stderr)
     at = describe(error).get("at", "?")
-    print(f"orcheo-dispatch: unexpected {type(error).__name__} at {at}", file=sys.stderr)
+    say(f"orcheo-dispatch: unexpected {type(error).__name__} at {plain(at)}", to=sys.stderr)
     raise SystemExit(1)
 
 

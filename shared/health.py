@@ -25,6 +25,7 @@ from weakref import WeakSet
 from shared.access import guarded
 from shared.checks import Check
 from shared.errors import SettingsError
+from shared.hosts import answering_to, names_of
 from shared.logs import describe, log
 from shared.probe import DEADLINE_SECONDS, LIVE, METRICS, PAGE, READY, ask, without_brackets
 from shared.routes import Answer, Request, Route
@@ -34,6 +35,8 @@ __all__ = ["Answer", "HealthServer", "Request", "Route", "ask", "health_routes",
 
 OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
 """Probes have no token, and the page itself shows nothing: what it shows, it fetches."""
+OPEN_TO_ALL_NAMES = frozenset({LIVE, READY, METRICS})
+"""Asked by machines, under whatever name leads to them; they hold counts and states, and no names of workflows."""
 _CONNECTIONS = 16
 """With so many open, the oldest is closed for each that comes."""
 _THREADS = 32
@@ -59,6 +62,8 @@ def serve_health(settings: Settings, routes: Mapping[str, Route]) -> HealthServe
     if settings.health_port == 0:
         return None
     routes = guarded(routes, settings.health_token, open_to_all=OPEN_TO_ALL)
+    names = names_of(settings.health_host, settings.health_allowed_hosts)
+    routes = answering_to(names, routes, open_to_all=OPEN_TO_ALL_NAMES)
     server = HealthServer(settings.health_host, settings.health_port, routes)
     server.start()
     return server
@@ -216,6 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
+            if len(self.headers.get_all("host", [])) > 1:
+                raise ValueError("which of them?")
             request = Request.of(self.path, dict(self.headers))
         except ValueError:
             self.send_error(HTTPStatus.BAD_REQUEST)

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
+from shared.plain import is_plain, plain
 from shared.redaction import redact
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _priority(record: Record) -> int:
 def _text_line(record: Record, *, stamped: bool) -> str:
     fields = "".join(f" {key}={_field(value)}" for key, value in _ordered(record) if value is not None)
     stamp = record["time"].strftime("%Y-%m-%dT%H:%M:%S.%f%z ") if stamped else ""
-    return f"{stamp}{record['level'].name:<7} {_printable(record['message'])}{fields}"
+    return f"{stamp}{record['level'].name:<7} {plain(record['message'])}{fields}"
 
 
 def _json_line(record: Record) -> str:
@@ -151,10 +152,5 @@ def _ordered(record: Record) -> list[tuple[str, Any]]:
 
 def _field(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    quoted = not text.isprintable() or any(character in text for character in ' "=')
+    quoted = not is_plain(text) or any(character in text for character in ' "=')
     return json.dumps(text) if quoted else text
-
-
-def _printable(text: str) -> str:
-    """Return `text` as one line, and nothing in it that a terminal obeys."""
-    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1].replace("\x7f", "")

@@ -28,6 +28,13 @@ def _split_list(value: Any) -> Any:
     return value
 
 
+def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name != "*" and not re.fullmatch(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name):
+            raise ValueError("names of hosts without a port, such as page.example.org or .example.org, or *")
+    return names
+
+
 def _check_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
         raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
@@ -76,6 +83,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 """Separated by commas."""
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_hosts)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
@@ -93,7 +101,7 @@ def show_default(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(value) or "unset"
     if isinstance(value, float):
         return f"{value:g}" if value < 1e6 else str(int(value))
     if value is None:

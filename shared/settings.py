@@ -24,6 +24,7 @@ from shared.setting_types import (
     MOST,
     CronModeInAnyCase,
     HealthToken,
+    HostNames,
     LogFormat,
     LogLevel,
     LostRunsInAnyCase,
@@ -203,6 +204,11 @@ class Settings(BaseSettings):
         description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
     )
 
+    health_allowed_hosts: HostNames = Field(
+        (),
+        alias="ORCHEO_HEALTH_ALLOWED_HOSTS",
+        description="Names, separated by commas, that the status page answers to beside this machine's own.",
+    )
     log_level: LogLevel = Field(
         "INFO",
         alias="ORCHEO_LOG_LEVEL",
@@ -277,8 +283,7 @@ class Settings(BaseSettings):
         try:
             return cls(**overrides)
         except ValidationError as error:
-            secret = secret_variables()
-            lines = [explain(item, cls.model_fields, secret) for item in error.errors(include_url=False)]
+            lines = [explain(item, cls.model_fields, secret_variables()) for item in error.errors(include_url=False)]
             raise SettingsError("\n".join(lines)) from None
 
 

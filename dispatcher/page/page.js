@@ -43,6 +43,11 @@
   const percent = (part) => (part > 0 && part < 0.001 ? "< 0.1 %" : share(part));
   const short = (id) => (id.length > 13 ? id.slice(0, 8) : id);
 
+  // Names, labels and reasons are a client's: what nobody would see, or what turns a line round, is shown as it is written.
+  // All that is shown comes through here, as it arrives.
+  const UNSEEN = /[\p{C}\p{Zl}\p{Zp}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]|(?<=\p{M}{3})\p{M}/gu;
+  const plain = (text) => text.replace(UNSEEN, (mark) => `\\u{${mark.codePointAt(0).toString(16).padStart(4, "0")}}`);
+
   // --- The document ---
   function put(node, text) {
     if (node.textContent !== text) node.textContent = text;
@@ -413,7 +418,7 @@
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
       if (answer.status !== 401 && !answer.ok) throw new Error(String(answer.status));
-      const seen = answer.ok ? await answer.json() : null;
+      const seen = answer.ok ? JSON.parse(await answer.text(), (_, value) => (typeof value === "string" ? plain(value) : value)) : null;
       if (turn !== asked) return null;
       failures = 0;
       signIn(!seen);

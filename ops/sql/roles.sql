@@ -1,6 +1,6 @@
 -- Roles that may do what orcheo-dispatch needs, and no more.
 --
---   orcheo-dispatch roles | psql --set ON_ERROR_STOP=1 'DSN of the owner'
+--   orcheo-dispatch roles | psql --set ON_ERROR_STOP=1 service=owner
 --
 -- Run it as the owner of Orcheo's tables, after `orcheo-dispatch migrate`, and again:
 --   * after each later `migrate`: what a role may write is granted table by table, on purpose (see the end);

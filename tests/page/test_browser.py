@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Error, Page, expect
 
 from tests.databases import Database
+from tests.hostile import STORABLE, does_harm
 from tests.page.conftest import Look, Serve, Served
 from tests.page_states import HOSTILE, MARKER, fill_broken, fill_busy
 from tests.runs import execute, insert_runs
@@ -188,3 +189,30 @@ def test_database_that_comes_back_is_told(database: Database, serve: Serve, look
     execute(database, "ALTER TABLE orcheo_dispatch.away RENAME TO process")
     expect(page.locator("#problems")).not_to_contain_text("Postgres lacks a table", timeout=15_000)
     assert json.loads(served.get("/overview.json")[2])["health"]["changes"]
+
+
+def test_names_of_clients_turn_nothing_round_and_hide_nothing(database: Database, serve: Serve, look: Look) -> None:
+    insert_runs(database, triggered_by="webhook")
+    texts = [text[:300] for text in STORABLE]
+    execute(
+        database,
+        "INSERT INTO workflows (id, handle, payload, created_at, updated_at)"
+        " SELECT 'w' || n, 'h' || n, jsonb_build_object('name', name), now(), now()"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS w(name, n)",
+        texts,
+    )
+    execute(
+        database,
+        "INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at,"
+        " updated_at) SELECT gen_random_uuid()::text, 'w' || n, 'v', 'pending', label, '{}', now(), now()"
+        " FROM unnest(%s::text[]) WITH ORDINALITY AS w(label, n)",
+        texts,
+    )
+    page = look().open(serve(database, triggers=("*",)).url)
+    expect(page.locator("#runs-rows tr")).to_have_count(len(texts) + 1)
+    titles = "...[...document.querySelectorAll('[title]')].map((node) => node.title)"
+    shown = page.evaluate(f"[document.querySelector('main').textContent, {titles}].join('\\n')")
+    assert does_harm(shown.replace("\t", " ")) == []
+    assert "<script>" in shown
+    assert "\\u{202e}exe.txt" in shown
+    assert page.locator("#runs-rows script, #runs-rows img").count() == 0
