@@ -9,6 +9,7 @@ from celery import Celery, Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
+from dispatcher.admitting import Admitter
 from dispatcher.backlog import Backlog
 from dispatcher.cron import DispatcherCron
 from dispatcher.hints import HintListener
@@ -55,11 +56,12 @@ class Dispatcher:
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self._app = app
         self.cron = DispatcherCron(settings, installation, self.metrics, pass_on=self._ask_worker_for_cron)
-        self._store = Store(self.engine)
+        store = Store(self.engine)
+        self._admitter = Admitter(settings, store, self.process.id)
         self.poller = Poller(
             settings,
             installation=installation,
-            store=self._store,
+            store=store,
             publisher=Publisher(app, installation),
             broker=self.broker,
             slots=self.slots,
@@ -160,11 +162,14 @@ class Dispatcher:
         """Whether what takes ticks or what publishes has found Redis away."""
         return self.poller.broker_away or (self._consumer is not None and not self._consumer.steady)
 
-    def _pushed(self, run_id: str, workspace_id: str | None) -> bool:  # noqa: ARG002 - says whose it is
+    def _pushed(self, run_id: str, workspace_id: str | None) -> bool:
         self.metrics.hinted("run")
         # Before the database is asked: most runs are claimed whether they were pushed or not.
         self.loop.wake()
-        return self._store.has_run(run_id)
+        admission = self._admitter.pushed(run_id, workspace_id)
+        if admission.admitted:
+            self.loop.wake()
+        return admission.known
 
     def _notified(self) -> None:
         self.metrics.hinted("notify")

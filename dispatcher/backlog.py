@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
@@ -18,7 +18,7 @@ from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError, DispatchError
 from shared.installation import Installation
 from shared.ledger import ProcessKind
-from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE
+from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE, read_others
 from shared.settings import CronMode, Settings
 
 COUNTED = 25_000
@@ -35,7 +35,10 @@ SELECT count(*) AS pending,
        count(*) FILTER (WHERE created_at < now() - make_interval(secs => :late)) AS late,
        COALESCE(EXTRACT(epoch FROM now() - min(created_at)), 0)::float8 AS oldest
   FROM (SELECT r.created_at FROM workflow_runs AS r
-         WHERE r.status = 'pending' AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+         WHERE r.status = 'pending'
+           AND ((:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+                    AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
+                OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
          ORDER BY r.created_at, r.id LIMIT :limit) AS p
 """)
 
@@ -107,6 +110,12 @@ class Backlog:
         yield gauge("claimed_runs", "Runs claimed and not published yet.", of.get("claimed"))
         yield gauge("published_runs", "Runs published and not begun yet.", of.get("published"))
         yield gauge("stuck_runs", "Runs that are running although their lease is over.", of.get("stuck"))
+        yield gauge("unclaimed_runs", "Pending runs that no dispatcher will claim.", of.get("unclaimed"))
+        yield gauge(
+            "begun_elsewhere_runs",
+            "Runs of the last ten minutes that the API itself, or Orcheo's own worker, began.",
+            of.get("begun_elsewhere"),
+        )
         yield gauge("due_slots", "Run slots that are to be given back.", of.get("slots_due"))
         yield gauge(
             "oldest_transaction_age_transactions",
@@ -197,6 +206,7 @@ class Backlog:
             slots_due = connection.scalar(SLOTS_DUE) or 0
             processes = connection.execute(PROCESSES, {"alive": ALIVE_SECONDS}).all()
             oldest = connection.scalar(OLDEST_TRANSACTION)
+            others = read_others(connection)
         return (
             {
                 "pending": pending.pending,
@@ -206,6 +216,7 @@ class Backlog:
                 "published": claims.published,
                 "stuck": claims.stuck,
                 "slots_due": slots_due,
+                **(asdict(others) if others else {}),
                 "oldest_transaction": oldest or 0,
             },
             {row.kind: row.alive for row in processes},

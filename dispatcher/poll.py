@@ -8,6 +8,7 @@ from uuid import UUID
 
 import redis
 
+from dispatcher.admitting import Admitter
 from dispatcher.publisher import Publisher, claims_per_message
 from dispatcher.report import PollReport
 from shared.broker import broker_errors
@@ -66,6 +67,7 @@ class Poller:
         self._backlog_is_deep = False
         self._reap_from = 0.0
         self._turns = Turns()
+        self._admitter = Admitter(settings, store, dispatcher_id)
         self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
         self._in_turn = True
 
@@ -234,6 +236,7 @@ class Poller:
             batch=_MAINTENANCE_BATCH,
         )
         self._return_slots(older_than=0.0 if adopted else SLOT_PATIENCE_SECONDS)
+        self._admitter.lost()
 
     def _prune(self) -> None:
         """Prune one batch. After a full one the next poll goes on: a batch each 30 s would be 2,000 runs a minute."""

@@ -13,6 +13,7 @@ from ops.check_orcheo import ORCHEO, look_at_columns, look_at_releases
 from ops.findings import Finding, Grade
 from shared import celery_environment, parts
 from shared.api_table import index_is_valid, notifies
+from shared.begin_guard import guards_begins
 from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
 from shared.database import database_errors, open_engine, through_pooler, transaction
@@ -20,6 +21,7 @@ from shared.environment import notes
 from shared.errors import BrokerError, DatabaseError
 from shared.footing import several_tables, unmet_to_read, unmet_to_write
 from shared.ledger import PENDING_INDEX, TURNS_INDEX, ProcessKind
+from shared.queries import read_others
 from shared.redaction import redact
 from shared.revision import current_revision, newest_revision
 from shared.settings import Settings, variables
@@ -122,6 +124,7 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
     revision, newest = current_revision(connection), newest_revision()
     if revision == newest:
         yield Finding("our schema", Grade.OK, f"revision {revision}")
+        yield from _others(connection, kind)
     else:
         yield Finding(
             "our schema",
@@ -141,6 +144,39 @@ def _parts(connection: Connection) -> Iterator[Finding]:
     if missing:
         mend = "orcheo-dispatch migrate, then the SQL that 'orcheo-dispatch roles' prints"
         yield Finding("views and indexes", Grade.WARN, f"missing: {', '.join(missing)}", mend)
+
+
+def _others(connection: Connection, kind: ProcessKind | None) -> Iterator[Finding]:
+    """Say what the API does with runs that our workers should execute, and what nobody does with the others."""
+    if guards_begins(connection):
+        yield Finding("double execution", Grade.OK, "a run that a worker has begun cannot be begun again")
+    else:
+        yield Finding(
+            "double execution",
+            Grade.WARN,
+            "the trigger that refuses a second start of a run is missing or disabled",
+            "orcheo-dispatch migrate",
+        )
+    # A worker may not read the views.
+    others = read_others(connection) if kind in (None, ProcessKind.DISPATCHER) else None
+    if others is None:
+        return
+    if others.begun_elsewhere:
+        yield Finding(
+            "execution in the API",
+            Grade.WARN,
+            f"{others.begun_elsewhere} runs of the last 10 minutes were begun by the API or by Orcheo's own worker",
+            "set ORCHEO_INPROCESS_EXECUTION=false for the API and restart it, and stop Orcheo's own worker",
+        )
+    else:
+        yield Finding("execution in the API", Grade.OK, "no run of the last 10 minutes was begun by somebody else")
+    if others.unclaimed:
+        yield Finding(
+            "unclaimed runs",
+            Grade.WARN,
+            f"{others.unclaimed} runs are pending that no dispatcher will claim",
+            "orcheo-dispatch runs --unclaimed says why, and what to change for each",
+        )
 
 
 def _index(connection: Connection, what: str, index: str, without: str) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import typer
 
 from ops.moments import ANY_TIME, parse_moment
 from ops.ready import Json, ready
+from shared.errors import SettingsError
 
 
 def _statuses() -> list[str]:
@@ -68,6 +69,10 @@ def runs(
     until: Annotated[str | None, typer.Option(help="Only runs created until: as --since.")] = None,
     stuck: Annotated[bool, typer.Option("--stuck", help="Only runs that run although their lease is over.")] = False,
     lost: Annotated[bool, typer.Option("--lost", help="Only runs whose worker was lost when they last ran.")] = False,
+    unclaimed: Annotated[
+        bool,
+        typer.Option("--unclaimed", help="Only pending runs that no dispatcher will claim, and why; no other filter."),
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -77,8 +82,19 @@ def runs(
     settings = ready()
     from ops import screen
     from ops.run_list import Wanted, find_runs
+    from ops.unclaimed import find_unclaimed
     from shared.database import open_engine
 
+    if unclaimed:
+        if any((status, workflow, trigger, outcome, since, until, stuck, lost)):
+            raise SettingsError("--unclaimed cannot be combined with another filter")
+        with open_engine(settings, role="runs") as engine:
+            found = find_unclaimed(engine, limit)
+        if as_json:
+            screen.print_json([row.as_json() for row in found])
+        else:
+            screen.console.print(screen.unclaimed_view(found))
+        return
     wanted = Wanted(
         statuses=status or (),
         triggers=trigger or (),

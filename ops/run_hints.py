@@ -49,8 +49,12 @@ def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Sett
 
 
 def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
-    if not settings.takes_every_trigger and run.triggered_by not in settings.triggers:
-        yield f"nobody dispatches it: {run.triggered_by!r} is not among ORCHEO_DISPATCH_TRIGGERS"
+    # A run with a row in the ledger was pushed by the API, or claimed before: it is claimed whatever its label.
+    if run.fence is None and not settings.takes_every_trigger and run.triggered_by not in settings.triggers:
+        yield (
+            f"nobody dispatches it: {run.triggered_by!r} is not among ORCHEO_DISPATCH_TRIGGERS, and no push of the API "
+            "was seen"
+        )
         return
     if run.age > LATE_SECONDS:
         yield f"late: pending for {duration(run.age)}, the promise is {duration(LATE_SECONDS)}"

@@ -21,6 +21,7 @@ from ops.findings import Finding, Grade
 from ops.moments import ago, duration
 from ops.run_list import RunRow
 from ops.run_story import Story, Who
+from ops.unclaimed import Unclaimed
 from shared.errors import DatabaseError
 from shared.plain import is_plain, plain, plain_lines
 from shared.queries import ALIVE_SECONDS, Status
@@ -89,6 +90,11 @@ def status_view(status: Status) -> RenderableType:
     promise.add_row("oldest", duration(status.oldest_pending_age) if status.pending else "-")
     promise.add_row("older than 5 min", late)
     promise.add_row("of others, not dispatched", str(status.pending_others))
+    if status.unclaimed:
+        unclaimed = _coloured(str(status.unclaimed), "red")
+        promise.add_row(
+            "nobody will claim", unclaimed.append(", see orcheo-dispatch runs --unclaimed", style="default")
+        )
 
     runs = Table(title="runs by status", title_justify="left", show_header=False, box=None, pad_edge=False)
     for name, count in sorted(status.runs.items()):
@@ -105,7 +111,21 @@ def status_view(status: Status) -> RenderableType:
     for process in status.processes:
         load = f"{process.running} of {process.concurrency}" if process.kind == "worker" else "-"
         processes.add_row(process.kind, process.host, str(process.pid), process.version, load, ago(process.seen_ago))
-    return Group(promise, "", runs, "", dispatch, "", processes, *_beat_view(status.beat_silent_for))
+    warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status.beat_silent_for)]
+    return Group(promise, "", runs, "", dispatch, "", processes, *warnings)
+
+
+def _elsewhere_view(runs: int | None) -> list[RenderableType]:
+    """Return a line where somebody else begins runs."""
+    if not runs:
+        return []
+    return [
+        Text(
+            f"{runs} runs of the last 10 minutes were begun by the API itself or by Orcheo's own worker: "
+            "see orcheo-dispatch check",
+            style="yellow",
+        )
+    ]
 
 
 def _beat_view(silent_for: float | None) -> list[RenderableType]:
@@ -134,6 +154,14 @@ def runs_view(rows: Sequence[RunRow]) -> RenderableType:
             str(row.fence or "-"),
             str(row.attempts if row.attempts is not None else "-"),
         )
+    return table
+
+
+def unclaimed_view(rows: Sequence[Unclaimed]) -> RenderableType:
+    """Return a table of runs that nobody will claim, and what to do about each."""
+    table = Table("run", "workflow", "by", "created", "reason", "how to fix it")
+    for row in rows:
+        table.add_row(row.run_id, row.workflow_id[:8], row.triggered_by, ago(row.age), row.reason, row.mend)
     return table
 
 

@@ -5,6 +5,8 @@ Nothing here imports Alembic: processes look for both when they start, and migra
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
@@ -93,10 +95,15 @@ def notifies(connection: Connection) -> bool:
 
 
 def set_notify(engine: Engine, *, on: bool) -> None:
-    """Make the trigger, or take it out. May be repeated. Raises `DatabaseError` where the table stays locked.
+    """Make the trigger, or take it out. May be repeated. Raises `DatabaseError` where the table stays locked."""
+    retry_locked(_add_trigger if on else _remove_trigger, engine)
 
-    Both need a lock that waits for whoever writes to the table, and behind which the API's inserts would wait. So it
-    is given up after half a second and tried for again.
+
+def retry_locked(change: Callable[[Engine], bool], engine: Engine) -> None:
+    """Make a change of the API's table until it returns true. Raises `DatabaseError` where the table stays locked.
+
+    Such a change needs a lock that waits for whoever writes to the table, and behind which the API's inserts would
+    wait. So each try gives up after half a second.
     """
 
     def give_up(_: object) -> bool:
@@ -107,19 +114,19 @@ def set_notify(engine: Engine, *, on: bool) -> None:
         wait=wait_random(0.2, 1.0),
         stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
         retry_error_callback=give_up,
-    )(_add_trigger if on else _remove_trigger, engine)
+    )(change, engine)
 
 
 def _add_trigger(engine: Engine) -> bool:
     with engine.begin() as connection:
         connection.exec_driver_sql(_CREATE_FUNCTION)
         connection.exec_driver_sql(_REVOKE_FUNCTION)
-        return notifies(connection) or _locked(connection, _CREATE_TRIGGER)
+        return notifies(connection) or run_locking(connection, _CREATE_TRIGGER)
 
 
 def _remove_trigger(engine: Engine) -> bool:
     with engine.begin() as connection:
-        if _trigger(connection) is not None and not _locked(connection, _DROP_TRIGGER):
+        if _trigger(connection) is not None and not run_locking(connection, _DROP_TRIGGER):
             return False
         connection.exec_driver_sql(_DROP_FUNCTION)
         return True
@@ -131,7 +138,7 @@ def _trigger(connection: Connection) -> bool | None:
     return enabled
 
 
-def _locked(connection: Connection, statement: str) -> bool:
+def run_locking(connection: Connection, statement: str) -> bool:
     """Run a statement that locks the API's table; return False where others keep the lock for too long."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
     try:

@@ -79,3 +79,15 @@ class Look:
     """Runs are pending, claimed or not."""
     in_turn: bool
     """There is an index that leads from turn to turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What became of a push of the API."""
+
+    known: bool
+    """The run is in this installation's table."""
+    admitted: bool = False
+    """It is claimed from now on although the allow-list does not name its label."""
+    refused: bool = False
+    """It would have been, but the push names another workspace than the run's."""

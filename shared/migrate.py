@@ -1,4 +1,4 @@
-"""Bring a database up to date: schema `orcheo_dispatch`, indexes on the API's table and, if wanted, a trigger."""
+"""Bring a database up to date: schema `orcheo_dispatch`, indexes and triggers on the API's table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_d
 
 from shared import parts
 from shared.api_table import INDEXES, indexes_are_valid, make_index, notifies, set_notify
+from shared.begin_guard import set_guard
 from shared.database import database_errors, open_engine
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import SCHEMA
@@ -24,6 +25,8 @@ from shared.sqlstate import Failure, failure_of
 _LOCK_KEY = 0x0C4E_0D15
 _LOCK_PATIENCE_SECONDS = 120
 _DDL_LOCK_MILLISECONDS = 1000
+_GUARDED_SINCE = "0004"
+"""The revision with which came the trigger that lets no run begin twice."""
 
 _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
 
@@ -45,7 +48,8 @@ class Migration:
 def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
     """Bring the schema to the newest revision and, with `index`, make the indexes on pending runs.
 
-    `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is.
+    `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is. The
+    trigger that lets no run begin twice is always made.
 
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
     Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing, and `SettingsError` where
@@ -68,6 +72,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         after = current_revision(connection)
         made_again = _make_again(connection)
         created = [name for name in INDEXES if index and make_index(engine, name)]
+        set_guard(engine, on=True)
         if notify is not None:
             set_notify(engine, on=notify)
         present = indexes_are_valid(connection)
@@ -78,7 +83,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
 def migrate_back(settings: Settings, to: str) -> Migration:
     """Take the schema back to revision `to`, for an older release; the indexes on pending runs stay.
 
-    The trigger that notifies goes: an older release neither listens nor knows how to take it out.
+    The triggers go with the releases that know them: an older one does not know how to drop them.
     Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
     release's, and `SchemaError` where the database is not as far as that.
     """
@@ -96,6 +101,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
         if before not in known or known.index(before) > known.index(to):
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
         set_notify(engine, on=False)
+        set_guard(engine, on=to >= _GUARDED_SINCE)
         _change(connection, lambda: command.downgrade(_config(connection), to))
         return Migration(
             before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)

@@ -62,11 +62,12 @@ SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS
 # Each part ends after :limit rows of an index. A run that was released or requeued is pending again.
 _RUNS = """
 WITH pending AS (
-    SELECT id AS run_id FROM workflow_runs
-     WHERE status = 'pending' AND :with_pending
-       AND (:every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])))
-       AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
-     ORDER BY created_at DESC, id DESC LIMIT :limit
+    SELECT r.id AS run_id FROM workflow_runs AS r
+     WHERE r.status = 'pending' AND :with_pending
+       AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
+            OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false))
+       AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
+     ORDER BY r.created_at DESC, r.id DESC LIMIT :limit
 ), live AS (
     SELECT run_id FROM orcheo_dispatch.dispatch
      WHERE state IN ('claimed', 'published', 'running')

@@ -9,11 +9,12 @@ from sqlalchemy import Connection, text
 
 from shared.ledger import SCHEMA
 
-FUNCTIONS = ("iso", "moved")
-"""Without these no run begins or ends."""
+FUNCTIONS = ("iso", "moved", "of_chatkit")
+"""Without these no run is claimed, begins or ends."""
 INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell")
 VIEWS = (
     "allow_list",
+    "begun_elsewhere",
     "ended_by_minute",
     "failures",
     "lost_runs",
@@ -30,6 +31,7 @@ VIEWS = (
     "slowest_workflows",
     "stuck_runs",
     "throughput",
+    "unclaimed_runs",
     "workflow_latencies",
 )
 
@@ -37,7 +39,7 @@ VIEWS = (
 _PARTS = text("""
 SELECT p.oid, p.proname::text AS name, pg_get_functiondef(p.oid) AS definition
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
- WHERE n.nspname = :schema AND p.proname <> 'wake'
+ WHERE n.nspname = :schema AND p.proname NOT IN ('wake', 'begin_once')
  UNION ALL
 SELECT c.oid, c.relname::text,
        CASE c.relkind WHEN 'i' THEN pg_get_indexdef(c.oid)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from shared.database import transaction
 
@@ -16,14 +16,30 @@ ALIVE_SECONDS = 30
 
 _RUNS_BY_STATUS = text("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status ORDER BY status")
 
-# Runs that nobody asked us to dispatch (of ChatKit, say) are counted apart: they are not late, they are not ours.
+# Runs that nobody asked us to dispatch (of ChatKit, say) are counted apart: they are not late, they are not ours. A run
+# with a row in the ledger is ours whatever its label: the API pushed it.
 PENDING = text("""
 SELECT count(*) FILTER (WHERE ours) AS pending,
        count(*) FILTER (WHERE NOT ours) AS pending_others,
        count(*) FILTER (WHERE ours AND created_at < now() - make_interval(secs => :late)) AS late,
        COALESCE(EXTRACT(epoch FROM now() - min(created_at) FILTER (WHERE ours)), 0)::float8 AS oldest
-  FROM (SELECT created_at, :every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])) AS ours
-          FROM workflow_runs WHERE status = 'pending') AS p
+  FROM (SELECT r.created_at,
+               :every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
+                   OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS ours
+          FROM workflow_runs AS r WHERE r.status = 'pending') AS p
+""")
+
+# Whether the views are there, and this role may read them: nothing depends on them.
+MAY_SEE_OTHERS = text("""
+SELECT COALESCE(bool_and(has_table_privilege(to_regclass(v.name), 'SELECT')), false)
+  FROM (VALUES ('orcheo_dispatch.unclaimed_runs'), ('orcheo_dispatch.begun_elsewhere')) AS v(name)
+ WHERE to_regclass(v.name) IS NOT NULL
+HAVING count(*) = 2
+""")
+# Pending runs that no dispatcher will claim, and runs that no worker of ours began. The views say which.
+OTHERS = text("""
+SELECT (SELECT count(*) FROM orcheo_dispatch.unclaimed_runs) AS unclaimed,
+       (SELECT count(*) FROM orcheo_dispatch.begun_elsewhere) AS begun_elsewhere
 """)
 
 DISPATCH = text("""
@@ -48,6 +64,21 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_a
 BEAT_SILENT = text("""
 SELECT EXTRACT(epoch FROM now() - max(seen_at))::float8 FROM orcheo_dispatch.process WHERE kind = 'beat'
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """How many runs are not executed by our workers."""
+
+    unclaimed: int
+    begun_elsewhere: int
+
+
+def read_others(connection: Connection) -> Others | None:
+    """Return them, or None where the views are missing or this role may not read them."""
+    if not connection.scalar(MAY_SEE_OTHERS):
+        return None
+    return Others(**connection.execute(OTHERS).mappings().one())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +112,10 @@ class Status:
     running: int
     stuck: int
     slots_due: int
+    unclaimed: int | None
+    """Pending runs that no dispatcher will claim; None where the view is missing or this role may not read it."""
+    begun_elsewhere: int | None
+    """Runs of the last ten minutes that the API itself, or Orcheo's own worker, began; None likewise."""
     beat_silent_for: float | None
     """Seconds since a dispatcher took a tick of any Beat; None where there was none for a day."""
     processes: list[ProcessRow] = field(default_factory=list)
@@ -99,6 +134,7 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         ).one()
         dispatch = connection.execute(DISPATCH).one()
         slots_due = connection.scalar(SLOTS_DUE)
+        others = read_others(connection)
         beat_silent_for = connection.scalar(BEAT_SILENT)
         alive = connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})
         processes = [ProcessRow(**row) for row in alive.mappings()]
@@ -114,6 +150,8 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         running=dispatch.running,
         stuck=dispatch.stuck,
         slots_due=slots_due or 0,
+        unclaimed=others.unclaimed if others else None,
+        begun_elsewhere=others.begun_elsewhere if others else None,
         beat_silent_for=beat_silent_for,
         processes=processes,
     )

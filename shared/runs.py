@@ -29,7 +29,8 @@ class Run:
     attempt: int
     workflow_id: str
     workflow_version_id: str
-    workspace_id: str | None
+    workspace_id: str
+    """The one that owns its workflow, or that it was made in where nobody owns the workflow."""
     triggered_by: str
     inputs: Mapping[str, Any] = field(repr=False)
     runnable_config: Mapping[str, Any] = field(repr=False)
@@ -51,6 +52,8 @@ class NotBegun:
     claim: Claim
     reason: str
     slot_due_in: str | None = None
+    rejected: bool = False
+    """Whether the run was cancelled because nobody may execute it; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True)

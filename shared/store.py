@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from shared import statements
 from shared.database import in_transaction
 from shared.errors import DatabaseError
-from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Claim, Look, Outcome, State
+from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Admission, Claim, Look, Outcome, State
 from shared.logs import log
 from shared.processes import Workers, live_workers
 from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Reaped, Run, Settled
@@ -65,9 +65,39 @@ class Store:
         (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
         return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn)
 
-    def has_run(self, run_id: str) -> bool:
-        """Return whether this run is in the API's table."""
-        return bool(self._rows(statements.HAS_RUN, run_id=run_id)[0][0])
+    def admit_pushed(
+        self,
+        run_id: str,
+        workspace_id: str | None,
+        *,
+        triggers: Sequence[str],
+        every_trigger: bool,
+        dispatcher_id: UUID,
+    ) -> Admission:
+        """Have this run claimed whatever its label: the API pushed it. The push must name the run's own workspace."""
+        rows = self._rows(
+            statements.ADMIT_PUSHED,
+            run_id=run_id,
+            workspace_id=workspace_id,
+            triggers=list(triggers),
+            every_trigger=every_trigger,
+            dispatcher_id=str(dispatcher_id),
+        )
+        return Admission(True, rows[0].admitted, rows[0].refused) if rows else Admission(False)
+
+    def admit_labelled(
+        self, *, triggers: Sequence[str], every_trigger: bool, older_than: float, dispatcher_id: UUID, batch: int
+    ) -> list[str]:
+        """Have runs of manual dispatches claimed whose push was lost; return which."""
+        rows = self._rows(
+            statements.ADMIT_LABELLED,
+            triggers=list(triggers),
+            every_trigger=every_trigger,
+            older_than=older_than,
+            dispatcher_id=str(dispatcher_id),
+            batch=batch,
+        )
+        return [row.run_id for row in rows]
 
     def queued(self) -> int:
         """Return how many claims have not begun yet."""
@@ -233,7 +263,7 @@ class Store:
 def _begun(row: Any) -> Run | NotBegun:
     claim = Claim(row.run_id, row.fence)
     if row.state != State.RUNNING:
-        return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None)
+        return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None, rejected=row.rejected)
     return Run(
         run_id=claim.run_id,
         fence=claim.fence,

@@ -24,6 +24,11 @@ WORKFLOW_ID = "6f1d3c62-5a53-4d4c-9a39-0d3f9e9a7c11"
 VERSION_ID = "0f5d8a70-2f0e-4d43-8b7c-3a1a52f5b001"
 WORKSPACE_ID = "a1f8f6de-4f0c-4a51-93a4-5a1b6a0f7d01"
 
+# Nobody may execute a run of a workflow that is not there.
+_INSERT_WORKFLOW = """
+INSERT INTO workflows (id, handle, is_archived, payload, created_at, updated_at, workspace_id)
+VALUES (%(id)s, NULL, %(archived)s, '{}', now(), now(), %(owner)s) ON CONFLICT (id) DO NOTHING
+"""
 # A second apart, so that their order is known.
 _INSERT = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
@@ -54,6 +59,17 @@ def store_of(database: Database, connections: int = 4) -> Iterator[tuple[Store, 
         yield Store(engine), engine
 
 
+def insert_workflow(
+    connection: psycopg.Connection[Any],
+    workflow_id: str = WORKFLOW_ID,
+    *,
+    owner: str | None = WORKSPACE_ID,
+    archived: bool = False,
+) -> None:
+    """Insert a workflow of this workspace, or of none, unless it is there already."""
+    connection.execute(_INSERT_WORKFLOW, {"id": workflow_id, "owner": owner, "archived": archived})
+
+
 def insert_runs(
     database: Database,
     count: int = 1,
@@ -64,7 +80,7 @@ def insert_runs(
     workflow_id: str = WORKFLOW_ID,
     version_id: str = VERSION_ID,
 ) -> list[str]:
-    """Insert pending runs as Orcheo's model writes them; return their ids, oldest first."""
+    """Insert pending runs as Orcheo's model writes them, and their workflow; return their ids, oldest first."""
     run = WorkflowRun(
         workflow_id=UUID(workflow_id),
         workflow_version_id=UUID(version_id),
@@ -75,6 +91,7 @@ def insert_runs(
     run.record_event(actor=triggered_by, action="run_created")
     ids = [str(uuid4()) for _ in range(count)]
     with psycopg.connect(database.dsn, autocommit=True) as connection:
+        insert_workflow(connection)
         connection.execute(
             _INSERT,
             {

@@ -98,6 +98,8 @@ def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim], returns: int | N
 
 
 def _result_of(not_begun: NotBegun) -> MessageResult:
+    if not_begun.rejected:
+        return "rejected"
     match not_begun.reason:
         case "stale":
             return "stale"
@@ -108,15 +110,22 @@ def _result_of(not_begun: NotBegun) -> MessageResult:
 
 def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
     claim = not_begun.claim
+    if not_begun.rejected:
+        log.warning("run_rejected", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
+    else:
+        _say_skipped(runtime, not_begun)
+    if not_begun.slot_due_in is not None:
+        _give_back_slots(runtime, [(claim.run_id, not_begun.slot_due_in)])
+
+
+def _say_skipped(runtime: Runtime, not_begun: NotBegun) -> None:
     # A message that was answered before is a replay, or came late; both deserve a look.
     stale = not_begun.reason == STALE
     # Anybody who can write to Redis can repeat them without end.
     fields = runtime.said_stale.take() if stale else {}
     if fields is not None:
-        level = "WARNING" if stale else "INFO"
+        claim, level = not_begun.claim, "WARNING" if stale else "INFO"
         log.log(level, "run_skipped", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason, **fields)
-    if not_begun.slot_due_in is not None:
-        _give_back_slots(runtime, [(claim.run_id, not_begun.slot_due_in)])
 
 
 def _execution(runtime: Runtime, run: Run, started: float) -> Execution:

@@ -47,6 +47,7 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
         queries.PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
     ).one()
     dispatch = connection.execute(queries.DISPATCH).one()
+    others = queries.read_others(connection)
     processes = overview.rows_of(
         connection, overview.PROCESSES, alive=ALIVE_SECONDS, missing=MISSING_SECONDS, limit=_PROCESSES
     )
@@ -65,6 +66,8 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
             "running": dispatch.running,
             "capacity": sum(p["concurrency"] for p in processes if p["kind"] == "worker" and p["alive"]),
             "stuck": dispatch.stuck,
+            "unclaimed": others.unclaimed if others else None,
+            "begun_elsewhere": others.begun_elsewhere if others else None,
             "slots_due": connection.scalar(queries.SLOTS_DUE) or 0,
         },
         hour=_hour(connection),

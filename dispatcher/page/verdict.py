@@ -117,6 +117,7 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "orcheo-dispatch runs --stuck",
             )
         )
+    found += _of_others(figures)
     silent = figures.beat_silent_for
     if silent is None or silent > ALIVE_SECONDS:
         found.append(
@@ -126,6 +127,31 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "No Beat ticks. Dispatchers and cron go on by themselves.",
                 "Start one.",
                 "orcheo-dispatch beat",
+            )
+        )
+    return found
+
+
+def _of_others(figures: Figures) -> list[Problem]:
+    found = []
+    if unclaimed := figures.now["unclaimed"]:
+        found.append(
+            Problem(
+                "unclaimed",
+                Level.DEGRADED,
+                f"{_runs(unclaimed, 'is', 'are')} pending that no dispatcher will claim. Each holds a run slot.",
+                "Add its label to ORCHEO_DISPATCH_TRIGGERS, or cancel it.",
+                "orcheo-dispatch runs --unclaimed",
+            )
+        )
+    if elsewhere := figures.now["begun_elsewhere"]:
+        found.append(
+            Problem(
+                "begun_elsewhere",
+                Level.DEGRADED,
+                f"{_runs(elsewhere, 'was', 'were')} begun by the API itself, or by Orcheo's own worker.",
+                "Set ORCHEO_INPROCESS_EXECUTION=false for the API, and stop Orcheo's own worker.",
+                "orcheo-dispatch check",
             )
         )
     return found

@@ -54,13 +54,19 @@ GRANT SELECT, INSERT, DELETE ON orcheo_dispatch.ended TO orcheo_dispatcher;
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
                           orcheo_dispatch.moved(jsonb, text, text, text, jsonb, jsonb)
    TO orcheo_dispatcher, orcheo_worker;
+-- Reads a payload that the caller may read; the views call it as well.
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.of_chatkit(text, jsonb) TO orcheo_dispatcher, orcheo_dashboard;
 
 
 -- orcheo_worker: a worker with an executor of your own. A worker with the executor `orcheo` connects as Orcheo
 -- itself does: it makes Orcheo's tables and reads its workflows and credentials.
 
-GRANT SELECT (id, workflow_id, workflow_version_id, triggered_by, status, payload, created_at),
+GRANT SELECT (id, workflow_id, workflow_version_id, workspace_id, triggered_by, status, payload, created_at),
       UPDATE (status, payload, updated_at) ON workflow_runs TO orcheo_worker;
+
+-- Whose a workflow is, and whether it may still be executed: a run of another workspace is rejected before any executor
+-- sees it. Not its definition.
+GRANT SELECT (id, workspace_id, is_archived) ON workflows TO orcheo_worker;
 
 -- It begins, keeps alive and settles what was claimed. It cannot claim: it inserts no row and changes no fence.
 GRANT SELECT,
@@ -84,8 +90,11 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.pending_runs, orcheo
                 orcheo_dispatch.runs_by_hour, orcheo_dispatch.throughput, orcheo_dispatch.workflow_latencies,
                 orcheo_dispatch.slowest_workflows, orcheo_dispatch.failures, orcheo_dispatch.stuck_runs,
                 orcheo_dispatch.lost_runs, orcheo_dispatch.running_elsewhere, orcheo_dispatch.processes,
-                orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions
+                orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
+                orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere
    TO orcheo_dashboard;
+-- A dispatcher counts what it does not claim, for its metrics.
+GRANT SELECT ON orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere TO orcheo_dispatcher;
 
 
 DO $$

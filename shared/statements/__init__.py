@@ -7,12 +7,12 @@ a generic plan could not use the partial indexes. Nothing here executes.
 Orcheo's table is named without a schema: it is found by the search_path, as Orcheo itself finds it.
 """
 
+from shared.statements.admitting import ADMIT_LABELLED, ADMIT_PUSHED
 from shared.statements.claiming import (
     CLAIM,
     CLAIM_MORE,
     CLAIM_OLDEST_FIRST,
     EXTEND,
-    HAS_RUN,
     LAPSED,
     LIMITED_CLAIMS_LOCK,
     LOOK,
@@ -49,6 +49,8 @@ from shared.statements.recovering import (
 )
 
 __all__ = [
+    "ADMIT_LABELLED",
+    "ADMIT_PUSHED",
     "ADOPT_CANCELLED",
     "BEGIN",
     "CLAIM",
@@ -58,7 +60,6 @@ __all__ = [
     "COUNT_ENDED",
     "EXTEND",
     "GONE",
-    "HAS_RUN",
     "HEARTBEAT",
     "KNOWN",
     "LAPSED",

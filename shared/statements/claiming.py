@@ -69,9 +69,13 @@ _LIVE = """
      GROUP BY 1, 2
 """
 
+# A pending run is ours where the allow-list names its label, or is `*`, and it is none of ChatKit's; and where it has a
+# row in the ledger: it was claimed before, or admitted because the API pushed it.
+#
 # Runs that are claimed stay pending until they begin, at the head of their key. They are passed over by a hash of
 # them, made once a statement, and small enough for any work_mem. What is left is looked at one by one by the
 # primary key: as a value, since a NOT EXISTS may become a join with all live rows, where statistics know of none.
+# Where there is no row, the label decides.
 #
 # A key's share is what divides the room evenly, first by workspace, then by workflow; at least one, but never more
 # than its limits leave. A workflow that is there under two workspaces has one turn at a time, so that its limit holds.
@@ -107,11 +111,13 @@ _IN_TURN = """
              WHERE r.status = 'pending'
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) >= (s.workspace, s.workflow)
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) <= (s.workspace, s.workflow)
-               AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                AND r.id NOT IN (SELECT q.run_id FROM orcheo_dispatch.dispatch AS q
                                  WHERE q.state IN ('claimed', 'published') LIMIT 10000)
-               AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), 'settled')
-                   NOT IN ('claimed', 'published', 'running')
+               AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
+                            CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+                                      AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
+                                 THEN 'settled' ELSE 'not ours' END)
+                   NOT IN ('claimed', 'published', 'running', 'not ours')
              ORDER BY COALESCE(r.workspace_id, ''), r.workflow_id, r.created_at, r.id
              LIMIT s.share
                FOR UPDATE OF r SKIP LOCKED) AS x
@@ -167,9 +173,11 @@ _OLDEST_FIRST = """
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at
       FROM workflow_runs AS r
      WHERE r.status = 'pending'
-       AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
-       AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), 'settled')
-                   NOT IN ('claimed', 'published', 'running')
+       AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
+                    CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+                              AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
+                         THEN 'settled' ELSE 'not ours' END)
+                   NOT IN ('claimed', 'published', 'running', 'not ours')
        AND r.workflow_id <> ALL (ARRAY(SELECT l.workflow FROM live AS l
                                         GROUP BY l.workflow HAVING sum(l.runs) >= :per_workflow))
        AND (r.workspace_id IS NULL OR r.workspace_id <> ALL (ARRAY(SELECT l.workspace FROM live AS l
@@ -214,13 +222,14 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
        EXISTS (SELECT FROM orcheo_dispatch.dispatch
                 WHERE state IN ('claimed', 'published') AND lease_expires_at < now()) AS lapsed,
        (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')) AS queued,
-       EXISTS (SELECT FROM workflow_runs
-                WHERE status = 'pending'
-                  AND (:every_trigger OR triggered_by = ANY (CAST(:triggers AS text[])))) AS pending,
+       EXISTS (SELECT FROM workflow_runs AS r
+                WHERE r.status = 'pending'
+                  AND ((:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+                           AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
+                       OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
+               ) AS pending,
        COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS in_turn
 """)
-# Whether a run that the API pushed is in this installation's table.
-HAS_RUN = text("SELECT EXISTS (SELECT FROM workflow_runs WHERE id = :run_id)")
 # How many claims wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")
 
@@ -273,7 +282,11 @@ RETURNING d.run_id, d.fence
 # Give claims back that never began. Where the API has ended the run meanwhile, the row says so and the slot is due.
 RELEASE = text("""
 WITH released AS MATERIALIZED (
-    SELECT r.id, r.status, m.fence
+    SELECT r.id, r.status, m.fence,
+           -- Whoever else executed it, as Orcheo's own worker does, has returned its slot.
+           r.status || '' IN ('succeeded', 'failed')
+               AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
+               AS executed
       FROM workflow_runs AS r
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence) ON m.run_id = r.id
      ORDER BY r.id
@@ -282,7 +295,10 @@ WITH released AS MATERIALIZED (
 UPDATE orcheo_dispatch.dispatch AS d
    SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = :reason,
        outcome = CASE v.status WHEN 'pending' THEN 'released' WHEN 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
-       slot = CASE WHEN v.status IN ('cancelled', 'failed', 'succeeded') AND d.slot = 'held' THEN 'due' ELSE d.slot END
+       slot = CASE WHEN d.slot <> 'held' THEN d.slot
+                   WHEN v.executed AND d.attempts = 0 THEN 'returned'
+                   WHEN v.status IN ('cancelled', 'failed', 'succeeded') THEN 'due'
+                   ELSE d.slot END
   FROM released AS v
  WHERE d.run_id = v.id AND d.fence = v.fence AND d.state || '' IN ('claimed', 'published')
 RETURNING d.run_id, d.fence, d.outcome

@@ -5,6 +5,10 @@ from sqlalchemy import text
 # Begin runs: ledger row and run move together. A message with another fence, or one that has been answered before,
 # finds no row. A run that is not pending any more is settled as what the API made of it.
 #
+# A run that may not be executed is cancelled here, so that no executor ever sees it: one without a workspace, or whose
+# workspace is not the one that its payload names or that owns its workflow, and one whose workflow is archived or gone.
+# A workflow without an owner belongs to all workspaces, as in Orcheo; its runs belong to one each.
+#
 # `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or
 # claimed, so it would compare each of those with each of ours; the keys lead to ours alone.
 #
@@ -14,33 +18,55 @@ BEGIN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
 ), locked_run AS MATERIALIZED (
-    SELECT r.id, r.status FROM workflow_runs AS r
+    SELECT r.id, r.status, r.workspace_id, r.workflow_id, r.payload ->> 'workspace_id' AS payload_workspace_id,
+           -- Whoever else executed it, as Orcheo's own worker does, has returned its slot.
+           r.status || '' IN ('succeeded', 'failed')
+               AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
+               AS executed
+      FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE
+), verdict AS MATERIALIZED (
+    SELECT l.id, l.status, l.executed,
+           CASE WHEN l.status <> 'pending' THEN NULL
+                WHEN l.workspace_id IS NULL THEN 'workspace_missing'
+                WHEN l.payload_workspace_id <> l.workspace_id THEN 'workspace_ambiguous'
+                WHEN w.id IS NULL THEN 'workflow_unavailable'
+                WHEN w.workspace_id <> l.workspace_id THEN 'workspace_foreign'
+                WHEN w.is_archived THEN 'workflow_archived' END AS rejected
+      FROM locked_run AS l LEFT JOIN workflows AS w ON w.id = l.workflow_id
 ), locked_row AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
       -- Not before the runs are locked.
       JOIN (SELECT count(*) FROM locked_run) AS locked ON true
      WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' IN ('claimed', 'published')
      ORDER BY d.run_id FOR UPDATE OF d
-), answered AS (
-    UPDATE orcheo_dispatch.dispatch AS d
-       SET state = CASE WHEN l.status = 'pending' THEN 'running' ELSE 'settled' END,
-           outcome = CASE WHEN l.status = 'pending' THEN NULL
-                          WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
-           settled_at = CASE WHEN l.status = 'pending' THEN NULL ELSE now() END,
-           reason = CASE WHEN l.status = 'pending' THEN NULL ELSE 'run is ' || COALESCE(l.status, 'gone') END,
-           slot = CASE WHEN COALESCE(l.status, 'cancelled') IN ('cancelled', 'failed', 'succeeded') AND d.slot = 'held'
-                       THEN 'due' ELSE d.slot END,
-           begun_at = CASE WHEN l.status = 'pending' THEN now() END,
-           heartbeat_at = CASE WHEN l.status = 'pending' THEN now() END,
-           lease_expires_at = CASE WHEN l.status = 'pending' THEN now() + make_interval(secs => :lease) END,
-           attempts = d.attempts + CASE WHEN l.status = 'pending' THEN 1 ELSE 0 END,
-           worker_id = CAST(:worker_id AS uuid)
+), answer AS MATERIALIZED (
+    SELECT k.run_id, k.fence, v.status = 'pending' AND v.rejected IS NULL AS begins, v.status, v.rejected,
+           COALESCE(v.executed, false) AS executed
       FROM message AS m
       JOIN locked_row AS k ON k.run_id = m.run_id AND k.fence = m.fence
-      LEFT JOIN locked_run AS l ON l.id = m.run_id
-     WHERE d.run_id = m.run_id AND d.fence = m.fence AND d.state || '' IN ('claimed', 'published')
-    RETURNING d.run_id, d.fence, d.state, d.reason, d.attempts, d.slot, d.workspace_id, d.claimed_at
+      LEFT JOIN verdict AS v ON v.id = m.run_id
+), answered AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET state = CASE WHEN a.begins THEN 'running' ELSE 'settled' END,
+           outcome = CASE WHEN a.begins THEN NULL
+                          WHEN a.rejected IS NOT NULL OR a.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
+           settled_at = CASE WHEN a.begins THEN NULL ELSE now() END,
+           reason = CASE WHEN a.begins THEN NULL
+                         ELSE COALESCE(a.rejected, 'run is ' || COALESCE(a.status, 'gone')) END,
+           slot = CASE WHEN a.begins OR d.slot <> 'held' THEN d.slot
+                       WHEN a.executed AND d.attempts = 0 THEN 'returned'
+                       WHEN a.rejected IS NOT NULL
+                            OR COALESCE(a.status, 'cancelled') IN ('cancelled', 'failed', 'succeeded') THEN 'due'
+                       ELSE d.slot END,
+           begun_at = CASE WHEN a.begins THEN now() END,
+           heartbeat_at = CASE WHEN a.begins THEN now() END,
+           lease_expires_at = CASE WHEN a.begins THEN now() + make_interval(secs => :lease) END,
+           attempts = d.attempts + CASE WHEN a.begins THEN 1 ELSE 0 END,
+           worker_id = CAST(:worker_id AS uuid)
+      FROM answer AS a
+     WHERE d.run_id = a.run_id AND d.fence = a.fence AND d.state || '' IN ('claimed', 'published')
+    RETURNING d.run_id, d.fence, d.state, d.reason, d.attempts, d.slot, d.workspace_id, d.claimed_at, a.rejected
 ), begun AS (
     UPDATE workflow_runs AS r
        SET status = 'running', updated_at = now(),
@@ -53,12 +79,27 @@ WITH message AS MATERIALIZED (
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
               r.payload -> 'input_payload' AS inputs, r.payload -> 'runnable_config' AS runnable_config,
               a.fence, a.state, a.attempts, a.slot, a.workspace_id
+), rejected AS (
+    UPDATE workflow_runs AS r
+       SET status = 'cancelled', updated_at = now(),
+           payload = orcheo_dispatch.moved(r.payload, 'cancelled', 'run_cancelled', :actor,
+                                           jsonb_build_object('reason', why.reason),
+                                           jsonb_build_object('error', why.reason,
+                                                              'completed_at', orcheo_dispatch.iso(now())))
+      FROM answered AS a
+      JOIN (VALUES ('workspace_missing', 'Run has no workspace.'),
+                   ('workspace_ambiguous', 'Run names two workspaces.'),
+                   ('workspace_foreign', 'Workflow is archived or unavailable.'),
+                   ('workflow_unavailable', 'Workflow is archived or unavailable.'),
+                   ('workflow_archived', 'Workflow is archived.')) AS why(rejected, reason)
+        ON why.rejected = a.rejected
+     WHERE r.id = a.run_id AND a.state = 'settled' AND r.status || '' = 'pending'
 )
-SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, b.attempts, b.slot, b.workspace_id,
+SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, false AS rejected, b.attempts, b.slot, b.workspace_id,
        b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for, b.inputs, b.runnable_config
   FROM begun AS b
  UNION ALL
-SELECT a.run_id, a.fence, a.state, a.reason, a.attempts, a.slot, a.workspace_id,
+SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts, a.slot, a.workspace_id,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL
   FROM answered AS a WHERE a.state <> 'running'
 """)

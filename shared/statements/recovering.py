@@ -68,7 +68,8 @@ SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelle
  WHERE r.status = 'cancelled' AND r.workspace_id IS NOT NULL
    AND r.updated_at > now() - make_interval(secs => :younger_than)
    AND r.payload ->> 'started_at' IS NULL
-   AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
+        OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
    AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
                     WHERE d.run_id = r.id AND NOT (d.state = 'settled' AND d.slot = 'held'))
  LIMIT :batch

@@ -18,6 +18,11 @@ WORKSPACE_ID = "a1f8f6de-4f0c-4a51-93a4-5a1b6a0f7d01"
 _PUSHES = "celery"
 _SLOTS = "orcheo:workspace:runs:*"
 
+# A run begins only in the workspace of its workflow.
+_INSERT_WORKFLOW = """
+INSERT INTO workflows (id, is_archived, payload, created_at, updated_at, workspace_id)
+VALUES (%(workflow)s, false, '{}', now(), now(), %(workspace)s) ON CONFLICT (id) DO NOTHING
+"""
 _INSERT = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
@@ -30,7 +35,7 @@ SELECT i.id, %(workflow)s, %(version)s, 'pending', 'webhook',
 
 
 def insert(setting: Setting, count: int) -> None:
-    """Insert pending runs of no workflow, each holding a run slot, for an executor that executes nothing."""
+    """Insert pending runs, each holding a run slot, for an executor that executes nothing."""
     run = WorkflowRun(
         workflow_id=UUID(WORKFLOW_ID),
         workflow_version_id=UUID(VERSION_ID),
@@ -49,6 +54,7 @@ def insert(setting: Setting, count: int) -> None:
     with redis.Redis.from_url(setting.redis.url) as client:
         client.incrby(f"orcheo:workspace:runs:{WORKSPACE_ID}", count)
     with setting.transaction():
+        setting.rows(_INSERT_WORKFLOW, parameters)
         setting.rows(_INSERT, parameters)
         setting.rows("ANALYZE workflow_runs")
 

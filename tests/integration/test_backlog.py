@@ -84,6 +84,8 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
         "claimed_runs": 1,
         "published_runs": 2,
         "stuck_runs": 1,
+        "unclaimed_runs": 0,
+        "begun_elsewhere_runs": 0,
         "due_slots": 1,
         "queue_messages": 2,
         "queue_limit_messages": 200,

@@ -230,14 +230,6 @@ def test_slot_is_due_once_a_run(database: Database) -> None:
         assert again.slot_due_in is None
 
 
-def test_run_outside_a_workspace_owes_no_slot(database: Database) -> None:
-    insert_runs(database, workspace_id=None)
-    with store_of(database) as (store, _):
-        settled = store.settle(_begun(store), Ending.succeeded("{}"))
-        assert settled is not None
-        assert settled.slot_due_in is None
-
-
 def test_output_that_jsonb_refuses_changes_nothing(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):

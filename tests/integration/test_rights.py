@@ -40,7 +40,7 @@ _PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("newest", "hour_rows", "sampled"), 1),
     **dict.fromkeys(("lease", "late", "alive", "missing", "retention", "older_than", "younger_than", "seconds"), 1.0),
     **dict.fromkeys(("id", "worker_id", "dispatcher_id"), _ID),
-    **dict.fromkeys(("run_id", "actor", "reason", "host", "version"), "x"),
+    **dict.fromkeys(("run_id", "workspace_id", "actor", "reason", "host", "version"), "x"),
     **dict.fromkeys(("outcome", "status"), "failed"),
     **{key: ["{}"] for key in ("metadata", "changes")},
     **dict.fromkeys(("every_trigger", "dry_run", "stuck", "with_pending", "with_running"), False),
@@ -187,7 +187,13 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
     ours = {"orcheo_dispatch.alembic_version", "orcheo_dispatch.dispatch", "orcheo_dispatch.process"}
     if kind is not Kind.WORKER:
         ours.add("orcheo_dispatch.ended")
-    more = views_of(database) if kind is Kind.DASHBOARD else {"execution_history", "execution_history_steps"}
+    traces = {"execution_history", "execution_history_steps"}
+    more = {
+        Kind.DASHBOARD: views_of(database),
+        Kind.DISPATCHER: {*traces, "orcheo_dispatch.unclaimed_runs", "orcheo_dispatch.begun_elsewhere"},
+        # Whose a workflow is, and not what it does.
+        Kind.WORKER: {*traces, "workflows"},
+    }[kind]
     assert {row["name"] for row in reached} == {"workflow_runs", *ours, *more}
 
 

@@ -19,7 +19,8 @@ from tests.runs import WORKFLOW_ID, claim_all, everything, execute, insert_runs,
 from tests.views import views_of
 
 _PRIVATE = "hunter2"
-_FILE = Path(__file__).parents[2] / "shared" / "migrations" / "versions" / "0002_views.sql"
+_VERSIONS = Path(__file__).parents[2] / "shared" / "migrations" / "versions"
+_FILES = [_VERSIONS / "0002_views.sql", _VERSIONS / "0004_whose_runs.sql"]
 
 
 def _view(database: Database, name: str) -> list[dict[str, Any]]:
@@ -258,11 +259,16 @@ def test_every_view_and_column_is_documented(database: Database) -> None:
 def test_views_that_were_dropped_come_back_by_their_file(database: Database) -> None:
     views = views_of(database)
     insert_runs(database)
-    execute(database, "DROP VIEW orcheo_dispatch.pending_runs, orcheo_dispatch.running_elsewhere CASCADE")
+    execute(
+        database,
+        "DROP VIEW orcheo_dispatch.pending_runs, orcheo_dispatch.running_elsewhere,"
+        " orcheo_dispatch.begun_elsewhere CASCADE",
+    )
     assert views_of(database) < views
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         for _ in range(2):
-            owner.execute(_FILE.read_text())
+            for file in _FILES:
+                owner.execute(file.read_text())
     assert views_of(database) == views
     assert everything(database.seen_by(Kind.DASHBOARD), "SELECT pending FROM orcheo_dispatch.pending_kpi") == [
         {"pending": 1}

@@ -13,13 +13,15 @@ from sqlalchemy import TextClause, create_mock_engine
 
 from shared import overview, statements
 from shared.ledger import PENDING_INDEX, TURNS_INDEX
+from shared.runs import Run
 from tests.databases import Database
-from tests.runs import claim_all, store_of
+from tests.runs import claim_all, insert_workflow, store_of
 
 _FILL = """
-INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at)
+INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
+                           workspace_id)
 SELECT gen_random_uuid()::text, 'w' || n %% 50, 'v', CASE WHEN n %% 100 = 0 THEN 'pending' ELSE 'succeeded' END,
-       'webhook', '{}', now() - make_interval(secs => n), now()
+       'webhook', '{}', now() - make_interval(secs => n), now(), 'a' || n %% 50
   FROM generate_series(1, %s) AS n
 """
 _SETTLED = """
@@ -34,11 +36,13 @@ SELECT id, workflow_id, triggered_by, 'settled', 'succeeded', 1, 'none', now(), 
 def busy(database: Database) -> Iterator[psycopg.Connection[Any]]:
     """200,000 runs of which 2,000 are pending, their settled ledger rows, and 300 live ones."""
     with psycopg.connect(database.dsn, autocommit=True) as connection:
+        for number in range(50):
+            insert_workflow(connection, f"w{number}", owner=f"a{number}")
         connection.execute(_FILL, (200_000,))
         connection.execute(_SETTLED)
         with store_of(database) as (store, _):
             for claim in claim_all(store, 300)[:150]:
-                store.begin(claim, worker_id=uuid4(), lease=30)
+                assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
         connection.execute("ANALYZE")
         yield connection
 

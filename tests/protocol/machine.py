@@ -26,7 +26,7 @@ from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, LIVE, Model
 from tests.protocol.real import Real, Uncommitted
 from tests.protocol.rules import NOTHING, Seen, check, differences, see
-from tests.runs import execute, store_of
+from tests.runs import execute, insert_workflow, store_of
 
 DISPATCHERS = range(2)
 WORKERS = range(3)
@@ -67,6 +67,8 @@ class Ground:
 def ground(database: Database) -> Iterator[Ground]:
     """Yield the ground, with the gate in the database."""
     execute(database, _TRIGGER)
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        insert_workflow(connection)
     with ExitStack() as stack:
         engines = [stack.enter_context(store_of(database, connections=1))[1] for _ in range(2)]
         watch = stack.enter_context(psycopg.connect(database.dsn, autocommit=True))

@@ -143,6 +143,11 @@ class Model:
 
     def begin(self, worker: int, claim: Claim) -> tuple[str, int | bool]:
         for run in self._held([claim], *QUEUED):
+            if run.status == "pending" and not run.has_slot:
+                # Outside of any workspace: nobody may execute it.
+                run.enter("settled", "cancelled")
+                run.move("cancelled", "run_cancelled")
+                return "workspace_missing", False
             if run.status == "pending":
                 run.enter("running")
                 run.attempts += 1

@@ -46,5 +46,5 @@ DSN = "not an executor"
 
 
 def test_inputs_do_not_show_in_repr() -> None:
-    run = Run("r1", 1, 1, "w", "v", None, "webhook", {"secret": "hunter2"}, {"configurable": {"key": "hunter2"}})
+    run = Run("r1", 1, 1, "w", "v", "a", "webhook", {"secret": "hunter2"}, {"configurable": {"key": "hunter2"}})
     assert "hunter2" not in repr(run)

@@ -37,7 +37,7 @@ def _from(cause: BaseException, *modules: str) -> BaseException:
 
 
 def _run(workflow_id: str = "one") -> Run:
-    return Run("run", 1, 1, workflow_id, "version", None, "webhook", {}, {})
+    return Run("run", 1, 1, workflow_id, "version", "a", "webhook", {}, {})
 
 
 _PLATFORM = _passing("worker.execution", "worker.orcheo.executor", "worker.orcheo.postgres", "psycopg.cursor_async")

@@ -13,6 +13,7 @@ from ops.findings import Finding
 from ops.repair import Repair
 from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who
+from ops.unclaimed import Unclaimed
 from shared.migrate import Migration
 from shared.queries import ProcessRow, Status
 
@@ -40,6 +41,7 @@ _TYPES = {
         ("## status", Status, set()),
         ("### processes", ProcessRow, set()),
         ("## runs", RunRow, set()),
+        ("## runs --unclaimed", Unclaimed, set()),
         ("## run", Story, set()),
         ("### dispatcher, worker", Who, set()),
         ("### events", Event, set()),

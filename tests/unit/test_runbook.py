@@ -40,6 +40,8 @@ _OF_SERVERS = {
     "orcheo_dispatch_listen_up",
     "orcheo_dispatch_pending_turns",
     "triggered_by",
+    # Why a run is unclaimed.
+    "not_in_allow_list",
     "orcheo_dispatch",
 }
 

@@ -31,6 +31,7 @@ from worker.orcheo.history import History
 from worker.orcheo.rehearsal import Saver
 from worker.orcheo.services import Services, open_services
 from worker.orcheo.workflow import Loaded, Version
+from worker.orcheo.workspace import within_workspace
 
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"
@@ -79,7 +80,10 @@ class OrcheoExecutor:
     async def _perform(self, services: Services, run: Run, loaded: Loaded) -> Mapping[str, Any] | None:
         version = loaded.version.stored
         # From a copy: the version is that of other runs too, and nodes may change what is in their config.
-        config = merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None)
+        config = within_workspace(
+            merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None),
+            run.workspace_id,
+        )
         history = History(services.commit, run, loaded.clock)
         if not loaded.has_history:
             history.start(str(version.workflow_id), config)
@@ -137,7 +141,7 @@ async def _run_graph(
     services: Services, run: Run, version: Version, config: RunnableConfigModel, history: History, saver: Saver
 ) -> Mapping[str, Any] | None:
     stored = version.stored
-    context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=_uuid(run.workspace_id))
+    context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
     runtime_config = config.to_runnable_config(run.run_id)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = version.build_graph().compile(checkpointer=saver, store=services.store)
@@ -199,7 +203,3 @@ def _output(values: Any) -> Mapping[str, Any] | None:
     if hasattr(values, "model_dump"):
         return {"final_state": values.model_dump()}
     return None
-
-
-def _uuid(text: str | None) -> UUID | None:
-    return UUID(text) if text is not None else None

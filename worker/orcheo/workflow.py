@@ -92,8 +92,8 @@ class Workflows:
     async def load(self, run: Run) -> Loaded:
         """Return what `run` executes.
 
-        Raises `RunRejectedError` where its workflow is archived, gone or of another workspace, and
-        Orcheo's `WorkflowVersionNotFoundError` where only the version is gone.
+        Raises `RunRejectedError` where its workflow is archived, gone or of another workspace, all of which may have
+        happened since the run began, and Orcheo's `WorkflowVersionNotFoundError` where only the version is gone.
         """
         row = await self._ask(run)
         if row["workflow_id"] is None or _is_foreign(row["workspace_id"], run.workspace_id):
@@ -153,6 +153,6 @@ class Workflows:
                 asked[place][1].set_result({**row, "known": known[place], "clock": Clock(row["now"], read_at)})
 
 
-def _is_foreign(owner: str | None, workspace_id: str | None) -> bool:
+def _is_foreign(owner: str | None, workspace_id: str) -> bool:
     """Tell whether the workflow belongs to another workspace; one without an owner belongs to all, as in Orcheo."""
-    return owner is not None and workspace_id is not None and owner != workspace_id
+    return owner is not None and owner != workspace_id

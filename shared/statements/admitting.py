@@ -1,0 +1,51 @@
+"""Runs whose label no allow-list names and that are ours all the same: the API asked a worker to execute them.
+
+Such a run gets a row in the ledger as if a claim on it had been released. Claims take every pending run that has one.
+"""
+
+from sqlalchemy import text
+
+# A push. It admits the run only where it names the run's workspace: Orcheo's worker finds no other run either.
+# Returns a row where the run is in the table, whatever becomes of it.
+ADMIT_PUSHED = text("""
+WITH run AS MATERIALIZED (
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+           r.status = 'pending'
+               AND NOT ((:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+                        AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)) AS unlisted,
+           r.workspace_id IS NOT DISTINCT FROM CAST(:workspace_id AS text) AS same_workspace
+      FROM workflow_runs AS r WHERE r.id = :run_id
+), admitted AS (
+    INSERT INTO orcheo_dispatch.dispatch AS d
+           (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+            dispatcher_id, reason, created_at)
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'released', 1,
+           CASE WHEN r.workspace_id IS NULL THEN 'none' ELSE 'held' END, now(), now(),
+           CAST(:dispatcher_id AS uuid), 'pushed', r.created_at
+      FROM run AS r WHERE r.unlisted AND r.same_workspace
+        ON CONFLICT (run_id) DO NOTHING
+    RETURNING d.run_id
+)
+SELECT EXISTS (SELECT FROM admitted) AS admitted, r.unlisted AND NOT r.same_workspace AS refused FROM run AS r
+""")
+
+# Pushes that Redis lost. Only a manual dispatch notes an actor that is not the label: `POST .../runs` and ChatKit note
+# the label for both. The API pushes each run of a manual dispatch.
+ADMIT_LABELLED = text("""
+INSERT INTO orcheo_dispatch.dispatch
+       (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+        dispatcher_id, reason, created_at)
+SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'released', 1,
+       CASE WHEN r.workspace_id IS NULL THEN 'none' ELSE 'held' END, now(), now(),
+       CAST(:dispatcher_id AS uuid), 'push_lost', r.created_at
+  FROM workflow_runs AS r
+ WHERE r.status = 'pending' AND NOT :every_trigger AND NOT (r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND r.created_at < now() - make_interval(secs => :older_than)
+   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id)
+   AND r.payload #>> '{audit_log,0,action}' = 'run_created'
+   AND r.payload #>> '{audit_log,0,actor}' <> r.triggered_by
+ ORDER BY r.created_at, r.id
+ LIMIT :batch
+    ON CONFLICT (run_id) DO NOTHING
+RETURNING run_id
+""")
