@@ -9,11 +9,24 @@ import pytest
 
 from dispatcher.cron import ApiCron
 from ops.real.orcheo_api import OrcheoApi
+from ops.real.orcheo_client import Record
 from shared.addresses import Origin
 from tests import crons
 from tests.databases import Database
 
 _TOKEN = "only-for-tests-service-token"
+# Orcheo closes no connection of the stores that this process replaces.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class _Api(OrcheoApi):
+    """The API on a database that has its tables and workspaces, none of which belongs to the token."""
+
+    def workspaces(self) -> list[Record]:
+        return [{}]
+
+    def workflows(self) -> list[Record]:
+        return []
 
 
 @pytest.mark.parametrize("mode", ["required", "optional", "disabled"])
@@ -31,7 +44,7 @@ def test_runs_of_all_workspaces_are_created_with_the_token_that_the_api_asks_for
             )
 
     crons.play(create)
-    api = OrcheoApi(orcheo_here.dsn, redis_url, tmp_path / "api")
+    api = _Api(orcheo_here.dsn, redis_url, tmp_path / "api")
     api.variables |= {"ORCHEO_AUTH_MODE": mode, "ORCHEO_AUTH_BOOTSTRAP_SERVICE_TOKEN": _TOKEN}
     api._environment = {**api._environment, **api.variables}
     if mode != "disabled":
@@ -42,7 +55,7 @@ def test_runs_of_all_workspaces_are_created_with_the_token_that_the_api_asks_for
         }
     outcomes = {token: report.outcome for token, report in reports.items() if report is not None}
     if mode == "disabled":
-        assert outcomes == dict.fromkeys(reports, "succeeded") or outcomes[None] == "succeeded"
+        assert outcomes[None] == "succeeded"
     else:
         assert outcomes == {
             None: "unauthorized",

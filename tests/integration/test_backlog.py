@@ -16,6 +16,7 @@ from dispatcher import backlog
 from dispatcher.backlog import Backlog
 from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
 from shared.broker import connect
+from shared.cron import CronRecord, CronReport
 from shared.ledger import ProcessKind
 from shared.processes import Process
 from tests.databases import Database
@@ -71,7 +72,12 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
             )
         with redis.Redis.from_url(redis_url) as client:
             client.rpush(installation_of(database).runs, "a", "b")
+            record = CronRecord(client, installation_of(database).cron_record)
+            record.note(CronReport("succeeded"), by_itself=False)
+            client.expire(f"{installation_of(database).cron_record}.success", 86_400 - 100)
         found = _scrape(made)
+    assert 100 <= found.pop("cron_age_seconds") < 160
+    assert found.pop("cron_interval_seconds") == 60
     oldest = found.pop("pending_oldest_age_seconds")
     # The run that began was the oldest, and is not pending any more.
     assert 10 < oldest < 60
@@ -144,6 +150,9 @@ def test_postgres_that_is_away_is_said_and_its_numbers_are_not(
     with _backlog(Database("none", postgres_server.url), redis_url) as made:
         postgres_server.kill()
         found = _scrape(made)
+    # Since its own start: nobody has dispatched yet.
+    assert 0 <= found.pop("cron_age_seconds") < 60
+    assert found.pop("cron_interval_seconds") == 60
     assert found == {"database_up": 0, "broker_up": 1, "queue_messages": 0, "queue_limit_messages": 200}
 
 
