@@ -36,6 +36,7 @@ from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import Settings
 from shared.slots import RunSlots
+from shared.stopping import obey_signals
 from shared.store import Store
 
 _CONNECTIONS = 3
@@ -228,6 +229,7 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> Celer
         while running:
             running.pop().stop()
 
+    obey_signals(app)
     worker_init.connect(start, weak=False)
     worker_ready.connect(watch, weak=False)
     worker_shutting_down.connect(stopping, weak=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from shared.notify import ServiceManager
 from shared.orcheo_names import cron_interval_note
 from shared.progress import ProgressWatch, Watched, exit_now
 from shared.settings import CronMode, Settings
+from shared.stopping import take_hangups
 
 _MAX_WAITING_TICKS = 10
 _MAX_WAITING_CRON = 1
@@ -138,6 +140,10 @@ def make_beat_app(settings: Settings) -> Celery:
             manager.feed()
 
         scheduler.on_closing = lambda: manager.stopping("stopping")
+        end_in_order = signal.getsignal(signal.SIGTERM)
+        assert callable(end_in_order)
+        signal.signal(signal.SIGQUIT, end_in_order)
+        take_hangups(end_in_order)
         manager.ready("ticking")
         ProgressWatch(ticking, on_well=on_well).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval, cron=settings.cron_mode.value)

@@ -13,6 +13,7 @@ from shared.entry import lazy_app
 from shared.installation import Installation, find_installation
 from shared.logs import log
 from shared.settings import Settings, WorkerPool
+from shared.stopping import obey_signals
 from worker.lifecycle import Lifecycle
 from worker.message import read_claims
 from worker.run import take
@@ -33,6 +34,7 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
         task_default_queue=installation.runs,
     )
     lifecycle = Lifecycle(settings, installation, Wire(app, installation))
+    obey_signals(app, lifecycle.cuts_short)
     lifecycle.connect()
 
     @app.task(name=EXECUTE_RUN, bind=True, ignore_result=True)

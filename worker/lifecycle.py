@@ -34,7 +34,7 @@ from shared.logs import log
 from shared.metrics import WorkerMetrics
 from shared.notify import ServiceManager
 from shared.progress import EXIT_STALLED, LOOK_SECONDS, ProgressWatch
-from shared.settings import Settings, WorkerPool
+from shared.settings import LostRuns, Settings, WorkerPool
 from worker.execution import Execution
 from worker.executor import load_executor
 from worker.loop_watch import LAG_LIMIT_SECONDS
@@ -47,6 +47,7 @@ _CLOSE_SECONDS = 30.0
 _WELL_SECONDS = 10.0
 """The runtime's own watch looks each second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
+_AT_ONCE = "SIGQUIT"
 
 
 class Lifecycle:
@@ -54,7 +55,7 @@ class Lifecycle:
 
     Under `threads` there is one runtime, in the worker's process. Under `prefork` each child has its own, and
     learns of a drain by events that it inherits: a signal sent to the children would cut their work short.
-    A second signal to stop ends the drain: runs that still execute are stopped at once.
+    A second signal to stop, or SIGQUIT, ends the drain: runs that still execute are stopped at once.
     """
 
     def __init__(self, settings: Settings, installation: Installation, wire: Wire) -> None:
@@ -198,9 +199,11 @@ class Lifecycle:
             told.wait()
             self._drain()
 
-    def _tell_children(self, **_: Any) -> None:
+    def _tell_children(self, sig: str, **_: Any) -> None:
         self._left = True
-        (self._stopping if self._draining.is_set() else self._draining).set()
+        if self._draining.is_set() or sig == _AT_ONCE:
+            self._stopping.set()
+        self._draining.set()
 
     def _note_received(self, **_: Any) -> None:
         with self._in_hand_lock:
@@ -222,10 +225,15 @@ class Lifecycle:
             # Not os._exit: the pool would count its next message as this child's.
             raise SystemExit(EXIT_STALLED)
 
-    def _drain(self, **_: Any) -> None:
+    def _drain(self, sig: str = "", **_: Any) -> None:
         self._left = True
         if self._runtime is not None:
-            self._runtime.drain()
+            self._runtime.drain(at_once=sig == _AT_ONCE)
+
+    def cuts_short(self) -> bool:
+        """Return whether runs are under way that a stop at this moment would not hand over to another worker."""
+        under_way = len(self._runtime.executions) if self._runtime is not None else len(state.reserved_requests)
+        return under_way > 0 and self._settings.lost_runs is not LostRuns.REQUEUE
 
     def _stop(self, **_: Any) -> None:
         if self._runtime is not None:

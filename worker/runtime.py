@@ -119,8 +119,8 @@ class Runtime:
 
         self.loop.loop.call_soon_threadsafe(start)
 
-    def drain(self) -> None:
-        """Let the runs under way finish for the drain time, then stop them; the second call stops them now.
+    def drain(self, *, at_once: bool = False) -> None:
+        """Let the runs under way finish for the drain time, then stop them; `at_once`, or again, to stop them now.
 
         Returns at once. Celery takes no more messages by then, and gives back to Redis what it had not started.
         """
@@ -129,10 +129,11 @@ class Runtime:
             return
         if self._cron is not None:
             self._cron.begin_stop()
-        log.info("drain_begun", running=len(self.executions), seconds=self.settings.drain_timeout)
-        self._drain = threading.Timer(self.settings.drain_timeout, self._stop_runs)
+        seconds = 0.0 if at_once else self.settings.drain_timeout
+        self._drain = threading.Timer(seconds, self._stop_runs)
         self._drain.daemon = True
         self._drain.start()
+        log.info("drain_begun", running=len(self.executions), seconds=seconds)
 
     def stop(self) -> None:
         """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
