@@ -16,7 +16,9 @@ from ops.ready import Json, load_settings, ready
 from shared import __version__
 from shared.entry import fail, unexpected
 from shared.errors import DispatchError, SettingsError
+from shared.first_process import stand_aside
 from shared.plain import say
+from shared.provisions import settle_in
 
 app = typer.Typer(
     name="orcheo-dispatch",
@@ -29,6 +31,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command; end with one line and a documented exit code, never with a traceback."""
+    stand_aside()
+    settle_in()
     try:
         app()
     except DispatchError as error:

@@ -9,6 +9,7 @@ import typer
 
 from ops.ready import ready
 from shared.errors import SettingsError
+from shared.provisions import raise_file_limit
 
 if TYPE_CHECKING:
     from shared.settings import Settings
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 def beat() -> None:
     """Run Beat: a tick each poll interval."""
     settings = ready(needs_database=False)
+    raise_file_limit()
     from dispatcher.beat import make_beat_app
 
     make_beat_app(settings).Beat(quiet=True, loglevel=_celery_level(settings), socket_timeout=30).run()
@@ -25,6 +27,7 @@ def beat() -> None:
 def dispatcher() -> None:
     """Run a dispatcher: claim pending runs and publish them."""
     settings = ready(writes=True)
+    raise_file_limit()
     from dispatcher.app import make_dispatcher_app
     from shared.installation import find_installation
 
@@ -38,6 +41,7 @@ def worker(
 ) -> None:
     """Run a worker: execute runs."""
     settings = _of_instance(ready(plugins=True, writes=True), instance)
+    raise_file_limit(settings.concurrency)
     from shared.installation import find_installation
     from worker.app import make_worker_app
 

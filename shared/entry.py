@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 
 
 def fail(error: DispatchError) -> NoReturn:
-    """Print the error, one line for each of its own, without any secret, and exit with its exit code."""
+    """Print the error, one line for each of its own, without any secret, and exit with its exit code.
+
+    Never waits for long for who reads it.
+    """
+    from shared.bounded_output import ERRORS
     from shared.redaction import redact
     from shared.secret_names import keep_secrets_of_process
 
     keep_secrets_of_process()
     sys.stdout.flush()
     for line in redact(str(error)).split("\n"):
-        say(f"orcheo-dispatch: {plain(line)}", to=sys.stderr)
+        ERRORS.write(sys.stderr, f"orcheo-dispatch: {plain(line)}\n")
     raise SystemExit(error.exit_code)
 
 
@@ -58,11 +62,14 @@ def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:
 @cache
 def _made(make: Callable[[Settings], Celery]) -> Celery:
     from shared import logs
+    from shared.provisions import raise_file_limit, settle_in
     from shared.settings import Settings
 
+    settle_in()
     try:
         settings = Settings.load()
         logs.configure(settings)
+        raise_file_limit(settings.concurrency)
         return make(settings)
     except DispatchError as error:
         fail(error)

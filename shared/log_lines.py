@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from loguru import logger
 
+from shared.bounded_output import ERRORS
 from shared.plain import is_plain, plain
 from shared.redaction import redact
 
@@ -110,7 +112,10 @@ def _safe(value: Any) -> Any:
 
 
 def writer(form: str) -> Callable[[Message], None]:
-    """Return what writes one record; never raises: a full disk or a reader that is gone must not end a run."""
+    """Return what writes one record; never raises: a full disk or a reader that is gone must not end a run.
+
+    Where the reader hangs, lines are dropped after a second.
+    """
 
     def write(message: Message) -> None:
         stream: IO[str] | None = getattr(sys.stderr, "behind", sys.stderr)
@@ -119,11 +124,15 @@ def writer(form: str) -> Callable[[Message], None]:
         journal = to_journal(stream)
         line = _json_line(message.record) if form == "json" else _text_line(message.record, stamped=not journal)
         prefix = f"<{_priority(message.record)}>" if journal else ""
-        with contextlib.suppress(OSError, ValueError):
-            stream.write(f"{prefix}{line}\n")
-            stream.flush()
+        if dropped := ERRORS.write(stream, f"{prefix}{line}\n"):
+            # Not from within a sink, which must not log.
+            threading.Thread(target=_say_dropped, args=(dropped,), name="log", daemon=True).start()
 
     return write
+
+
+def _say_dropped(lines: int) -> None:
+    log.warning("log_lines_dropped", lines=lines)
 
 
 def _priority(record: Record) -> int:

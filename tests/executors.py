@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import logging
 import os
 import sys
@@ -152,7 +153,22 @@ async def _return_odd_things(run: Run) -> Any:
     return {"nul": "a\x00b", "lone": "\ud800", "nan": float("nan"), "object": object(), "id": uuid4(), 1: "key"}
 
 
+async def _home(run: Run) -> Any:
+    """Say where a node would keep its files, and who it is."""
+    home = Path.home()
+    assert os.access(home, os.W_OK)
+    return {"home": str(home), "user": getpass.getuser()}
+
+
+async def _orphan(run: Run) -> Any:
+    """Start a program that starts another, which outlives it."""
+    program = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.3 & exit 0")
+    return {"code": await program.wait()}
+
+
 _ACTS = {
+    "home": _home,
+    "orphan": _orphan,
     "echo": _echo,
     "wait": _wait,
     "block": _block,
