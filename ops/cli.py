@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ops import hosting, reading, repairing, running
+from ops import adopting, hosting, reading, repairing, running
 from ops.ready import Json, load_settings, ready
 from shared import __version__
 from shared.entry import fail, unexpected
@@ -151,6 +151,7 @@ def poll(as_json: Json = False) -> None:
 app.command()(reading.status)
 app.command()(reading.runs)
 app.command()(reading.run)
+app.command()(adopting.adopt)
 app.command()(repairing.cancel)
 app.command()(repairing.fail)
 app.command()(repairing.requeue)

@@ -13,7 +13,7 @@ import redis
 
 from shared.broker import broker_errors, connect
 
-_COUNTER = "orcheo:workspace:runs:"
+COUNTER = "orcheo:workspace:runs:"
 _RECEIPT = "orcheo-dispatch:slot:"
 _RECEIPT_SECONDS = 86_400
 
@@ -44,7 +44,7 @@ class RunSlots:
         Raises `BrokerError`; then the slot stays due and the dispatcher tries again.
         """
         with broker_errors():
-            return bool(self._give_back(keys=[_COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
+            return bool(self._give_back(keys=[COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
 
     def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
         """Give back the slots of several runs, `(run_id, workspace_id)` each, in one round trip.
@@ -53,14 +53,14 @@ class RunSlots:
         """
         with broker_errors(), self._client.pipeline(transaction=False) as pipeline:
             for run_id, workspace_id in slots:
-                keys = [_COUNTER + workspace_id, _RECEIPT + run_id]
+                keys = [COUNTER + workspace_id, _RECEIPT + run_id]
                 self._give_back(keys=keys, args=[_RECEIPT_SECONDS], client=pipeline)
             pipeline.execute()
 
     def in_use(self, workspace_id: str) -> int:
         """Return how many slots of the workspace the API counts as taken."""
         with broker_errors():
-            value = self._client.get(_COUNTER + workspace_id)
+            value = self._client.get(COUNTER + workspace_id)
         return int(value) if isinstance(value, bytes | str) else 0
 
     def close(self) -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.report import PollReport
+from ops.adoption import Found
+from ops.env_advice import Advice
 from ops.findings import Finding
+from ops.leaked_slots import LeakedSlots
+from ops.leftovers import LeftRun
 from ops.repair import Repair
 from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who
@@ -26,7 +30,10 @@ _TYPES = {
     "bool": "true or false",
     "datetime": "time",
     "Grade": "text",
+    "Verdict": "text",
     "Who": "object",
+    "list[LeftRun]": "list of objects",
+    "list[LeakedSlots]": "list of objects",
     "dict[str, int]": "object of integers",
     "list[str]": "list of texts",
     "tuple[str, ...]": "list of texts",
@@ -49,6 +56,10 @@ _TYPES = {
         ("## poll", PollReport, {"next_delay"}),
         ("## migrate", Migration, set()),
         ("## cancel, fail, requeue", Repair, set()),
+        ("### settings", Advice, set()),
+        ("### left_behind", Found, set()),
+        ("### running, pending", LeftRun, set()),
+        ("### slots", LeakedSlots, set()),
     ],
 )
 def test_document_lists_each_name_with_its_type(heading: str, printed: type, kept_back: set[str]) -> None:
