@@ -1,0 +1,47 @@
+"""The services of compose.orcheo.yml, started by hand with the stack's `.env`, beside the real API."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import redis
+
+from ops.env_advice import read_env_file
+from ops.real.child import free_port
+from ops.real.orcheo_api import OrcheoApi
+from shared.slots import COUNTER
+from tests.compose import environment_of, merged, read_compose
+from tests.orcheo_stack import start_afresh, upload
+from tests.processes import ROOT, Process, until
+
+_STACK = ROOT / "tests/stack"
+_SERVICES = {"celery-beat": "beat_started", "dispatcher": "dispatcher_started", "worker": "worker_started"}
+# What is a host or a folder of the containers.
+_OURS = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL")
+
+
+def test_services_execute_the_runs_of_the_api(orcheo: OrcheoApi, tmp_path: Path) -> None:
+    start_afresh(orcheo)
+    greet = upload(orcheo, greet="greet")["greet"]
+    env_file = read_env_file(_STACK / "stack.env")
+    variables = {**env_file, "ORCHEO_DISPATCH_SOURCE": str(ROOT)}
+    services = merged(
+        read_compose(_STACK / "docker-compose.yml", variables),
+        read_compose(ROOT / "ops/container/compose.orcheo.yml", variables),
+    )["services"]
+    with ExitStack() as running:
+        for name, started in _SERVICES.items():
+            environment = {
+                key: value.replace("/data", str(tmp_path))
+                for key, value in environment_of(services[name], env_file).items()
+            }
+            environment |= {key: orcheo.variables[key] for key in _OURS}
+            environment |= {"ORCHEO_HEALTH_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+            command = [*services[name].get("entrypoint", []), *services[name]["command"]]
+            process = running.enter_context(Process(["-m", "ops.cli", *command[1:]], environment))
+            process.saw(started, seconds=200)
+        run = orcheo.fire_webhook(greet, {"name": "Ada"})
+        until(lambda: orcheo.run(run["id"])["status"] == "succeeded", what="the run succeeds")
+        with redis.Redis.from_url(orcheo.variables["REDIS_URL"]) as client:
+            until(lambda: not client.exists(COUNTER + run["workspace_id"]), what="its slot comes back")
