@@ -26,6 +26,7 @@ def settle_in() -> None:
     """Provide what is missing: before anything is opened, and before what asks for a home is imported."""
     _open_closed_streams()
     _print_any_text()
+    sys.argv = [_readable(each) for each in sys.argv]
     if not _has_home():
         os.environ[_HOME] = _makeshift_home()
     try:
@@ -53,6 +54,15 @@ def raise_file_limit(runs: int = 0) -> None:
         log.warning("few_file_descriptors", limit=soft, recommended=needed)
     if os.environ.get(_HOME) == str(_makeshift_path()):
         log.warning("home_makeshift", home=os.environ[_HOME])
+
+
+def _readable(argument: str) -> str:
+    """Return an argument that the locale could not decode, with surrogates that no database takes, as UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
 
 
 def _open_closed_streams() -> None:

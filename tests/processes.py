@@ -53,6 +53,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="backslashreplace",
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

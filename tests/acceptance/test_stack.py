@@ -1,10 +1,11 @@
-"""The services of compose.orcheo.yml, started by hand with the stack's `.env`, beside the real API."""
+"""Beside the real API: the services of compose.orcheo.yml with the stack's `.env`, and a worker of any user id."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import redis
 
 from ops.env_advice import read_env_file
@@ -12,13 +13,28 @@ from ops.real.child import free_port
 from ops.real.orcheo_api import OrcheoApi
 from shared.slots import COUNTER
 from tests.compose import environment_of, merged, read_compose
-from tests.orcheo_stack import start_afresh, upload
+from tests.namespaces import NOBODY, needs_namespaces, started_after
+from tests.orcheo_stack import stack_beside, start_afresh, upload
 from tests.processes import ROOT, Process, until
 
 _STACK = ROOT / "tests/stack"
 _SERVICES = {"celery-beat": "beat_started", "dispatcher": "dispatcher_started", "worker": "worker_started"}
 # What is a host or a folder of the containers.
 _OURS = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL")
+
+
+@needs_namespaces
+@pytest.mark.parametrize("home", ["", "/nonexistent"])
+def test_orcheo_executes_for_a_user_id_without_a_name_or_a_home(orcheo: OrcheoApi, home: str) -> None:
+    start_afresh(orcheo)
+    greet = upload(orcheo, greet="greet")["greet"]
+    stack = stack_beside(orcheo)
+    prelude = f"{NOBODY}\nif {home!r}: os.environ['HOME'] = {home!r}"
+    with stack.running("dispatcher"), started_after(stack, prelude, "worker") as worker:
+        worker.saw("worker_started", seconds=200)
+        assert "home_makeshift" in worker.log
+        run = orcheo.fire_webhook(greet, {"name": "Ada"})
+        until(lambda: orcheo.run(run["id"])["status"] == "succeeded", what="the run succeeds")
 
 
 def test_services_execute_the_runs_of_the_api(orcheo: OrcheoApi, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,41 +15,18 @@ import redis
 
 from ops.real.child import children_of
 from tests.databases import Database
+from tests.namespaces import NOBODY, needs_namespaces, started_after, unshared
 from tests.processes import ROOT, Process, Stack, until
 from tests.runs import all_are, everything, insert_runs
 
 KINDS = ("beat", "dispatcher", "worker")
-_UID = 54_321
-# A user namespace: another user id, without an entry in the list of users, that may read what this user may.
-_NOBODY = f"""
-import os, sys
-uid, gid = os.getuid(), os.getgid()
-os.unshare(os.CLONE_NEWUSER)
-open("/proc/self/setgroups", "w").write("deny")
-open("/proc/self/uid_map", "w").write(f"{_UID} {{uid}} 1")
-open("/proc/self/gid_map", "w").write(f"{_UID} {{gid}} 1")
-for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
-    os.environ.pop(name, None)
-"""
-_BECOME = "os.execv(sys.executable, [sys.executable, '-m', 'ops.cli', *sys.argv[1:]])"
-needs_namespaces = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
-    reason="no namespaces: it takes Linux, root, and util-linux",
-)
-
-
-def started(stack: Stack, kind: str, prelude: str, *arguments: str, **variables: str) -> Process:
-    """Start the command after some lines of Python that change what it finds."""
-    return Process(
-        ["-c", f"import os, sys\n{prelude}\n{_BECOME}", kind, *arguments], stack.environment_of(kind, **variables)
-    )
 
 
 @needs_namespaces
 @pytest.mark.parametrize("kind", KINDS)
 def test_user_id_without_a_name_and_without_home_is_enough(database: Database, stack: Stack, kind: str) -> None:
     insert_runs(database, 3, inputs={"do": "home"})
-    with started(stack, kind, _NOBODY) as process:
+    with started_after(stack, NOBODY, kind) as process:
         process.saw(f"{kind}_started")
         if kind == "worker":
             with stack.running("dispatcher"):
@@ -63,7 +39,7 @@ def test_user_id_without_a_name_and_without_home_is_enough(database: Database, s
 @pytest.mark.parametrize("arguments", [["--version"], ["check"], ["status"], ["units", "orcheo.env"], ["migrate"]])
 def test_commands_work_for_a_user_id_without_a_name(stack: Stack, arguments: list[str]) -> None:
     kind, *rest = arguments
-    with started(stack, kind, _NOBODY, *rest) as process:
+    with started_after(stack, NOBODY, kind, *rest) as process:
         process.exit_code()
         process.finish()
         assert "unexpected" not in process.log
@@ -79,7 +55,7 @@ def test_closed_standard_streams_are_nobodys_socket(
     """What is opened next would get their numbers, and what is printed would go to Postgres or Redis."""
     insert_runs(database, 3, inputs={"do": "noise", "text": "to nobody"})
     prelude = "\n".join(f"os.close({number})" for number in closed)
-    with started(stack, kind, prelude) as process:
+    with started_after(stack, prelude, kind) as process:
         until(lambda: _is_at_work(process, database, stack, kind), what=f"{kind} is at work")
         for number in closed:
             assert Path(f"/proc/{process.pid}/fd/{number}").readlink() == Path(os.devnull)
@@ -162,7 +138,7 @@ def test_no_locale_ends_a_process_or_a_command(database: Database, stack: Stack,
 def test_worker_with_few_file_descriptors_says_so_and_executes(database: Database, stack: Stack) -> None:
     insert_runs(database, 200)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
-    with stack.running("dispatcher"), started(stack, "worker", limit) as worker:
+    with stack.running("dispatcher"), started_after(stack, limit, "worker") as worker:
         worker.saw("few_file_descriptors")
         until(lambda: all_are(database, "succeeded"), what="the runs succeed")
         worker.signal(signal.SIGTERM)
@@ -172,7 +148,7 @@ def test_worker_with_few_file_descriptors_says_so_and_executes(database: Databas
 def test_soft_limit_of_file_descriptors_is_raised_to_the_hard_one(stack: Stack) -> None:
     hard = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, {hard}))"
-    with started(stack, "dispatcher", limit) as process:
+    with started_after(stack, limit, "dispatcher") as process:
         process.saw("dispatcher_started")
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
@@ -216,7 +192,7 @@ def test_process_1_ends_as_the_command_ends(stack: Stack) -> None:
 def test_root_file_system_may_be_read_only(database: Database, stack: Stack, kind: str) -> None:
     insert_runs(database, 3)
     script = 'mount --make-rprivate / && mount --bind /tmp /tmp && mount -o remount,ro,bind / && exec "$@"'
-    with _unshared(stack, kind, "--mount", "sh", "-euc", script, "sh", HOME="/nonexistent") as process:
+    with unshared(stack, kind, "--mount", "sh", "-euc", script, "sh", HOME="/nonexistent") as process:
         process.saw(f"{kind}_started")
         if kind == "worker":
             with stack.running("dispatcher"):
@@ -226,15 +202,7 @@ def test_root_file_system_may_be_read_only(database: Database, stack: Stack, kin
 
 
 def _as_process_1(stack: Stack, kind: str, **variables: str) -> Process:
-    return _unshared(stack, kind, "--pid", "--fork", "--mount-proc", "--kill-child", **variables)
-
-
-def _unshared(stack: Stack, kind: str, *how: str, **variables: str) -> Process:
-    """Start the command under `unshare`, in the place of what starts it."""
-    prelude = (
-        f"import os, sys; os.execvp('unshare', ['unshare', *{list(how)!r}, sys.executable, '-m', 'ops.cli', {kind!r}])"
-    )
-    return Process(["-c", prelude], {**stack.environment_of(kind), **variables})
+    return unshared(stack, kind, "--pid", "--fork", "--mount-proc", "--kill-child", **variables)
 
 
 def _zombies(first: int) -> list[int]:
