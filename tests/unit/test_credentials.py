@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.credentials import export_credentials, read_credentials
+from shared.environment import export_values
 from shared.errors import SettingsError
 from shared.settings import Settings
 
@@ -94,3 +95,28 @@ def test_export_sets_what_is_unset(folder: Path) -> None:
         "ORCHEO_POSTGRES_DSN": _DSN,
         "ORCHEO_VAULT_ENCRYPTION_KEY": "key",
     }
+
+
+def test_orcheo_gets_the_addresses_that_we_read_and_its_own_values_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "REDIS_URL").write_text("redis://credential\r\n")
+    environment = {
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+        "ORCHEO_POSTGRES_DSN": "'postgresql+asyncpg://me:pw@host/db?ssl=require'\n",
+        "REDIS_URL": " \n",
+        "ORCHEO_REDIS_URL": '"redis://slots"',
+        "ORCHEO_VAULT_ENCRYPTION_KEY": "'key'\n",
+    }
+    export_values(environment)
+    assert environment == {
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+        "ORCHEO_POSTGRES_DSN": "postgresql://me:pw@host/db?sslmode=require",
+        "REDIS_URL": "redis://credential",
+        "ORCHEO_REDIS_URL": "redis://slots",
+        # What the API made of it, workers must make of it too.
+        "ORCHEO_VAULT_ENCRYPTION_KEY": "'key'\n",
+    }
+
+
+def test_credential_is_read_without_a_byte_order_mark_and_quotes(folder: Path) -> None:
+    (folder / "ORCHEO_POSTGRES_DSN").write_bytes(b'\xef\xbb\xbf"' + _DSN.encode() + b'"\r\n')
+    assert Settings.load().postgres_dsn.get_secret_value() == _DSN
