@@ -1,9 +1,8 @@
 """What a session of ours relies on, whatever the role, the database and the server have as their defaults.
 
-One list, sent in three ways:
-- in the message of each BEGIN, where a transaction pooler may stand between: it gives each transaction another session;
-- once for each connection, where it was found to be a session of its own;
-- in the connection string, for connections that a library opens.
+One list, sent in two ways:
+- in the message of each BEGIN, since a transaction pooler may stand between: it gives each transaction another session;
+- once for each connection that was found to be a session of its own.
 
 `default_transaction_read_only` is not among them. Who switches it on, a failover or an operator, wants no writes: such
 a server is refused at the start, and later counts as unavailable.
@@ -13,8 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 LOCK_TIMEOUT_MILLISECONDS = 10_000
@@ -107,13 +104,6 @@ def set_session(server_version: int, **instead: int) -> str:
     return "; ".join(f"SET {name} = '{value}'" for name, value in _of_a_session(server_version, instead).items())
 
 
-def with_options(dsn: str, server_version: int, **instead: int) -> str:
-    """Return `dsn` with the same as options, behind those that it has: the last one of a name holds."""
-    given = str(conninfo_to_dict(dsn).get("options") or "")
-    ours = [f"-c {name}={_escaped(value)}" for name, value in _of_a_session(server_version, instead).items()]
-    return make_conninfo(dsn, options=" ".join(filter(None, [given, *ours])))
-
-
 def _of_a_session(server_version: int, instead: Mapping[str, int]) -> dict[str, str]:
     found = {**_TIMEOUTS, **_FORMATS, **_ROWS}
     found["default_transaction_isolation"] = "read committed"
@@ -121,7 +111,3 @@ def _of_a_session(server_version: int, instead: Mapping[str, int]) -> dict[str, 
     if server_version >= _TRANSACTION_TIMEOUT_SINCE:
         found[_TRANSACTION_TIMEOUT] = "0"
     return {**found, **{name: str(value) for name, value in instead.items()}}
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace(" ", "\\ ")

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode, as severe as it can be: each transaction goes to another server connection."""
+"""PgBouncer, as severe as it can be: in transaction mode each transaction goes to another server connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ listen_port = {own_port}
 unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {users}
-pool_mode = transaction
+pool_mode = {mode}
 server_round_robin = 1
 default_pool_size = {size}
 max_client_conn = 500
@@ -53,10 +53,11 @@ class PgBouncer(EmbeddedServer):
     error = DatabaseError
     death_signal = signal.SIGKILL
 
-    def __init__(self, directory: Path, dsns: Iterable[str], *, size: int = 8) -> None:
+    def __init__(self, directory: Path, dsns: Iterable[str], *, size: int = 8, mode: str = "transaction") -> None:
         super().__init__(directory)
         self._dsns = list(dsns)
         self._size = size
+        self._mode = mode
 
     @property
     def url(self) -> str:
@@ -104,7 +105,12 @@ class PgBouncer(EmbeddedServer):
         users.write_text("".join(f'"{name}" "{password}"\n' for name, password in names.items()))
         settings = self.directory / "pgbouncer.ini"
         text = _SETTINGS.format(
-            host=parts[0].hostname, port=parts[0].port, own_port=self.port, users=users, size=self._size
+            host=parts[0].hostname,
+            port=parts[0].port,
+            own_port=self.port,
+            users=users,
+            size=self._size,
+            mode=self._mode,
         )
         owner = unquote(parts[0].username or "")
         settings.write_text(f"{text}admin_users = {owner}\n")

@@ -21,6 +21,7 @@ from tests.processes import Stack, until
 from tests.roles import Kind
 from tests.runs import all_are, execute, insert_runs, ledger, read_run, settings_for, store_of
 from tests.servers import scratch
+from tests.session_settings import ALL_AT_ONCE, give
 
 pytestmark = pytest.mark.skipif(find() is None, reason=MISSING)
 
@@ -63,6 +64,35 @@ def test_runs_are_dispatched_and_settled(database: Database, stack: Stack, pool:
         assert (ledger(database, run_id)["outcome"], ledger(database, run_id)["attempts"]) == ("succeeded", 1)
         read_run(database, run_id)
     assert sorted(stack.noted("begun") or ids) == sorted(ids)
+
+
+@pytest.fixture
+def odd_roles(database: Database) -> None:
+    """Settings for the roles, before the pooler connects as them."""
+    # While the pooler is filled, transactions of the test are idle.
+    settings = {name: value for name, value in ALL_AT_ONCE.items() if not name.startswith("idle_")}
+    give(database, [database.dsn_of(kind) for kind in Kind], settings)
+
+
+@pytest.mark.usefixtures("odd_roles")
+def test_settings_of_roles_do_not_matter_behind_the_pooler(database: Database, stack: Stack) -> None:
+    with stack.running("dispatcher"), stack.running("worker"):
+        ids = insert_runs(database, 20)
+        until(lambda: all_are(database, "succeeded"), what="all runs succeeded")
+    assert {ledger(database, run_id)["attempts"] for run_id in ids} == {1}
+    for command in ("status", "runs", "check"):
+        with stack.command(command) as process:
+            assert process.exit_code() == 0, process.log
+
+
+def test_session_mode_works_as_well(database: Database, redis_url: str, tmp_path: Path) -> None:
+    dsns = [database.dsn, *(database.dsn_of(kind) for kind in Kind)]
+    give(database, dsns[1:], ALL_AT_ONCE)
+    with scratch() as folder, PgBouncer(folder, dsns, size=20, mode="session") as pooler:
+        stack = Stack(pooler.before(database), redis_url, tmp_path / "effects")
+        with stack.running("dispatcher"), stack.running("worker"):
+            insert_runs(database, 10)
+            until(lambda: all_are(database, "succeeded"), what="all runs succeeded")
 
 
 def test_pooler_that_restarts_is_as_a_database_that_was_away(

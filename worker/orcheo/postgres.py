@@ -72,7 +72,10 @@ class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
         await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
         await connection.set_deferrable(False)
         self._pooled = not await prepare_session(
-            connection, statement_timeout=_STATEMENT_MILLISECONDS, lock_timeout=_LOCK_MILLISECONDS
+            connection,
+            statement_timeout=_STATEMENT_MILLISECONDS,
+            lock_timeout=_LOCK_MILLISECONDS,
+            idle_session_timeout=0,
         )
 
 
