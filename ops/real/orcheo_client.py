@@ -103,7 +103,10 @@ class OrcheoClient:
         self, workflow_id: str, inputs: Mapping[str, Any], runnable_config: Mapping[str, Any] | None = None
     ) -> Record:
         """Create a run of the workflow's newest version as the button in the canvas does."""
-        item = {"input_payload": dict(inputs), "runnable_config": runnable_config}
+        item: Record = {"input_payload": dict(inputs)}
+        if runnable_config is not None:
+            # Older releases know no such field.
+            item["runnable_config"] = runnable_config
         runs = self._answer("POST", "/api/triggers/manual/dispatch", {"workflow_id": workflow_id, "runs": [item]})
         record: Record = runs.json()[0]
         return record

@@ -39,4 +39,5 @@ def _tests(trial: Trial) -> str:
         return f"refused: {trial.wrong}"
     failed = f", {len(trial.failed)} failed: {', '.join(trial.failed)}" if trial.failed else ""
     skipped = f", {trial.skipped} skipped" if trial.skipped else ""
-    return f"{trial.passed} passed{failed}{skipped}"
+    left_out = f", {len(trial.environment.set.left_out)} left out" if trial.environment.set.left_out else ""
+    return f"{trial.passed} passed{failed}{skipped}{left_out}"

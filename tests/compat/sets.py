@@ -31,7 +31,12 @@ class ReleaseSet:
 
     name: str
     requirements: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Tests that the API of these releases does not let pass, whatever executes its runs."""
 
+
+# Before 0.45.8 the API answers 500 to every cron trigger that has `start_at`.
+_WITHOUT_START_AT = ("tests/acceptance/test_way_of_a_run.py::test_due_cron_trigger_creates_a_run_that_executes",)
 
 SETS = (
     ReleaseSet(
@@ -43,8 +48,13 @@ SETS = (
             "langgraph==1.1.10",
             "langgraph-checkpoint-postgres==3.0.0",
         ),
+        left_out=_WITHOUT_START_AT,
     ),
-    ReleaseSet("between", ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk", "langgraph==1.2.0")),
+    ReleaseSet(
+        "between",
+        ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk", "langgraph==1.2.0"),
+        left_out=_WITHOUT_START_AT,
+    ),
     ReleaseSet("older core", ("orcheo-backend==0.39.0", "orcheo==0.45.8", "orcheo-sdk", "langgraph==1.2.14")),
     ReleaseSet("newest", ("orcheo-backend", "orcheo", "orcheo-sdk", "langgraph", "langgraph-checkpoint-postgres")),
 )

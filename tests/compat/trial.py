@@ -57,7 +57,11 @@ def carry_out(environment: Environment, tests: tuple[str, ...]) -> Trial:
     report = FOLDER / f"{environment.python.parents[1].name}.xml"
     report.unlink(missing_ok=True)
     subprocess.run(
-        [environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests],
+        [
+            *(environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
+            *(f"--deselect={test}" for test in environment.set.left_out),
+            *tests,
+        ],
         cwd=ROOT,
         check=False,
         timeout=_SECONDS,
