@@ -305,14 +305,14 @@ def test_worker_whose_runs_all_fail_of_the_platform_is_not_ready(installation: _
     with installation.worker(ORCHEO_HEALTH_PORT=str(port)) as worker:
         _started(worker)
         until(lambda: ask("127.0.0.1", port, READY)[0], what="the worker is ready")
-        execute(installation.database, "ALTER TABLE workflows RENAME COLUMN is_archived TO archived")
+        execute(installation.database, "ALTER TABLE workflow_versions RENAME COLUMN updated_at TO changed_at")
         installation.finish(STREAK_RUNS, status="failed")
         worker.saw("runs_failing")
         told = why()
         assert told is not None
         assert f"the last {STREAK_RUNS} runs failed of UndefinedColumn at " in told
         assert "worker/orcheo/" in told
-        execute(installation.database, "ALTER TABLE workflows RENAME COLUMN archived TO is_archived")
+        execute(installation.database, "ALTER TABLE workflow_versions RENAME COLUMN changed_at TO updated_at")
         execute(installation.database, "DELETE FROM workflow_runs")
         installation.finish(1)
         worker.saw("runs_succeeding")
