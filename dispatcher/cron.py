@@ -23,8 +23,9 @@ _LONGEST_RETRY_AFTER_SECONDS = 3600.0
 _JITTER = 0.2
 
 _OF_STATUS: dict[int, tuple[ApiCronOutcome, str]] = {
+    400: ("refused", "it wants one workspace: use a token (ORCHEO_SERVICE_TOKEN) that belongs to one only"),
     401: ("unauthorized", "it refuses the token (ORCHEO_SERVICE_TOKEN)"),
-    403: ("forbidden", "the token (ORCHEO_SERVICE_TOKEN) has not the right to dispatch cron triggers"),
+    403: ("forbidden", "the token (ORCHEO_SERVICE_TOKEN) belongs to no workspace, or lacks the right"),
     404: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
     405: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
     422: ("refused", "a workflow's credentials are not healthy"),

@@ -26,9 +26,9 @@ from tests.runs import everything, execute
 _GREET = Path(__file__).parent / "acceptance" / "workflows" / "greet.py"
 
 
-def create_workspace(database: Database, slug: str, *, max_runs: int = 100_000) -> str:
+def create_workspace(database: Database, slug: str, *, max_runs: int = 100_000, owner: str = "ada") -> str:
     """Create a workspace that may have so many runs at a time; return its id."""
-    workspace, _ = get_workspace_service().create_workspace(slug=slug, name=slug, owner_user_id=slug)
+    workspace, _ = get_workspace_service().create_workspace(slug=slug, name=slug, owner_user_id=owner)
     quotas = json.dumps({"max_concurrent_runs": max_runs})
     execute(database, "UPDATE workspaces SET quotas = quotas || %s WHERE slug = %s", quotas, slug)
     return str(workspace.id)

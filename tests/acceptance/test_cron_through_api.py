@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 
 class _Api(OrcheoApi):
-    """The API on a database that has its tables and workspaces, none of which belongs to the token."""
+    """The API on a database that has its tables and workspaces already."""
 
     def workspaces(self) -> list[Record]:
         return [{}]
@@ -37,8 +37,9 @@ def test_runs_of_all_workspaces_are_created_with_the_token_that_the_api_asks_for
     workspaces = []
 
     async def create() -> None:
-        for slug in ("a", "b"):
-            workspaces.append(crons.create_workspace(orcheo_here, slug))
+        # The token is that of a member of the first; triggers of all are dispatched all the same.
+        for slug, owner in (("a", "bootstrap"), ("b", "ada")):
+            workspaces.append(crons.create_workspace(orcheo_here, slug, owner=owner))
             await crons.create_trigger(
                 workspaces[-1], expression="* * * * *", allow_overlapping=True, start_at=start, timezone="UTC"
             )
