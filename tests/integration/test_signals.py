@@ -92,7 +92,9 @@ def test_sighup_is_ignored_and_logged_and_no_run_is_lost(database: Database, sta
         until(lambda: all_are(database, "succeeded"), what="the runs succeed")
         insert_runs(database)
         until(lambda: all_are(database, "succeeded"), what="a later run succeeds as well")
-        assert {row["fence"] for row in everything(database, "SELECT fence FROM orcheo_dispatch.dispatch")} == {1}
+        assert [row["attempts"] for row in everything(database, "SELECT attempts FROM orcheo_dispatch.dispatch")] == [
+            1
+        ] * 3
         for process in (worker, dispatcher, beat):
             process.signal(signal.SIGTERM)
             assert process.exit_code() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def test_image_is_made_from_an_argument_and_keeps_the_entry_point() -> None:
     assert "\nENTRYPOINT" not in DOCKERFILE
     # The entry point drops root by itself, and could not prepare the volume without it.
     assert DOCKERFILE.count("\nUSER ") == 1
+
+
+def test_everything_copied_into_the_image_is_let_through() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()}
+    assert copied == let_through
 
 
 def test_missing_folder_of_the_source_is_said(env_file: dict[str, str]) -> None:
