@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from celery import Celery, Task
+from celery import Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
@@ -20,6 +20,7 @@ from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
 from shared.api_table import index_is_valid
 from shared.broker import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
+from shared.celery_app import App
 from shared.checks import condition, progress
 from shared.consumer import Consumer, watch_consumer
 from shared.database import make_engine, transaction
@@ -49,7 +50,7 @@ _POLL_PATIENCE_SECONDS = 120.0
 class Dispatcher:
     """All that a dispatcher process holds; `poll` alone needs no more than this either."""
 
-    def __init__(self, settings: Settings, app: Celery, installation: Installation) -> None:
+    def __init__(self, settings: Settings, app: App, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
@@ -150,18 +151,20 @@ class Dispatcher:
     def _routes(self) -> dict[str, Route]:
         limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
         live = [progress("poll", "poll succeeded", lambda: self.loop.polled_at, limit)]
-        broker = condition("broker", lambda: "Redis is away" if self._broker_away() else None, "Redis answers")
+        broker = condition("broker", self._broker_problem, "Redis answers")
         routes = health_routes(live=live, ready=[*live, broker], metrics=self.metrics.read)
         return {**routes, **self._page.routes([*live, broker])}
 
     def _feed(self) -> None:
-        away = "Postgres" if self.loop.database_away else "Redis" if self._broker_away() else None
-        self._manager.status(f"{away} is away" if away else "polling")
+        problem = "Postgres is away" if self.loop.database_away else self._broker_problem()
+        self._manager.status(problem or "polling")
         self._manager.feed()
 
-    def _broker_away(self) -> bool:
-        """Whether what takes ticks or what publishes has found Redis away."""
-        return self.poller.broker_away or (self._consumer is not None and not self._consumer.steady)
+    def _broker_problem(self) -> str | None:
+        """Return what is wrong with Redis, as found by what takes ticks or by what publishes."""
+        if self.poller.broker_away:
+            return self.poller.broker_problem
+        return None if self._consumer is None else self._consumer.problem
 
     def _pushed(self, run_id: str, workspace_id: str | None) -> bool:
         self.metrics.hinted("run")
@@ -188,7 +191,7 @@ class Dispatcher:
             log.debug("cron_not_asked_for", reason=str(error))
 
 
-def make_dispatcher_app(settings: Settings, installation: Installation) -> Celery:
+def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
     """Return the app of a dispatcher process; the dispatcher itself starts with the Celery worker."""
     app = make_app("orcheo-dispatcher", settings, installation)
     queues = [installation.dispatch, OLD_DISPATCH_QUEUE]
@@ -247,7 +250,7 @@ def _beat_of(header: Any) -> Process | None:
         return None
 
 
-def _make(settings: Settings) -> Celery:
+def _make(settings: Settings) -> App:
     return make_dispatcher_app(settings, find_installation(settings))
 
 

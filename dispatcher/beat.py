@@ -26,8 +26,9 @@ from shared.broker import (
     connect,
     make_app,
 )
+from shared.broker_faults import is_read_only
 from shared.broker_state import BrokerState, reconnect
-from shared.checks import progress
+from shared.checks import condition, progress
 from shared.entry import fail, lazy_app
 from shared.errors import BrokerError, DispatchError
 from shared.health import health_routes, serve_health
@@ -90,6 +91,8 @@ class TickScheduler(Scheduler):
                     self.on_sent()
         except (SchedulingError, BrokerError) as error:
             self.broker.lost(error)
+            if is_read_only(error):
+                self._leave_server()
         else:
             self.broker.back()
         self.turned_at = time.monotonic()
@@ -101,6 +104,15 @@ class TickScheduler(Scheduler):
         """Say so, and end: there is nothing to save."""
         self.on_closing()
         super().close()
+
+    def _leave_server(self) -> None:
+        """Connect anew for the next entry: where a server takes no writes any more its address leads to another."""
+        # Both are made when they are next used.
+        self.__dict__.pop("producer", None)
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.release()
+        self._client.connection_pool.disconnect()
 
     def _turn(self) -> None:
         self.turned_at = time.monotonic()
@@ -130,13 +142,14 @@ def make_beat_app(settings: Settings) -> Celery:
         # Not sent while Redis is away, nor while nobody takes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
         try:
-            serve_health(settings, health_routes(live=live, ready=[*live, sent], metrics=metrics.read))
+            broker = condition("broker", lambda: scheduler.broker.problem, "Redis answers")
+            serve_health(settings, health_routes(live=live, ready=[*live, sent, broker], metrics=metrics.read))
         except DispatchError as error:
             fail(error)
         ticking = Watched("beat", lambda: time.monotonic() - scheduler.turned_at < patience, (exit_now,), patience=0)
 
         def on_well() -> None:
-            manager.status("Redis is away" if scheduler.broker.away else "ticking")
+            manager.status(scheduler.broker.problem or "ticking")
             manager.feed()
 
         scheduler.on_closing = lambda: manager.stopping("stopping")

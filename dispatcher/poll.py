@@ -11,7 +11,9 @@ import redis
 from dispatcher.admitting import Admitter
 from dispatcher.publisher import Publisher, claims_per_message
 from dispatcher.report import PollReport
-from shared.broker import broker_errors
+from shared.broker import probe_writing
+from shared.broker_faults import is_read_only
+from shared.broker_state import BrokerState
 from shared.errors import BrokerError, DatabaseError
 from shared.held import held_claims
 from shared.installation import Installation
@@ -60,6 +62,7 @@ class Poller:
         self._id = dispatcher_id
         self._metrics = metrics
         self._broker_failures = 0
+        self._broker_state = BrokerState("publisher")
         self._broker_retry_at = 0.0
         self._maintenance_at = 0.0
         self._more_to_prune = False
@@ -74,7 +77,12 @@ class Poller:
     @property
     def broker_away(self) -> bool:
         """Whether the last thing this poller asked of Redis failed."""
-        return self._broker_failures > 0
+        return self._broker_state.away
+
+    @property
+    def broker_problem(self) -> str | None:
+        """What is wrong with Redis, in one line, or None."""
+        return self._broker_state.problem
 
     def poll(self) -> PollReport:
         """Poll once and return what was done. Raises `DatabaseError`; survives a broker that is away.
@@ -262,20 +270,21 @@ class Poller:
         if not self.broker_away:
             return None
         if time.monotonic() < self._broker_retry_at:
-            return "broker is away"
+            return self._broker_state.problem or "broker is away"
         try:
-            with broker_errors():
-                self._broker.ping()
+            probe_writing(self._broker, self._installation.runs)
         except BrokerError as error:
             self._note_broker(error)
             return str(error)
         self._broker_failures = 0
-        log.info("broker_back")
+        self._broker_state.back()
         return None
 
     def _note_broker(self, error: BrokerError) -> None:
-        if not self.broker_away:
-            log.warning("broker_away", reason=str(error))
+        self._broker_state.lost(error)
+        if is_read_only(error):
+            # Its address leads to another server by now.
+            self._broker.connection_pool.disconnect()
         self._broker_failures += 1
         self._metrics.broker_failed()
         first, last = _BACKOFF_SECONDS

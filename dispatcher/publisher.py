@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import batched
 
-from celery import Celery
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from shared.broker import broker_errors, send_claims
+from shared.broker_faults import is_read_only
+from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.installation import Installation
 from shared.ledger import MAX_CLAIMS_PER_MESSAGE, Claim
@@ -24,7 +25,7 @@ _MESSAGES_OF_CAPACITY = 4
 class Publisher:
     """Sends the messages that workers take runs from."""
 
-    def __init__(self, app: Celery, installation: Installation) -> None:
+    def __init__(self, app: App, installation: Installation) -> None:
         self._app = app
         self._installation = installation
 
@@ -43,6 +44,8 @@ class Publisher:
                             send_claims(self._app, self._installation, message, producer)
                     published.extend(message)
         except BrokerError as error:
+            if is_read_only(error):
+                self._app.forget_connections()
             return published, error
         return published, None
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from ops import check_cron, rights
+from ops.check_broker import look_at_broker
 from ops.check_orcheo import ORCHEO, look_at_columns, look_at_releases
 from ops.findings import Finding, Grade
 from shared import celery_environment, parts
 from shared.api_table import index_is_valid, notifies
 from shared.begin_guard import guards_begins
-from shared.broker import HINT_QUEUE, broker_errors, connect
 from shared.database import connect as connect_postgres
 from shared.database import database_errors, open_engine, through_pooler, transaction
 from shared.environment import notes
-from shared.errors import BrokerError, DatabaseError
+from shared.errors import DatabaseError
 from shared.footing import several_tables, unmet_to_read, unmet_to_write
 from shared.ledger import PENDING_INDEX, TURNS_INDEX, ProcessKind
 from shared.queries import read_others
@@ -28,7 +27,6 @@ from shared.settings import Settings, variables
 from shared.surroundings import in_container, is_local
 
 POSTGRES_OLDEST = 140000
-REDIS_OLDEST = (6, 2)
 
 
 def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
@@ -36,7 +34,7 @@ def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
     findings = [*_settings(settings)]
     if kind is not ProcessKind.BEAT:
         findings += _database(settings, kind)
-    findings += _broker(settings)
+    findings += look_at_broker(settings)
     findings += check_cron.last_dispatch(settings)
     if kind in (None, ProcessKind.WORKER):
         findings += look_at_releases(settings, needed=kind is not None)
@@ -233,32 +231,3 @@ def _rights_of(kind: ProcessKind, lacks: rights.Lacking, executor: str) -> Itera
         yield Finding("rights", Grade.WRONG, lack, mend, DatabaseError.exit_code)
     else:
         yield Finding("rights", Grade.OK, f"enough for a {kind.value}")
-
-
-def _broker(settings: Settings) -> Iterator[Finding]:
-    wrong = BrokerError.exit_code
-    client = connect(settings.redis_url.get_secret_value())
-    try:
-        with broker_errors():
-            server: Any = client.info("server")
-            memory: Any = client.info("memory")
-            waiting: Any = client.llen(HINT_QUEUE)
-    except BrokerError as error:
-        yield Finding("broker", Grade.WRONG, str(error), "see REDIS_URL", wrong)
-        return
-    finally:
-        client.close()
-    version = str(server["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) >= REDIS_OLDEST:
-        yield Finding("broker", Grade.OK, f"Redis {version}")
-    else:
-        yield Finding("broker", Grade.WRONG, f"Redis {version}", "Redis 6.2 or later is needed", wrong)
-    policy = memory.get("maxmemory_policy", "unknown")
-    if policy == "noeviction":
-        yield Finding("maxmemory-policy", Grade.OK, policy)
-    else:
-        yield Finding(
-            "maxmemory-policy", Grade.WARN, policy, "CONFIG SET maxmemory-policy noeviction: Redis may drop messages"
-        )
-    if waiting > settings.max_queued:
-        yield Finding("queue celery", Grade.WARN, f"{waiting} messages", "is a dispatcher running?")

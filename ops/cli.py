@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ops import adopting, hosting, reading, repairing, running
-from ops.ready import Json, load_settings, ready
+from ops.ready import Json, load_settings, ready, refuse_unusable_broker
 from shared import __version__
 from shared.entry import fail, unexpected
 from shared.errors import DispatchError, SettingsError
@@ -124,6 +124,7 @@ app.command()(hosting.units)
 def poll(as_json: Json = False) -> None:
     """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is away."""
     settings = ready(writes=True)
+    refuse_unusable_broker(settings)
     from dataclasses import asdict
 
     from dispatcher.app import Dispatcher, make_dispatcher_app

@@ -67,3 +67,10 @@ def ready(*, needs_database: bool = True, plugins: bool = False, writes: bool = 
                 f"{newest_revision()}: run 'orcheo-dispatch migrate'"
             )
     return settings
+
+
+def refuse_unusable_broker(settings: Settings) -> None:
+    """Raise `BrokerError` where Redis is a cluster or a sentinel; one that is unavailable is waited for later."""
+    from shared.broker_server import refuse_unusable
+
+    refuse_unusable(settings)

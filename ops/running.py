@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ops.ready import ready
+from ops.ready import ready, refuse_unusable_broker
 from shared.errors import SettingsError
 from shared.provisions import raise_file_limit
 
@@ -19,6 +19,7 @@ def beat() -> None:
     """Run Beat: a tick each poll interval."""
     settings = ready(needs_database=False)
     raise_file_limit()
+    refuse_unusable_broker(settings)
     from dispatcher.beat import make_beat_app
 
     make_beat_app(settings).Beat(quiet=True, loglevel=_celery_level(settings), socket_timeout=30).run()
@@ -28,6 +29,7 @@ def dispatcher() -> None:
     """Run a dispatcher: claim pending runs and publish them."""
     settings = ready(writes=True)
     raise_file_limit()
+    refuse_unusable_broker(settings)
     from dispatcher.app import make_dispatcher_app
     from shared.installation import find_installation
 
@@ -42,6 +44,7 @@ def worker(
     """Run a worker: execute runs."""
     settings = _of_instance(ready(plugins=True, writes=True), instance)
     raise_file_limit(settings.concurrency)
+    refuse_unusable_broker(settings)
     from shared.installation import find_installation
     from worker.app import make_worker_app
 

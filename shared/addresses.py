@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+_KOMBU_SOCKET = "redis+socket"
+"""What kombu, and so Orcheo's own Celery app, says for `unix`."""
+_SOCKET_DATABASE = {"unix": "db", _KOMBU_SOCKET: "virtual_host"}
+_SEVERAL_SERVERS = re.compile(r"^[a-z+]*(sentinel|cluster)[a-z+]*$")
 # What redis-py and kombu both understand; any other word stops one of the two.
 _TLS_PARAMETERS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _DATABASE = re.compile(r"(/\d*)?")
@@ -26,15 +30,19 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     """Return `value` if it is a URL of a Redis. Raises `ValueError`, which says what is taken and quotes nothing."""
     try:
         parts = urlsplit(value.get_secret_value())
-        port = parts.port
+        several = _SEVERAL_SERVERS.match(parts.scheme) or ";" in parts.netloc.rpartition("@")[2]
+        # Raises ValueError where it is no number.
+        _ = None if several else parts.port
     except ValueError:
         raise ValueError("a URL with a number for its port and a percent-encoded password") from None
+    if several:
+        raise ValueError(
+            "the address of one server: Sentinel and Cluster are not supported; name the primary, or what follows it"
+        )
+    if parts.scheme in _SOCKET_DATABASE:
+        return _check_socket(value, parts)
     if parts.scheme not in _REDIS_SCHEMES:
         raise ValueError("a URL that begins with " + " or ".join(f"{scheme}://" for scheme in _REDIS_SCHEMES))
-    if parts.scheme == "unix":
-        if parts.hostname or port or parts.query:
-            raise ValueError("a URL such as unix:///run/redis/redis.sock")
-        return value
     if not _DATABASE.fullmatch(parts.path):
         raise ValueError("a URL with a number after the host, and a percent-encoded password")
     parameters = parse_qs(parts.query, keep_blank_values=True)
@@ -43,6 +51,32 @@ def check_redis_url(value: SecretStr) -> SecretStr:
     if parameters.get("ssl_cert_reqs", ["required"])[0] not in _CERT_REQS:
         raise ValueError("ssl_cert_reqs=" + " or ".join(_CERT_REQS))
     return value
+
+
+def _check_socket(value: SecretStr, parts: SplitResult) -> SecretStr:
+    database = _SOCKET_DATABASE[parts.scheme]
+    if parts.hostname or len(parts.path) < 2 or not re.fullmatch(rf"({database}=\d+)?", parts.query):
+        raise ValueError(f"a URL such as {parts.scheme}:///run/redis/redis.sock or ...redis.sock?{database}=1")
+    return value
+
+
+def for_kombu(url: str) -> str:
+    """Return a checked URL of Redis as kombu writes it."""
+    return _socket_as(_KOMBU_SOCKET, url)
+
+
+def for_client(url: str) -> str:
+    """Return a checked URL of Redis as redis-py writes it."""
+    return _socket_as("unix", url)
+
+
+def _socket_as(scheme: str, url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _SOCKET_DATABASE:
+        return url
+    query = parts.query.replace(f"{_SOCKET_DATABASE[parts.scheme]}=", f"{_SOCKET_DATABASE[scheme]}=")
+    # Not by urlunsplit, which drops the slashes of an empty host for schemes that it does not know.
+    return f"{scheme}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
 def check_postgres_dsn(value: SecretStr) -> SecretStr:

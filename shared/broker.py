@@ -19,6 +19,7 @@ from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
 from shared import celery_environment, environment, logs
+from shared.addresses import for_client, for_kombu
 from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.installation import OLD_DISPATCH_QUEUE, OLD_UNACKED, Installation
@@ -45,11 +46,10 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 """Redis answers in milliseconds; a connection that is silent for so long is dead."""
 HEALTH_CHECK_SECONDS = 25
-_KOMBU_SOCKET = "redis+socket"
-"""What kombu says for `unix`."""
 _OVER_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
 _VISIBILITY_TIMEOUT_SECONDS = 86_400
 _POOL_ACQUIRE_SECONDS = 10.0
+_PROBE = "orcheo-dispatch: can this be written?"
 
 
 def make_app(name: str, settings: Settings, installation: Installation | None) -> App:
@@ -61,10 +61,9 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
     lease in the ledger, not by Redis.
     """
     url = settings.redis_url.get_secret_value()
-    broker = f"{_KOMBU_SOCKET}{url.removeprefix('unix')}" if url.startswith("unix:") else url
     queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
     unacked = installation.unacked if installation else OLD_UNACKED
-    app = App(name, broker)
+    app = App(name, for_kombu(url))
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -130,14 +129,24 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
 
 def connect(url: str) -> redis.Redis:
     """Return a Redis client whose every call ends within its timeouts; the URL may be kombu's."""
-    if url.startswith(_KOMBU_SOCKET):
-        url = f"unix{url.removeprefix(_KOMBU_SOCKET)}"
+    url = for_client(url)
     # redis-py takes neither for a socket of the file system.
     over_tcp = {} if url.startswith("unix:") else _OVER_TCP
     client: redis.Redis = redis.Redis.from_url(
         url, socket_timeout=SOCKET_TIMEOUT_SECONDS, health_check_interval=HEALTH_CHECK_SECONDS, **over_tcp
     )
     return client
+
+
+def probe_writing(client: redis.Redis, queue: str) -> None:
+    """Raise `BrokerError` where a message could not be published to this queue; nobody ever gets the one that tries.
+
+    A server that is full, or a user who lacks a right, answers a PING all the same.
+    """
+    with broker_errors(), client.pipeline(transaction=True) as pipeline:
+        pipeline.lpush(queue, _PROBE)
+        pipeline.lrem(queue, 1, _PROBE)
+        pipeline.execute()
 
 
 @contextmanager

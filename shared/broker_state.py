@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from kombu.connection import Connection
 
+from shared.broker_faults import Fault, classify, problem
 from shared.logs import log
 from shared.redaction import error_line
 
@@ -23,21 +24,31 @@ class BrokerState:
         self._role = role
         self._lock = threading.Lock()
         self.away = False
+        """Whether Redis did not do what it was last asked, for whatever reason."""
+        self._fault: Fault | None = None
+        self._problem = ""
         self.on_lost: Callable[[], None] = _nothing
         """Called each time that Redis did not answer."""
 
     def lost(self, error: BaseException) -> None:
         """Note that Redis did not answer."""
+        fault = classify(error)
         with self._lock:
-            changed, self.away = not self.away, True
+            changed = not self.away or fault is not self._fault
+            self.away, self._fault, self._problem = True, fault, problem(error)
         self.on_lost()
         if changed:
-            log.warning("broker_away", role=self._role, reason=error_line(error))
+            log.warning("broker_away", role=self._role, fault=fault.value, reason=error_line(error))
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in one line, or None: an outage, a server that is full, or one that refuses us."""
+        return self._problem if self.away else None
 
     def back(self) -> None:
         """Note that Redis answered."""
         with self._lock:
-            changed, self.away = self.away, False
+            changed, self.away, self._fault = self.away, False, None
         if changed:
             log.info("broker_back", role=self._role)
 

@@ -45,3 +45,7 @@ class App(Celery):
         return connection
 
     broker_connection = connection
+
+    def forget_connections(self) -> None:
+        """Close the connections that messages are published by: the next one is made to where the address leads now."""
+        self.pool.force_close_all(close_pool=False)

@@ -135,6 +135,11 @@ class Consumer(CeleryConsumer):
         """Whether there is a connection, and Redis was not found away on it."""
         return self.connection is not None and not self.broker.away
 
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with Redis, in one line, or None."""
+        return None if self.steady else self.broker.problem or "not connected to Redis"
+
     def note_steady(self) -> None:
         """Say that Redis is back, once a connection has held for a while: some accept and then refuse."""
         if self.connection is not None and time.monotonic() - self._connected_at >= _STEADY_SECONDS:

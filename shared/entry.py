@@ -62,6 +62,7 @@ def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:
 @cache
 def _made(make: Callable[[Settings], Celery]) -> Celery:
     from shared import logs
+    from shared.broker_server import refuse_unusable
     from shared.provisions import raise_file_limit, settle_in
     from shared.settings import Settings
 
@@ -70,6 +71,7 @@ def _made(make: Callable[[Settings], Celery]) -> Celery:
         settings = Settings.load()
         logs.configure(settings)
         raise_file_limit(settings.concurrency)
+        refuse_unusable(settings)
         return make(settings)
     except DispatchError as error:
         fail(error)

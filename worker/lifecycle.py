@@ -159,7 +159,7 @@ class Lifecycle:
         """Answer from now on. Under `prefork` for the parent alone: what its children do is in the metrics."""
         live: list[Check] = []
         ready = [
-            condition("consumer", lambda: None if consumer.steady else "not connected to Redis", "connected"),
+            condition("consumer", lambda: consumer.problem, "connected"),
             condition("drain", lambda: "draining" if self._left else None, "takes runs"),
         ]
         if (runtime := self._runtime) is not None:

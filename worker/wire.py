@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from celery import Celery
-
 from shared.broker import TICK, broker_errors, send_claims
+from shared.broker_faults import is_read_only
+from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.installation import Installation
 from shared.ledger import Claim
@@ -16,14 +16,19 @@ from shared.logs import log
 class Wire:
     """Publishes through the app of this worker."""
 
-    def __init__(self, app: Celery, installation: Installation) -> None:
+    def __init__(self, app: App, installation: Installation) -> None:
         self._app = app
         self._installation = installation
 
     def hand_back(self, claims: Sequence[Claim], *, returns: int = 0) -> None:
         """Let whoever has room begin these runs, under the same fences. Raises `BrokerError`."""
-        with broker_errors():
-            send_claims(self._app, self._installation, claims, returns=returns)
+        try:
+            with broker_errors():
+                send_claims(self._app, self._installation, claims, returns=returns)
+        except BrokerError as error:
+            if is_read_only(error):
+                self._app.forget_connections()
+            raise
 
     def wake_dispatchers(self) -> None:
         """Tell the dispatchers that a run is pending again."""
