@@ -89,7 +89,7 @@ class HintListener:
         away, settled = False, False
         while not self._stopping.is_set():
             try:
-                with broker_errors():
+                with broker_errors(self._client):
                     if not settled:
                         self._empty_old_inbox()
                         self._look_through()

@@ -10,9 +10,9 @@ import redis
 
 from dispatcher.admitting import Admitter
 from dispatcher.publisher import Publisher, claims_per_message
+from dispatcher.queue_choice import QueueChoice
 from dispatcher.report import PollReport
 from shared.broker import probe_writing
-from shared.broker_faults import is_read_only
 from shared.broker_state import BrokerState
 from shared.errors import BrokerError, DatabaseError
 from shared.held import held_claims
@@ -61,6 +61,7 @@ class Poller:
         self._slots = slots
         self._id = dispatcher_id
         self._metrics = metrics
+        self._queue_choice = QueueChoice(store, broker, installation, lease=settings.worker_lease)
         self._broker_failures = 0
         self._broker_state = BrokerState("publisher")
         self._broker_retry_at = 0.0
@@ -146,9 +147,11 @@ class Poller:
 
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
         if len(claims) < _MANY:
-            return self._publisher.publish(claims)
+            return self._publisher.publish(claims, queue=self._queue_choice.queue())
         workers = self._store.live_workers(lease=self._settings.worker_lease)
-        return self._publisher.publish(claims, per_message=claims_per_message(len(claims), workers))
+        return self._publisher.publish(
+            claims, per_message=claims_per_message(len(claims), workers), queue=self._queue_choice.queue()
+        )
 
     def _claim(self, room: int) -> tuple[list[Claim], bool]:
         """Return what was claimed, and whether more could be at once."""
@@ -282,9 +285,6 @@ class Poller:
 
     def _note_broker(self, error: BrokerError) -> None:
         self._broker_state.lost(error)
-        if is_read_only(error):
-            # Its address leads to another server by now.
-            self._broker.connection_pool.disconnect()
         self._broker_failures += 1
         self._metrics.broker_failed()
         first, last = _BACKOFF_SECONDS

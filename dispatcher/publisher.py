@@ -29,7 +29,9 @@ class Publisher:
         self._app = app
         self._installation = installation
 
-    def publish(self, claims: Sequence[Claim], *, per_message: int = 1) -> tuple[list[Claim], BrokerError | None]:
+    def publish(
+        self, claims: Sequence[Claim], *, per_message: int = 1, queue: str | None = None
+    ) -> tuple[list[Claim], BrokerError | None]:
         """Publish claims in order; return those that went out, and the error that stopped it, if any.
 
         A message may have reached Redis although its sending failed. That is harmless: its claims are
@@ -41,7 +43,7 @@ class Publisher:
                 for message in batched(claims, per_message):
                     for attempt in self._retrying():
                         with attempt, broker_errors():
-                            send_claims(self._app, self._installation, message, producer)
+                            send_claims(self._app, self._installation, message, producer, queue=queue)
                     published.extend(message)
         except BrokerError as error:
             if is_read_only(error):

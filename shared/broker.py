@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError as KombuOperationalError
 
 from shared import celery_environment, environment, logs
 from shared.addresses import for_client, for_kombu
+from shared.broker_faults import is_read_only
 from shared.celery_app import App
 from shared.errors import BrokerError
 from shared.installation import OLD_DISPATCH_QUEUE, OLD_UNACKED, Installation
@@ -143,18 +144,24 @@ def probe_writing(client: redis.Redis, queue: str) -> None:
 
     A server that is full, or a user who lacks a right, answers a PING all the same.
     """
-    with broker_errors(), client.pipeline(transaction=True) as pipeline:
+    with broker_errors(client), client.pipeline(transaction=True) as pipeline:
         pipeline.lpush(queue, _PROBE)
         pipeline.lrem(queue, 1, _PROBE)
         pipeline.execute()
 
 
 @contextmanager
-def broker_errors() -> Iterator[None]:
-    """Translate redis' and kombu's errors into `BrokerError`: one line, no password."""
+def broker_errors(*clients: redis.Redis) -> Iterator[None]:
+    """Translate redis' and kombu's errors into `BrokerError`: one line, no password.
+
+    Where a server takes no writes any more, the connections of `clients` are closed: their address leads elsewhere now.
+    """
     try:
         yield
     except (redis.RedisError, KombuOperationalError, KombuError, OSError) as error:
+        if is_read_only(error):
+            for client in clients:
+                client.connection_pool.disconnect()
         raise BrokerError(error_line(error)) from error
 
 

@@ -64,7 +64,7 @@ _TEXTS = (
         re.compile(r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY)\b|read only replica|number of clients"),
     ),
 )
-_READ_ONLY = re.compile(r"\bREADONLY\b|read only replica")
+_READ_ONLY = re.compile(r"\bREADONLY\b|read only replica|instance state changed")
 
 
 def classify(error: BaseException) -> Fault:

@@ -59,6 +59,11 @@ class Installation:
         return f"orcheo.cron.last:{self.name}"
 
     @property
+    def readers(self) -> str:
+        """Kept by workers that read the queue of runs, for half a minute at a time."""
+        return f"orcheo.readers:{self.name}"
+
+    @property
     def unacked(self) -> str:
         """Where kombu keeps what was delivered and not acknowledged."""
         return f"{OLD_UNACKED}:{self.name}"

@@ -43,7 +43,7 @@ class RunSlots:
 
         Raises `BrokerError`; then the slot stays due and the dispatcher tries again.
         """
-        with broker_errors():
+        with broker_errors(self._client):
             return bool(self._give_back(keys=[COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
 
     def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
@@ -51,7 +51,7 @@ class RunSlots:
 
         Raises `BrokerError`; then all of them stay due, and those that had come back change nothing when repeated.
         """
-        with broker_errors(), self._client.pipeline(transaction=False) as pipeline:
+        with broker_errors(self._client), self._client.pipeline(transaction=False) as pipeline:
             for run_id, workspace_id in slots:
                 keys = [COUNTER + workspace_id, _RECEIPT + run_id]
                 self._give_back(keys=keys, args=[_RECEIPT_SECONDS], client=pipeline)
@@ -59,7 +59,7 @@ class RunSlots:
 
     def in_use(self, workspace_id: str) -> int:
         """Return how many slots of the workspace the API counts as taken."""
-        with broker_errors():
+        with broker_errors(self._client):
             value = self._client.get(COUNTER + workspace_id)
         return int(value) if isinstance(value, bytes | str) else 0
 

@@ -22,6 +22,7 @@ from shared.sweep import Sweep
 _IDLE_SECONDS = 1.0
 _BUSY_SECONDS = 0.05
 _STOP_SECONDS = 5.0
+_READER_SECONDS = 30
 _ASK_AGAIN_SECONDS = 30.0
 _OTHERS_REMEMBERED = 10_000
 
@@ -65,7 +66,7 @@ class OldQueue:
         while not self._stopping.wait(pause):
             pause = _IDLE_SECONDS
             try:
-                with broker_errors():
+                with broker_errors(self._client):
                     if self._sweep_once():
                         pause = _BUSY_SECONDS
             except (BrokerError, DatabaseError) as error:
@@ -73,7 +74,8 @@ class OldQueue:
                 log.debug("old_queue_not_read", reason=str(error))
 
     def _sweep_once(self) -> int:
-        """Sweep the queue; return how many messages were moved."""
+        """Say that our own queue is read, and sweep the old one; return how many messages were moved."""
+        self._client.set(self._installation.readers, 1, ex=_READER_SECONDS)
         waiting: Any = self._client.llen(self._installation.old_runs)
         if not waiting:
             return 0

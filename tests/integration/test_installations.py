@@ -20,7 +20,8 @@ from shared.broker import EXECUTE_RUN, make_app
 from shared.errors import DatabaseError
 from shared.held import held_claims
 from shared.installation import Installation, find_installation
-from shared.ledger import Claim
+from shared.ledger import Claim, ProcessKind
+from shared.processes import Process
 from tests.databases import Database, cloned
 from tests.processes import Stack, until
 from tests.runs import (
@@ -147,6 +148,27 @@ def test_worker_executes_what_a_dispatcher_of_the_last_release_published(
     left = [json.loads(raw)["headers"]["claims"] for raw in client.lrange("orcheo.runs", 0, -1)]
     assert left == [[claim.run_id, claim.fence] for claim in reversed(theirs)]
     assert len(stack.noted("begun")) == _RUNS
+
+
+def test_dispatcher_publishes_to_the_old_queue_while_only_workers_of_the_last_release_are_alive(
+    database: Database, stack: Stack, client: redis.Redis
+) -> None:
+    insert_runs(database)
+    with store_of(database) as (_, engine):
+        # Seen by the ledger, and silent in Redis.
+        Process(ProcessKind.WORKER).seen(engine)
+    with stack.command("poll", ORCHEO_WORKER_LEASE="600") as poll:
+        assert poll.exit_code() == 0
+    assert client.llen("orcheo.runs") == 1
+    with stack.running("worker"):
+        until(lambda: all_are(database, "succeeded"), what="a worker of this release takes it all the same")
+        insert_runs(database)
+        with stack.command("poll") as poll:
+            assert poll.exit_code() == 0
+            poll.finish()
+        assert "queue_changed" not in poll.log
+        until(lambda: all_are(database, "succeeded"), what="the next run succeeded")
+    assert client.ttl(installation_of(database).readers) in range(-2, 31)
 
 
 def test_message_in_the_queue_of_the_last_release_is_not_lost(

@@ -71,7 +71,8 @@ def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Da
         assert [report.claimed for report in reports] == [8, 8, 0]
         assert [report.next_delay == 0 for report in reports] == [True, True, False]
         claims = [
-            Claim(row["run_id"], 1) for row in everything(database, "SELECT run_id FROM orcheo_dispatch.dispatch")
+            Claim(row["run_id"], row["fence"])
+            for row in everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch")
         ]
         assert len(held_claims(client, installation_of(database), claims).waiting) == 16
 
