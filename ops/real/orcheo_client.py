@@ -100,14 +100,20 @@ class OrcheoClient:
         return self._record("POST", f"/api/workflows/{workflow_id}/runs", request, expected=201)
 
     def dispatch_manually(
-        self, workflow_id: str, inputs: Mapping[str, Any], runnable_config: Mapping[str, Any] | None = None
+        self,
+        workflow_id: str,
+        inputs: Mapping[str, Any],
+        runnable_config: Mapping[str, Any] | None = None,
+        *,
+        label: str | None = None,
     ) -> Record:
-        """Create a run of the workflow's newest version as the button in the canvas does."""
+        """Create a run of the workflow's newest version as the canvas does, or with a label as the MCP server does."""
         item: Record = {"input_payload": dict(inputs)}
         if runnable_config is not None:
             # Older releases know no such field.
             item["runnable_config"] = runnable_config
-        runs = self._answer("POST", "/api/triggers/manual/dispatch", {"workflow_id": workflow_id, "runs": [item]})
+        request = {"workflow_id": workflow_id, "runs": [item], "label": label}
+        runs = self._answer("POST", "/api/triggers/manual/dispatch", request)
         record: Record = runs.json()[0]
         return record
 

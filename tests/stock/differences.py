@@ -52,23 +52,13 @@ def _no_checkpoint(stock: Leftovers) -> Leftovers:
     return replace(stock, checkpoint=None)
 
 
-def _archived(stock: Leftovers) -> Leftovers:
-    run = copy.deepcopy(stock.run)
-    payload = run["payload"]
-    started = {"at": "<time>Z", "actor": "worker", "action": "run_started", "metadata": {}}
-    payload["audit_log"].insert(1, started)
-    payload["started_at"] = "<time>Z"
-    return replace(stock, run=run)
-
-
 PASSWORDS = Difference("Passwords in error texts", _errors(lambda text: text.replace("ada:hunter2@", "ada:***@")))
 LONG_ERRORS = Difference("Long error texts", _errors(lambda text: text[:_MAX_ERROR_CHARACTERS] + " ..."))
 MUTE_ERRORS = Difference("Errors without a text", _errors(lambda text: text or "MuteError"))
 CANCELLED_BRANCHES = Difference("Branches that an error cancels", _cancelled_branch)
 UNSERIALIZABLE = Difference("Values that LangGraph cannot serialize", _no_checkpoint)
-ARCHIVED = Difference("Archived workflows", _archived)
 
-ALL = (PASSWORDS, LONG_ERRORS, MUTE_ERRORS, CANCELLED_BRANCHES, UNSERIALIZABLE, ARCHIVED)
+ALL = (PASSWORDS, LONG_ERRORS, MUTE_ERRORS, CANCELLED_BRANCHES, UNSERIALIZABLE)
 CHECKPOINTS = "Checkpoints"
 """Of every run: `Kind.namespaces` says which are left."""
 SLOTS = "Run slots of archived workflows"

@@ -7,7 +7,6 @@ from enum import Enum, auto
 from typing import Any
 
 from tests.stock.differences import (
-    ARCHIVED,
     CANCELLED_BRANCHES,
     LONG_ERRORS,
     MUTE_ERRORS,
@@ -22,6 +21,8 @@ class Trigger(Enum):
 
     WEBHOOK = auto()
     MANUAL = auto()
+    LABELLED = auto()
+    """By hand, with a label, as Orcheo's MCP server does."""
     CRON = auto()
     LISTENER = auto()
 
@@ -166,12 +167,13 @@ KINDS: dict[str, Kind] = {
         config=_CONFIG,
         run_config={"tags": ["own"], "metadata": {"n": 2}, "configurable": {"top_k": 9}, "recursion_limit": 10},
     ),
+    "labelled": Kind("kinds/outputs", "config", {"name": "Ada"}, trigger=Trigger.LABELLED, config=_CONFIG),
     "cron": Kind("kinds/outputs", "config", trigger=Trigger.CRON),
     "bad-config": Kind("kinds/outputs", "config", between=Between.BAD_CONFIG, status="failed", namespaces=()),
     "listener": Kind("kinds/outputs", "config", _CHAT, trigger=Trigger.LISTENER),
     # Gone.
-    "archived": Kind("greet", between=Between.ARCHIVED, status="cancelled", differs=ARCHIVED, namespaces=()),
-    "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled", differs=ARCHIVED, namespaces=()),
+    "archived": Kind("greet", between=Between.ARCHIVED, status="cancelled", namespaces=()),
+    "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled", namespaces=()),
     "no-version": Kind("greet", between=Between.VERSION_GONE, status="failed", namespaces=()),
 }
 

@@ -108,6 +108,9 @@ class Player:
                 return self._orcheo.fire_webhook(workflow_id, {**kind.inputs, **where})
             case Trigger.MANUAL:
                 return self._orcheo.dispatch_manually(workflow_id, {**kind.inputs, "body": where}, kind.run_config)
+            case Trigger.LABELLED:
+                inputs = {**kind.inputs, "body": where}
+                return self._orcheo.dispatch_manually(workflow_id, inputs, kind.run_config, label="nightly import")
             case Trigger.CRON:
                 self._orcheo.configure_cron(workflow_id, _CRON)
                 runs = self._orcheo.dispatch_cron(_last_hour())
