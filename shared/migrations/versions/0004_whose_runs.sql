@@ -1,4 +1,4 @@
--- Which pending runs are whose. See docs/decisions/0024-what-is-claimed.md.
+-- Which pending runs are whose. See docs/decisions/0019-what-is-claimed.md.
 
 
 -- Whether ChatKit created this run. It executes its runs itself, inside the API, so nobody else may. Its chats and its
