@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from orcheo_backend.app.dependencies import get_repository
 
 from ops.real.embedded import EmbeddedRedis
 from ops.real.orcheo_client import Record
+from shared.runs import Run
+from tests.crons import play
 from tests.databases import Database, cloned
 from tests.orcheo_stack import ApiOnDatabase, stack_beside, upload
 from tests.processes import Process, Stack, until
-from tests.runs import everything
+from tests.runs import audit, claim_all, everything, insert_runs, read_run, store_of
 from tests.servers import Servers, scratch
 from tests.tenants import slots_of
 
 RUNS = 120
 IN_API = "ORCHEO_INPROCESS_EXECUTION"
+_WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 # An API and a worker of its own; half a minute on an idle machine.
 pytestmark = pytest.mark.timeout(600)
 
@@ -72,6 +80,44 @@ def test_no_run_is_executed_both_by_the_api_and_by_a_worker(api: ApiOnDatabase, 
             assert check.exit_code() in {0, 1}
             check.finish()
             assert len(_warnings(check)) == 1
+
+
+def test_api_that_read_a_run_before_a_worker_began_it_does_not_begin_it(orcheo_here: Database) -> None:
+    (run_id,) = insert_runs(orcheo_here)
+    initialised, turn = threading.Event(), threading.Event()
+
+    async def start() -> None:
+        # At its first use the repository locks the table.
+        await get_repository().get_run(UUID(run_id))
+        initialised.set()
+        await asyncio.to_thread(turn.wait)
+        await get_repository().mark_run_started(UUID(run_id), actor="worker")
+
+    with (
+        store_of(orcheo_here) as (store, _),
+        psycopg.connect(orcheo_here.dsn) as holder,
+        psycopg.connect(orcheo_here.dsn, autocommit=True) as watcher,
+        ThreadPoolExecutor() as pool,
+    ):
+        (claim,) = claim_all(store)
+        apis = pool.submit(play, start)
+        assert initialised.wait(60)
+        # Who waits for the row's lock gets it in the order of their coming: first ours, then the API's.
+        holder.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
+        ours = pool.submit(store.begin, claim, worker_id=uuid4(), lease=30)
+        until(lambda: _waiting(watcher) == 1, what="our worker waits to begin the run")
+        turn.set()
+        until(lambda: _waiting(watcher) == 2, what="the API has read the run and waits to write it")
+        holder.rollback()
+        assert isinstance(ours.result(), Run)
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=f"has begun run {run_id}"):
+            apis.result()
+    row = read_run(orcheo_here, run_id)
+    assert (row["status"], audit(row)) == ("running", ["run_created", "run_started"])
+
+
+def _waiting(watcher: psycopg.Connection[tuple[object, ...]]) -> int:
+    return len(watcher.execute(_WAITING).fetchall())
 
 
 def _live(api: ApiOnDatabase) -> int:
