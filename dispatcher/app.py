@@ -162,7 +162,7 @@ class Dispatcher:
 
     def _broker_problem(self) -> str | None:
         """Return what is wrong with Redis, as found by what takes ticks or by what publishes."""
-        if self.poller.broker_away:
+        if self.poller.broker_problem is not None:
             return self.poller.broker_problem
         return None if self._consumer is None else self._consumer.problem
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import time
 from uuid import UUID
 
 import redis
 
 from dispatcher.admitting import Admitter
+from dispatcher.broker_gate import BrokerGate
 from dispatcher.publisher import Publisher, claims_per_message
 from dispatcher.queue_choice import QueueChoice
 from dispatcher.report import PollReport
-from shared.broker import probe_writing
-from shared.broker_state import BrokerState
 from shared.errors import BrokerError, DatabaseError
 from shared.held import held_claims
 from shared.installation import Installation
@@ -32,7 +30,6 @@ _MAINTENANCE_BATCH = 1000
 _CANCELLED_SECONDS = 86_400.0
 """The API's counter of slots, too, lives for a day."""
 _WAITING, _DELIVERED = "waiting in Redis", "delivered"
-_BACKOFF_SECONDS = (0.25, 4.0)
 _FULL_QUEUE_SECONDS = 0.05
 _MANY = 8
 """Claims of one poll from which on a message may carry several."""
@@ -62,9 +59,7 @@ class Poller:
         self._id = dispatcher_id
         self._metrics = metrics
         self._queue_choice = QueueChoice(store, broker, installation, lease=settings.worker_lease)
-        self._broker_failures = 0
-        self._broker_state = BrokerState("publisher")
-        self._broker_retry_at = 0.0
+        self._gate = BrokerGate(broker, installation.runs, metrics)
         self._maintenance_at = 0.0
         self._more_to_prune = False
         self._full_polls = 0
@@ -76,14 +71,9 @@ class Poller:
         self._in_turn = True
 
     @property
-    def broker_away(self) -> bool:
-        """Whether the last thing this poller asked of Redis failed."""
-        return self._broker_state.away
-
-    @property
     def broker_problem(self) -> str | None:
-        """What is wrong with Redis, in one line, or None."""
-        return self._broker_state.problem
+        """What is wrong with Redis, in one line; None where the last thing this poller asked of it succeeded."""
+        return self._gate.problem
 
     def poll(self) -> PollReport:
         """Poll once and return what was done. Raises `DatabaseError`; survives a broker that is away.
@@ -101,14 +91,14 @@ class Poller:
         look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
         self._note_index(look.in_turn)
         lost, requeued = self._reap() if look.lost else (0, 0)
-        broker_error = self._probe_broker()
+        broker_error = self._gate.probe()
         extended, released = self._reconcile() if look.lapsed and not broker_error else (0, 0)
         self._maintain()
         queued = self._store.queued() if released else look.queued
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
         if broker_error or room < self._least_room():
-            delay = self._broker_delay() if broker_error else self._full_delay()
+            delay = self._gate.delay if broker_error else self._full_delay()
             return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
         self._full_polls = 0
 
@@ -125,7 +115,7 @@ class Poller:
             given_back = self._store.release(unpublished, reason="broker_away")
             self._metrics.released(given_back, "broker_away")
             released += given_back
-            self._note_broker(error)
+            self._gate.failed(error)
         return PollReport(
             lost,
             requeued,
@@ -135,7 +125,7 @@ class Poller:
             len(claims),
             len(published),
             str(error) if error else None,
-            self._broker_delay() if error else (0.0 if more else None),
+            self._gate.delay if error else (0.0 if more else None),
         )
 
     def _least_room(self) -> int:
@@ -212,7 +202,7 @@ class Poller:
         try:
             held = held_claims(self._broker, self._installation, lapsed.keys())
         except BrokerError as error:
-            self._note_broker(error)
+            self._gate.failed(error)
             return 0, 0
         waiting = [claim for claim in lapsed if claim in held.waiting]
         delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]
@@ -268,34 +258,7 @@ class Poller:
             self._store.slots_returned(returned)
             log.info("slots_returned", runs=len(returned))
 
-    def _probe_broker(self) -> str | None:
-        """Return why Redis cannot be published to now; while it is away, ask it again only after a pause."""
-        if not self.broker_away:
-            return None
-        if time.monotonic() < self._broker_retry_at:
-            return self._broker_state.problem or "broker is away"
-        try:
-            probe_writing(self._broker, self._installation.runs)
-        except BrokerError as error:
-            self._note_broker(error)
-            return str(error)
-        self._broker_failures = 0
-        self._broker_state.back()
-        return None
-
-    def _note_broker(self, error: BrokerError) -> None:
-        self._broker_state.lost(error)
-        self._broker_failures += 1
-        self._metrics.broker_failed()
-        first, last = _BACKOFF_SECONDS
-        pause = min(last, first * 2 ** min(self._broker_failures, 10))
-        # Full jitter, so that many dispatchers do not come back in step (AWS Architecture Blog, 2015).
-        self._broker_retry_at = time.monotonic() + random.uniform(first, pause)  # noqa: S311
-
     def _full_delay(self) -> float:
         """Look again soon whether workers made room, and ever less often while they do not."""
         self._full_polls = min(self._full_polls + 1, 10)
         return float(min(self._settings.poll_interval, _FULL_QUEUE_SECONDS * 2 ** (self._full_polls - 1)))
-
-    def _broker_delay(self) -> float:
-        return max(0.0, self._broker_retry_at - time.monotonic())

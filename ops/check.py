@@ -113,12 +113,12 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
     if (schemas := several_tables(connection)) is not None:
         mend = "set the search_path of this role to the schema of this Orcheo, if the first one is another's"
         yield Finding("Orcheo's tables", Grade.WARN, f"workflow_runs is in several schemas: {schemas}", mend)
-    unmet = unmet_to_write(connection)
-    yield from (Finding(each.what, Grade.WRONG, each.found, each.mend, wrong) for each in unmet)
     lacks = rights.lacking(connection)
     yield from _rights(lacks, executor) if kind is None else _rights_of(kind, lacks, executor)
     if not lacks.entry:
         return
+    unmet = unmet_to_write(connection)
+    yield from (Finding(each.what, Grade.WRONG, each.found, each.mend, wrong) for each in unmet)
     revision, newest = current_revision(connection), newest_revision()
     if revision == newest:
         yield Finding("our schema", Grade.OK, f"revision {revision}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
+from shared import session
 from shared.errors import DatabaseError
 from shared.redaction import redact
 from shared.settings import DEFAULT_QUEUE, Settings
@@ -80,10 +81,13 @@ def find_installation(settings: Settings) -> Installation:
 def _identity(dsn: str) -> str:
     """Return a name for a database that is its own on all servers."""
     try:
+        # Without SQLAlchemy, which Beat does not import.
         with psycopg.connect(
             dsn, connect_timeout=_CONNECT_TIMEOUT_SECONDS, autocommit=True, application_name="orcheo-dispatch start"
         ) as connection:
+            connection.execute(session.begin(connection.info.server_version).encode())
             row = connection.execute(_IDENTITY).fetchone()
+            connection.execute("COMMIT")
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction) as error:
         raise DatabaseError(
             f"the identity of the database cannot be read ({_first_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "

@@ -12,13 +12,9 @@ from shared.statements.claiming import (
     CLAIM,
     CLAIM_MORE,
     CLAIM_OLDEST_FIRST,
-    EXTEND,
-    LAPSED,
     LIMITED_CLAIMS_LOCK,
     LOOK,
-    MARK_PUBLISHED,
     QUEUED,
-    RELEASE,
 )
 from shared.statements.counting import (
     COUNT_ENDED,
@@ -36,6 +32,12 @@ from shared.statements.processes import (
     SEEN,
     TICKED_ELSEWHERE,
     WORKERS,
+)
+from shared.statements.publishing import (
+    EXTEND,
+    LAPSED,
+    MARK_PUBLISHED,
+    RELEASE,
 )
 from shared.statements.recovering import (
     ADOPT_CANCELLED,

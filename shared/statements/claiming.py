@@ -1,4 +1,4 @@
-"""Claims: taken, published, looked into, given back."""
+"""Claims: what there is to claim, and taking it."""
 
 from sqlalchemy import text
 
@@ -232,74 +232,3 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
 """)
 # How many claims wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")
-
-# Note that the messages are in Redis. A worker may have begun already: then only the time is noted, and not
-# even that where it holds the row at this moment. So no two batches of rows can ever wait for each other.
-MARK_PUBLISHED = text("""
-WITH sent AS MATERIALIZED (
-    SELECT d.run_id
-      FROM orcheo_dispatch.dispatch AS d
-      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
-        ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state || '' IN ('claimed', 'running')
-       FOR UPDATE OF d SKIP LOCKED
-)
-UPDATE orcheo_dispatch.dispatch AS d
-   SET state = CASE WHEN d.state = 'claimed' THEN 'published' ELSE d.state END,
-       published_at = now(),
-       lease_expires_at = CASE WHEN d.state = 'claimed' THEN now() + make_interval(secs => :lease)
-                               ELSE d.lease_expires_at END
-  FROM sent AS s
- WHERE d.run_id = s.run_id
-RETURNING d.run_id, d.fence
-""")
-
-# Claims that nobody has answered for a lease: their messages wait in Redis, or are lost.
-LAPSED = text("""
-SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
- WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
- ORDER BY d.lease_expires_at
- LIMIT :batch
-""")
-
-# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message.
-EXTEND = text("""
-WITH held AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
-      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
-        ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state || '' IN ('claimed', 'published')
-     ORDER BY d.run_id FOR UPDATE OF d
-)
-UPDATE orcheo_dispatch.dispatch AS d
-   SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
-       published_at = COALESCE(d.published_at, d.claimed_at)
-  FROM held AS h
- WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state || '' IN ('claimed', 'published')
-RETURNING d.run_id, d.fence
-""")
-
-# Give claims back that never began. Where the API has ended the run meanwhile, the row says so and the slot is due.
-RELEASE = text("""
-WITH released AS MATERIALIZED (
-    SELECT r.id, r.status, m.fence,
-           -- Whoever else executed it, as Orcheo's own worker does, has returned its slot.
-           r.status || '' IN ('succeeded', 'failed')
-               AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
-               AS executed
-      FROM workflow_runs AS r
-      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence) ON m.run_id = r.id
-     ORDER BY r.id
-       FOR UPDATE OF r
-)
-UPDATE orcheo_dispatch.dispatch AS d
-   SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = :reason,
-       outcome = CASE v.status WHEN 'pending' THEN 'released' WHEN 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
-       slot = CASE WHEN d.slot <> 'held' THEN d.slot
-                   WHEN v.executed AND d.attempts = 0 THEN 'returned'
-                   WHEN v.status IN ('cancelled', 'failed', 'succeeded') THEN 'due'
-                   ELSE d.slot END
-  FROM released AS v
- WHERE d.run_id = v.id AND d.fence = v.fence AND d.state || '' IN ('claimed', 'published')
-RETURNING d.run_id, d.fence, d.outcome
-""")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,11 +35,13 @@ class Story:
     run_id: str
     stubborn: str
     cancelled: str
+    fences: dict[str, int] = field(default_factory=dict)
 
-    def note(self, event: str, run_id: str | None = None, *, at: float = 0.0, fence: int = 1) -> None:
+    def note(self, event: str, run_id: str | None = None, *, at: float = 0.0) -> None:
         """Append to the side effects."""
+        run_id = run_id or self.run_id
         with self.side_effects.open("a") as file:
-            file.write(f"{run_id or self.run_id} {fence} {event} {at} {PID}\n")
+            file.write(f"{run_id} {self.fences[run_id]} {event} {at} {PID}\n")
 
     def sql(self, query: str) -> None:
         """Do something to the run that succeeded that nobody should."""
@@ -75,6 +77,7 @@ def story(database: Database, tmp_path: Path) -> Iterator[Story]:
     with store_of(database) as (store, _):
         told = Story(database, store, tmp_path / "side-effects", run_id, stubborn, cancelled)
         for claim in claim_all(store):
+            told.fences[claim.run_id] = claim.fence
             assert isinstance(store.begin(claim, worker_id=uuid4(), lease=60), Run)
             told.note(BEGUN, claim.run_id)
             if claim.run_id == cancelled:
@@ -206,6 +209,6 @@ def test_what_is_beside_the_tables_is_found(
 
 
 def _settled_at(story: Story, run_id: str) -> float:
-    settled = story.evidence().history.settled_at(run_id, 1)
+    settled = story.evidence().history.settled_at(run_id, story.fences[run_id])
     assert settled is not None
     return settled

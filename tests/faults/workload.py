@@ -33,6 +33,10 @@ INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, trigger
 VALUES (%(id)s, %(workflow)s, %(version)s, 'pending', %(by)s, %(payload)s, %(at)s, %(at)s, %(workspace)s)
 ON CONFLICT (id) DO NOTHING
 """
+_INSERT_WORKFLOW = """
+INSERT INTO workflows (id, is_archived, payload, created_at, updated_at, workspace_id)
+VALUES (%(workflow)s, false, '{}', now(), now(), %(workspace)s) ON CONFLICT (id) DO NOTHING
+"""
 _UPDATE = "UPDATE workflow_runs SET status = %s, payload = %s, updated_at = %s WHERE id = %s"
 
 
@@ -117,6 +121,7 @@ class Workload:
             "workspace": self._workflow.workspace_id,
         }
         self._slots.incr(self._counter)
+        self._persistently(lambda connection: connection.execute(_INSERT_WORKFLOW, row))
         self._persistently(lambda connection: connection.execute(_INSERT, row))
         if trigger in _PUSHED:
             self._pushes.submit(self._push, plan.run_id)

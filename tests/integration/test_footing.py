@@ -145,7 +145,8 @@ SELECT oid::regclass::text AS name FROM pg_class AS c
  WHERE relnamespace = 'orcheo_dispatch'::regnamespace AND relkind IN ('v', 'i')
    AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = c.oid)
  UNION ALL
-SELECT 'orcheo_dispatch.' || proname FROM pg_proc WHERE pronamespace = 'orcheo_dispatch'::regnamespace
+SELECT 'orcheo_dispatch.' || proname FROM pg_proc
+ WHERE pronamespace = 'orcheo_dispatch'::regnamespace AND proname NOT IN ('wake', 'begin_once')
 """
 # A view that is made of its own text may be written in another way.
 _DEFINITIONS = """

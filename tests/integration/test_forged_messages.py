@@ -124,9 +124,9 @@ def _push(client: redis.Redis, queue: str, forged: Any) -> None:
 
 
 def _warnings(worker: Process) -> list[str]:
-    """Return what it complains of, but for Celery's remark that it runs as root."""
+    """Return what it complains of, but for what it says at its start: that it runs as root, and has no Orcheo."""
     complaints = (line for line in worker.lines if "WARNING" in line or "ERROR" in line or "CRITICAL" in line)
-    return [line for line in complaints if "celery/platforms.py" not in line]
+    return [line for line in complaints if "celery/platforms.py" not in line and "cron_unavailable" not in line]
 
 
 def _has_warnings(worker: Process, count: int) -> bool:

@@ -55,7 +55,15 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
 # What each command is given; None: it runs until it is told to stop, or shows nothing of a row.
 _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "status": [(), ("--json",)],
-    "runs": [(), ("--json",), ("--trigger", _TEXTS[0]), ("--workflow", _TEXTS[0]), ("--status", _TEXTS[0])],
+    "runs": [
+        (),
+        ("--json",),
+        ("--unclaimed",),
+        ("--unclaimed", "--json"),
+        ("--trigger", _TEXTS[0]),
+        ("--workflow", _TEXTS[0]),
+        ("--status", _TEXTS[0]),
+    ],
     "run": [("ID", "--error"), ("ID", "--json", "--error"), (_TEXTS[0],)],
     "check": [(), ("--json",)],
     "cancel": [("ID", _TEXTS[0], "--reason", _TEXTS[0]), ("ID", "--json")],
@@ -63,6 +71,7 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "requeue": [("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run")],
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
+    "adopt": [(), ("--json",)],
     "migrate": None,
     "roles": None,
     "units": None,

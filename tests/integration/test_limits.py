@@ -26,6 +26,12 @@ SELECT 'w' || w || '/' || n, 'w' || w, 'v', 'pending', 'webhook', '{}', now(), n
        CASE WHEN w %% 3 > 0 THEN 's' || w %% 3 END
   FROM generate_series(1, %s) AS w, generate_series(1, %s) AS n
 """
+_IN_A_WORKSPACE = "UPDATE workflow_runs SET workspace_id = 's0' WHERE workspace_id IS NULL"
+# Of all workspaces, so that a run of any of them may begin.
+_WORKFLOWS = """
+INSERT INTO workflows (id, is_archived, payload, created_at, updated_at)
+SELECT 'w' || w, false, '{}', now(), now() FROM generate_series(1, %s) AS w
+"""
 _LIVE = "orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')"
 _MOST = f"""
 SELECT COALESCE((SELECT max(runs) FROM (SELECT count(*) AS runs FROM {_LIVE} GROUP BY workflow_id) AS w), 0),
@@ -87,7 +93,9 @@ def test_limits_hold_exactly_with_dispatchers_that_claim_at_once(
 ) -> None:
     """Each dispatcher claims, begins and settles its own claims, so that what others free is claimed at once."""
     runs = 12 * 25
+    execute(database, _WORKFLOWS, 12)
     execute(database, _PENDING, 12, 25)
+    execute(database, _IN_A_WORKSPACE)
     ended: list[Claim] = []
 
     def dispatch(failures: list[BaseException]) -> None:

@@ -23,7 +23,7 @@ from tests.databases import Database
 from tests.processes import Stack, until
 from tests.runs import everything, execute, insert_runs, ledger, nth_claim, settings_for, store_of
 
-_TRIGGERS = "SELECT tgname FROM pg_trigger WHERE tgrelid = 'workflow_runs'::regclass AND NOT tgisinternal"
+_TRIGGERS = f"SELECT tgname FROM pg_trigger WHERE tgrelid = 'workflow_runs'::regclass AND tgname = '{TRIGGER}'"
 _FUNCTIONS = "SELECT proname FROM pg_proc WHERE proname = 'wake' AND pronamespace = 'orcheo_dispatch'::regnamespace"
 _ALL_DAY = "3600"
 _FEWEST_PAGES = 64

@@ -122,10 +122,9 @@ def test_redis_away_releases_claims_at_once_and_backs_off(database: Database, re
         report = dispatcher.poller.poll()
         assert (report.claimed, report.published, report.released) == (3, 0, 3)
         assert report.broker_error
-        assert dispatcher.poller.broker_away
         again = dispatcher.poller.poll()
         assert (again.claimed, again.broker_error) == (0, dispatcher.poller.broker_problem)
-        assert again.broker_error
+        assert again.broker_error is not None
         redis_server.start()
         for _ in range(200):
             report = dispatcher.poller.poll()

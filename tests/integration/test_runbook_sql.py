@@ -19,7 +19,8 @@ _BLOCK = re.compile(r"^ *```sql\n(?P<sql>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _TABLE = """
 CREATE TABLE workflow_runs (id text PRIMARY KEY, workflow_id text NOT NULL, workflow_version_id text NOT NULL,
     status text NOT NULL, triggered_by text NOT NULL, payload jsonb NOT NULL, created_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL, workspace_id text)
+    updated_at timestamptz NOT NULL, workspace_id text);
+CREATE TABLE workflows (id text PRIMARY KEY, workspace_id text, is_archived boolean NOT NULL);
 """
 _PUBLIC = """
 SELECT c.relname, c.reloptions, pg_get_indexdef(c.oid) AS definition FROM pg_class AS c

@@ -25,6 +25,7 @@ from ops import screen
 from ops.findings import Finding, Grade
 from ops.run_list import RunRow
 from ops.run_story import Story
+from ops.unclaimed import Unclaimed
 from shared.errors import DatabaseError
 from shared.plain import is_plain, plain, plain_lines, say
 from shared.queries import Status
@@ -85,6 +86,7 @@ def _made(kind: Any, text: str) -> Any:
 _VIEWS: dict[str, Callable[[str], RenderableType]] = {
     "status_view": lambda text: screen.status_view(_made(Status, text)),
     "runs_view": lambda text: screen.runs_view([_made(RunRow, text)] * 2),
+    "unclaimed_view": lambda text: screen.unclaimed_view([_made(Unclaimed, text)] * 2),
     "away_view": lambda text: screen.away_view(DatabaseError(text)),
     "looked_view": lambda _: screen.looked_view(2.0),
     "story_view": lambda text: screen.story_view(_made(Story, text)),
@@ -95,8 +97,11 @@ _VIEWS: dict[str, Callable[[str], RenderableType]] = {
 def test_each_view_is_tried() -> None:
     """A new view belongs into the table above."""
     assert {name for name, _ in inspect.getmembers(screen, inspect.isfunction) if name.endswith("_view")} == {
-        name for name in _VIEWS if name != "_beat_view"
-    } | {"_beat_view"}
+        *_VIEWS,
+        # Parts of status_view, made of numbers alone.
+        "_beat_view",
+        "_elsewhere_view",
+    }
 
 
 @pytest.mark.parametrize("text", HOSTILE)

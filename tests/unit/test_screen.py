@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from rich.console import Console
 
 from ops.findings import Finding, Grade
-from ops.screen import findings_view
+from ops.screen import PlainConsole, findings_view
 
 
 def test_square_brackets_of_a_finding_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     finding = Finding("Orcheo", Grade.WARN, "[not] here", "pip install 'orcheo-dispatch[orcheo]'")
-    Console(width=160).print(findings_view([finding]))
+    PlainConsole(width=160).print(findings_view([finding]))
     shown = capsys.readouterr().out
     assert "[not] here" in shown
     assert "'orcheo-dispatch[orcheo]'" in shown
