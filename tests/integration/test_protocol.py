@@ -78,7 +78,8 @@ class Protocol(Machine):
         self.policy = policy
         for number, (has_slot, past, stage) in enumerate(runs):
             self.api_creates_run(has_slot)
-            self._has_a_past(str(UUID(int=number + 1)), number, past)
+            # Outside of any workspace no run begins.
+            self._has_a_past(str(UUID(int=number + 1)), number, past if has_slot else "none")
             if stage in POLL:
                 self.dispatcher_polls(0, MAX_RUNS, stage)
             if stage == "begin":

@@ -155,7 +155,8 @@ class Model:
                 return "begun", run.attempts
             run.skip()
             return f"run is {run.status or 'gone'}", run.slot == "due"
-        return "stale", False
+        known = self.runs.get(claim.run_id)
+        return "stale" if known is not None and known.state is not None else "unknown", False
 
     def heartbeat(self, claims: Sequence[Claim]) -> dict[Claim, str | None]:
         held = self._held(claims, "running")
