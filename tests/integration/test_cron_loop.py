@@ -95,9 +95,11 @@ def test_many_workers_without_beat_dispatch_no_more_often_than_one(cron_stack: S
 
 
 def test_full_run_slots_and_a_blocked_loop_do_not_stop_cron(database: Database, cron_stack: Stack) -> None:
-    waiting, blocking = (insert_runs(database, inputs={"do": what, "seconds": 8})[0] for what in ("wait", "block"))
+    (waiting,) = insert_runs(database, inputs={"do": "wait", "seconds": 60})
     with cron_stack.running("dispatcher"), cron_stack.running("worker", ORCHEO_WORKER_CONCURRENCY="2") as worker:
-        until(lambda: len(cron_stack.noted("begun")) == 2, what="both runs hold the worker's slots")
+        until(lambda: cron_stack.noted("begun") == [waiting], what="one run holds a slot")
+        (blocking,) = insert_runs(database, inputs={"do": "block", "seconds": 60})
+        until(lambda: len(cron_stack.noted("begun")) == 2, what="the other run holds the other slot")
         worker.saw("loop_blocked")
         _more(cron_stack)
         assert cron_stack.noted("ended") == []
