@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from sqlalchemy import Engine, text
 
 from ops import screen
@@ -37,12 +38,11 @@ SELECT count(*) FILTER (WHERE status NOT IN ('pending', 'running')) AS ended, co
 def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
     """Run everything for real and return the exit code: 0 where every run succeeded and nothing was left over."""
     signal.signal(signal.SIGTERM, _interrupt)
-    say = screen.console.print
     try:
-        say("[bold]1[/] Postgres and Redis, in a scratch folder")
+        _say("[bold]1[/] Postgres and Redis, in a scratch folder")
         with servers() as (folder, dsn, redis_url):
-            say(f"  {folder}")
-            say("[bold]2[/] Orcheo's own API, and our schema beside its tables")
+            _say(f"  {folder}")
+            _say("[bold]2[/] Orcheo's own API, and our schema beside its tables")
             with OrcheoApi(dsn, redis_url, folder / "orcheo") as api:
                 api.limit_runs(_MAX_RUNS_OF_WORKSPACE)
                 variables = demo_variables(api)
@@ -52,27 +52,31 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                 migrate(settings)
                 stack = DemoStack(folder, variables, settings, api, redis_url)
                 with our_processes(folder, variables) as processes:
-                    say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
+                    _say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
                     workflow_id = api.upload(WORKFLOW, "greet")
                     api.configure_webhook(workflow_id)
                     wait_until_at_work(processes)
                     succeeded = _play(stack, workflow_id, webhooks, cli_runs)
                     if keep:
                         _keep(stack, workflow_id)
-                    say("[bold]6[/] stopping everything")
+                    _say("[bold]6[/] stopping everything")
     except KeyboardInterrupt:
-        say("\ninterrupted; everything is stopped")
+        _say("\ninterrupted; everything is stopped")
         return 130
     if not succeeded:
-        say("[red]not every run succeeded, or something was left over[/]")
+        _say("[red]not every run succeeded, or something was left over[/]")
         return 1
-    say("[green]done[/]: every run succeeded, nothing is left running")
+    _say("[green]done[/]: every run succeeded, nothing is left running")
     return 0
 
 
+def _say(line: str) -> None:
+    """Print a line of the demo's own, in which markup has its meaning."""
+    screen.console.print(Text.from_markup(line))
+
+
 def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
-    say = screen.console.print
-    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
+    _say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
     engine = make_engine(stack.settings, role="demo", connections=1)
     try:
         began = time.monotonic()
@@ -82,17 +86,17 @@ def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> b
         fired = time.monotonic()
         _watch(engine, webhooks + cli_runs)
         ended = time.monotonic()
-        say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
+        _say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
 
-        say("[bold]5[/] what 'orcheo workflow show' says")
+        _say("[bold]5[/] what 'orcheo workflow show' says")
         print(stack.api.show(workflow_id))
-        say("and 'orcheo-dispatch status'")
+        _say("and 'orcheo-dispatch status'")
         status = queries.read_status(engine, triggers=stack.settings.triggers, every_trigger=False)
-        say(screen.status_view(status))
+        screen.console.print(screen.status_view(status))
     finally:
         engine.dispose()
     left = _left_over(stack.redis_url, find_installation(stack.settings))
-    say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue of runs {left['runs']}, run slots {left['slots']}\n")
+    _say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue of runs {left['runs']}, run slots {left['slots']}\n")
     return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs}) and not any(left.values())
 
 
