@@ -91,7 +91,7 @@ class NotifyListener:
             self._note(Hearing.OFF)
             return self._look_seconds
         try:
-            with database_errors(), connect(self._dsn, role="listen", autocommit=True) as direct:
+            with database_errors(), connect(self._dsn, role="listen") as direct:
                 return self._listen(direct)
         except DatabaseError as error:
             self._note(Hearing.AWAY, str(error))

@@ -196,7 +196,7 @@ def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:
     dsn = (settings.listen_dsn or settings.postgres_dsn).get_secret_value()
     mend = "name a way without a pooler in ORCHEO_DISPATCH_LISTEN_DSN; until then ticks and pushes do"
     try:
-        with database_errors(), connect_postgres(dsn, role="check", autocommit=True) as direct:
+        with database_errors(), connect_postgres(dsn, role="check") as direct:
             if through_pooler(direct):
                 yield Finding("wake-up by NOTIFY", Grade.WARN, f"not heard: {name} leads through a pooler", mend)
             else:

@@ -30,11 +30,14 @@ _BEGIN = "begin"
 _CONFLICT_ATTEMPTS = 5
 
 
-def connect(dsn: str, *, role: str, autocommit: bool = False) -> psycopg.Connection[tuple[object, ...]]:
-    """Return a connection that prepares nothing; its death is noticed within 15 s, whatever became of its peer."""
+def connect(dsn: str, *, role: str) -> psycopg.Connection[tuple[object, ...]]:
+    """Return a connection in autocommit mode that prepares nothing.
+
+    Its death is noticed within 15 s, whatever became of its peer.
+    """
     return psycopg.connect(
         dsn,
-        autocommit=autocommit,
+        autocommit=True,
         application_name=f"orcheo-dispatch {role}",
         client_encoding="utf8",
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -60,8 +63,8 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
     def connect_and_prepare() -> psycopg.Connection[tuple[object, ...]]:
         if migrates:
             return _connect_to_migrate(dsn, role=role)
-        # The driver's own BEGIN would be a round trip of its own: ours is sent by the event below.
-        connection = connect(dsn, role=role, autocommit=True)
+        # No BEGIN by the driver, which would be a round trip of its own: ours is sent by the event below.
+        connection = connect(dsn, role=role)
         if not pooler_found.is_set():
             if through_pooler(connection):
                 pooler_found.set()
@@ -102,8 +105,8 @@ def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[obje
         raise SettingsError(
             "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
         )
-    connection.rollback()
     prepare_session(connection, statement_timeout=0, lock_timeout=0, idle_in_transaction_session_timeout=0)
+    connection.autocommit = False
     return connection
 
 
@@ -113,8 +116,6 @@ def prepare_session(connection: psycopg.Connection[Any], **instead: int) -> None
     `instead` has other values for some of the settings.
     """
     connection.execute(session.set_session(connection.info.server_version, **instead).encode())
-    if not connection.autocommit:
-        connection.commit()
 
 
 def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ops.check import check
 from ops.run_list import Wanted, find_runs
 from ops.run_story import read_story
 from ops.screen import console, status_view
+from shared import database as database_module
 from shared import overview
 from shared.database import make_engine, open_engine, transaction
 from shared.errors import DatabaseError
@@ -147,6 +149,20 @@ def test_migrate_and_notify_work_for_an_owner_who_has_everything_otherwise(orche
     finally:
         listener.stop()
         engine.dispose()
+
+
+def test_migrate_outlasts_a_slow_way_to_postgres(orcheo_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a connection's first statements a process may wait for the network, or for a processor."""
+    give(orcheo_database, [orcheo_database.dsn], {"idle_in_transaction_session_timeout": "1ms"})
+    ask = database_module.through_pooler
+
+    def ask_slowly(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+        found = ask(connection)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(database_module, "through_pooler", ask_slowly)
+    assert migrate(settings_for(orcheo_database)).index_present
 
 
 def _shown(engine: Any, name: str) -> str:
