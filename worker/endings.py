@@ -10,10 +10,10 @@ from shared.ledger import Outcome
 from shared.logs import log
 from shared.runs import Ending, Run
 from shared.settings import LostRuns, Settings
-from worker.error_text import error_text
+from worker.runner.error_text import error_text
 from worker.execution import Result, Stop
 from worker.executor import RunRejectedError, Stopped
-from worker.payload import storable
+from worker.runner.payload import storable
 
 TIMEOUT_KEY = "run_timeout_seconds"
 """Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shared.logs import describe, log
-from worker.at_work import AtWork, at_work
+from worker.runner.at_work import AtWork, at_work
 
 
 class EventLoop:

@@ -19,7 +19,7 @@ from tests.runs import everything, execute
 from worker.executor import RunRejectedError, load_executor
 from worker.loop import EventLoop
 from worker.orcheo.executor import OrcheoExecutor
-from worker.payload import storable
+from worker.runner.payload import storable
 
 
 def test_name_orcheo_in_the_settings_stands_for_this_executor() -> None:

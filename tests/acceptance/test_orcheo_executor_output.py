@@ -8,7 +8,7 @@ from tests.databases import Database
 from tests.executions import history, new_run, play
 from tests.runs import everything
 from worker.orcheo.executor import OrcheoExecutor
-from worker.payload import storable
+from worker.runner.payload import storable
 
 
 def test_unstorable_output_leaves_history_whole(orcheo_here: Database) -> None:

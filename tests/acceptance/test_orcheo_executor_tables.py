@@ -22,9 +22,9 @@ from tests.runs import everything, execute, one
 from worker.executor import RunRejectedError
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.executor import OrcheoExecutor
-from worker.orcheo.group_commit import GroupCommit
+from worker.books.group_commit import GroupCommit
 from worker.orcheo.postgres import Pool, open_pool
-from worker.payload import storable
+from worker.runner.payload import storable
 
 RUNS = 20
 

@@ -33,7 +33,7 @@ from shared.log_lines import log
 from shared.redaction import MIN_CHARACTERS, error_line, keep_secret, redact
 from shared.secret_names import is_secret, secrets_in, secrets_of_environment
 from shared.settings import Settings
-from worker.error_text import MAX_CHARACTERS, error_text
+from worker.runner.error_text import MAX_CHARACTERS, error_text
 
 TOKEN = "tok/en+of=16 chärs"
 _PRINTED: dict[str, Callable[[str], str]] = {

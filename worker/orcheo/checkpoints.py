@@ -25,7 +25,7 @@ from worker.orcheo.compat import (
     serializable_metadata,
     write_indexes,
 )
-from worker.orcheo.group_commit import GroupCommit, Rows, Unit
+from worker.books.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Pool, outlast_outage
 
 _Key = tuple[str, str]

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from shared.cron import CronReport
 from shared.logs import describe, log
-from worker.error_text import error_text
+from worker.runner.error_text import error_text
 from worker.executor import Run, Stopped
 from worker.orcheo.compat import (
     CredentialAccessContext,

@@ -11,9 +11,9 @@ from typing import Any
 from shared.logs import describe, log
 from worker.executor import Run
 from worker.orcheo.compat import RunnableConfigModel, normalize_json_mapping
-from worker.orcheo.group_commit import GroupCommit, Rows, Unit
+from worker.books.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Clock
-from worker.payload import storable, storable_text
+from worker.runner.payload import storable, storable_text
 
 _MAX_UNWRITTEN_STEPS = 100
 

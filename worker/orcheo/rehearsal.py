@@ -24,13 +24,13 @@ from shared.logs import describe
 from worker.executor import Run
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, AsyncPostgresSaver, SerializerProtocol, WorkflowVersion
-from worker.orcheo.group_commit import GroupCommit, Rows, Unit, execute_rows
+from worker.books.group_commit import GroupCommit, Rows, Unit, execute_rows
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import Clock, Pool, may_pass
 from worker.orcheo.releases import REMEDY, installed
 from worker.orcheo.tables import said
 from worker.orcheo.workflow import Loaded, Version
-from worker.payload import storable
+from worker.runner.payload import storable
 
 _SECONDS = 30.0
 _SOURCE = """

@@ -29,7 +29,7 @@ from worker.orcheo.compat import (
     group_commit_lacks,
     load_enabled_plugins,
 )
-from worker.orcheo.group_commit import GroupCommit
+from worker.books.group_commit import GroupCommit
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import Pool, may_pass, open_pool
 from worker.orcheo.rehearsal import Saver, rehearse

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from worker.books.rows import Rows
 from worker.orcheo.postgres import may_pass, outlast_outage
 
 SOON_SECONDS = 0.1
@@ -89,35 +89,6 @@ class Connections(Protocol):
     def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
         """Return a connection for one statement, which may be repeated on another one."""
         ...
-
-
-@dataclass(slots=True)
-class Rows:
-    """Rows by table, each a JSON object; in `contents`, in the same order, what JSON cannot hold."""
-
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    contents: dict[str, list[bytes | None]] = field(default_factory=dict)
-
-    def add(self, table: str, row: str) -> None:
-        """Add a row without bytes."""
-        self.texts.setdefault(table, []).append(row)
-
-    def add_bytes(self, table: str, row: str, content: bytes | None) -> None:
-        """Add a row with bytes."""
-        self.add(table, row)
-        self.contents.setdefault(table, []).append(content)
-
-    def extend(self, other: Rows) -> None:
-        """Add all rows of `other`."""
-        for table, rows in other.texts.items():
-            self.texts.setdefault(table, []).extend(rows)
-        for table, contents in other.contents.items():
-            self.contents.setdefault(table, []).extend(contents)
-
-    def size(self) -> int:
-        """Return about how many bytes they are."""
-        texts = sum(len(row) for rows in self.texts.values() for row in rows)
-        return texts + sum(len(each or b"") for contents in self.contents.values() for each in contents)
 
 
 class Unit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.redaction import redact
-from worker.payload import storable_text
+from worker.runner.payload import storable_text
 
 MAX_CHARACTERS = 20_000
 

@@ -1,0 +1,217 @@
+"""What crosses the socket between the main process of a worker and a runner: length-prefixed MessagePack.
+
+Down go orders, up goes what became of them. A frame holds bytes and texts that are stored as they are, never objects:
+the main process decodes nothing that a workflow could have made of its own types. Nothing is trusted because a runner
+says so: workflow code can write to its runner's socket. So a run's key counts only where its runner has that run.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+PROTOCOL = 1
+"""Named in the first frame of a runner. Both ends are of one installation; a mismatch is an upgrade under way."""
+_HEADER = struct.Struct(">I")
+MAX_FRAME_BYTES = 1 << 30
+"""No frame is larger: what may be in one is limited by its sender to less."""
+
+
+class FrameError(Exception):
+    """What came is no frame of ours, or one that is too large."""
+
+
+class Frame(msgspec.Struct, frozen=True, tag_field="t", array_like=True):
+    """A frame; the first item of its array says which."""
+
+
+# --- down: from the main process
+
+
+class Attach(Frame, frozen=True, tag="attach"):
+    """Get ready; `found` is what the first runner's executor found when it was opened, None for the first runner."""
+
+    found: bytes | None
+    cron: bool
+    """Whether this runner dispatches cron triggers, and executes no run."""
+
+
+class Start(Frame, frozen=True, tag="start"):
+    """Execute a run."""
+
+    key: int
+    """The run's number in this worker; a number is never used twice."""
+    run: dict[str, Any]
+    """Fields of `shared.runs.Run`, without inputs and configuration."""
+    payload: bytes
+    """JSON: inputs and configuration of the run."""
+    provided: bytes | None
+    """What the main process has read for the executor."""
+
+
+class Stop(Frame, frozen=True, tag="stop"):
+    """Cancel a run; status and reason are those of `worker.executor.Stopped`."""
+
+    key: int
+    status: str | None
+    reason: str
+
+
+class Written(Frame, frozen=True, tag="written"):
+    """Rows are written, or refused: then with the error's class."""
+
+    unit: int
+    error: str | None
+
+
+class Ping(Frame, frozen=True, tag="ping"):
+    """Answer when the event loop gets to it."""
+
+    number: int
+
+
+class Cron(Frame, frozen=True, tag="cron"):
+    """Dispatch due cron triggers."""
+
+    number: int
+
+
+class Close(Frame, frozen=True, tag="close"):
+    """Close the executor and exit."""
+
+
+# --- up: from a runner
+
+
+class Attached(Frame, frozen=True, tag="attached"):
+    """The executor is open."""
+
+    protocol: int
+    found: bytes | None
+    """From the first runner: for all others."""
+    books: bool
+    """Whether the executor wants workflows read and rows written for it."""
+    cron: bool
+    """Whether it can dispatch cron triggers."""
+    shared: str | None
+    """Why the fork server shares nothing, in one line: a plugin has started threads there."""
+
+
+class NotAttached(Frame, frozen=True, tag="not_attached"):
+    """The executor could not be opened."""
+
+    error: str
+    """The class of `shared.errors` to raise."""
+    reason: str
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True):
+    """Where an error of the platform was raised; see `worker.runner.faults`."""
+
+    error: str
+    at: str
+    certain: bool
+
+
+class Ended(Frame, frozen=True, tag="ended"):
+    """A run has ended in its runner."""
+
+    key: int
+    how: str
+    """`succeeded`, `failed`, `rejected`, `cancelled_inside`, or `stopped`."""
+    output: bytes | None = None
+    """JSON text."""
+    error: str | None = None
+    """What the run will say of its failure: redacted, cut, storable."""
+    kind: str | None = None
+    """The class of its error."""
+    at: str | None = None
+    """Where that was raised."""
+    fault: Fault | None = None
+
+
+class Rows(Frame, frozen=True, tag="rows"):
+    """Rows of a run's trace and checkpoints."""
+
+    unit: int
+    key: int
+    texts: dict[str, list[str]]
+    contents: dict[str, list[bytes | None]]
+    hasten: bool
+
+
+class Hasten(Frame, frozen=True, tag="hasten"):
+    """Somebody waits for the rows that were sent before."""
+
+
+class Pong(Frame, frozen=True, tag="pong"):
+    """The event loop has got to a ping."""
+
+    number: int
+
+
+class Held(Frame, frozen=True, tag="held"):
+    """The event loop has been held for a while; sent by another thread, on the socket for that."""
+
+    key: int | None
+    """The run whose code holds it, where that is known."""
+    at: str
+    node: str | None
+    node_type: str | None
+
+
+class CronDone(Frame, frozen=True, tag="cron_done"):
+    """What became of a dispatch of cron triggers: fields of `shared.cron.CronReport`."""
+
+    number: int
+    result: str
+    runs: int
+    skipped: dict[str, int]
+    reason: str | None
+
+
+Down = Attach | Start | Stop | Written | Ping | Cron | Close
+Up = Attached | NotAttached | Ended | Rows | Hasten | Pong | Held | CronDone
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Frame) -> bytes:
+    """Return a frame with its length before it."""
+    body = _encoder.encode(frame)
+    return _HEADER.pack(len(body)) + body
+
+
+class Decoder[T]:
+    """Makes frames of the bytes of one socket, in whatever pieces they come."""
+
+    def __init__(self, kind: Any, *, limit: int = MAX_FRAME_BYTES) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[T]:
+        """Yield the frames that are complete by now. Raises `FrameError`; then nothing more can be read."""
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= _HEADER.size:
+                (size,) = _HEADER.unpack_from(buffer, start)
+                if size > self._limit:
+                    raise FrameError(f"a frame of {size} bytes, at most {self._limit} are expected")
+                end = start + _HEADER.size + size
+                if len(buffer) < end:
+                    return
+                body = bytes(memoryview(buffer)[start + _HEADER.size : end])
+                start = end
+                try:
+                    frame = self._decoder.decode(body)
+                except msgspec.MsgspecError as error:
+                    raise FrameError(f"no frame: {type(error).__name__}") from error
+                yield frame
+        finally:
+            del buffer[:start]

@@ -1,0 +1,1 @@
+"""Inside a runner: the only processes that import, execute or unpickle what a workflow provides."""
