@@ -13,8 +13,19 @@ class LostRuns(StrEnum):
     HOLD = "hold"
 
 
+class WorkerIsolation(StrEnum):
+    """Which runs get a process of their own."""
+
+    ADAPTIVE = "adaptive"
+    """Those of workflow versions that have held, crashed or filled the process that they shared."""
+    SHARED = "shared"
+    """None."""
+    PROCESS = "process"
+    """All."""
+
+
 class WorkerPool(StrEnum):
-    """How a worker runs many runs at once."""
+    """How workers of earlier releases ran many runs at once; `WorkerIsolation` has taken its place."""
 
     THREADS = "threads"
     PREFORK = "prefork"

@@ -38,6 +38,8 @@ class Run:
     """Seconds from its creation to this claim, by the clock of the database."""
     queued_for: float = 0.0
     """Seconds from its claim to its begin, by the same clock."""
+    suspect: bool = False
+    """Whether an earlier attempt was in a runner that ended."""
 
     @property
     def claim(self) -> Claim:
@@ -67,6 +69,10 @@ class Ending:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     changes: str = field(default="{}", repr=False)
     """JSON text of what else changes in the payload: `output_payload`, `error`."""
+    refund: bool = False
+    """Whether the attempt does not count."""
+    suspect: bool = False
+    """Whether the next attempt is to be alone in its runner."""
 
     @property
     def why(self) -> str:
@@ -91,9 +97,10 @@ class Ending:
         return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, changes)
 
     @classmethod
-    def requeued(cls, why: str) -> Ending:
-        """Return the ending that hands a run back for another attempt."""
-        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", {"reason": why})
+    def requeued(cls, why: str, *, suspect: bool = False, refund: bool = False) -> Ending:
+        """Return the ending that hands a run back for another attempt; with `refund` this one does not count."""
+        metadata = {"reason": why}
+        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", metadata, refund=refund, suspect=suspect)
 
 
 @dataclass(frozen=True, slots=True)

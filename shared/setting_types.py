@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 
 from shared.addresses import check_postgres_dsn, check_redis_url
 from shared.cron_mode import CronMode
-from shared.policies import LostRuns, WorkerPool
+from shared.policies import LostRuns, WorkerIsolation, WorkerPool
 from shared.values import log_format, log_level, postgres_dsn
 
 LONGEST = 1_000_000_000
@@ -88,6 +88,7 @@ HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
+WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[
     Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],

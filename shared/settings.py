@@ -16,7 +16,7 @@ from shared.cron_mode import CronMode, cron_mode
 from shared.environment import ValuesSource, slots_follow
 from shared.errors import SettingsError
 from shared.orcheo_names import OrcheoNames
-from shared.policies import LostRuns, WorkerPool
+from shared.policies import LostRuns, WorkerIsolation, WorkerPool
 from shared.setting_errors import explain
 from shared.setting_rules import check_api, check_leases, check_queue
 from shared.setting_types import (
@@ -32,6 +32,7 @@ from shared.setting_types import (
     PostgresDsn,
     RedisUrl,
     ServiceToken,
+    WorkerIsolationInAnyCase,
     WorkerPoolInAnyCase,
     show_default,
 )
@@ -39,7 +40,7 @@ from shared.values import LEVELS
 
 # fmt: off
 __all__ = ["ALL_TRIGGERS", "CronMode", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl",
-           "Settings", "WorkerPool", "secret_variables", "variables"]
+           "Settings", "WorkerIsolation", "WorkerPool", "secret_variables", "variables"]
 # fmt: on
 
 
@@ -146,10 +147,57 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         32, alias="ORCHEO_WORKER_CONCURRENCY", ge=1, le=10_000, description="Runs that one worker executes at a time."
     )
-    pool: WorkerPoolInAnyCase = Field(
-        WorkerPool.THREADS,
+    isolation: WorkerIsolationInAnyCase = Field(
+        WorkerIsolation.ADAPTIVE,
+        alias="ORCHEO_WORKER_ISOLATION",
+        description="Runs that get a process each: adaptive (of workflows that harm others), process (all), shared.",
+    )
+    processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        alias="ORCHEO_WORKER_PROCESSES",
+        ge=1,
+        le=1000,
+        description="Processes that share the runs of one workspace; unset: as many as there are cores.",
+    )
+    max_processes: int = Field(
+        32,
+        alias="ORCHEO_WORKER_MAX_PROCESSES",
+        ge=2,
+        le=10_000,
+        description="Processes that execute runs at a time; workspaces beyond that take turns.",
+    )
+    max_runs_per_process: int = Field(
+        10_000,
+        alias="ORCHEO_WORKER_MAX_RUNS_PER_PROCESS",
+        ge=1,
+        le=MOST,
+        description="Runs after which a shared process is replaced.",
+    )
+    max_process_age: float = Field(
+        86_400.0,
+        alias="ORCHEO_WORKER_MAX_PROCESS_AGE",
+        ge=1,
+        le=LONGEST,
+        description="Seconds after which a shared process is replaced.",
+    )
+    max_memory: int = Field(
+        2048,
+        alias="ORCHEO_WORKER_MAX_MEMORY",
+        ge=0,
+        le=MOST,
+        description="MiB that a process may grow by before it is ended; replaced from half of it on. 0: no limit.",
+    )
+    max_output: int = Field(
+        67_108_864,
+        alias="ORCHEO_WORKER_MAX_OUTPUT",
+        ge=1024,
+        le=268_435_456,
+        description="Bytes that the output of a run may have as JSON; a run with more fails.",
+    )
+    pool: WorkerPoolInAnyCase | None = Field(
+        None,
         alias="ORCHEO_WORKER_POOL",
-        description="threads: all runs share one event loop; prefork: a process a run, for workflows that block.",
+        description="Of earlier releases: `prefork` is ORCHEO_WORKER_ISOLATION=process now, `threads` has no effect.",
     )
     heartbeat: float = Field(
         5.0, alias="ORCHEO_WORKER_HEARTBEAT", ge=0.1, le=600, description="Seconds between two heartbeats of a worker."

@@ -12,7 +12,7 @@ from shared.broker import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make
 from shared.entry import lazy_app
 from shared.installation import Installation, find_installation
 from shared.logs import log
-from shared.settings import Settings, WorkerPool
+from shared.settings import Settings
 from shared.stopping import obey_signals
 from worker.lifecycle import Lifecycle
 from worker.message import read_claims
@@ -20,16 +20,15 @@ from worker.run import take
 from worker.wire import Wire
 
 _TAKING_THREADS = 2
-"""Celery's own concurrency under `threads`: messages whose runs are being begun at a time. None waits for a run."""
+"""Celery's own concurrency: messages whose runs are being begun at a time. None waits for a run."""
 
 
 def make_worker_app(settings: Settings, installation: Installation) -> Celery:
     """Return the app of a worker process; what executes runs starts and stops with the Celery worker."""
     app = make_app("orcheo-worker", settings, installation)
-    prefork = settings.pool is WorkerPool.PREFORK
     app.conf.update(
-        worker_pool=settings.pool.value,
-        worker_concurrency=settings.concurrency if prefork else _TAKING_THREADS,
+        worker_pool="threads",
+        worker_concurrency=_TAKING_THREADS,
         task_queues=[Queue(installation.runs)],
         task_default_queue=installation.runs,
     )
@@ -45,11 +44,9 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
                 # Nor is anything done that such a message wants to be done afterwards.
                 lifecycle.metrics.message_taken("malformed")
                 raise Ignore
-            begun = take(lifecycle.runtime, claims, returns=_returns_of(self.request))
+            take(lifecycle.runtime, claims, returns=_returns_of(self.request))
         finally:
             lifecycle.seen_to()
-        if prefork:
-            lifecycle.see_through(begun)
 
     return app
 
@@ -62,10 +59,7 @@ def _returns_of(request: Any) -> int | None:
 
 
 def _wants_more(request: Any) -> bool:
-    """Tell whether a message wants other tasks to follow, or a time limit of Celery's: ours never do.
-
-    Under prefork such a limit takes a run from its heartbeat while its coroutine goes on.
-    """
+    """Tell whether a message wants other tasks to follow, or a time limit of Celery's: ours never do."""
     limited = any(request.timelimit or ())
     more = bool(request.callbacks or request.errbacks or request.chord or request.chain)
     if more or limited:

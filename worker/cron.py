@@ -1,13 +1,12 @@
 """Cron in a worker: the executor that has Orcheo dispatches due triggers, whatever the runs of this worker do.
 
-On a thread and an event loop of its own: neither full run slots nor a run that blocks the loop of the runs delay it.
+In a runner of its own: neither full run slots nor a run that holds its event loop delay it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -16,19 +15,16 @@ from redis.retry import Retry
 
 from shared.broker import CRON_IN_WORKER, broker_errors, connect, task_name
 from shared.cron import CronLoop, CronRecord, CronReport
-from shared.errors import BrokerError, DatabaseError
+from shared.errors import BrokerError
 from shared.installation import Installation
-from shared.logs import describe, log
+from shared.logs import log
 from shared.metrics import WorkerMetrics
 from shared.settings import CronMode, Settings
-from worker.executor import Executor
 
 _BLOCK_SECONDS = 4.0
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _LEAST_BLOCK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
-
-DispatchCron = Callable[[], Coroutine[Any, Any, CronReport]]
 
 
 class QueuePrompts:
@@ -60,43 +56,31 @@ class QueuePrompts:
 
 
 class ExecutorCron:
-    """Calls the executor's `dispatch_cron`, always on the loop and the thread of the first call."""
+    """Has the executor dispatch, in a runner."""
 
-    def __init__(self, dispatch: DispatchCron, wake: Callable[[], None]) -> None:
+    def __init__(self, dispatch: Callable[[], CronReport], wake: Callable[[], None]) -> None:
         self._dispatch = dispatch
         self._wake = wake
-        self._runner = asyncio.Runner()
 
     def __call__(self) -> CronReport:
         """Dispatch, and wake the dispatchers for what was created."""
-        try:
-            report = self._runner.run(self._dispatch())
-        except DatabaseError as error:
-            return CronReport("database_away", reason=str(error))
-        except Exception as error:  # noqa: BLE001 - Orcheo's, or a fault of ours: cron goes on at the next interval
-            found = describe(error)
-            return CronReport("failed", reason=f"{found.get('error', type(error).__name__)} at {found.get('at', '?')}")
+        report = self._dispatch()
         if report.runs:
             self._wake()
         return report
-
-    def close(self) -> None:
-        """Close the loop, on its own thread."""
-        self._runner.close()
 
 
 def make_cron(
     settings: Settings,
     installation: Installation,
-    executor: Executor,
     metrics: WorkerMetrics,
     *,
+    dispatch: Callable[[], CronReport] | None,
     wake: Callable[[], None],
 ) -> CronLoop | None:
     """Return the loop that dispatches cron triggers; None where that is not a worker's to do, or it cannot."""
     if settings.cron_mode is not CronMode.WORKER:
         return None
-    dispatch: DispatchCron | None = getattr(executor, "dispatch_cron", None)
     if dispatch is None:
         log.warning(
             "cron_unavailable",
@@ -105,17 +89,11 @@ def make_cron(
         )
         return None
     client = connect(settings.redis_url.get_secret_value())
-    cron = ExecutorCron(dispatch, wake)
-
-    def close() -> None:
-        cron.close()
-        client.close()
-
     return CronLoop(
-        cron,
+        ExecutorCron(dispatch, wake),
         QueuePrompts(client, installation.cron),
         CronRecord(client, installation.cron_record),
         interval=settings.cron_interval,
         metrics=metrics.cron,
-        close=close,
+        close=client.close,
     )

@@ -47,5 +47,5 @@ class Deadlines:
                 execution.stop(Stop.TIMED_OUT)
         elif now - execution.stopped_at >= self._grace:
             run = execution.run
-            log.warning("run_ignored_stop", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence)
-            execution.give_up()
+            if execution.give_up():
+                log.warning("run_ignored_stop", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence)

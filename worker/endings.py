@@ -1,8 +1,7 @@
-"""How a run ends, made of how its coroutine ended: status, error, output, and what the ledger may say of it."""
+"""How a run ends, made of how it ended in its runner: status, error, output, and what the ledger may say of it."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 
@@ -10,10 +9,7 @@ from shared.ledger import Outcome
 from shared.logs import log
 from shared.runs import Ending, Run
 from shared.settings import LostRuns, Settings
-from worker.runner.error_text import error_text
-from worker.execution import Result, Stop
-from worker.executor import RunRejectedError, Stopped
-from worker.runner.payload import storable
+from worker.execution import How, Result, Stop
 
 TIMEOUT_KEY = "run_timeout_seconds"
 """Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""
@@ -21,29 +17,42 @@ TIMEOUT_KEY = "run_timeout_seconds"
 
 def timeout_of(run: Run, limit: float) -> float:
     """Return the seconds that this run may take: the setting, or less where its own configuration says so."""
-    metadata = run.runnable_config.get("metadata")
+    config = run.runnable_config
+    metadata = config.get("metadata") if isinstance(config, Mapping) else None
     wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
     if wanted is None:
         return limit
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
-        log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
-        return limit
-    return min(limit, float(wanted))
+    try:
+        seconds = float(wanted) if isinstance(wanted, int | float) and not isinstance(wanted, bool) else 0.0
+    except OverflowError:
+        # An integer beyond all floats: no less than the limit.
+        return limit if wanted > 0 else _ignored(run, limit)
+    return min(limit, seconds) if 0 < seconds < math.inf else _ignored(run, limit)
+
+
+def _ignored(run: Run, limit: float) -> float:
+    log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
+    return limit
 
 
 def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> Ending | None:
-    """Turn how the coroutine ended into how the run ends; None where that is not this worker's to say."""
+    """Turn how a run ended in its runner into how the run ends; None where that is not this worker's to say."""
     if result.stop is not None:
         return ending_of_stopped(settings, run, result.stop, timeout)
-    if isinstance(result.error, RunRejectedError):
-        return Ending.cancelled(error_text(result.error))
-    if result.error is not None:
-        return Ending.failed(error_text(result.error), reason=type(result.error).__name__)
-    try:
-        output = json.dumps(storable(dict(result.output or {})), allow_nan=False)
-    except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
-        return unstorable(error)
-    return Ending.succeeded(output)
+    error = result.error or result.kind or "The run failed."
+    match result.how:
+        case How.SUCCEEDED:
+            return Ending.succeeded(result.output or "{}")
+        case How.REJECTED:
+            return Ending.cancelled(error)
+        case How.CRASHED:
+            return _ending_of_crashed(settings, run, error)
+        case How.SUSPECTED:
+            return _ending_of_lost(settings, error, suspect=True)
+        case How.LOST:
+            return _ending_of_lost(settings, error, suspect=False)
+        case _:
+            return Ending.failed(error, reason=result.kind or "failed")
 
 
 def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) -> Ending | None:
@@ -69,13 +78,29 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 
 
-def explain(stop: Stop, ending: Ending | None) -> Stopped:
-    """Tell the executor what to make of its cancellation."""
+def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
+    """Return what an executor is told of its cancellation: the status that the run will have, if known, and why."""
     if ending is None or stop is Stop.LEASE_OVER:
-        return Stopped(None, "The run may be another worker's by now.")
-    return Stopped(ending.status, ending.why)
+        return None, "The run may be another worker's by now."
+    return ending.status, ending.why
 
 
 def unstorable(error: BaseException) -> Ending:
     """Return the ending of a run whose output nobody can store."""
     return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
+
+
+def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
+    """Of a run that ended its runner: tried again where the policy says so, and failed after its last attempt."""
+    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+        return Ending.requeued(why, suspect=True)
+    return Ending.failed(why, reason="crashed")
+
+
+def _ending_of_lost(settings: Settings, why: str, *, suspect: bool) -> Ending | None:
+    """Of a run whose runner ended, and not, or not certainly, because of it: the attempt does not count."""
+    if settings.lost_runs is LostRuns.HOLD:
+        return None
+    if settings.lost_runs is LostRuns.REQUEUE:
+        return Ending.requeued(why, suspect=suspect, refund=True)
+    return Ending.failed(why, reason="runner_lost", outcome=Outcome.LOST)

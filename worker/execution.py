@@ -1,20 +1,19 @@
-"""A run that this process executes now: the coroutine on the loop, and the ways to stop it from outside."""
+"""A run that this worker executes now, as its main process knows it: begun, in a runner or waiting for one, ended."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Any
+from enum import Enum, StrEnum, auto
 
 from shared.ledger import Claim
-from shared.logs import within_run
-from worker.executor import Executor, Run, Stopped
-from worker.loop import EventLoop
+from shared.runs import Run
+from worker.frames import Fault
+
+_numbers = itertools.count(1)
 
 
 class Stop(Enum):
@@ -30,25 +29,44 @@ class Stop(Enum):
     DRAINED = auto()
 
 
-_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution")
+class How(StrEnum):
+    """How a run ended in its runner."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    """Its executor says that it must not be executed."""
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    """Its code ended the runner."""
+    SUSPECTED = "suspected"
+    """The runner ended while several runs were in it: one of them may have ended it."""
+    LOST = "lost"
+    """The runner ended for a reason that is not the run's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How the coroutine ended: an output, an error, or a stop. `ignored_stop` where it went on after the grace time."""
+    """How a run ended. Nothing in it is an object of a workflow."""
 
-    output: Mapping[str, Any] | None = None
-    error: BaseException | None = None
+    how: How
+    output: str | None = None
+    """JSON text."""
+    error: str | None = None
+    """What the run will say of its failure."""
+    kind: str | None = None
+    """The class of its error, for logs."""
+    at: str | None = None
+    """Where that was raised."""
+    fault: Fault | None = None
+    """The fault of the platform that it failed of, if it is one."""
     stop: Stop | None = None
     ignored_stop: bool = False
+    """Whether it went on after the grace time. Its runner was killed, or will be replaced."""
 
 
 class Execution:
-    """One run under execution: a task on the event loop, stopped from other threads, which ends exactly once.
-
-    It ends when its coroutine does, or when it is given up because it went on for too long after a stop. Whatever
-    a coroutine still returns after that is not used.
-    """
+    """One run under execution, which ends exactly once. `stop` and `give_up` may be called from any thread."""
 
     def __init__(
         self,
@@ -56,76 +74,55 @@ class Execution:
         *,
         begun_at: float,
         timeout: float,
-        explain: Callable[[Stop], Stopped],
+        on_stop: Callable[[Execution], None],
+        on_ignored: Callable[[Execution], None],
         on_end: Callable[[Execution], None],
     ) -> None:
+        """`on_stop` is called when it is told to stop, `on_ignored` when it has not ended within the grace time."""
         self.run = run
         self.claim = run.claim
+        self.key = next(_numbers)
+        """Its number in this process."""
         self.timeout = timeout
         """Seconds that it may take."""
         self.begun_at = begun_at
         """`time.monotonic()` of the moment before its lease began."""
         self.stopped_at: float | None = None
         """The same of the moment it was told to stop."""
+        self.stop_reason: Stop | None = None
+        self.started = False
+        """Whether a runner was told to execute it."""
         self.result: Result | None = None
         """How it ended. From then on it is being settled: that its lease is gone is no news."""
         self.settled = threading.Event()
         """Set when its end is written, or is not ours to write."""
-        self._explain = explain
+        self._given_up = False
+        self._on_stop = on_stop
+        self._on_ignored = on_ignored
         self._on_end = on_end
-        self._loop: EventLoop | None = None
-        self._stop: Stop | None = None
         self._lock = threading.Lock()
-        self._task: asyncio.Task[Mapping[str, Any] | None] | None = None
-
-    def start(self, executor: Executor, loop: EventLoop) -> None:
-        """Have the loop execute the run; to be called on the loop itself."""
-        self._loop = loop
-        self._task = asyncio.get_running_loop().create_task(self._execute(executor))
-        self._task.add_done_callback(self._ended)
 
     def stop(self, why: Stop) -> bool:
-        """Cancel the run, from any thread; the first reason stands. Return whether this was the first."""
+        """Stop the run; the first reason stands. Return whether this was the first."""
         with self._lock:
-            if self._stop is not None or self.result is not None:
+            if self.stop_reason is not None or self.result is not None:
                 return False
-            self._stop = why
+            self.stop_reason = why
             self.stopped_at = time.monotonic()
-        if self._loop is not None:
-            self._loop.loop.call_soon_threadsafe(self._cancel)
+        self._on_stop(self)
         return True
 
-    def give_up(self) -> None:
-        """Let the coroutine go on by itself, from any thread: it was told to stop, and ignored it."""
-        self._end(Result(stop=self._stop, ignored_stop=True))
-
-    async def _execute(self, executor: Executor) -> Mapping[str, Any] | None:
-        _current.set(self)
+    def give_up(self) -> bool:
+        """Have its runner ended: it was told to stop, and went on. Return whether this was the first time."""
         with self._lock:
-            if self._stop is not None:
-                raise asyncio.CancelledError
-        with within_run(run_id=self.run.run_id, workflow_id=self.run.workflow_id, fence=self.run.fence):
-            return await executor.execute(self.run)
+            if self._given_up or self.result is not None:
+                return False
+            self._given_up = True
+        self._on_ignored(self)
+        return True
 
-    def _cancel(self) -> None:
-        if self._stop is not None and self._task is not None and not self._task.done():
-            self._task.cancel(self._explain(self._stop))
-
-    def _ended(self, task: asyncio.Task[Mapping[str, Any] | None]) -> None:
-        with self._lock:
-            stop = self._stop
-        if task.cancelled():
-            self._end(
-                Result(stop=stop, error=None if stop else asyncio.CancelledError("the workflow cancelled itself"))
-            )
-        elif (error := task.exception()) is not None:
-            # A workflow may raise anything, SystemExit included.
-            self._end(Result(error=error, stop=stop))
-        else:
-            # What swallowed a stop and returned all the same has been stopped, not finished.
-            self._end(Result(output=task.result(), stop=stop))
-
-    def _end(self, result: Result) -> None:
+    def end(self, result: Result) -> None:
+        """Note how it ended, once, and have it settled."""
         with self._lock:
             if self.result is not None:
                 return
@@ -201,8 +198,3 @@ class Executions:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def execution_in(context: contextvars.Context | None) -> Execution | None:
-    """Return the execution whose code has this context: a run's own task, and every task that it makes."""
-    return context.get(_current) if context is not None else None

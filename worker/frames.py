@@ -96,8 +96,10 @@ class Attached(Frame, frozen=True, tag="attached"):
     """Whether the executor wants workflows read and rows written for it."""
     cron: bool
     """Whether it can dispatch cron triggers."""
-    shared: str | None
-    """Why the fork server shares nothing, in one line: a plugin has started threads there."""
+    threads: int
+    """Of Python, where the executor was imported. A fork server that has more than one must not fork."""
+    server: int
+    """The process id of the fork server."""
 
 
 class NotAttached(Frame, frozen=True, tag="not_attached"):
@@ -137,7 +139,8 @@ class Rows(Frame, frozen=True, tag="rows"):
     """Rows of a run's trace and checkpoints."""
 
     unit: int
-    key: int
+    run_id: str
+    fence: int
     texts: dict[str, list[str]]
     contents: dict[str, list[bytes | None]]
     hasten: bool
@@ -167,10 +170,10 @@ class CronDone(Frame, frozen=True, tag="cron_done"):
     """What became of a dispatch of cron triggers: fields of `shared.cron.CronReport`."""
 
     number: int
-    result: str
+    outcome: str
     runs: int
     skipped: dict[str, int]
-    reason: str | None
+    reason: str
 
 
 Down = Attach | Start | Stop | Written | Ping | Cron | Close

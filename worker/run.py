@@ -1,25 +1,22 @@
 """What a worker does with the claims of a message: begin, execute, settle. Read from the top.
 
-Runs begin together and are settled together, in one statement each; between the two they are tasks of one event
-loop. No thread waits for a run, so that a run which waits costs the memory of its coroutine and little more.
+Runs begin together and are settled together, in one statement each; between the two they are in runner processes. No
+thread waits for a run, so that a run which waits costs the memory of its coroutine and little more.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from shared.errors import BrokerError, DatabaseError, RowLockedError
 from shared.ledger import Claim, Outcome
-from shared.library_logs import route_again
-from shared.logs import describe, log
+from shared.logs import log
 from shared.metrics import MessageResult
 from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Run
-from worker.endings import ending_of, ending_of_stopped, explain, timeout_of
+from worker.endings import ending_of, timeout_of
 from worker.execution import Execution, Stop
-from worker.executor import Stopped
 from worker.settling import End
 
 if TYPE_CHECKING:
@@ -46,7 +43,7 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
     finally:
         runtime.executions.add(begun, reserved=room)
     if begun:
-        runtime.execute(begun)
+        runtime.runners.execute(begun)
     if locked and len(taken) > 1:
         # One of them holds up the others: each for itself.
         return [
@@ -140,13 +137,10 @@ def _execution(runtime: Runtime, run: Run, started: float) -> Execution:
         run,
         begun_at=started,
         timeout=timeout,
-        explain=partial(_explain, runtime, run, timeout),
+        on_stop=runtime.runners.stop_run,
+        on_ignored=runtime.runners.end_run,
         on_end=runtime.settler.put,
     )
-
-
-def _explain(runtime: Runtime, run: Run, timeout: float, stop: Stop) -> Stopped:
-    return explain(stop, ending_of_stopped(runtime.settings, run, stop, timeout))
 
 
 def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
@@ -173,8 +167,6 @@ def ending_for(runtime: Runtime, execution: Execution) -> Ending | None:
 
 def finish(runtime: Runtime, ends: list[End]) -> None:
     """Do what is left to do for runs that are settled: slots, traces, metrics, a line in the log."""
-    # A workflow may have configured logging: undone before there is room for the next run, which may log at once.
-    route_again()
     runtime.executions.remove(end.execution for end in ends)
     slots = [
         (end.execution.claim.run_id, end.settled.slot_due_in)
@@ -222,7 +214,7 @@ def _say_ended(runtime: Runtime, end: End) -> None:
     runtime.metrics.run_settled(settled.outcome, run.triggered_by, seconds)
     assert result is not None
     runtime.failing.note(run, result)
-    error = result.error
+    told = {"error": result.kind, "at": result.at} if result.kind is not None else {}
     log.info(
         "run_settled",
         run_id=claim.run_id,
@@ -230,7 +222,7 @@ def _say_ended(runtime: Runtime, end: End) -> None:
         fence=claim.fence,
         outcome=settled.outcome.value,
         seconds=round(seconds, 3),
-        **(describe(error) if error is not None else {}),
+        **told,
     )
 
 

@@ -4,56 +4,51 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from shared.broker import connect
+from shared.cron import CronLoop
 from shared.database import make_engine
-from shared.errors import DispatchError
 from shared.installation import Installation
 from shared.ledger import ProcessKind
-from shared.library_logs import route_again
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched
 from shared.ration import Ration
-from shared.settings import Settings, WorkerPool
+from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
 from worker.cron import make_cron
 from worker.deadlines import Deadlines
+from worker.endings import ending_of_stopped, stopped_status
 from worker.execution import Execution, Executions, Stop
-from worker.executor import load_executor
 from worker.failing import Failing
 from worker.heartbeat import Heartbeat
-from worker.loop import EventLoop
-from worker.loop_watch import LoopWatch
+from worker.isolation import Isolation
 from worker.old_queue import OldQueue
 from worker.run import abandon, ending_for, finish
+from worker.runners.pool import BookKeeper, RunnerPool
 from worker.settling import Settler
 from worker.strangers import Strangers
 from worker.wire import Wire
 
 _CONNECTIONS = 4
 """Two messages at a time are seen to, and one batch is settled; one is to spare."""
-_MIN_THREADS = 8
-_OPEN_TIMEOUT_SECONDS = 300.0
-_CLOSE_TIMEOUT_SECONDS = 5.0
-_LOOP_PATIENCE_SECONDS = 5.0
+_RUNNERS_PATIENCE_SECONDS = 10.0
 _HEARTBEAT_PATIENCE_SECONDS = 60.0
 """A beat may wait for a connection and for a statement, each with a timeout below this."""
 
 
 class Runtime:
-    """The loop, the executor, the heartbeat and the connections of one process."""
+    """The runners, the heartbeat, the settler and the connections of one worker."""
 
     def __init__(self, settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> None:
-        concurrency = settings.concurrency if settings.pool is WorkerPool.THREADS else 1
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
-        self.process = Process(ProcessKind.WORKER, concurrency=concurrency)
+        self.process = Process(ProcessKind.WORKER, concurrency=settings.concurrency)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
@@ -61,10 +56,7 @@ class Runtime:
         self.said_stale = Ration()
         self._installation = installation
         self._old_queue = OldQueue(connect(settings.redis_url.get_secret_value()), installation, self.store)
-        self.executor = load_executor(settings.executor)
-        # Orcheo configures logging as it is imported.
-        route_again()
-        self.executions = Executions(concurrency)
+        self.executions = Executions(settings.concurrency)
         self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
         self.settler = Settler(
@@ -74,14 +66,20 @@ class Runtime:
             finish=partial(finish, self),
             abandon=partial(abandon, self),
         )
-        self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
+        self.isolation = Isolation(settings.isolation)
+        self.runners = RunnerPool(
+            settings,
+            metrics,
+            self.isolation,
+            make_books=partial(_make_books, settings),
+            told_of=self._told_of,
+        )
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
-        self.loop_watch = LoopWatch(self.loop, self.executions, metrics)
-        self._cron = make_cron(settings, installation, self.executor, metrics, wake=wire.wake_dispatchers)
+        self._cron: CronLoop | None = None
         self.on_stalled: Callable[[], None] = _leave_be
         """What to do where this process cannot execute runs any more."""
         self._progress = ProgressWatch(
-            Watched("event loop", self._loop_gets_on, (self._stalled,), _LOOP_PATIENCE_SECONDS),
+            Watched("runners", self._runners_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )
         self._drain: threading.Timer | None = None
@@ -89,16 +87,20 @@ class Runtime:
     def start(self) -> None:
         """Open the executor, then beat. Raises `DispatchError`, or whatever the executor raises."""
         began = time.monotonic()
-        self.loop.start()
-        open_executor = getattr(self.executor, "open", None)
-        if open_executor is not None:
-            self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
+        self.runners.start()
         self.heartbeat.start()
         self.settler.start()
         self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
         self._old_queue.start()
+        self._cron = make_cron(
+            self.settings,
+            self._installation,
+            self.metrics,
+            dispatch=self.runners.dispatch_cron if self.runners.has_cron else None,
+            wake=self.wire.wake_dispatchers,
+        )
         if self._cron is not None:
             self._cron.start()
         log.info(
@@ -109,15 +111,6 @@ class Runtime:
             executor=self.settings.executor,
             seconds=round(time.monotonic() - began, 2),
         )
-
-    def execute(self, executions: Sequence[Execution]) -> None:
-        """Have the loop execute these runs, from any thread."""
-
-        def start() -> None:
-            for execution in executions:
-                execution.start(self.executor, self.loop)
-
-        self.loop.loop.call_soon_threadsafe(start)
 
     def drain(self, *, at_once: bool = False) -> None:
         """Let the runs under way finish for the drain time, then stop them; `at_once`, or again, to stop them now.
@@ -146,27 +139,26 @@ class Runtime:
         self.deadlines.stop()
         if self._drain is not None:
             self._drain.cancel()
-        close_executor = getattr(self.executor, "close", None)
-        if close_executor is not None:
-            try:
-                self.loop.call(close_executor(), _CLOSE_TIMEOUT_SECONDS)
-            except Exception as error:  # noqa: BLE001 - an executor that cannot close must not keep us from saying goodbye
-                log.warning("executor_not_closed", **describe(error))
+        try:
+            self.runners.close()
+        except Exception as error:  # noqa: BLE001 - runners end with this process at the latest
+            log.warning("runners_not_closed", **describe(error))
         self._progress.stop()
         self.heartbeat.stop()
-        self.loop.abandon_threads()
         self.slots.close()
         self.engine.dispose()
         log.info("worker_stopped", worker_id=str(self.process.id))
 
     @property
     def well_at(self) -> float:
-        """`time.monotonic()` of when loop and heartbeat were last found to get on."""
+        """`time.monotonic()` of the last look that found runners and heartbeat in order."""
         return self._progress.well_at
 
-    def _loop_gets_on(self) -> bool:
-        self.loop_watch.look()
-        return not self.loop_watch.hopeless
+    def _runners_get_on(self) -> bool:
+        return not self.runners.is_hopeless and time.monotonic() - self.runners.turned_at < _RUNNERS_PATIENCE_SECONDS
+
+    def _told_of(self, execution: Execution, stop: Stop) -> tuple[str | None, str]:
+        return stopped_status(stop, ending_of_stopped(self.settings, execution.run, stop, execution.timeout))
 
     def _heartbeat_gets_on(self) -> bool:
         self.heartbeat.stop_what_was_not_renewed()
@@ -185,14 +177,15 @@ def _leave_be() -> None:
     """Do nothing."""
 
 
+def _make_books(settings: Settings) -> BookKeeper:
+    # Imported by workers alone whose executor wants it.
+    from worker.books.books import Books
+
+    return Books(settings.postgres_dsn.get_secret_value())
+
+
 def start_runtime(settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> Runtime:
     """Return a started runtime. Raises `DispatchError` where it cannot start."""
     runtime = Runtime(settings, installation, metrics, wire)
-    try:
-        runtime.start()
-    except DispatchError:
-        raise
-    except Exception as error:
-        at = describe(error).get("at", "?")
-        raise DispatchError(f"executor {settings.executor!r} did not open: {type(error).__name__} at {at}") from error
+    runtime.start()
     return runtime

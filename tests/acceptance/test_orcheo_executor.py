@@ -12,12 +12,12 @@ import pytest
 from orcheo.runtime.credentials import CredentialReferenceNotFoundError
 from orcheo_backend.app.dependencies import get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
+from worker.loop import EventLoop
 
 from tests.databases import Database
 from tests.executions import WORKSPACE, another, history, new_run, play
 from tests.runs import everything, execute
 from worker.executor import RunRejectedError, load_executor
-from worker.loop import EventLoop
 from worker.orcheo.executor import OrcheoExecutor
 from worker.runner.payload import storable
 

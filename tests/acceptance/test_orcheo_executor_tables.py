@@ -19,10 +19,10 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from tests.databases import Database
 from tests.executions import another, heard, history, new_run, play, signals, traced
 from tests.runs import everything, execute, one
+from worker.books.group_commit import GroupCommit
 from worker.executor import RunRejectedError
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.executor import OrcheoExecutor
-from worker.books.group_commit import GroupCommit
 from worker.orcheo.postgres import Pool, open_pool
 from worker.runner.payload import storable
 

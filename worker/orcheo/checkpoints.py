@@ -12,6 +12,8 @@ from typing import Any, cast
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow
 
+from worker.books.group_commit import GroupCommit, Unit
+from worker.books.rows import Rows
 from worker.orcheo.compat import (
     AsyncPostgresSaver,
     ChannelVersions,
@@ -25,7 +27,6 @@ from worker.orcheo.compat import (
     serializable_metadata,
     write_indexes,
 )
-from worker.books.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Pool, outlast_outage
 
 _Key = tuple[str, str]

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from shared.cron import CronReport
 from shared.logs import describe, log
-from worker.runner.error_text import error_text
 from worker.executor import Run, Stopped
 from worker.orcheo.compat import (
     CredentialAccessContext,
@@ -32,6 +31,7 @@ from worker.orcheo.rehearsal import Saver
 from worker.orcheo.services import Services, open_services
 from worker.orcheo.workflow import Loaded, Version
 from worker.orcheo.workspace import within_workspace
+from worker.runner.error_text import error_text
 
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from shared.logs import describe, log
+from worker.books.group_commit import GroupCommit, Unit
+from worker.books.rows import Rows
 from worker.executor import Run
 from worker.orcheo.compat import RunnableConfigModel, normalize_json_mapping
-from worker.books.group_commit import GroupCommit, Rows, Unit
 from worker.orcheo.postgres import Clock
 from worker.runner.payload import storable, storable_text
 

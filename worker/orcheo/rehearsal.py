@@ -21,10 +21,11 @@ from psycopg.rows import DictRow
 
 from shared.errors import DatabaseError, SettingsError
 from shared.logs import describe
+from worker.books.group_commit import GroupCommit, Unit, execute_rows
+from worker.books.rows import Rows
 from worker.executor import Run
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, AsyncPostgresSaver, SerializerProtocol, WorkflowVersion
-from worker.books.group_commit import GroupCommit, Rows, Unit, execute_rows
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import Clock, Pool, may_pass
 from worker.orcheo.releases import REMEDY, installed

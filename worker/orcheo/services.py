@@ -13,6 +13,7 @@ import psycopg
 from shared.errors import SettingsError
 from shared.logs import log
 from shared.redaction import redact
+from worker.books.group_commit import GroupCommit
 from worker.executor import Run
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.compat import (
@@ -29,7 +30,6 @@ from worker.orcheo.compat import (
     group_commit_lacks,
     load_enabled_plugins,
 )
-from worker.books.group_commit import GroupCommit
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import Pool, may_pass, open_pool
 from worker.orcheo.rehearsal import Saver, rehearse

@@ -1,0 +1,77 @@
+"""A runner's end of the socket: frames of the main process in, frames for it out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shared.ledger import Claim
+from worker.books.rows import Rows
+from worker.frames import Decoder, Down, Frame, FrameError, Hasten, Written, encode
+from worker.frames import Rows as RowsFrame
+
+
+class Link(asyncio.Protocol):
+    """Hands each frame to `take`. Callbacks alone: a workflow that cancels all tasks of the loop cancels none of it."""
+
+    def __init__(self, take: Callable[[Down], None], lost: Callable[[], None]) -> None:
+        self._take = take
+        self._lost = lost
+        self._decoder: Decoder[Down] = Decoder(Down)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Write to this transport from now on."""
+        assert isinstance(transport, asyncio.Transport)
+        # All is written as soon as the socket takes it; nothing here waits for the main process.
+        transport.set_write_buffer_limits(high=1 << 30)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take the frames that are complete."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._take(frame)
+        except FrameError:
+            self._lost()
+
+    def connection_lost(self, _: Exception | None, /) -> None:
+        """End: there is no main process any more, or a workflow has closed the socket."""
+        self._lost()
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame."""
+        if self._transport is not None:
+            self._transport.write(encode(frame))
+
+
+class Books:
+    """What the executor gets of the main process; see `worker.runner.outside.Outside`."""
+
+    def __init__(self, send: Callable[[Frame], None], provided: dict[Claim, bytes]) -> None:
+        self._send = send
+        self._provided = provided
+        self._units = 0
+        self._waiting: dict[int, asyncio.Future[str | None]] = {}
+
+    def provided(self, claim: Claim) -> bytes | None:
+        """Return what the main process has read for this run."""
+        return self._provided.get(claim)
+
+    def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
+        """Have these rows written; see `Outside`."""
+        self._units += 1
+        written: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting[self._units] = written
+        self._send(RowsFrame(self._units, claim.run_id, claim.fence, rows.texts, rows.contents, hasten))
+        return written
+
+    def hasten(self) -> None:
+        """Have what was given before written as soon as possible."""
+        self._send(Hasten())
+
+    def written(self, frame: Written) -> None:
+        """Tell whoever waits."""
+        waiting = self._waiting.pop(frame.unit, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(frame.error)

@@ -1,0 +1,34 @@
+"""A process that ends with the one that made it, and at no signal that is meant for that one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, or more exactly the thread that made it; prctl(2).
+
+    Exits at once where the parent is dead already.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+def ignore_stop_signals() -> None:
+    """Leave it to the main process to stop: a terminal and systemd signal every process of the group.
+
+    By a handler that does nothing, not by SIG_IGN, which programs that workflows start would inherit.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, _do_nothing)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Do nothing."""

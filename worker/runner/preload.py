@@ -1,0 +1,77 @@
+"""What the fork server of a worker imports once, so that each runner has it already: `STATE`, made at import.
+
+The fork server of the standard library swallows an ImportError of what it preloads, and dies of any other exception.
+So nothing is raised here: the first runner reports the error, and it is the worker's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from shared import logs
+from shared.errors import DispatchError, SettingsError
+from shared.library_logs import route_again
+from shared.log_lines import describe
+from shared.settings import Settings
+from worker.executor import Executor, load_executor
+from worker.runner.parent import die_with_parent, ignore_stop_signals
+
+NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
+"""Set by the main process where what is preloaded must not be forked: each runner imports it by itself then."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a runner starts with."""
+
+    settings: Settings | None
+    executor: Executor | None
+    error: DispatchError | None
+    threads: int
+    """Of Python, in the process that imported the executor; a fork would copy their locks and not them."""
+
+
+def prepare() -> State:
+    """Load settings and executor. Never raises."""
+    try:
+        settings = Settings.load()
+        logs.configure(settings)
+        executor = load_executor(settings.executor)
+        # Orcheo configures logging as it is imported.
+        route_again()
+        before_fork: Any = getattr(executor, "prepare", None)
+        if before_fork is not None:
+            before_fork()
+    except DispatchError as error:
+        return State(None, None, error, threading.active_count())
+    except Exception as error:  # noqa: BLE001 - whatever a module raises as it is imported
+        name, at = type(error).__name__, describe(error).get("at", "?")
+        variable = os.environ.get("ORCHEO_WORKER_EXECUTOR", "orcheo")
+        wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
+        return State(None, None, wrong, threading.active_count())
+    # What is imported lives as long as the process. Looked through by a runner's collector, its pages would be copied.
+    gc.collect()
+    gc.freeze()
+    return State(settings, executor, None, threading.active_count())
+
+
+def is_fork_server() -> bool:
+    """Tell whether this process is the fork server, rather than a test that imports this module."""
+    return threading.current_thread() is threading.main_thread() and "multiprocessing.forkserver" in _command()
+
+
+def _command() -> str:
+    with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - imports nothing more
+        return file.read().decode(errors="replace")
+
+
+STATE: State | None = None
+if is_fork_server():
+    die_with_parent()
+    ignore_stop_signals()
+    if not os.environ.get(NO_PRELOAD):
+        STATE = prepare()

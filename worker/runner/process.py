@@ -1,0 +1,178 @@
+"""A runner from its start to its end: what the fork server's children execute."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
+from shared.library_logs import drop_prints, route_again
+from shared.logs import describe, log
+from worker.executor import Stopped
+from worker.frames import (
+    PROTOCOL,
+    Attach,
+    Attached,
+    Close,
+    Cron,
+    CronDone,
+    Down,
+    Ended,
+    Frame,
+    NotAttached,
+    Ping,
+    Pong,
+    Start,
+    Stop,
+    Written,
+)
+from worker.runner import preload
+from worker.runner.link import Books, Link
+from worker.runner.parent import die_with_parent, ignore_stop_signals
+from worker.runner.runs import Runs, current_run
+from worker.runner.threads import FairThreads
+from worker.runner.watch import Watch
+
+EXIT_LOOP_ENDED = 76
+"""Exit status of a runner whose event loop was stopped or closed by workflow code."""
+EXIT_LINK_LOST = 77
+"""Exit status of a runner whose socket was closed: by workflow code, or because the main process is gone."""
+_CLOSE_SECONDS = 5.0
+_ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, DatabaseError)
+
+
+def run(link: socket.socket, side: socket.socket) -> None:
+    """Serve the main process at the other end of `link` until it says so, or is gone. Never returns."""
+    die_with_parent()
+    ignore_stop_signals()
+    state = preload.STATE
+    if state is None:
+        # The fork server has imported nothing.
+        state = preload.prepare()
+    _Runner(state, link, side).serve()
+
+
+class _Runner:
+    """One event loop in the main thread, where signal handlers can be set, as in the stock worker."""
+
+    def __init__(self, state: preload.State, link: socket.socket, side: socket.socket) -> None:
+        self._state = state
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_default_executor(FairThreads(current_run))
+        self._link = Link(self._take, self._lost)
+        self._side = side
+        self._runs: Runs | None = None
+        self._books: Books | None = None
+        self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        # Frames may come from here on.
+        self._loop.run_until_complete(self._loop.create_unix_connection(lambda: self._link, sock=link))
+
+    def serve(self) -> None:
+        drop_prints()
+        Watch(self._loop, self._side)
+        while True:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # A workflow that calls sys.exit() ends its own run, not its neighbours'.
+                log.warning("exit_of_workflow_refused", **describe(error))
+                continue
+            except BaseException as error:  # noqa: BLE001 - the loop itself was broken by workflow code
+                log.error("loop_failed", **describe(error))
+            break
+        os._exit(0 if self._closing else EXIT_LOOP_ENDED)
+
+    def _take(self, frame: Down) -> None:
+        match frame:
+            case Start():
+                assert self._runs is not None
+                self._runs.start(frame)
+            case Stop():
+                assert self._runs is not None
+                self._runs.stop(frame.key, Stopped(frame.status, frame.reason))
+            case Written():
+                assert self._books is not None
+                self._books.written(frame)
+            case Ping():
+                self._link.send(Pong(frame.number))
+            case Attach():
+                self._spawn(self._attach(frame))
+            case Cron():
+                self._spawn(self._dispatch_cron(frame.number))
+            case Close():
+                self._spawn(self._close())
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _attach(self, frame: Attach) -> None:
+        try:
+            self._link.send(await self._attached(frame))
+        except DispatchError as error:
+            kind = next(each for each in (*_ERRORS, DispatchError) if isinstance(error, each))
+            self._link.send(NotAttached(kind.__name__, str(error)))
+        except Exception as error:  # noqa: BLE001 - an executor may raise anything
+            at = describe(error).get("at", "?")
+            name = self._state.settings.executor if self._state.settings else "?"
+            reason = f"executor {name!r} did not open: {type(error).__name__} at {at}"
+            self._link.send(NotAttached(DispatchError.__name__, reason))
+
+    async def _attached(self, frame: Attach) -> Attached:
+        state = self._state
+        if state.error is not None:
+            raise state.error
+        assert state.executor is not None
+        assert state.settings is not None
+        executor: Any = state.executor
+        self._runs = Runs(state.executor, self._report, max_output=state.settings.max_output)
+        self._books = Books(self._link.send, self._runs.provided)
+        found = frame.found
+        books = hasattr(executor, "attach")
+        if books:
+            if found is None:
+                found = await executor.open()
+            await executor.attach(self._books, found)
+        elif hasattr(executor, "open"):
+            await executor.open()
+        route_again()
+        return Attached(PROTOCOL, found, books, hasattr(executor, "dispatch_cron"), state.threads, os.getppid())
+
+    def _report(self, ended: Ended) -> None:
+        # A workflow may have configured logging.
+        route_again()
+        self._link.send(ended)
+
+    async def _dispatch_cron(self, number: int) -> None:
+        executor: Any = self._state.executor
+        try:
+            report = await executor.dispatch_cron()
+        except DatabaseError as error:
+            answer: Frame = CronDone(number, "database_away", 0, {}, str(error))
+        except Exception as error:  # noqa: BLE001 - Orcheo's, or a fault of ours: cron goes on at the next interval
+            found = describe(error)
+            answer = CronDone(number, "failed", 0, {}, f"{found.get('error', '?')} at {found.get('at', '?')}")
+        else:
+            answer = CronDone(number, report.outcome, report.runs, dict(report.skipped), report.reason)
+        self._link.send(answer)
+
+    async def _close(self) -> None:
+        executor: Any = self._state.executor
+        close = getattr(executor, "close", None)
+        if close is not None and self._runs is not None:
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await close()
+            except Exception as error:  # noqa: BLE001 - an executor that cannot close must not keep the process
+                log.warning("executor_not_closed", **describe(error))
+        self._closing = True
+        self._loop.stop()
+
+    def _lost(self) -> None:
+        # At once: without the main process nothing that this process still does may have an effect.
+        os._exit(0 if self._closing else EXIT_LINK_LOST)

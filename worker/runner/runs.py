@@ -1,0 +1,102 @@
+"""The runs of a runner: a task of its event loop each, and what is reported of each end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shared.ledger import Claim
+from shared.log_lines import describe, within_run
+from shared.runs import Run
+from worker.executor import Executor, RunRejectedError, Stopped
+from worker.frames import Ended, Start
+from worker.runner.error_text import error_text
+from worker.runner.faults import fault_of
+from worker.runner.payload import storable
+
+_key: contextvars.ContextVar[int | None] = contextvars.ContextVar("run", default=None)
+
+
+def current_run() -> int | None:
+    """Return the key of the run whose code is calling: its own task, and every task and thread that asyncio made."""
+    return _key.get()
+
+
+def run_in(context: contextvars.Context | None) -> int | None:
+    """Return the key of the run whose code has this context."""
+    return context.get(_key) if context is not None else None
+
+
+def run_of(start: Start) -> Run:
+    """Return the run that a frame describes."""
+    inputs, runnable_config = json.loads(start.payload)
+    return Run(**start.run, inputs=inputs, runnable_config=runnable_config)
+
+
+class Runs:
+    """Executes runs and reports their ends. For the event loop's thread only."""
+
+    def __init__(self, executor: Executor, report: Callable[[Ended], None], *, max_output: int) -> None:
+        self._executor = executor
+        self._report = report
+        self._max_output = max_output
+        self._tasks: dict[int, asyncio.Task[Mapping[str, Any] | None]] = {}
+        self._stopped: set[int] = set()
+        self.provided: dict[Claim, bytes] = {}
+        """What the main process has read for each run that is under way."""
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, frame: Start) -> None:
+        """Execute the run of a frame."""
+        run = run_of(frame)
+        if frame.provided is not None:
+            self.provided[run.claim] = frame.provided
+        task = asyncio.get_running_loop().create_task(self._execute(frame.key, run))
+        self._tasks[frame.key] = task
+        task.add_done_callback(lambda done: self._ended(frame.key, run, done))
+
+    def stop(self, key: int, stopped: Stopped) -> None:
+        """Cancel a run; nothing where it has ended."""
+        task = self._tasks.get(key)
+        if task is not None and not task.done():
+            self._stopped.add(key)
+            task.cancel(stopped)
+
+    async def _execute(self, key: int, run: Run) -> Mapping[str, Any] | None:
+        _key.set(key)
+        with within_run(run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence):
+            return await self._executor.execute(run)
+
+    def _ended(self, key: int, run: Run, task: asyncio.Task[Mapping[str, Any] | None]) -> None:
+        del self._tasks[key]
+        self.provided.pop(run.claim, None)
+        stopped = key in self._stopped
+        self._stopped.discard(key)
+        self._report(Ended(key, "stopped") if stopped else self._end_of(key, task))
+
+    def _end_of(self, key: int, task: asyncio.Task[Mapping[str, Any] | None]) -> Ended:
+        if task.cancelled():
+            return Ended(key, "cancelled_inside")
+        error = task.exception()
+        if error is None:
+            return self._success(key, task.result())
+        # A workflow may raise anything, SystemExit included.
+        told = describe(error)
+        how = "rejected" if isinstance(error, RunRejectedError) else "failed"
+        return Ended(key, how, error=error_text(error), kind=told["error"], at=told.get("at"), fault=fault_of(error))
+
+    def _success(self, key: int, result: Mapping[str, Any] | None) -> Ended:
+        try:
+            output = json.dumps(storable(dict(result or {})), allow_nan=False).encode()
+        except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
+            why = f"The run's output cannot be stored: {type(error).__name__}."
+            return Ended(key, "failed", error=why, kind="unstorable_output")
+        if len(output) > self._max_output:
+            why = f"The run's output has {len(output)} bytes, ORCHEO_WORKER_MAX_OUTPUT allows {self._max_output}."
+            return Ended(key, "failed", error=why, kind="output_too_large")
+        return Ended(key, "succeeded", output=output)

@@ -1,0 +1,57 @@
+"""Names what holds the event loop of a runner, from a thread of the runner itself.
+
+The main process notices by itself that a runner does not answer. Which run and node it is can be seen from inside
+alone, and not while one call into C keeps all other threads from running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+
+from worker.frames import Held, encode
+from worker.runner.at_work import at_work
+from worker.runner.runs import run_in
+
+HELD_SECONDS = 1.5
+"""Less than the main process waits for an answer, so that the name is there when it asks for one."""
+_LOOK_SECONDS = 0.25
+
+# A workflow may replace them in the module, as tests that stop the clock do.
+_monotonic, _sleep = time.monotonic, time.sleep
+
+
+class Watch:
+    """Looks again and again whether the loop has answered, and reports once for each time that it is held."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, side: socket.socket) -> None:
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._side = side
+        self._answered = True
+        self._asked_at = _monotonic()
+        self._reported = False
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            _sleep(_LOOK_SECONDS)
+            try:
+                self._look()
+            except (OSError, RuntimeError):
+                # The main process is gone, or the loop is closed: this process ends.
+                return
+
+    def _look(self) -> None:
+        if self._answered:
+            self._reported, self._answered, self._asked_at = False, False, _monotonic()
+            self._loop.call_soon_threadsafe(self._answer)
+        elif not self._reported and _monotonic() - self._asked_at > HELD_SECONDS:
+            self._reported = True
+            work = at_work(self._loop, self._loop_thread)
+            self._side.sendall(encode(Held(run_in(work.context), work.at, work.node, work.node_type)))
+
+    def _answer(self) -> None:
+        self._answered = True

@@ -1,0 +1,95 @@
+"""Starts runners: forks of a process of the standard library's that has imported the executor once.
+
+`multiprocessing`'s fork server ends with this process, starts again if it is killed, and tells the exit status of each
+of its children. See docs/decisions for what it does not do, and what is done about that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+
+PRELOAD = "worker.runner.preload"
+NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
+"""As in `worker.runner.preload`, which this process does not import."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A runner's process, and the ends of its sockets that are this process's."""
+
+    process: ForkServerProcess
+    link: socket.socket
+    side: socket.socket
+
+
+class ForkServer:
+    """Starts processes one after the other, on a thread that lives as long as this process.
+
+    The kernel ends the fork server when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
+    """
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([PRELOAD])
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
+        self.shares = True
+        """Whether runners share what the fork server has imported."""
+        _hide_main_module()
+
+    async def start(self, name: str) -> Started:
+        """Start a runner. Raises `OSError` or `EOFError` where the fork server ends meanwhile: the next try starts one.
+
+        The first one waits until the fork server has imported the executor.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._starter, self._start, name)
+
+    def stop_sharing(self, server: int) -> None:
+        """Have a fork server without the executor from now on, in place of the one with this process id."""
+        self.shares = False
+        os.environ[NO_PRELOAD] = "1"
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+    def _start(self, name: str) -> Started:
+        link, far_link = socket.socketpair()
+        side, far_side = socket.socketpair()
+        try:
+            # By name: what a runner executes is imported there, never here.
+            process = self._context.Process(target=_run, args=(far_link, far_side), name=name)
+            process.start()
+        except BaseException:
+            link.close()
+            side.close()
+            raise
+        finally:
+            far_link.close()
+            far_side.close()
+        link.setblocking(False)
+        side.setblocking(False)
+        return Started(process, link, side)
+
+
+def _run(link: socket.socket, side: socket.socket) -> None:
+    from worker.runner.process import run
+
+    run(link, side)
+
+
+def _hide_main_module() -> None:
+    """Keep children from executing the `celery` script: multiprocessing runs the file of `__main__` in each of them.
+
+    It does not where `__main__` is a package's, as with `python -m celery`.
+    """
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is None:
+        main.__spec__ = importlib.util.find_spec("celery.__main__")

@@ -1,0 +1,88 @@
+"""Which runner executes which run.
+
+A shared runner executes runs of one workspace, the least loaded first; a dedicated one a single run. At most `most`
+runners exist at a time. Where a run finds none, an idle runner of another workspace ends to make room; where all are
+busy, the runner that has served its workspace for longest takes nothing new, and ends when its runs have ended. So
+workspaces beyond the bound take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from worker.execution import Execution
+from worker.runners.runner import Runner
+
+_TURN_SECONDS = 1.0
+"""How long a runner serves one workspace at least while others wait."""
+
+
+class Waiting:
+    """Runs that have no runner yet: in turn by workspace, each in the order of its arrival."""
+
+    def __init__(self) -> None:
+        self._turns: dict[tuple[str, bool], deque[Execution]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(turn) for turn in self._turns.values())
+
+    def __iter__(self) -> Iterator[Execution]:
+        return (execution for turn in self._turns.values() for execution in turn)
+
+    def add(self, execution: Execution, *, dedicated: bool) -> None:
+        """Add a run behind those of its workspace."""
+        self._turns.setdefault((execution.run.workspace_id, dedicated), deque()).append(execution)
+
+    def remove(self, execution: Execution) -> bool:
+        """Remove a run; return whether it was here."""
+        for turn, executions in self._turns.items():
+            if execution in executions:
+                executions.remove(execution)
+                if not executions:
+                    del self._turns[turn]
+                return True
+        return False
+
+    def turns(self) -> list[tuple[str, bool]]:
+        """Return the workspaces that have waited, longest first, and whether they wait for dedicated runners."""
+        return list(self._turns)
+
+    def count(self, workspace: str, *, dedicated: bool) -> int:
+        """Return how many runs of a workspace wait."""
+        return len(self._turns.get((workspace, dedicated), ()))
+
+    def take(self, workspace: str, *, dedicated: bool) -> Execution:
+        """Remove the first run of a workspace, whose next one comes after those of all others."""
+        turn = workspace, dedicated
+        executions = self._turns.pop(turn)
+        first = executions.popleft()
+        if executions:
+            self._turns[turn] = executions
+        return first
+
+
+def choose(runners: Iterable[Runner], workspace: str) -> Runner | None:
+    """Return the least loaded shared runner of a workspace."""
+    shared = [each for each in runners if each.workspace == workspace and not each.dedicated and each.is_free]
+    return min(shared, key=lambda each: len(each.executions), default=None)
+
+
+def idle_of_others(runners: Iterable[Runner], workspace: str | None) -> Runner | None:
+    """Return the shared runner without runs that was used least recently, of any workspace but this one."""
+    idle = [
+        each
+        for each in runners
+        if each.workspace not in (None, workspace) and not each.executions and not each.dedicated and each.is_free
+    ]
+    return min(idle, key=lambda each: each.used_at, default=None)
+
+
+def longest_served(runners: Iterable[Runner], workspace: str | None) -> Runner | None:
+    """Return the busy shared runner that is to end for a workspace that has none; first where one has several."""
+    busy = [each for each in runners if not each.dedicated and each.is_free and each.workspace not in (None, workspace)]
+    several = {each.workspace for each in busy if sum(other.workspace == each.workspace for other in busy) > 1}
+    now = time.monotonic()
+    turned = [each for each in busy if each.workspace in several or now - each.assigned_at >= _TURN_SECONDS]
+    return min(turned, key=lambda each: (each.workspace not in several, each.assigned_at), default=None)

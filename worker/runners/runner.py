@@ -1,0 +1,252 @@
+"""One runner as the main process sees it: its process, its sockets, its runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from worker.execution import Execution
+from worker.frames import Attach, Attached, Decoder, Frame, FrameError, Held, NotAttached, Ping, Pong, Up, encode
+from worker.runners.fork_server import Started
+
+_LAST_FRAMES_SECONDS = 0.5
+"""How long after its end the socket of a runner may stay open: a program that it started may have it as well."""
+_VERSIONS = 128
+"""Versions that a runner is known to have; it keeps more of them."""
+_EXIT_TEXTS = {
+    76: "Runner ended because its event loop was stopped",
+    77: "Runner ended because its connection was closed",
+}
+_UNKNOWN_STATUS = 255
+"""What multiprocessing says where the fork server ends before it has told the status."""
+
+
+class Runner:
+    """For the thread of the pool's event loop only. `on_frame` gets each frame, `on_gone` is called at the very end."""
+
+    def __init__(
+        self,
+        number: int,
+        started: Started,
+        *,
+        on_frame: Callable[[Runner, Up], None],
+        on_gone: Callable[[Runner], None],
+        limit: int,
+    ) -> None:
+        self.number = number
+        self.workspace: str | None = None
+        """Whose runs it executes; None for a spare."""
+        self.dedicated = False
+        """Whether it executes one run, and then ends."""
+        self.executions: dict[int, Execution] = {}
+        self.taken = 0
+        """Runs that it was given so far."""
+        self.started_at = time.monotonic()
+        self.assigned_at = self.started_at
+        """When it was given to its workspace."""
+        self.used_at = self.started_at
+        """When it was last given a run."""
+        self.draining = False
+        """Whether it gets nothing new, and ends when it is empty."""
+        self.ignored: set[int] = set()
+        """Keys of runs that are settled while their code goes on."""
+        self.cancelled_inside: list[Execution] = []
+        self.held = False
+        self.held_by: Held | None = None
+        self.killed_for: str | None = None
+        """Why this process killed it."""
+        self.culprit: Execution | None = None
+        """The run on account of which it was killed."""
+        self.server = 0
+        """Process id of the fork server that it was made by."""
+        self.base_memory = 0
+        """Bytes that it had when its executor was open; 0 before."""
+        self.attached: asyncio.Future[Attached | NotAttached] = asyncio.get_running_loop().create_future()
+        self.versions: OrderedDict[str, str] = OrderedDict()
+        """When the versions of workflows that it has were updated, as text."""
+        self._process = started.process
+        self._on_frame = on_frame
+        self._on_gone = on_gone
+        self._limit = limit
+        self._sockets = (started.link, started.side)
+        self._transports: list[asyncio.Transport] = []
+        self._open = 1
+        self._exited = False
+        self._gone = False
+        self._ping = 0
+        self._pinged_at: float | None = None
+        self.pid = started.process.pid or 0
+
+    async def connect(self) -> None:
+        """Read and write its sockets from now on, and notice its end."""
+        loop = asyncio.get_running_loop()
+        for place, sock in enumerate(self._sockets):
+            end = _End(self, place == 0, self._limit)
+            transport, _ = await loop.create_unix_connection(partial(_same, end), sock=sock)
+            transport.set_write_buffer_limits(high=1 << 30)
+            self._transports.append(transport)
+        loop.add_reader(self._process.sentinel, self._note_exit)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; nothing where the runner is gone."""
+        if not self._transports[0].is_closing():
+            self._transports[0].write(encode(frame))
+
+    def assign(self, workspace: str, *, dedicated: bool) -> None:
+        """Give a spare to a workspace, for good."""
+        self.workspace, self.dedicated = workspace, dedicated
+        self.assigned_at = time.monotonic()
+
+    def attach(self, found: bytes | None, *, cron: bool) -> None:
+        """Have its executor opened."""
+        self.send(Attach(found, cron))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it could be given a run."""
+        return self.attached.done() and not self.draining and not self.held and not self._gone and not self._exited
+
+    def knows(self, version: str) -> str | None:
+        """Return when the version that this runner has was updated."""
+        return self.versions.get(version)
+
+    def learns(self, version: str, updated_at: str) -> None:
+        """Note that it has a version."""
+        self.versions[version] = updated_at
+        self.versions.move_to_end(version)
+        if len(self.versions) > _VERSIONS:
+            self.versions.popitem(last=False)
+
+    def ping(self, now: float) -> float:
+        """Ask for an answer of its event loop, unless one is awaited; return for how many seconds that has been."""
+        if self._pinged_at is not None:
+            return now - self._pinged_at
+        self._ping += 1
+        self._pinged_at = now
+        self.send(Ping(self._ping))
+        return 0.0
+
+    def kill(self, why: str | None, *, culprit: Execution | None = None) -> None:
+        """End it at once."""
+        if self.killed_for is None:
+            self.killed_for, self.culprit = why, culprit
+        if not self._exited:
+            with suppress(OSError):
+                self._process.kill()
+
+    def exit_text(self) -> str:
+        """Return how it ended, as the errors of its runs say it."""
+        if self.killed_for is not None:
+            return self.killed_for
+        code = self._process.exitcode
+        if code is None:
+            return "Runner ended"
+        if code < 0:
+            try:
+                name = f" ({signal.Signals(-code).name})"
+            except ValueError:
+                name = ""
+            return f"Runner ended by signal {-code}{name}"
+        return _EXIT_TEXTS.get(code) or f"Runner exited with status {code}"
+
+    @property
+    def lost_its_server(self) -> bool:
+        """Whether it ended with the fork server, which takes all of them along."""
+        return self.killed_for is None and self._process.exitcode == _UNKNOWN_STATUS and not _is_alive(self.server)
+
+    def received(self, frame: Up) -> None:
+        """Take a frame of the runner."""
+        if isinstance(frame, Attached | NotAttached):
+            if not self.attached.done():
+                self.server = frame.server if isinstance(frame, Attached) else 0
+                self.attached.set_result(frame)
+        elif isinstance(frame, Pong):
+            if frame.number == self._ping:
+                self._pinged_at = None
+                self.held_by = None
+                self._on_frame(self, frame)
+        elif isinstance(frame, Held):
+            self.held_by = frame
+        else:
+            self._on_frame(self, frame)
+
+    def unreadable(self, reason: str) -> None:
+        """End a runner that sends what is no frame: its workflows have written to its socket."""
+        self.kill(f"Runner sent what is no message ({reason})")
+
+    def closed(self) -> None:
+        """Note that nothing more will be read."""
+        self._open = 0
+        if not self._exited:
+            # Its event loop cannot be reached any more, whether or not it ends by itself.
+            asyncio.get_running_loop().call_later(_LAST_FRAMES_SECONDS, self.kill, None)
+        self._end_if_done()
+
+    def _note_exit(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        self._exited = True
+        loop.call_later(_LAST_FRAMES_SECONDS, self._abort)
+        self._end_if_done()
+
+    def _abort(self) -> None:
+        for transport in self._transports:
+            transport.abort()
+
+    def _end_if_done(self) -> None:
+        if self._exited and not self._open and not self._gone:
+            self._gone = True
+            self._abort()
+            if not self.attached.done():
+                reason = f"the executor was not opened: {self.exit_text()}"
+                self.attached.set_result(NotAttached("DispatchError", reason))
+            self._on_gone(self)
+            self._process.close()
+
+
+def _same[T](value: T) -> T:
+    return value
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return pid > 0
+
+
+class _End(asyncio.Protocol):
+    """This process's end of a socket. Only the first one, `main`, tells that the runner is gone."""
+
+    def __init__(self, runner: Runner, main: bool, limit: int) -> None:
+        self._runner = runner
+        self._main = main
+        self._decoder: Decoder[Up] = Decoder(Up, limit=limit)
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take the frames that are complete."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._runner.received(frame)
+        except FrameError as error:
+            assert self._transport is not None
+            self._runner.unreadable(str(error))
+            self._transport.close()
+
+    def connection_lost(self, _: Exception | None, /) -> None:
+        """Note that nothing more will be read."""
+        if self._main:
+            self._runner.closed()
