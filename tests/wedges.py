@@ -1,38 +1,39 @@
-"""An executor for tests: its runs break the process around them, as Celery is known to break by itself."""
+"""A worker whose consumer breaks on a signal, as Celery's is known to by itself: run as a program by the tests."""
 
 from __future__ import annotations
 
-import gc
+import signal
 import time
-from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
+from celery.signals import worker_ready
+
+from ops.running import worker
 from shared.consumer import Consumer
-from worker.executor import Run
+
+DEAFEN, WEDGE = signal.SIGUSR2, signal.SIGWINCH
+_consumers: list[Consumer] = []
 
 
-async def play(run: Run) -> Mapping[str, Any]:
-    """Do what `inputs["do"]` says."""
-    _ACTS[run.inputs.get("do", "echo")](_consumer())
-    return {}
-
-
-def _consumer() -> Consumer:
-    return next(each for each in gc.get_objects() if isinstance(each, Consumer))
-
-
-def _echo(consumer: Consumer) -> None:
-    """Do nothing."""
-
-
-def _deafen(consumer: Consumer) -> None:
+def _deafen(number: int, frame: FrameType | None) -> None:
     """Stay connected and consume nothing (celery#8030, #8091, #9191)."""
+    (consumer,) = _consumers
     consumer.call_soon(consumer.task_consumer.cancel)
 
 
-def _wedge(consumer: Consumer) -> None:
+def _wedge(number: int, frame: FrameType | None) -> None:
     """Hang in the event loop of Celery, as in a socket without a timeout."""
+    (consumer,) = _consumers
     consumer.call_soon(time.sleep, 3600)
 
 
-_ACTS = {"echo": _echo, "deafen": _deafen, "wedge": _wedge}
+def _ready(sender: Consumer, **_: Any) -> None:
+    _consumers.append(sender)
+    signal.signal(DEAFEN, _deafen)
+    signal.signal(WEDGE, _wedge)
+
+
+if __name__ == "__main__":
+    worker_ready.connect(_ready, weak=False)
+    worker(instance=0)

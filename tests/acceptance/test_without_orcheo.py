@@ -49,10 +49,10 @@ def test_dispatcher_and_beat_publish_runs_without_orcheo(orcheo_database: Databa
     assert "ModuleNotFoundError" not in dispatcher.log
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_worker_says_in_one_line_that_the_extra_is_missing(stack: Stack, pool: str) -> None:
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_worker_says_in_one_line_that_the_extra_is_missing(stack: Stack, isolation: str) -> None:
     _succeeds(stack, "migrate")
-    with stack.command("worker", ORCHEO_WORKER_POOL=pool) as worker:
+    with stack.command("worker", ORCHEO_WORKER_ISOLATION=isolation) as worker:
         assert worker.exit_code() == 2
     (line,) = [line for line in worker.lines if line.startswith("orcheo-dispatch:")]
     assert "cannot be imported" in line

@@ -105,9 +105,9 @@ def test_wrong_setting_exits_with_two_and_one_line(stack: Stack, command: str) -
     assert log.startswith("orcheo-dispatch: ORCHEO_DISPATCH_POLL_INTERVAL got 'soon', takes a valid number")
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_wrong_executor_exits_with_two_and_one_line(stack: Stack, pool: str) -> None:
-    log = _ran(stack, "worker", ORCHEO_WORKER_EXECUTOR="no.such:thing", ORCHEO_WORKER_POOL=pool, expect=2)
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_wrong_executor_exits_with_two_and_one_line(stack: Stack, isolation: str) -> None:
+    log = _ran(stack, "worker", ORCHEO_WORKER_EXECUTOR="no.such:thing", ORCHEO_WORKER_ISOLATION=isolation, expect=2)
     assert log.splitlines()[-1].startswith("orcheo-dispatch: ORCHEO_WORKER_EXECUTOR='no.such:thing' cannot be imported")
 
 

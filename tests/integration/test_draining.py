@@ -21,12 +21,12 @@ def test_drained_worker_finishes_its_runs_and_exits_with_zero(database: Database
     assert everything(database, "SELECT FROM orcheo_dispatch.process WHERE kind = 'worker'") == []
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_second_signal_stops_the_runs_now(database: Database, stack: Stack, pool: str) -> None:
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_second_signal_stops_the_runs_now(database: Database, stack: Stack, isolation: str) -> None:
     insert_runs(database, inputs={"do": "wait", "seconds": 3600})
     with (
         stack.running("dispatcher"),
-        stack.running("worker", ORCHEO_WORKER_DRAIN_TIMEOUT="3600", ORCHEO_WORKER_POOL=pool) as worker,
+        stack.running("worker", ORCHEO_WORKER_DRAIN_TIMEOUT="3600", ORCHEO_WORKER_ISOLATION=isolation) as worker,
     ):
         until(lambda: stack.noted("begun"), what="the run begins")
         worker.signal(signal.SIGTERM)
@@ -51,14 +51,17 @@ def test_drain_that_takes_too_long_settles_by_the_lost_run_policy(
     assert all_are(database, status)
 
 
-def test_prefork_worker_executes_drains_and_is_known(database: Database, stack: Stack) -> None:
+def test_worker_with_a_process_a_run_drains_and_is_known(database: Database, stack: Stack) -> None:
     insert_runs(database, 6)
     with (
         stack.running("dispatcher"),
+        # As prefork was of earlier releases.
         stack.running("worker", ORCHEO_WORKER_POOL="prefork", ORCHEO_WORKER_CONCURRENCY="2") as worker,
     ):
+        assert "setting_replaced variable=ORCHEO_WORKER_POOL" in worker.log
         until(lambda: all_are(database, "succeeded"), what="every run succeeded")
-        assert len(everything(database, "SELECT FROM orcheo_dispatch.process WHERE kind = 'worker'")) == 2
+        known = everything(database, "SELECT concurrency FROM orcheo_dispatch.process WHERE kind = 'worker'")
+        assert known == [{"concurrency": 2}]
         insert_runs(database, 2, inputs={"do": "wait", "seconds": 2})
         until(lambda: len(stack.noted("begun")) == 8, what="both waiting runs begin")
         worker.signal(signal.SIGTERM)

@@ -13,10 +13,10 @@ from tests.runs import all_are, insert_runs
 _SECRET = "swordfish"
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_noise_of_runs_is_told_of_and_not_quoted(database: Database, stack: Stack, pool: str) -> None:
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_noise_of_runs_is_told_of_and_not_quoted(database: Database, stack: Stack, isolation: str) -> None:
     runs = insert_runs(database, 2, inputs={"do": "noise", "text": _SECRET})
-    variables = {"ORCHEO_LOG_LEVEL": "TRACE", "ORCHEO_LOG_FORMAT": "json", "ORCHEO_WORKER_POOL": pool}
+    variables = {"ORCHEO_LOG_LEVEL": "TRACE", "ORCHEO_LOG_FORMAT": "json", "ORCHEO_WORKER_ISOLATION": isolation}
     with (
         stack.running("worker", **variables, ORCHEO_WORKER_CONCURRENCY="1") as worker,
         stack.running("dispatcher"),

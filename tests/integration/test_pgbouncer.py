@@ -51,12 +51,12 @@ def test_each_transaction_goes_to_another_connection(bouncer: PgBouncer) -> None
     assert len(pids) == _CONNECTIONS
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_runs_are_dispatched_and_settled(database: Database, stack: Stack, pool: str) -> None:
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_runs_are_dispatched_and_settled(database: Database, stack: Stack, isolation: str) -> None:
     with (
         stack.running("beat"),
         stack.running("dispatcher"),
-        stack.running("worker", ORCHEO_WORKER_POOL=pool, ORCHEO_WORKER_CONCURRENCY="4"),
+        stack.running("worker", ORCHEO_WORKER_ISOLATION=isolation, ORCHEO_WORKER_CONCURRENCY="4"),
     ):
         ids = insert_runs(database, 40)
         until(lambda: all_are(database, "succeeded"), what="all runs succeeded")

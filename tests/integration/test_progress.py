@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import redis
 
 from ops.real.child import free_port
@@ -13,6 +16,7 @@ from shared.health import ask
 from tests.databases import Database
 from tests.processes import Process, Stack, until
 from tests.runs import everything, insert_runs, read_run
+from tests.wedges import DEAFEN, WEDGE
 
 
 def _ended(database: Database) -> int:
@@ -20,9 +24,10 @@ def _ended(database: Database) -> int:
 
 
 def test_worker_that_has_stopped_consuming_gets_a_new_connection(database: Database, stack: Stack) -> None:
-    insert_runs(database, inputs={"do": "deafen"})
-    with stack.running("dispatcher"), stack.running("worker", ORCHEO_WORKER_EXECUTOR="tests.wedges:play") as worker:
-        until(lambda: _ended(database) == 1, what="the run that deafens the worker ends")
+    with stack.running("dispatcher"), _breakable(stack) as worker:
+        insert_runs(database)
+        until(lambda: _ended(database) == 1, what="the worker executes runs")
+        worker.signal(DEAFEN)
         insert_runs(database, 3)
         until(lambda: _ended(database) == 4, what="the others end", seconds=30)
         assert "stalled what=consumer" in worker.log
@@ -31,13 +36,14 @@ def test_worker_that_has_stopped_consuming_gets_a_new_connection(database: Datab
 
 
 def test_worker_whose_consumer_hangs_ends_with_nothing_left_to_save(database: Database, stack: Stack) -> None:
-    insert_runs(database, inputs={"do": "wedge"})
     with (
         # The one message that Redis has sent to the worker that hangs is lost with it.
         stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="5"),
-        stack.running("worker", ORCHEO_WORKER_EXECUTOR="tests.wedges:play") as worker,
+        _breakable(stack) as worker,
     ):
-        until(lambda: _ended(database) == 1, what="the run that wedges the worker ends")
+        insert_runs(database)
+        until(lambda: _ended(database) == 1, what="the worker executes runs")
+        worker.signal(WEDGE)
         insert_runs(database, 3)
         assert worker.exit_code() == 1
         assert "remedy=give_up" in worker.log
@@ -45,45 +51,35 @@ def test_worker_whose_consumer_hangs_ends_with_nothing_left_to_save(database: Da
             until(lambda: _ended(database) == 4, what="another worker executes the others")
 
 
-def test_worker_whose_loop_a_given_up_run_holds_ends_and_settles_the_others(database: Database, stack: Stack) -> None:
+@contextmanager
+def _breakable(stack: Stack) -> Iterator[Process]:
+    with Process(["-m", "tests.wedges"], stack.environment_of("worker")) as worker:
+        worker.saw(" ready.")
+        yield worker
+
+
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_run_that_holds_its_loop_is_ended_and_costs_nobody_anything(
+    database: Database, stack: Stack, isolation: str
+) -> None:
     (blocker,) = insert_runs(database, inputs={"do": "block", "seconds": 3600})
     with (
         stack.running("dispatcher"),
-        stack.running(
-            "worker",
-            ORCHEO_WORKER_RUN_TIMEOUT="4",
-            ORCHEO_WORKER_DRAIN_TIMEOUT="1",
-            ORCHEO_DISPATCH_LOST_RUNS="requeue",
-        ) as worker,
+        stack.running("worker", ORCHEO_WORKER_RUN_TIMEOUT="4", ORCHEO_WORKER_ISOLATION=isolation) as worker,
     ):
         until(lambda: stack.noted("begun") == [blocker], what="the run begins")
         worker.saw("loop_blocked")
         line = next(line for line in worker.lines if "loop_blocked" in line)
         assert f"run_id={blocker}" in line
         assert "executors.py" in line
-        # Nothing is taken while the loop is held: it would only wait.
-        (waiting,) = insert_runs(database)
-        assert worker.exit_code() == 1
+        (other,) = insert_runs(database)
+        until(lambda: read_run(database, other)["status"] == "succeeded", what="another run is executed", seconds=3)
+        until(lambda: read_run(database, blocker)["status"] == "failed", what="the blocker times out")
         assert read_run(database, blocker)["payload"]["error"] == "Run timed out after 4 s."
-        with stack.running("worker"):
-            until(lambda: read_run(database, waiting)["status"] == "succeeded", what="another worker takes it")
-    assert stack.noted("begun") == [blocker, waiting]
-
-
-def test_child_whose_loop_a_given_up_run_holds_is_replaced(database: Database, stack: Stack) -> None:
-    (blocker,) = insert_runs(database, inputs={"do": "block", "seconds": 3600})
-    with (
-        stack.running("dispatcher"),
-        stack.running(
-            "worker", ORCHEO_WORKER_POOL="prefork", ORCHEO_WORKER_CONCURRENCY="1", ORCHEO_WORKER_RUN_TIMEOUT="4"
-        ) as worker,
-    ):
-        until(lambda: read_run(database, blocker)["status"] == "failed", what="the run times out")
-        # What reaches the pool while one child ends is lost with it, and comes again after the dispatch lease.
-        until(lambda: worker.log.count("worker_started") == 2, what="another child is there")
         (after,) = insert_runs(database)
         until(lambda: read_run(database, after)["status"] == "succeeded", what="the next run is executed")
-        assert "child_given_up" in worker.log
+        assert "exit" not in worker.log
+    assert stack.noted("begun") == [blocker, other, after]
 
 
 def test_beat_that_has_stopped_ticking_ends(stack: Stack) -> None:

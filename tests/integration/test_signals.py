@@ -18,15 +18,19 @@ from tests.runs import all_are, everything, insert_runs
 _LONG = {"do": "wait", "seconds": 3600}
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
 @pytest.mark.parametrize(
     ("policy", "status", "code"), [("fail", "failed", 1), ("hold", "running", 1), ("requeue", "pending", 0)]
 )
 def test_sigquit_settles_runs_by_the_lost_run_policy_and_the_exit_code_says_whether_any_was_cut_short(
-    database: Database, stack: Stack, policy: str, status: str, code: int, pool: str
+    database: Database, stack: Stack, policy: str, status: str, code: int, isolation: str
 ) -> None:
     insert_runs(database, 2, inputs=_LONG)
-    variables = {"ORCHEO_DISPATCH_LOST_RUNS": policy, "ORCHEO_WORKER_POOL": pool, "ORCHEO_WORKER_CONCURRENCY": "2"}
+    variables = {
+        "ORCHEO_DISPATCH_LOST_RUNS": policy,
+        "ORCHEO_WORKER_ISOLATION": isolation,
+        "ORCHEO_WORKER_CONCURRENCY": "2",
+    }
     with stack.running("dispatcher") as dispatcher:
         with stack.running("worker", ORCHEO_WORKER_DRAIN_TIMEOUT="3600", **variables) as worker:
             until(lambda: len(stack.noted("begun")) == 2, what="the runs begin")
@@ -77,13 +81,13 @@ def test_sigterm_drains_whatever_celery_is_told_to_make_of_it(database: Database
     assert all_are(database, "succeeded")
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_sighup_is_ignored_and_logged_and_no_run_is_lost(database: Database, stack: Stack, pool: str) -> None:
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_sighup_is_ignored_and_logged_and_no_run_is_lost(database: Database, stack: Stack, isolation: str) -> None:
     insert_runs(database, 2, inputs={"do": "wait", "seconds": 3})
     with (
         stack.running("beat") as beat,
         stack.running("dispatcher") as dispatcher,
-        stack.running("worker", ORCHEO_WORKER_POOL=pool, ORCHEO_WORKER_CONCURRENCY="2") as worker,
+        stack.running("worker", ORCHEO_WORKER_ISOLATION=isolation, ORCHEO_WORKER_CONCURRENCY="2") as worker,
     ):
         until(lambda: len(stack.noted("begun")) == 2, what="the runs begin")
         for process in (beat, dispatcher, worker):

@@ -30,7 +30,6 @@ from tests.runs import (
     times_claimed,
 )
 from worker.execution import Execution
-from worker.executor import Stopped
 from worker.run import take
 from worker.runtime import start_runtime
 from worker.settling import End, Settler
@@ -152,7 +151,7 @@ def test_held_row_holds_up_the_begin_of_no_other(database: Database, stack: Stac
 def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database: Database) -> None:
     """Else heartbeats would keep them alive for ever, and nobody would reap them."""
     insert_runs(database, 2)
-    metrics = WorkerMetrics.of_parent(settings_for(database), uuid4())
+    metrics = WorkerMetrics(settings_for(database), uuid4())
     finished: list[End] = []
     abandoned: list[Execution] = []
 
@@ -168,9 +167,7 @@ def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database
         settler.start()
         for seen_to, run in enumerate(runs, start=1):
             assert isinstance(run, Run)
-            execution = Execution(
-                run, begun_at=0.0, timeout=1.0, explain=lambda _: Stopped(None, ""), on_end=settler.put
-            )
+            execution = Execution(run, begun_at=0.0, timeout=1.0, on_stop=_never, on_ignored=_never, on_end=settler.put)
             settler.put(execution)
             # One after the other: what has ended together is written together.
             until(partial(_have_ended, finished, abandoned, seen_to), what="it is seen to")
@@ -179,6 +176,10 @@ def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database
         assert [end.execution.claim for end in finished] == [other]
         assert ledger(database, faulty.run_id)["state"] == "running"
         assert ledger(database, other.run_id)["outcome"] == "succeeded"
+
+
+def _never(execution: Execution) -> None:
+    raise AssertionError(execution.claim)
 
 
 def _count(database: Database, status: str) -> int:

@@ -14,6 +14,8 @@ from tests.systemd.host import API, BEAT, DISPATCHER, OURS, TARGET, UNITS, WORKE
 _LIMITS = {BEAT: 2.0, DISPATCHER: 2.0, WORKERS[0]: 3.0, API: 3.0}
 _EXPOSURE = re.compile(r"Overall exposure level for \S+: (?P<level>[0-9.]+)")
 # A minute would do in earnest; a test does not want to wait for it.
+_RUNNERS = 4
+"""Shared ones and the one for cron, at most."""
 _QUICK_WATCHDOG = ("WatchdogSec=4", "TimeoutAbortSec=2", "RestartSec=1")
 
 
@@ -87,9 +89,9 @@ def test_process_that_gets_on_is_left_alone_by_the_watchdog(host: Host, database
     assert {unit: host.pid(unit) for unit in OURS} == pids
 
 
-def test_prefork_worker_hangs_and_is_back_with_all_of_its_children(host: Host, database: Database) -> None:
+def test_worker_hangs_and_is_back_without_the_runners_of_before(host: Host, database: Database) -> None:
     unit = WORKERS[0]
-    host.configure(ORCHEO_WORKER_POOL="prefork", ORCHEO_WORKER_CONCURRENCY="2")
+    host.configure(ORCHEO_WORKER_PROCESSES="2")
     host.drop_in(unit, *_QUICK_WATCHDOG)
     host.start(BEAT, DISPATCHER, unit)
     insert_runs(database, 4)
@@ -99,13 +101,12 @@ def test_prefork_worker_hangs_and_is_back_with_all_of_its_children(host: Host, d
     host.comes_back(unit, dead)
     insert_runs(database, 4)
     until(lambda: all_are(database, "succeeded"), what="the runs of the new process succeed")
-    # The old children are gone: the parent and two of the new.
-    assert len(host.box.run("pgrep", "--full", "orcheo-dispatch worker").split()) <= 4
+    assert len(host.box.run("pgrep", "--full", "multiprocessing.forkserver").split()) <= _RUNNERS + 1
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_stop_lets_a_run_finish(host: Host, database: Database, pool: str) -> None:
-    host.configure(ORCHEO_WORKER_POOL=pool, ORCHEO_WORKER_CONCURRENCY="2", ORCHEO_WORKER_DRAIN_TIMEOUT="30")
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
+def test_stop_lets_a_run_finish(host: Host, database: Database, isolation: str) -> None:
+    host.configure(ORCHEO_WORKER_ISOLATION=isolation, ORCHEO_WORKER_CONCURRENCY="2", ORCHEO_WORKER_DRAIN_TIMEOUT="30")
     # The drain is longer than the unit allows: the worker says so itself.
     host.drop_in(WORKERS[0], "TimeoutStopSec=2")
     host.start(BEAT, DISPATCHER, WORKERS[0])

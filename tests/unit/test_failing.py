@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from worker.execution import Result, Stop
+from worker.execution import How, Result, Stop
 from worker.executor import Run, RunRejectedError
-from worker.failing import STREAK_RUNS, Failing, fault_of
+from worker.failing import STREAK_RUNS, Failing
+from worker.runner.faults import fault_of
 
 _UNDEFINED = "raise LookupError('Ada')"
 
@@ -34,6 +35,12 @@ def _from(cause: BaseException, *modules: str) -> BaseException:
     error = _passing(*modules)
     error.__cause__ = cause
     return error
+
+
+def _result(error: BaseException | None, stop: Stop | None = None) -> Result:
+    if error is None:
+        return Result(How.SUCCEEDED, output="{}")
+    return Result(How.FAILED, fault=fault_of(error), stop=stop)
 
 
 def _run(workflow_id: str = "one") -> Run:
@@ -87,15 +94,15 @@ def test_fault_of_the_platform_names_class_and_place_alone(error: BaseException,
 def test_runs_that_fail_of_one_fault_are_told_until_one_succeeds() -> None:
     failing = Failing()
     for _ in range(STREAK_RUNS - 1):
-        failing.note(_run(), Result(error=_PLATFORM))
+        failing.note(_run(), _result(_PLATFORM))
         assert failing.why is None
-    failing.note(_run(), Result(error=_PLATFORM))
+    failing.note(_run(), _result(_PLATFORM))
     assert failing.why == (
         f"the last {STREAK_RUNS} runs failed of LookupError at /lib/worker.orcheo.postgres.py:2 step"
     )
-    failing.note(_run(), Result(error=_WORKFLOW))
+    failing.note(_run(), _result(_WORKFLOW))
     assert failing.why is not None
-    failing.note(_run(), Result(output={}))
+    failing.note(_run(), _result(None))
     assert failing.why is None
 
 
@@ -104,23 +111,23 @@ def test_anything_between_begins_the_count_anew(other: BaseException | None) -> 
     failing = Failing()
     for _ in range(2):
         for _ in range(STREAK_RUNS - 1):
-            failing.note(_run(), Result(error=_PLATFORM))
-        failing.note(_run(), Result(error=other))
+            failing.note(_run(), _result(_PLATFORM))
+        failing.note(_run(), _result(other))
     assert failing.why is None
 
 
 def test_run_that_was_stopped_counts_for_nothing() -> None:
     failing = Failing()
     for _ in range(STREAK_RUNS):
-        failing.note(_run(), Result(error=_PLATFORM, stop=Stop.TIMED_OUT))
-        failing.note(_run(), Result(error=_PLATFORM))
+        failing.note(_run(), _result(_PLATFORM, Stop.TIMED_OUT))
+        failing.note(_run(), _result(_PLATFORM))
     assert failing.why is not None
 
 
 def test_fault_that_may_be_one_workflows_needs_two_of_them() -> None:
     failing = Failing()
     for _ in range(3 * STREAK_RUNS):
-        failing.note(_run("one"), Result(error=_DEFINITION))
+        failing.note(_run("one"), _result(_DEFINITION))
     assert failing.why is None
-    failing.note(_run("two"), Result(error=_DEFINITION))
+    failing.note(_run("two"), _result(_DEFINITION))
     assert failing.why is not None
