@@ -16,7 +16,7 @@ from shared.logs import log
 from shared.metrics import MessageResult
 from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Run
 from worker.endings import ending_of, timeout_of
-from worker.execution import Execution, Stop
+from worker.execution import Execution, How, Stop
 from worker.settling import End
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def _has_open_trace(end: End) -> bool:
     result = end.execution.result
     assert result is not None
     ended = end.settled is not None and end.settled.ended
-    return ended and (result.ignored_stop or result.stop is Stop.LEASE_OVER)
+    left = result.how in (How.CRASHED, How.SUSPECTED, How.LOST) or result.ignored_stop or result.stop is Stop.LEASE_OVER
+    return ended and left
 
 
 def _say_ended(runtime: Runtime, end: End) -> None:

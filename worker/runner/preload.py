@@ -72,6 +72,8 @@ def _command() -> str:
 STATE: State | None = None
 if is_fork_server():
     die_with_parent()
+    # It is the main process that talks to the service manager.
+    os.environ.pop("NOTIFY_SOCKET", None)
     ignore_stop_signals()
     if not os.environ.get(NO_PRELOAD):
         STATE = prepare()

@@ -63,7 +63,7 @@ class _Runner:
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(FairThreads(current_run))
         self._link = Link(self._take, self._lost)
-        self._side = side
+        self._watch = Watch(self._loop, side)
         self._runs: Runs | None = None
         self._books: Books | None = None
         self._closing = False
@@ -73,7 +73,6 @@ class _Runner:
 
     def serve(self) -> None:
         drop_prints()
-        Watch(self._loop, self._side)
         while True:
             try:
                 self._loop.run_forever()
@@ -130,7 +129,7 @@ class _Runner:
         assert state.executor is not None
         assert state.settings is not None
         executor: Any = state.executor
-        self._runs = Runs(state.executor, self._report, max_output=state.settings.max_output)
+        self._runs = Runs(state.executor, self._report, on_busy=self._watch.watch, max_output=state.settings.max_output)
         self._books = Books(self._link.send, self._runs.provided)
         found = frame.found
         books = hasattr(executor, "attach")

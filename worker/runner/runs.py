@@ -39,9 +39,18 @@ def run_of(start: Start) -> Run:
 class Runs:
     """Executes runs and reports their ends. For the event loop's thread only."""
 
-    def __init__(self, executor: Executor, report: Callable[[Ended], None], *, max_output: int) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        report: Callable[[Ended], None],
+        *,
+        on_busy: Callable[[bool], None],
+        max_output: int,
+    ) -> None:
+        """`on_busy` is called when there are runs, and when there are none."""
         self._executor = executor
         self._report = report
+        self._on_busy = on_busy
         self._max_output = max_output
         self._tasks: dict[int, asyncio.Task[Mapping[str, Any] | None]] = {}
         self._stopped: set[int] = set()
@@ -56,6 +65,8 @@ class Runs:
         run = run_of(frame)
         if frame.provided is not None:
             self.provided[run.claim] = frame.provided
+        if not self._tasks:
+            self._on_busy(True)
         task = asyncio.get_running_loop().create_task(self._execute(frame.key, run))
         self._tasks[frame.key] = task
         task.add_done_callback(lambda done: self._ended(frame.key, run, done))
@@ -74,6 +85,8 @@ class Runs:
 
     def _ended(self, key: int, run: Run, task: asyncio.Task[Mapping[str, Any] | None]) -> None:
         del self._tasks[key]
+        if not self._tasks:
+            self._on_busy(False)
         self.provided.pop(run.claim, None)
         stopped = key in self._stopped
         self._stopped.discard(key)

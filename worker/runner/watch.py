@@ -33,10 +33,19 @@ class Watch:
         self._answered = True
         self._asked_at = _monotonic()
         self._reported = False
+        self._active = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def watch(self, active: bool) -> None:
+        """Look only while there are runs."""
+        if active:
+            self._active.set()
+        else:
+            self._active.clear()
 
     def _run(self) -> None:
         while True:
+            self._active.wait()
             _sleep(_LOOK_SECONDS)
             try:
                 self._look()

@@ -53,6 +53,14 @@ class ForkServer:
         """
         return await asyncio.get_running_loop().run_in_executor(self._starter, self._start, name)
 
+    async def join(self, process: ForkServerProcess) -> None:
+        """Wait for the end of a process, and for its status.
+
+        On the thread that starts processes: each start looks after those that have ended, and of two that read a
+        status at once only one gets it.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
+
     def stop_sharing(self, server: int) -> None:
         """Have a fork server without the executor from now on, in place of the one with this process id."""
         self.shares = False

@@ -189,6 +189,7 @@ class RunnerPool:
             runner = Runner(
                 self._numbers,
                 started,
+                join=self._server.join,
                 on_frame=self._take,
                 on_gone=self._gone,
                 limit=max(self._settings.max_output + _FRAME_MARGIN, _ROWS_FRAME_BYTES),
@@ -365,11 +366,13 @@ class RunnerPool:
         if runner is None or execution.key not in runner.executions:
             return
         others = runner.executions.keys() - runner.ignored - {execution.key}
-        if not others or runner.held:
+        holder = self._holder(runner) if runner.held else None
+        if holder is None or holder is execution:
             self._isolation.convict(execution.run, "ignored a stop")
-            runner.kill("Runner was ended because a run in it did not stop", culprit=execution)
+        if not others or runner.held:
+            # While its loop is held, no run in it gets anything done.
+            runner.kill("Runner was ended because a run in it did not stop", culprit=holder or execution)
             return
-        self._isolation.convict(execution.run, "ignored a stop")
         runner.ignored.add(execution.key)
         runner.draining = True
         self._end_stopped(execution, ignored=True)
@@ -468,7 +471,7 @@ class RunnerPool:
                 self._end_stopped(execution, ignored=True)
             elif innocent or (runner.culprit is not None and runner.culprit is not execution):
                 execution.end(Result(How.LOST, error=why, kind="RunnerLost"))
-            elif len(ended) == 1:
+            elif len(ended) == 1 or runner.culprit is execution:
                 self._isolation.convict(execution.run, "ended its runner")
                 execution.end(Result(How.CRASHED, error=why, kind="RunnerEnded"))
             else:
@@ -514,10 +517,7 @@ class RunnerPool:
             self._place()
 
     def _say_held(self, runner: Runner, lag: float) -> None:
-        held, executions = runner.held_by, list(runner.executions.values())
-        holder = runner.executions.get(held.key) if held is not None and held.key is not None else None
-        if holder is None and len(executions) == 1:
-            holder = executions[0]
+        held, executions, holder = runner.held_by, list(runner.executions.values()), self._holder(runner)
         fields: dict[str, Any] = {"runner": runner.number, "seconds": round(lag, 1)}
         if held is not None:
             fields |= {"at": held.at, "node": held.node, "node_type": held.node_type}
@@ -528,6 +528,12 @@ class RunnerPool:
         run = holder.run
         log.warning("loop_blocked", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence, **fields)
         self._isolation.convict(run, "held its event loop")
+
+    def _holder(self, runner: Runner) -> Execution | None:
+        """Return the run that holds the loop of a runner, where it is known."""
+        held, executions = runner.held_by, runner.executions
+        named = executions.get(held.key) if held is not None and held.key is not None else None
+        return next(iter(executions.values())) if named is None and len(executions) == 1 else named
 
     def _bound_memory(self, runner: Runner) -> None:
         limit = self._settings.max_memory << 20

@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 
 from worker.execution import Execution
 from worker.frames import Attach, Attached, Decoder, Frame, FrameError, Held, NotAttached, Ping, Pong, Up, encode
@@ -28,13 +29,17 @@ _UNKNOWN_STATUS = 255
 
 
 class Runner:
-    """For the thread of the pool's event loop only. `on_frame` gets each frame, `on_gone` is called at the very end."""
+    """For the thread of the pool's event loop only. `on_frame` gets each frame, `on_gone` is called at the very end.
+
+    `join` waits for a process that is about to end.
+    """
 
     def __init__(
         self,
         number: int,
         started: Started,
         *,
+        join: Callable[[ForkServerProcess], Awaitable[None]],
         on_frame: Callable[[Runner, Up], None],
         on_gone: Callable[[Runner], None],
         limit: int,
@@ -71,6 +76,8 @@ class Runner:
         self.versions: OrderedDict[str, str] = OrderedDict()
         """When the versions of workflows that it has were updated, as text."""
         self._process = started.process
+        self._join = join
+        self._joining: asyncio.Task[None] | None = None
         self._on_frame = on_frame
         self._on_gone = on_gone
         self._limit = limit
@@ -191,9 +198,12 @@ class Runner:
     def _note_exit(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._process.sentinel)
-        self._process.join()
+        self._joining = loop.create_task(self._exit())
+
+    async def _exit(self) -> None:
+        await self._join(self._process)
         self._exited = True
-        loop.call_later(_LAST_FRAMES_SECONDS, self._abort)
+        asyncio.get_running_loop().call_later(_LAST_FRAMES_SECONDS, self._abort)
         self._end_if_done()
 
     def _abort(self) -> None:
