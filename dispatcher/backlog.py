@@ -18,7 +18,7 @@ from shared.database import make_engine, transaction
 from shared.errors import BrokerError, DatabaseError, DispatchError
 from shared.installation import Installation
 from shared.ledger import ProcessKind
-from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE, read_others
+from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE, count_isolated, read_others
 from shared.settings import CronMode, Settings
 
 COUNTED = 25_000
@@ -116,6 +116,11 @@ class Backlog:
             "Runs of the last ten minutes that the API itself, or Orcheo's own worker, began.",
             of.get("begun_elsewhere"),
         )
+        yield gauge(
+            "isolated_workflows",
+            "Workflows, or versions of them, whose runs get processes of their own.",
+            of.get("isolated"),
+        )
         yield gauge("due_slots", "Run slots that are to be given back.", of.get("slots_due"))
         yield gauge(
             "oldest_transaction_age_transactions",
@@ -207,6 +212,7 @@ class Backlog:
             processes = connection.execute(PROCESSES, {"alive": ALIVE_SECONDS}).all()
             oldest = connection.scalar(OLDEST_TRANSACTION)
             others = read_others(connection)
+            isolated = count_isolated(connection)
         return (
             {
                 "pending": pending.pending,
@@ -217,6 +223,7 @@ class Backlog:
                 "stuck": claims.stuck,
                 "slots_due": slots_due,
                 **(asdict(others) if others else {}),
+                **({} if isolated is None else {"isolated": isolated}),
                 "oldest_transaction": oldest or 0,
             },
             {row.kind: row.alive for row in processes},

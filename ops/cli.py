@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ops import adopting, hosting, reading, repairing, running
+from ops import adopting, hosting, isolating, reading, repairing, running
 from ops.ready import Json, load_settings, ready, refuse_unusable_broker
 from shared import __version__
 from shared.entry import fail, unexpected
@@ -156,6 +156,7 @@ app.command()(adopting.adopt)
 app.command()(repairing.cancel)
 app.command()(repairing.fail)
 app.command()(repairing.requeue)
+app.command()(isolating.isolate)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from shared.errors import SettingsError
 _UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(?P<count>\d{1,9}(?:\.\d{1,3})?)\s*(?P<unit>s|min|m|h|d|w)")
 _MAX_SECONDS = 100 * 365 * 86_400
+_SPANS = "a span such as 90s, 15m, 2h, 3d or 1w"
 _TAKES = "a span such as 90s, 15m, 2h, 3d or 1w, or a time such as 2026-11-23T12:00 (UTC unless it says otherwise)"
 
 
@@ -37,6 +38,15 @@ def parse_moment(option: str, text: str) -> Moment:
     except ValueError:
         raise SettingsError.wrong(option, text, _TAKES) from None
     return Moment(at=at if at.tzinfo else at.replace(tzinfo=UTC))
+
+
+def parse_span(option: str, text: str) -> float:
+    """Return the seconds that `text`, the value of `option`, stands for: above 0. Raises `SettingsError`."""
+    span = _SPAN.fullmatch(text.strip().lower())
+    seconds = float(span["count"]) * _UNITS[span["unit"]] if span else 0.0
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise SettingsError.wrong(option, text, f"{_SPANS}, above 0 and a hundred years at most")
+    return seconds
 
 
 def duration(value: float | None) -> str:

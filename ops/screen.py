@@ -23,6 +23,7 @@ from ops.run_list import RunRow
 from ops.run_story import Story, Who
 from ops.unclaimed import Unclaimed
 from shared.errors import DatabaseError
+from shared.isolations import Isolated
 from shared.plain import is_plain, plain, plain_lines
 from shared.queries import ALIVE_SECONDS, Status
 
@@ -112,7 +113,31 @@ def status_view(status: Status) -> RenderableType:
         load = f"{process.running} of {process.concurrency}" if process.kind == "worker" else "-"
         processes.add_row(process.kind, process.host, str(process.pid), process.version, load, ago(process.seen_ago))
     warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status.beat_silent_for)]
-    return Group(promise, "", runs, "", dispatch, "", processes, *warnings)
+    isolated = _isolated(status.isolated, status.isolated_workflows)
+    return Group(promise, "", runs, "", dispatch, "", processes, *isolated, *warnings)
+
+
+def _isolated(count: int | None, rows: Sequence[Isolated]) -> list[RenderableType]:
+    """Return a table of workflows whose runs get processes of their own, where there are any."""
+    if not rows:
+        return []
+    table = Table("workflow", "version", "reason", "by", "until (UTC)", "times", title_justify="left")
+    table.title = "isolated" if count is None or count == len(rows) else f"isolated: {len(rows)} of {count}"
+    for row in rows:
+        table.add_row(
+            row.workflow_id,
+            row.workflow_version_id or "all",
+            row.reason,
+            row.by,
+            until_text(row.until),
+            str(row.times),
+        )
+    return ["", table]
+
+
+def until_text(until: datetime | None) -> str:
+    """Return until when something is isolated."""
+    return "cleared" if until is None else f"{until.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def _elsewhere_view(runs: int | None) -> list[RenderableType]:

@@ -46,7 +46,8 @@ WITH used (relation, commands) AS (VALUES
     ('execution_history_steps', '{r,a}'),
     ('orcheo_dispatch.dispatch', '{r,w}'),
     ('orcheo_dispatch.process', '{r,a,w,d}'),
-    ('orcheo_dispatch.ended', '{r}')
+    ('orcheo_dispatch.ended', '{r}'),
+    ('orcheo_dispatch.isolation', '{r,a,w,d}')
 ), policy AS (
     SELECT p.polrelid, p.polcmd, p.polpermissive,
            COALESCE(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'

@@ -17,6 +17,7 @@ VIEWS = (
     "begun_elsewhere",
     "ended_by_minute",
     "failures",
+    "isolated_workflows",
     "lost_runs",
     "oldest_transactions",
     "pending_ages",

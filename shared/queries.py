@@ -9,10 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from shared.database import transaction
+from shared.isolations import Isolated
 
 LATE_SECONDS = 300
 """The promise: no pending run is older than five minutes."""
 ALIVE_SECONDS = 30
+ISOLATED_SHOWN = 50
 
 _RUNS_BY_STATUS = text("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status ORDER BY status")
 
@@ -40,6 +42,17 @@ HAVING count(*) = 2
 OTHERS = text("""
 SELECT (SELECT count(*) FROM orcheo_dispatch.unclaimed_runs) AS unclaimed,
        (SELECT count(*) FROM orcheo_dispatch.begun_elsewhere) AS begun_elsewhere
+""")
+
+# Likewise of the view of what is isolated.
+MAY_SEE_ISOLATED = text(
+    "SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.isolated_workflows'), 'SELECT'), false)"
+)
+ISOLATED_COUNT = text("SELECT count(*) FROM orcheo_dispatch.isolated_workflows")
+ISOLATED = text("""
+SELECT workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times
+  FROM orcheo_dispatch.isolated_workflows
+ ORDER BY COALESCE(last_seen_at, since) DESC, workflow_id, workflow_version_id LIMIT :limit
 """)
 
 DISPATCH = text("""
@@ -81,6 +94,19 @@ def read_others(connection: Connection) -> Others | None:
     return Others(**connection.execute(OTHERS).mappings().one())
 
 
+def read_isolated(connection: Connection) -> tuple[int | None, list[dict[str, Any]]]:
+    """Return how many workflows or versions are isolated, and the newest; None where this role may not know."""
+    if not connection.scalar(MAY_SEE_ISOLATED):
+        return None, []
+    found = [dict(row) for row in connection.execute(ISOLATED, {"limit": ISOLATED_SHOWN}).mappings()]
+    return len(found) if len(found) < ISOLATED_SHOWN else count_isolated(connection), found
+
+
+def count_isolated(connection: Connection) -> int | None:
+    """Return how many workflows or versions are isolated; None where this role may not know."""
+    return connection.scalar(ISOLATED_COUNT) if connection.scalar(MAY_SEE_ISOLATED) else None
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
     """A process that is alive; `seen_ago` in seconds."""
@@ -116,9 +142,13 @@ class Status:
     """Pending runs that no dispatcher will claim; None where the view is missing or this role may not read it."""
     begun_elsewhere: int | None
     """Runs of the last ten minutes that the API itself, or Orcheo's own worker, began; None likewise."""
+    isolated: int | None
+    """Workflows, or versions of them, whose runs get processes of their own; None as for `unclaimed`."""
     beat_silent_for: float | None
     """Seconds since a dispatcher took a tick of any Beat; None where there was none for a day."""
     processes: list[ProcessRow] = field(default_factory=list)
+    isolated_workflows: list[Isolated] = field(default_factory=list)
+    """Those that were isolated, or did harm, last."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what `--json` prints; these names are stable."""
@@ -135,6 +165,7 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         dispatch = connection.execute(DISPATCH).one()
         slots_due = connection.scalar(SLOTS_DUE)
         others = read_others(connection)
+        isolated, isolated_workflows = read_isolated(connection)
         beat_silent_for = connection.scalar(BEAT_SILENT)
         alive = connection.execute(_PROCESSES, {"alive": ALIVE_SECONDS})
         processes = [ProcessRow(**row) for row in alive.mappings()]
@@ -152,6 +183,8 @@ def read_status(engine: Engine, *, triggers: tuple[str, ...], every_trigger: boo
         slots_due=slots_due or 0,
         unclaimed=others.unclaimed if others else None,
         begun_elsewhere=others.begun_elsewhere if others else None,
+        isolated=isolated,
         beat_silent_for=beat_silent_for,
         processes=processes,
+        isolated_workflows=[Isolated(**row) for row in isolated_workflows],
     )

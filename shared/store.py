@@ -168,6 +168,8 @@ class Store:
             reasons=[ending.reason for ending in each],
             metadata=[json.dumps(dict(ending.metadata)) for ending in each],
             changes=[ending.changes for ending in each],
+            refunds=[ending.refund for ending in each],
+            suspects=[ending.suspect for ending in each],
             actor=actor,
             worker_id=self._worker_id,
         )
@@ -276,6 +278,7 @@ def _begun(row: Any) -> Run | NotBegun:
         runnable_config=row.runnable_config or {},
         pending_for=row.pending_for,
         queued_for=row.queued_for,
+        suspect=row.suspect,
     )
 
 

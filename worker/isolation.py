@@ -1,29 +1,162 @@
-"""Which runs get a runner of their own."""
+"""Which runs get a runner of their own: decided from memory, kept in step with the ledger by a thread."""
 
 from __future__ import annotations
 
-from shared.logs import log
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from shared.database import make_engine
+from shared.errors import DatabaseError
+from shared.isolations import Isolations
+from shared.logs import describe, log
 from shared.runs import Run
-from shared.settings import WorkerIsolation
+from shared.settings import Settings, WorkerIsolation
+
+REFRESH_SECONDS = 2.0
+_PAUSE_SECONDS = 0.2
+"""Between two looks at least, however often there is something to write."""
+_FIRST_SECONDS = 5.0
+"""How long a start waits for what the ledger knows; runs that begin before it is read share a runner."""
+_STOP_SECONDS = 5.0
+_WRITTEN_AT_A_TIME = 10
+"""Each may wait a second for a row that somebody holds, and reading must not wait for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Harm:
+    """What the runs of a version did that the ledger does not know yet."""
+
+    workflow_id: str
+    reason: str
+    times: int
 
 
 class Isolation:
-    """Under `adaptive` the workflow versions that have harmed others, and runs that are suspected of it."""
+    """Under `adaptive`: what has harmed other runs, what an operator isolated, and runs that are suspects.
 
-    def __init__(self, mode: WorkerIsolation) -> None:
-        self._mode = mode
-        self._versions: dict[str, str] = {}
+    `is_isolated` and `convict` may be called from any thread, and never wait for the database. Convictions count in
+    this process at once, and in other workers when both have talked to the ledger, within two seconds each.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._mode = settings.isolation
+        self._engine = make_engine(settings, role="isolation", connections=1)
+        self._isolations = Isolations(self._engine)
+        self._lock = threading.Lock()
+        self._workflows: frozenset[str] = frozenset()
+        self._versions: frozenset[str] = frozenset()
+        self._convicted: set[str] = set()
+        """Versions that count although what was read last does not name them."""
+        self._unwritten: dict[str, _Harm] = {}
+        self._problem: Mapping[str, Any] | None = None
+        self._looked = threading.Event()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="isolation", daemon=True)
+
+    def start(self) -> None:
+        """Read what the ledger knows, within a few seconds, and keep in step with it from now on."""
+        if self._mode is WorkerIsolation.ADAPTIVE:
+            self._thread.start()
+            self._looked.wait(_FIRST_SECONDS)
+
+    def stop(self) -> None:
+        """Write what is not written yet, and disconnect; where the database does not answer, leave it."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_SECONDS)
 
     def is_isolated(self, run: Run) -> bool:
         """Tell whether a run is to be alone in its runner."""
         if self._mode is WorkerIsolation.ADAPTIVE:
-            return run.suspect or run.workflow_version_id in self._versions
+            return run.suspect or self._is_known(run)
         return self._mode is WorkerIsolation.PROCESS
 
     def convict(self, run: Run, reason: str) -> None:
-        """Have all runs of this run's workflow version isolated from now on."""
-        if run.workflow_version_id not in self._versions:
-            self._versions[run.workflow_version_id] = reason
-            log.warning(
-                "workflow_isolated", workflow_id=run.workflow_id, version_id=run.workflow_version_id, reason=reason
-            )
+        """Have all runs of this run's workflow version isolated for a day from now on."""
+        if self._mode is not WorkerIsolation.ADAPTIVE:
+            return
+        version = run.workflow_version_id
+        with self._lock:
+            known = self._is_known(run)
+            before = self._unwritten.get(version)
+            self._unwritten[version] = _Harm(run.workflow_id, reason, 1 + (before.times if before is not None else 0))
+            self._convicted.add(version)
+        self._wake.set()
+        if not known:
+            log.warning("workflow_isolated", workflow_id=run.workflow_id, version_id=version, reason=reason)
+
+    def _is_known(self, run: Run) -> bool:
+        version = run.workflow_version_id
+        return version in self._convicted or version in self._versions or run.workflow_id in self._workflows
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._look()
+                self._looked.set()
+                self._stopping.wait(_PAUSE_SECONDS)
+                self._wake.wait(REFRESH_SECONDS - _PAUSE_SECONDS)
+                self._wake.clear()
+            self._look()
+        finally:
+            # Here, where nothing is under way: a connection that is in use would be left open.
+            self._engine.dispose()
+
+    def _look(self) -> None:
+        """Write what the ledger does not know yet, and read what it knows. Never raises."""
+        problem = None
+        for step in (self._write, self._read):
+            try:
+                problem = step() or problem
+            except Exception as error:  # noqa: BLE001 - this thread must not end: say so, and try again
+                problem = _fields(error)
+        self._tell(problem)
+
+    def _write(self) -> Mapping[str, Any] | None:
+        """Write each conviction by itself; return what went wrong last. What was not written is tried again, last."""
+        with self._lock:
+            harms = dict(islice(self._unwritten.items(), _WRITTEN_AT_A_TIME))
+            for version in harms:
+                del self._unwritten[version]
+        problem = None
+        for version, harm in harms.items():
+            try:
+                self._isolations.record_harm(harm.workflow_id, version, harm.reason, times=harm.times)
+            except Exception as error:  # noqa: BLE001 - one that cannot be written must not hold up the others
+                problem = _fields(error)
+                with self._lock:
+                    later = self._unwritten.pop(version, None)
+                    times = harm.times + (later.times if later is not None else 0)
+                    self._unwritten[version] = replace(later or harm, times=times)
+        if harms and problem is None:
+            self._isolations.prune()
+        return problem
+
+    def _read(self) -> None:
+        held = self._isolations.held()
+        with self._lock:
+            self._workflows = frozenset(each.workflow_id for each in held if each.workflow_version_id is None)
+            self._versions = frozenset(each.workflow_version_id for each in held if each.workflow_version_id)
+            # What was written before this read is in it; what an operator has cleared since is not, and ends here.
+            self._convicted = set(self._unwritten)
+
+    def _tell(self, problem: Mapping[str, Any] | None) -> None:
+        """Log when the ledger can no longer be reached for this, and when it can again; not each time."""
+        if (problem is None) == (self._problem is None):
+            return
+        self._problem = problem
+        if problem is not None:
+            log.warning("isolation_not_synchronized", **problem)
+        else:
+            log.info("isolation_synchronized")
+
+
+def _fields(error: Exception) -> dict[str, Any]:
+    return {"reason": str(error)} if isinstance(error, DatabaseError) else describe(error)

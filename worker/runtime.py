@@ -66,7 +66,7 @@ class Runtime:
             finish=partial(finish, self),
             abandon=partial(abandon, self),
         )
-        self.isolation = Isolation(settings.isolation)
+        self.isolation = Isolation(settings)
         self.runners = RunnerPool(
             settings,
             metrics,
@@ -87,6 +87,7 @@ class Runtime:
     def start(self) -> None:
         """Open the executor, then beat. Raises `DispatchError`, or whatever the executor raises."""
         began = time.monotonic()
+        self.isolation.start()
         self.runners.start()
         self.heartbeat.start()
         self.settler.start()
@@ -143,6 +144,7 @@ class Runtime:
             self.runners.close()
         except Exception as error:  # noqa: BLE001 - runners end with this process at the latest
             log.warning("runners_not_closed", **describe(error))
+        self.isolation.stop()
         self._progress.stop()
         self.heartbeat.stop()
         self.slots.close()

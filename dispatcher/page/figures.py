@@ -33,6 +33,7 @@ class Figures:
     lost: list[Row]
     processes: list[Row]
     workflows: list[str]
+    isolated: list[Row]
     beat_silent_for: float | None
 
     @property
@@ -48,6 +49,7 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
     ).one()
     dispatch = connection.execute(queries.DISPATCH).one()
     others = queries.read_others(connection)
+    isolated_count, isolated = queries.read_isolated(connection)
     processes = overview.rows_of(
         connection, overview.PROCESSES, alive=ALIVE_SECONDS, missing=MISSING_SECONDS, limit=_PROCESSES
     )
@@ -68,6 +70,7 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
             "stuck": dispatch.stuck,
             "unclaimed": others.unclaimed if others else None,
             "begun_elsewhere": others.begun_elsewhere if others else None,
+            "isolated": isolated_count,
             "slots_due": connection.scalar(queries.SLOTS_DUE) or 0,
         },
         hour=_hour(connection),
@@ -78,6 +81,7 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
             row["workflow_id"]
             for row in overview.rows_of(connection, overview.WORKFLOWS, limit=_WORKFLOWS, newest=_WORKFLOWS_AMONG)
         ],
+        isolated=isolated,
         beat_silent_for=connection.scalar(queries.BEAT_SILENT),
     )
 

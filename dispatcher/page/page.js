@@ -371,6 +371,22 @@
     put($("stuck-empty"), "None is stuck. None was lost in the last day.");
   }
 
+  function showIsolated({ isolated, now }) {
+    if (!isolated) return;
+    $("isolated").hidden = !isolated.length;
+    list($("isolated-rows"), isolated, (w) => `${w.workflow_id} ${w.workflow_version_id ?? ""}`, () => entry(() => [make("code")]), (item, w) => {
+      const [name, until, reason, by, version] = item.children;
+      put(name, w.workflow ?? short(w.workflow_id));
+      name.title = w.workflow_id;
+      put(until, w.until == null ? "until cleared" : `until ${exact.format(new Date(w.until))}`);
+      put(reason, w.reason);
+      reason.title = w.reason;
+      put(by, w.times ? `by ${w.by}, ${number(w.times)}×` : `by ${w.by}`);
+      put(version, w.workflow_version_id ?? "all versions");
+    });
+    put($("isolated-count"), now.isolated > isolated.length ? `${number(isolated.length)} of ${number(now.isolated)}` : number(isolated.length));
+  }
+
   function showProcesses(processes) {
     if (!processes) return;
     list($("processes-rows"), processes, (p) => p.id, () => entry(() => {
@@ -451,6 +467,7 @@
     if (seen.workflows) showWorkflows(seen.workflows);
     showRuns(seen.runs);
     showStuck(seen);
+    showIsolated(seen);
     showProcesses(seen.processes);
     showAbout(seen);
     const beat = document.querySelector(".beat");

@@ -62,7 +62,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
     chosen = {"status": wanted.status, "workflow": wanted.workflow, "limit": RUNS}
     runs = {**chosen, "rows": None if seen.runs is None else seen.runs}
     if figures is None:
-        nothing = dict.fromkeys(("promise", "now", "hour", "stuck", "lost", "processes", "workflows"))
+        nothing = dict.fromkeys(("promise", "now", "hour", "stuck", "lost", "processes", "workflows", "isolated"))
         return {"health": seen.health, "read": {"at": None, "ago": None}, **nothing, "runs": runs}
     return {
         "health": seen.health,
@@ -74,6 +74,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
         "stuck": figures.stuck,
         "lost": figures.lost,
         "processes": figures.processes,
+        "isolated": named(figures.isolated, seen.names),
         "workflows": named([_workflow(each) for each in _choices(figures.workflows, wanted)], seen.names),
     }
 

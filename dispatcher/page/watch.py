@@ -195,7 +195,7 @@ class Watch:
 
 
 def _workflows(figures: Figures, wanted: list[Wanted], runs: list[list[Row]]) -> list[str]:
-    rows = [*figures.stuck, *figures.lost, *(row for each in runs for row in each)]
+    rows = [*figures.stuck, *figures.lost, *figures.isolated, *(row for each in runs for row in each)]
     chosen = [each.workflow for each in wanted if each.workflow]
     return sorted({*figures.workflows, *chosen, *(row["workflow_id"] for row in rows)})
 

@@ -37,7 +37,8 @@ GRANT USAGE ON SCHEMA orcheo_dispatch TO orcheo_dispatcher, orcheo_worker, orche
 GRANT SELECT ON orcheo_dispatch.alembic_version TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
 
 
--- orcheo_dispatcher: `dispatcher` and `poll`; also `cancel`, `fail` and `requeue`, which operators give by hand.
+-- orcheo_dispatcher: `dispatcher` and `poll`; also `cancel`, `fail`, `requeue` and `isolate`, which
+-- operators give by hand.
 
 -- Three columns change, and no fourth: status, its copy in the payload, and updated_at, which is in the payload too.
 -- No run is inserted or deleted, and none is moved to another workflow or workspace. The payload must be read to be
@@ -49,6 +50,11 @@ GRANT SELECT (id, workflow_id, workspace_id, triggered_by, status, payload, crea
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.dispatch TO orcheo_dispatcher;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_dispatcher;
 GRANT SELECT, INSERT, DELETE ON orcheo_dispatch.ended TO orcheo_dispatcher;
+
+-- `isolate`, by hand: which workflows and versions there are, not what they do.
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.isolation TO orcheo_dispatcher;
+GRANT SELECT (id) ON workflows TO orcheo_dispatcher;
+GRANT SELECT (id, workflow_id, version) ON workflow_versions TO orcheo_dispatcher;
 
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
@@ -70,9 +76,12 @@ GRANT SELECT (id, workspace_id, is_archived) ON workflows TO orcheo_worker;
 
 -- It begins, keeps alive and settles what was claimed. It cannot claim: it inserts no row and changes no fence.
 GRANT SELECT,
-      UPDATE (state, outcome, reason, slot, attempts, worker_id, begun_at, heartbeat_at, lease_expires_at, settled_at)
+      UPDATE (state, outcome, reason, slot, attempts, worker_id, begun_at, heartbeat_at, lease_expires_at, settled_at,
+              suspect, refunded)
    ON orcheo_dispatch.dispatch TO orcheo_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_worker;
+-- It notes which workflow versions have harmed other runs, and reads what other workers and operators noted.
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.isolation TO orcheo_worker;
 
 
 -- orcheo_dashboard: `status`, `runs`, and the panels of a dashboard. Reads, and never the payload: there are the
@@ -80,7 +89,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.process TO orcheo_worker
 
 GRANT SELECT (id, workflow_id, workflow_version_id, workspace_id, triggered_by, status, created_at, updated_at)
    ON workflow_runs TO orcheo_dashboard;
-GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process, orcheo_dispatch.ended TO orcheo_dashboard;
+GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process, orcheo_dispatch.ended, orcheo_dispatch.isolation
+   TO orcheo_dashboard;
 
 -- The views of docs/dashboards.md. How long the transactions of other roles have been open is shown only to members
 -- of pg_read_all_stats: a superuser may GRANT pg_read_all_stats TO orcheo_dashboard.
@@ -91,10 +101,11 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.pending_runs, orcheo
                 orcheo_dispatch.slowest_workflows, orcheo_dispatch.failures, orcheo_dispatch.stuck_runs,
                 orcheo_dispatch.lost_runs, orcheo_dispatch.running_elsewhere, orcheo_dispatch.processes,
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
-                orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere
+                orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
    TO orcheo_dashboard;
--- A dispatcher counts what it does not claim, for its metrics.
-GRANT SELECT ON orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere TO orcheo_dispatcher;
+-- A dispatcher counts what it does not claim and what is isolated, for its metrics and its status page.
+GRANT SELECT ON orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
+   TO orcheo_dispatcher;
 
 
 DO $$

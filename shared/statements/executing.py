@@ -66,7 +66,9 @@ WITH message AS MATERIALIZED (
            worker_id = CAST(:worker_id AS uuid)
       FROM answer AS a
      WHERE d.run_id = a.run_id AND d.fence = a.fence AND d.state || '' IN ('claimed', 'published')
-    RETURNING d.run_id, d.fence, d.state, d.reason, d.attempts, d.slot, d.workspace_id, d.claimed_at, a.rejected
+    RETURNING d.run_id, d.fence, d.state, d.reason, d.slot, d.workspace_id, d.claimed_at, a.rejected, d.suspect,
+              -- A begin that was refunded is none; the first one is the first in any case.
+              GREATEST(d.attempts - d.refunded, 1) AS attempts
 ), begun AS (
     UPDATE workflow_runs AS r
        SET status = 'running', updated_at = now(),
@@ -78,7 +80,7 @@ WITH message AS MATERIALIZED (
               EXTRACT(EPOCH FROM a.claimed_at - r.created_at)::float8 AS pending_for,
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
               r.payload -> 'input_payload' AS inputs, r.payload -> 'runnable_config' AS runnable_config,
-              a.fence, a.state, a.attempts, a.slot, a.workspace_id
+              a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect
 ), rejected AS (
     UPDATE workflow_runs AS r
        SET status = 'cancelled', updated_at = now(),
@@ -96,11 +98,12 @@ WITH message AS MATERIALIZED (
      WHERE r.id = a.run_id AND a.state = 'settled' AND r.status || '' = 'pending'
 )
 SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, false AS rejected, b.attempts, b.slot, b.workspace_id,
-       b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for, b.inputs, b.runnable_config
+       b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for, b.inputs, b.runnable_config,
+       b.suspect
   FROM begun AS b
  UNION ALL
 SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts, a.slot, a.workspace_id,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect
   FROM answered AS a WHERE a.state <> 'running'
 """)
 
@@ -133,8 +136,9 @@ SETTLE = text("""
 WITH ending AS MATERIALIZED (
     SELECT e.* FROM unnest(
         CAST(:run_ids AS text[]), CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS text[]),
-        CAST(:actions AS text[]), CAST(:reasons AS text[]), CAST(:metadata AS jsonb[]), CAST(:changes AS jsonb[])
-    ) AS e(run_id, fence, outcome, status, action, reason, metadata, changes)
+        CAST(:actions AS text[]), CAST(:reasons AS text[]), CAST(:metadata AS jsonb[]), CAST(:changes AS jsonb[]),
+        CAST(:refunds AS boolean[]), CAST(:suspects AS boolean[])
+    ) AS e(run_id, fence, outcome, status, action, reason, metadata, changes, refund, suspect)
 ), locked_run AS MATERIALIZED (
     SELECT r.id, r.status FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE
@@ -150,7 +154,10 @@ WITH ending AS MATERIALIZED (
            outcome = CASE WHEN l.status = 'running' THEN e.outcome
                           WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            slot = CASE WHEN d.slot = 'held' AND COALESCE(l.status, 'cancelled') <> 'pending'
-                        AND NOT (l.status = 'running' AND e.status = 'pending') THEN 'due' ELSE d.slot END
+                        AND NOT (l.status = 'running' AND e.status = 'pending') THEN 'due' ELSE d.slot END,
+           refunded = d.refunded + CASE WHEN e.refund THEN 1 ELSE 0 END,
+           -- A suspect that is handed back without having ended has proved nothing.
+           suspect = e.suspect OR (d.suspect AND e.status = 'pending')
       FROM ending AS e
       JOIN locked_row AS k ON k.run_id = e.run_id AND k.fence = e.fence
       LEFT JOIN locked_run AS l ON l.id = e.run_id

@@ -9,10 +9,11 @@ REAP = text("""
 WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,
            CASE WHEN r.status <> 'running' THEN 'keep'
-                WHEN :policy = 'requeue' AND d.attempts < :max_attempts THEN 'requeue' ELSE 'fail' END AS verdict,
+                WHEN :policy = 'requeue' AND d.attempts - d.refunded < :max_attempts THEN 'requeue'
+                ELSE 'fail' END AS verdict,
            'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
-               || CASE WHEN :policy = 'requeue' THEN ', attempt ' || d.attempts || ' of ' || :max_attempts
-                       ELSE '' END AS error
+               || CASE WHEN :policy = 'requeue'
+                       THEN ', attempt ' || (d.attempts - d.refunded) || ' of ' || :max_attempts ELSE '' END AS error
       FROM orcheo_dispatch.dispatch AS d
       JOIN workflow_runs AS r ON r.id = d.run_id
      WHERE d.state = 'running' AND d.lease_expires_at < now()
@@ -153,6 +154,7 @@ WITH run AS MATERIALIZED (
        SET state = 'settled', outcome = EXCLUDED.outcome, settled_at = now(), lease_expires_at = NULL,
            reason = EXCLUDED.reason,
            attempts = CASE WHEN :action = 'requeue' THEN 0 ELSE d.attempts END,
+           refunded = CASE WHEN :action = 'requeue' THEN 0 ELSE d.refunded END,
            slot = CASE WHEN :action <> 'requeue' AND d.slot = 'held' THEN 'due' ELSE d.slot END
 )
 SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v

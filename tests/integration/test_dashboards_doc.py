@@ -22,7 +22,18 @@ DOC = (ROOT / "docs" / "dashboards.md").read_text()
 
 _ID = UUID(int=1)
 # Of what a name says: how much, of what.
-_UNITS = ("_total", "_seconds", "_runs", "_info", "_messages", "_slots", "_processes", "_transactions", "_up")
+_UNITS = (
+    "_total",
+    "_seconds",
+    "_runs",
+    "_info",
+    "_messages",
+    "_slots",
+    "_processes",
+    "_transactions",
+    "_up",
+    "_workflows",
+)
 _STATES = ("_in_flight", "_silent")
 
 _COLUMNS = """

@@ -16,7 +16,7 @@ from ops.cli import app
 from tests.databases import Database
 from tests.hostile import HOSTILE, STORABLE, does_harm
 from tests.processes import Process, Stack
-from tests.runs import everything, execute, insert_runs
+from tests.runs import WORKFLOW_ID, everything, execute, insert_runs
 
 # Each command starts a process: so as many in one text as fit, and what is long by itself.
 _TEXTS = (" ".join(text for text in STORABLE if len(text) < 200), *(text for text in STORABLE if len(text) >= 200))
@@ -32,6 +32,10 @@ SELECT r.id, r.workflow_id, r.triggered_by, 'settled', 'failed', 1, 1, 'none', n
        (SELECT id FROM orcheo_dispatch.process WHERE kind = 'dispatcher' LIMIT 1),
        (SELECT id FROM orcheo_dispatch.process WHERE kind = 'worker' LIMIT 1), left(r.triggered_by, 200)
   FROM workflow_runs AS r
+"""
+_ISOLATED = """
+INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since)
+SELECT text, text, text, text, now() FROM unnest(%s::text[]) AS t(text)
 """
 _PAYLOADS = """
 UPDATE workflow_runs
@@ -49,6 +53,7 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
     execute(database, _PAYLOADS)
     execute(database, _FORGED, list(_TEXTS))
     execute(database, _ENDED)
+    execute(database, _ISOLATED, list(_TEXTS))
     return Stack(database, redis_url, tmp_path / "side-effects")
 
 
@@ -69,6 +74,13 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "cancel": [("ID", _TEXTS[0], "--reason", _TEXTS[0]), ("ID", "--json")],
     "fail": [("ID", _TEXTS[1], "--reason", _TEXTS[0])],
     "requeue": [("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run")],
+    "isolate": [
+        (_TEXTS[0],),
+        ("WORKFLOW", "--why", _TEXTS[0]),
+        ("WORKFLOW", "--version", _TEXTS[0]),
+        ("WORKFLOW", "--json"),
+        ("WORKFLOW", "--clear"),
+    ],
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],
@@ -96,7 +108,7 @@ def test_command_prints_nothing_that_a_terminal_obeys(database: Database, stack:
     for arguments in _COMMANDS[command] or []:
         chosen = run_ids if command == "run" and "ID" in arguments else run_ids[:1]
         for run_id in chosen:
-            given = [run_id if argument == "ID" else argument for argument in arguments]
+            given = [{"ID": run_id, "WORKFLOW": WORKFLOW_ID}.get(argument, argument) for argument in arguments]
             with stack.command(command, *given) as process:
                 code = process.exit_code()
                 process.finish()

@@ -36,16 +36,20 @@ pytestmark = pytest.mark.usefixtures("roles")
 
 _ID = str(uuid4())
 _PARAMETERS: dict[str, Any] = {
-    **dict.fromkeys(("fence", "room", "batch", "limit", "max_attempts", "pid", "concurrency", "running"), 1),
+    **dict.fromkeys(("fence", "room", "batch", "limit", "max_attempts", "pid", "concurrency", "running", "times"), 1),
     **dict.fromkeys(("newest", "hour_rows", "sampled"), 1),
     **dict.fromkeys(("lease", "late", "alive", "missing", "retention", "older_than", "younger_than", "seconds"), 1.0),
     **dict.fromkeys(("id", "worker_id", "dispatcher_id"), _ID),
-    **dict.fromkeys(("run_id", "workspace_id", "actor", "reason", "host", "version"), "x"),
+    **dict.fromkeys(
+        ("run_id", "workspace_id", "actor", "reason", "host", "version", "workflow_id", "version_id", "by", "given"),
+        "x",
+    ),
     **dict.fromkeys(("outcome", "status"), "failed"),
     **{key: ["{}"] for key in ("metadata", "changes")},
     **dict.fromkeys(("every_trigger", "dry_run", "stuck", "with_pending", "with_running"), False),
     "run_ids": ["x"],
     "fences": [1],
+    **{key: [False] for key in ("refunds", "suspects")},
     "triggers": ["webhook"],
     "outcomes": ["failed"],
     **{key: ["failed"] for key in ("statuses", "actions", "reasons")},
@@ -61,8 +65,8 @@ _PARAMETERS: dict[str, Any] = {
 _OF_THE_PAGE = {"running": False}
 _PAGE = [query for query in vars(overview).values() if isinstance(query, TextClause)]
 _GAUGES = [query for query in vars(backlog).values() if isinstance(query, TextClause)]
-_OF_A_WORKER_ALONE = {"BEGIN", "HEARTBEAT", "SETTLE"}
-_OF_BOTH = {"CLOSE_TRACES", "GONE", "SEEN", "SLOTS_RETURNED"}
+_OF_A_WORKER_ALONE = {"BEGIN", "HEARTBEAT", "RECORD_HARM", "SETTLE"}
+_OF_BOTH = {"CLOSE_TRACES", "GONE", "ISOLATED", "PRUNE_ISOLATION", "SEEN", "SLOTS_RETURNED"}
 _QUERIES = [
     query
     for name, query in {**vars(queries), **vars(overview)}.items()
@@ -185,12 +189,21 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
         ),
     )
     ours = {"orcheo_dispatch.alembic_version", "orcheo_dispatch.dispatch", "orcheo_dispatch.process"}
+    ours.add("orcheo_dispatch.isolation")
     if kind is not Kind.WORKER:
         ours.add("orcheo_dispatch.ended")
     traces = {"execution_history", "execution_history_steps"}
     more = {
         Kind.DASHBOARD: views_of(database),
-        Kind.DISPATCHER: {*traces, "orcheo_dispatch.unclaimed_runs", "orcheo_dispatch.begun_elsewhere"},
+        Kind.DISPATCHER: {
+            *traces,
+            "orcheo_dispatch.unclaimed_runs",
+            "orcheo_dispatch.begun_elsewhere",
+            "orcheo_dispatch.isolated_workflows",
+            # Which there are, for `isolate`, and not what they do.
+            "workflows",
+            "workflow_versions",
+        },
         # Whose a workflow is, and not what it does.
         Kind.WORKER: {*traces, "workflows"},
     }[kind]

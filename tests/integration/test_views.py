@@ -20,7 +20,7 @@ from tests.views import views_of
 
 _PRIVATE = "hunter2"
 _VERSIONS = Path(__file__).parents[2] / "shared" / "migrations" / "versions"
-_FILES = [_VERSIONS / "0002_views.sql", _VERSIONS / "0004_whose_runs.sql"]
+_FILES = [_VERSIONS / name for name in ("0002_views.sql", "0004_whose_runs.sql", "0005_isolation.sql")]
 
 
 def _view(database: Database, name: str) -> list[dict[str, Any]]:

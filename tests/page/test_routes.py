@@ -26,6 +26,7 @@ from tests.runs import claim_all, everything, execute, insert_runs, settings_for
 
 TOKEN = "correct-horse-battery-staple"
 _NAMES = {"dispatcher", "health", "read", "promise", "now", "hour", "runs", "stuck", "lost", "processes", "workflows"}
+_NAMES |= {"isolated"}
 
 
 def _overview(served: Served, query: str = "") -> Any:

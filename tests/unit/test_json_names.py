@@ -18,6 +18,7 @@ from ops.repair import Repair
 from ops.run_list import RunRow
 from ops.run_story import Event, Story, Who
 from ops.unclaimed import Unclaimed
+from shared.isolations import Isolated
 from shared.migrate import Migration
 from shared.queries import ProcessRow, Status
 
@@ -39,6 +40,7 @@ _TYPES = {
     "tuple[str, ...]": "list of texts",
     "list[Event]": "list of objects",
     "list[ProcessRow]": "list of objects",
+    "list[Isolated]": "list of objects",
 }
 
 
@@ -56,6 +58,7 @@ _TYPES = {
         ("## poll", PollReport, {"next_delay"}),
         ("## migrate", Migration, set()),
         ("## cancel, fail, requeue", Repair, set()),
+        ("## isolate", Isolated, set()),
         ("### settings", Advice, set()),
         ("### left_behind", Found, set()),
         ("### running, pending", LeftRun, set()),
