@@ -37,7 +37,7 @@ class _Harm:
 class Isolation:
     """Under `adaptive`: what has harmed other runs, what an operator isolated, and runs that are suspects.
 
-    `is_isolated` and `convict` may be called from any thread, and never wait for the database. Convictions count in
+    All but `start` and `stop` may be called from any thread, and never wait for the database. Convictions count in
     this process at once, and in other workers when both have talked to the ledger, within two seconds each.
     """
 
@@ -50,6 +50,8 @@ class Isolation:
         self._versions: frozenset[str] = frozenset()
         self._convicted: set[str] = set()
         """Versions that count although what was read last does not name them."""
+        self._suspected: set[str] = set()
+        """Versions of which one may have harmed others, each until a run of it has been alone."""
         self._unwritten: dict[str, _Harm] = {}
         self._problem: Mapping[str, Any] | None = None
         self._looked = threading.Event()
@@ -73,7 +75,7 @@ class Isolation:
     def is_isolated(self, run: Run) -> bool:
         """Tell whether a run is to be alone in its runner."""
         if self._mode is WorkerIsolation.ADAPTIVE:
-            return run.suspect or self._is_known(run)
+            return run.suspect or run.workflow_version_id in self._suspected or self._is_known(run)
         return self._mode is WorkerIsolation.PROCESS
 
     def convict(self, run: Run, reason: str) -> None:
@@ -89,6 +91,14 @@ class Isolation:
         self._wake.set()
         if not known:
             log.warning("workflow_isolated", workflow_id=run.workflow_id, version_id=version, reason=reason)
+
+    def suspect(self, run: Run) -> None:
+        """Have the next run of this run's workflow version be alone: one of several harmed others, and none is named."""
+        self._suspected.add(run.workflow_version_id)
+
+    def acquit(self, run: Run) -> None:
+        """Suspect a version no more: a run of it has been alone, and ended by itself. What was convicted stays so."""
+        self._suspected.discard(run.workflow_version_id)
 
     def _is_known(self, run: Run) -> bool:
         version = run.workflow_version_id

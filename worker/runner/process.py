@@ -40,6 +40,7 @@ EXIT_LOOP_ENDED = 76
 EXIT_LINK_LOST = 77
 """Exit status of a runner whose socket was closed: by workflow code, or because the main process is gone."""
 _CLOSE_SECONDS = 5.0
+_PONG_SECONDS = 0.001
 _ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, DatabaseError)
 
 
@@ -97,7 +98,8 @@ class _Runner:
                 assert self._books is not None
                 self._books.written(frame)
             case Ping():
-                self._link.send(Pong(frame.number))
+                # By a timer: a workflow may have stopped the clock that all of them depend on.
+                self._loop.call_later(_PONG_SECONDS, self._link.send, Pong(frame.number))
             case Attach():
                 self._spawn(self._attach(frame))
             case Cron():

@@ -342,6 +342,8 @@ class RunnerPool:
     def _end(self, runner: Runner, execution: Execution, result: Result) -> None:
         runner.executions.pop(execution.key, None)
         self._where.pop(execution.key, None)
+        if runner.dedicated and result.stop is None:
+            self._isolation.acquit(execution.run)
         execution.end(result)
         self._close_if_empty(runner)
         self._place()
@@ -431,6 +433,8 @@ class RunnerPool:
         alone = len(executions) == 1
         for execution in executions:
             if execution.result is None:
+                if not alone:
+                    self._isolation.suspect(execution.run)
                 result = (
                     Result(How.FAILED, error="the workflow cancelled itself", kind="CancelledError")
                     if alone
@@ -475,6 +479,7 @@ class RunnerPool:
                 self._isolation.convict(execution.run, "ended its runner")
                 execution.end(Result(How.CRASHED, error=why, kind="RunnerEnded"))
             else:
+                self._isolation.suspect(execution.run)
                 why_all = f"{why} {len(ended)} runs were in it."
                 execution.end(Result(How.SUSPECTED, error=why_all, kind="RunnerEnded"))
         if not self._closing:
@@ -523,6 +528,8 @@ class RunnerPool:
             fields |= {"at": held.at, "node": held.node, "node_type": held.node_type}
         fields = {name: value for name, value in fields.items() if value is not None}
         if holder is None:
+            for each in executions:
+                self._isolation.suspect(each.run)
             log.warning("loop_blocked", **fields, runs=",".join(each.claim.run_id for each in executions))
             return
         run = holder.run
