@@ -93,7 +93,7 @@ class Isolation:
             log.warning("workflow_isolated", workflow_id=run.workflow_id, version_id=version, reason=reason)
 
     def suspect(self, run: Run) -> None:
-        """Have the next run of this run's workflow version be alone: one of several harmed others, and none is named."""
+        """Have the next run of this version be alone: one of several runs harmed others, and it is not known which."""
         self._suspected.add(run.workflow_version_id)
 
     def acquit(self, run: Run) -> None:
