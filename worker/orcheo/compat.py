@@ -60,11 +60,11 @@ try:
     from orcheo.triggers.cron import CronTriggerConfig, CronTriggerState
     from orcheo.vault import BaseCredentialVault
     from orcheo.vault.oauth import CredentialHealthError
-    from orcheo_backend.app.dependencies import get_history_store, get_repository, get_vault
+    from orcheo_backend.app.dependencies import get_vault
     from orcheo_backend.app.errors import WorkspaceQuotaExceededError
     from orcheo_backend.app.history import RunHistoryStore
     from orcheo_backend.app.history.serialization import normalize_json_mapping
-    from orcheo_backend.app.providers import ensure_credential_service
+    from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
     from orcheo_backend.app.repository import WorkflowNotFoundError, WorkflowVersionNotFoundError
     from orcheo_backend.app.repository_postgres import PostgresWorkflowRepository
 except Exception as _error:
@@ -101,12 +101,12 @@ __all__ = [
     "check_calls",
     "close_browser_sessions_for_scope",
     "connection_kwargs",
+    "create_repository",
+    "create_vault",
     "credential_resolution",
     "encode_step_namespace",
     "ensure_credential_service",
     "get_checkpoint_id",
-    "get_history_store",
-    "get_repository",
     "get_settings",
     "get_vault",
     "group_commit_lacks",
@@ -143,9 +143,9 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
     (load_enabled_plugins, (), {}),
-    (get_repository, (), {}),
+    (create_repository, (_ANY,) * 3, {}),
+    (create_vault, (_ANY,), {}),
     (get_vault, (), {}),
-    (get_history_store, (), {}),
     (BaseCredentialVault.list_all_credentials, (_ANY,), {"workspace_id": _ANY}),
     (RunHistoryStore.list_histories, (_ANY, _ANY), {"limit": _ANY}),
     (StateGraph.compile, (_ANY,), {"checkpointer": _ANY, "store": _ANY}),
