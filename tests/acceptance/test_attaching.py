@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, cast
 
+import pytest
 from orcheo_backend.app.dependencies import get_repository
 
 from ops.demo import WORKFLOW
@@ -44,6 +45,17 @@ def test_runner_attaches_without_connections_or_imports(orcheo_here: Database) -
     assert cost["attach_imports"] == []
     assert cost["imported"]["python"] == cost["prepared"]["python"] == 1
     assert cost["attached"]["cpu_ms"] - cost["started"]["cpu_ms"] < _MAX_ATTACH_MS
+
+
+def test_nothing_is_traced_before_the_fork(orcheo_here: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The client of LangSmith starts a thread, of which a fork would copy the locks alone.
+    monkeypatch.setenv("LANGSMITH_TRACING", "true")
+    monkeypatch.setenv("LANGSMITH_API_KEY", "a key")
+    monkeypatch.setenv("LANGSMITH_ENDPOINT", "http://127.0.0.1:1")
+    command = [sys.executable, "-c", "import tests.forked_preload as forked; print(forked.PREPARED.python)"]
+    told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert told.stdout.splitlines()[-1] == "1"
 
 
 def test_half_of_the_main_process_imports_no_orcheo() -> None:

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from orcheo.runtime.credentials import CredentialReferenceNotFoundError
-from orcheo_backend.app.dependencies import get_vault
+from orcheo_backend.app.dependencies import get_repository, get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 
 from tests.databases import Database
@@ -90,6 +90,7 @@ def test_sys_exit_in_a_workflow_fails_its_run_alone(orcheo_here: Database) -> No
         loop.call(executor.execute(run))
     assert history(orcheo_here, run)[0]["status"] == "error"
     loop.call(opening.__aexit__(None, None, None))
+    loop.call(get_repository().close())
 
 
 def test_archived_workflow_is_rejected_without_history(orcheo_here: Database) -> None:

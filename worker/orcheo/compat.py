@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from shared.errors import SettingsError
@@ -47,6 +48,7 @@ try:
     from langgraph.graph import StateGraph
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.postgres.aio import AsyncPostgresStore
+    from langsmith import tracing_context
     from orcheo.config import get_settings
     from orcheo.graph.builder import build_graph
     from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
@@ -117,6 +119,7 @@ __all__ = [
     "normalize_json_mapping",
     "serializable_metadata",
     "split_subgraph_update",
+    "untraced",
     "write_indexes",
 ]
 
@@ -143,6 +146,7 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
     (load_enabled_plugins, (), {}),
+    (tracing_context, (), {"enabled": False}),
     (create_repository, (_ANY,) * 3, {}),
     (create_vault, (_ANY,), {}),
     (get_vault, (), {}),
@@ -256,6 +260,11 @@ def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
         execution_timeout_seconds=None,
         **named,
     )
+
+
+def untraced() -> AbstractContextManager[None]:
+    """Keep what is executed within the block from LangSmith."""
+    return tracing_context(enabled=False)
 
 
 _CONNECTION_DEFAULTS: Mapping[str, Any] = {

@@ -14,11 +14,13 @@ from shared.cron import CronReport
 from shared.logs import describe, log
 from worker.books.workflows import Provided
 from worker.executor import Run, Stopped
+from worker.orcheo.built_in import Saver
 from worker.orcheo.compat import (
     CredentialAccessContext,
     CredentialResolver,
     RunnableConfigModel,
     build_initial_state,
+    check_calls,
     close_browser_sessions_for_scope,
     credential_resolution,
     encode_step_namespace,
@@ -29,8 +31,8 @@ from worker.orcheo.cron import OrcheoCron
 from worker.orcheo.history import History
 from worker.orcheo.opening import find
 from worker.orcheo.outbox import NotWrittenError, Outbox
-from worker.orcheo.rehearsal import Saver
 from worker.orcheo.services import Attached, Found, Services, attach, prepare
+from worker.orcheo.warming import warm_up
 from worker.orcheo.workflow import Loaded, Version
 from worker.orcheo.workspace import within_workspace
 from worker.runner.error_text import error_text
@@ -55,8 +57,13 @@ class OrcheoExecutor:
         self._cron = OrcheoCron()
 
     def prepare(self) -> None:
-        """Load what is the same in all runners, once, before they are forked; it opens nothing and starts no thread."""
+        """Load what is the same in all runners, once, before they are forked; it opens nothing and starts no thread.
+
+        Raises `SettingsError` where Orcheo's settings are wrong or its release does not fit.
+        """
+        check_calls()
         prepare()
+        warm_up(self._perform)
 
     async def open(self) -> bytes:
         """Create tables, execute the built-in workflow, and return what `attach` wants to know; see `find`.

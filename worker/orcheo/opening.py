@@ -14,13 +14,13 @@ from shared.logs import log
 from shared.redaction import redact
 from worker.books.postgres import Pool, may_pass, open_pool
 from worker.executor import Run
+from worker.orcheo.built_in import MakeSaver
 from worker.orcheo.compat import (
     AsyncPostgresSaver,
     AsyncPostgresStore,
     BaseCredentialVault,
     JsonPlusSerializer,
     RunHistoryStore,
-    check_calls,
     create_repository,
     create_vault,
     ensure_credential_service,
@@ -29,7 +29,7 @@ from worker.orcheo.compat import (
 )
 from worker.orcheo.outbox import Outbox
 from worker.orcheo.postgres import make_opening_pool
-from worker.orcheo.rehearsal import MakeSaver, rehearse
+from worker.orcheo.rehearsal import rehearse
 from worker.orcheo.releases import untested
 from worker.orcheo.schema import create_tables
 from worker.orcheo.services import Found, Services, postgres_dsn
@@ -45,7 +45,6 @@ async def find(perform: Perform) -> Found:
     All that it opens is closed at its end. Raises `SettingsError` where Orcheo's settings are wrong or its release
     does not fit, and `DatabaseError` where Postgres cannot be reached or its tables do not fit.
     """
-    check_calls()
     if (outside := untested()) is not None:
         log.warning("releases_untested", releases=outside)
     dsn = postgres_dsn()

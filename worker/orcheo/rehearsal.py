@@ -1,62 +1,36 @@
-"""A built-in workflow, executed twice before a worker is ready: by the very code that executes runs.
+"""The built-in workflow on the tables of this database, before a worker is ready: what a run leaves can be stored.
 
-Twice, because the second build of a graph goes another way than the first. All that it writes is in transactions that
-are rolled back, so no row of it is ever visible, whatever becomes of the worker.
+All that it writes is in transactions that are rolled back, so no row of it is ever visible, whatever becomes of the
+worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from shared.errors import DatabaseError, SettingsError
+from shared.errors import DatabaseError
 from shared.ledger import Claim
-from shared.logs import describe
 from worker.books.group_commit import execute_rows
 from worker.books.postgres import Pool, may_pass
 from worker.books.rows import Rows
-from worker.executor import Run
+from worker.orcheo.built_in import Perform, Saver, play
 from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, AsyncPostgresSaver, SerializerProtocol, WorkflowVersion
+from worker.orcheo.compat import AsyncPostgresSaver, SerializerProtocol
 from worker.orcheo.outbox import Outbox
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import Clock
-from worker.orcheo.releases import REMEDY, installed
 from worker.orcheo.tables import said
-from worker.orcheo.workflow import Loaded, Version
-from worker.runner.payload import storable
 
 _SECONDS = 30.0
-_SOURCE = """
-from langgraph.graph import END, StateGraph
-from orcheo.graph.state import State
-from orcheo.nodes.logic import SetVariableNode
-
-def build():
-    graph = StateGraph(State)
-    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables={"said": "{{inputs.line}}"}))
-    graph.set_entry_point("rehearsal")
-    graph.add_edge("rehearsal", END)
-    return graph
-"""
-_LINE = "ready"
 _TRACES = {"records", "changes", "steps"}
-
-type Saver = RunSaver | OwnSaver
-type MakeSaver = Callable[[str, Outbox], Saver]
-"""Makes the checkpointer of the run with this id."""
-type Perform = Callable[[Run, Loaded, Outbox, MakeSaver], Awaitable[Mapping[str, Any] | None]]
-"""Executes a run with this outbox and such a checkpointer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +59,6 @@ async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, 
         # LangGraph's saver writes when it likes, between the statements of the group commit.
         of_saver = await stack.enter_async_context(_rolled_back(pool)) if own_saver else connection
         clock = await _clock(connection)
-        version = Version(_built_in())
         outside = _Recording(connection)
         savers: list[Saver] = []
 
@@ -94,12 +67,7 @@ async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, 
             savers.append(saver)
             return saver
 
-        for build in ("first", "second"):
-            run = _run(version)
-            outbox = Outbox(outside, run.claim)
-            output = await _perform(perform, run, Loaded(version, False, False, clock), outbox, make_saver, build)
-            _check_output(output, build)
-            await outside.close()
+        await play(perform, outside, make_saver, clock)
         _raise_outage(outside.outage, *(saver.error for saver in savers if isinstance(saver, OwnSaver)))
         refused = outside.refused
         for saver in savers:
@@ -108,34 +76,6 @@ async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, 
             elif refused.checkpoints is None:
                 refused = Refused(await _compare(saver, AsyncPostgresSaver(connection, serde=serde)), refused.traces)
         return refused
-
-
-async def _perform(
-    perform: Perform,
-    run: Run,
-    loaded: Loaded,
-    outbox: Outbox,
-    make_saver: MakeSaver,
-    build: str,
-) -> Mapping[str, Any] | None:
-    try:
-        return await perform(run, loaded, outbox, make_saver)
-    except Exception as error:
-        if may_pass(error):
-            raise
-        told = describe(error)
-        where = f"{told['error']} at {told.get('at', '?')}"
-        raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
-
-
-def _check_output(output: Mapping[str, Any] | None, build: str) -> None:
-    stored = json.loads(json.dumps(storable(dict(output or {})), allow_nan=False))
-    try:
-        line = stored["final_state"]["node_results"]["rehearsal"]["said"]
-    except (KeyError, TypeError):
-        line = None
-    if line != _LINE:
-        raise SettingsError(f"the built-in workflow returned a wrong output, {build} build {_releases()}")
 
 
 async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None:
@@ -229,28 +169,5 @@ async def _clock(connection: AsyncConnection[DictRow]) -> Clock:
     return Clock(row["now"], time.monotonic())
 
 
-def _built_in() -> WorkflowVersion:
-    graph = {"format": LANGGRAPH_SCRIPT_FORMAT, "source": _SOURCE, "entrypoint": "build"}
-    return WorkflowVersion.model_construct(id=uuid4(), workflow_id=uuid4(), graph=graph, runnable_config=None)
-
-
-def _run(version: Version) -> Run:
-    return Run(
-        run_id=str(uuid4()),
-        fence=1,
-        attempt=1,
-        workflow_id=str(version.stored.workflow_id),
-        workflow_version_id=str(version.stored.id),
-        workspace_id=str(uuid4()),
-        triggered_by="rehearsal",
-        inputs={"line": _LINE},
-        runnable_config={},
-    )
-
-
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said(error)}" if isinstance(error, psycopg.Error) else type(error).__name__
-
-
-def _releases() -> str:
-    return f"({', '.join(str(release) for release in installed())}): {REMEDY}"

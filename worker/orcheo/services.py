@@ -11,6 +11,7 @@ from shared.errors import SettingsError
 from shared.logs import log
 from shared.redaction import redact
 from worker.books.postgres import Pool
+from worker.orcheo.built_in import MakeSaver
 from worker.orcheo.checkpoints import RunSaver
 from worker.orcheo.compat import (
     AsyncPostgresStore,
@@ -21,7 +22,6 @@ from worker.orcheo.compat import (
 )
 from worker.orcheo.own_saver import OwnSaver
 from worker.orcheo.postgres import make_lazy_pool
-from worker.orcheo.rehearsal import MakeSaver
 from worker.orcheo.vault import LazyVault
 from worker.orcheo.workflow import Versions
 
