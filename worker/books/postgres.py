@@ -33,6 +33,7 @@ CONNECTION: Mapping[str, Any] = {
 
 _CHECKOUT_SECONDS = 30.0
 _OUTAGE_SECONDS = 30.0
+_IDLE_SECONDS = 60.0
 _SUSPECT_SECONDS = 60.0
 
 _STATEMENT_MILLISECONDS = 300_000
@@ -132,6 +133,7 @@ def make_pool[P: Pool](
         configure=prepare,
         check=_check_writable,
         timeout=_CHECKOUT_SECONDS,
+        max_idle=_IDLE_SECONDS,
         name=name,
         open=False,
     )

@@ -23,6 +23,8 @@ from worker.orcheo.services import Services
 from worker.orcheo.vault import LazyVault
 from worker.orcheo.workflow import Loaded
 
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
 type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, Any] | None]]
 
 
@@ -50,7 +52,7 @@ async def _warm_up(perform: Perform) -> None:
     ) -> Awaitable[Mapping[str, Any] | None]:
         return perform(Services(store, vault, make_saver), run, loaded, outbox)
 
-    await play(without_database, _Nowhere(), make_saver, Clock(datetime.now(UTC), time.monotonic()))
+    await play(without_database, _Nowhere(), make_saver, Clock(_ANY_TIME, time.monotonic()))
 
 
 class _Nowhere:
