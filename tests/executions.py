@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+from orcheo.config import get_settings
 from orcheo.graph.ingestion import ingest_langgraph_script
 from orcheo.models.workflow_entities import WorkflowDraftAccess
-from orcheo_backend.app.dependencies import get_repository
+from orcheo_backend.app.dependencies import get_repository, get_vault
 
 from tests.databases import Database
+from tests.local_outside import LocalExecutor, opened
 from tests.runs import everything, one
 from worker.executor import Run
-from worker.orcheo.executor import OrcheoExecutor
 
 WORKSPACE = str(uuid4())
 SIGNAL_SECONDS = 20.0
 _ACTS = Path(__file__).parent / "acceptance" / "workflows" / "acts.py"
 
-Scenario = Callable[[OrcheoExecutor], Awaitable[None]]
+Scenario = Callable[[LocalExecutor], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,13 @@ def play(scenario: Scenario) -> None:
     """Run a scenario with an open executor, and signals of its own."""
 
     async def play_and_close() -> None:
-        executor = OrcheoExecutor()
-        await executor.open()
         try:
-            await scenario(executor)
+            async with opened(str(get_settings().postgres_dsn)) as executor:
+                await scenario(executor)
         finally:
-            await executor.close()
-            # Of this module's repository: the executor needs none.
+            # Of this process: the executor needs no repository, and makes a vault only for credentials.
             await cast("Any", get_repository()).close()
+            await asyncio.to_thread(cast("Any", get_vault()).close)
 
     _current.append(Signals())
     try:
@@ -69,7 +69,9 @@ def play(scenario: Scenario) -> None:
         _current.pop()
 
 
-async def new_run(act: str, *, inputs: dict[str, Any] | None = None, workspace_id: str = WORKSPACE) -> Run:
+async def new_run(
+    act: str, *, inputs: dict[str, Any] | None = None, workspace_id: str = WORKSPACE, script: Path = _ACTS
+) -> Run:
     """Return a run of a new workflow of one node, made as Orcheo's upload makes it; `act` is its entrypoint."""
     repository = get_repository()
     workflow = await repository.create_workflow(
@@ -83,7 +85,7 @@ async def new_run(act: str, *, inputs: dict[str, Any] | None = None, workspace_i
     )
     version = await repository.create_version(
         workflow.id,
-        graph=ingest_langgraph_script(_ACTS.read_text(), entrypoint=act),
+        graph=ingest_langgraph_script(script.read_text(), entrypoint=act),
         metadata={},
         notes=None,
         created_by="test",

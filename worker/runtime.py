@@ -179,11 +179,11 @@ def _leave_be() -> None:
     """Do nothing."""
 
 
-def _make_books(settings: Settings) -> BookKeeper:
+def _make_books(settings: Settings, running: Callable[[], int]) -> BookKeeper:
     # Imported by workers alone whose executor wants it.
     from worker.books.books import Books
 
-    return Books(settings.postgres_dsn.get_secret_value())
+    return Books(settings.postgres_dsn.get_secret_value(), running=running)
 
 
 def start_runtime(settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> Runtime:

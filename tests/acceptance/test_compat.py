@@ -15,14 +15,17 @@ from orcheo_backend.app.dependencies import get_repository
 from ops.real.child import free_port
 from ops.real.orcheo_environment import orcheo_environment
 from shared.errors import SchemaError
+from shared.ledger import Claim
 from shared.probe import READY, ask
 from tests.changed_libraries import AT_START, changing, hidden
 from tests.databases import Database
 from tests.executions import another, history, new_run, play
+from tests.local_outside import LocalExecutor
 from tests.processes import Process, Stack, until
 from tests.runs import all_ended, everything, execute, insert_runs, statuses
 from worker.failing import STREAK_RUNS
 from worker.orcheo.executor import OrcheoExecutor
+from worker.orcheo.outbox import Outbox
 from worker.orcheo.own_saver import OwnSaver
 
 # All that a worker may need to say what is wrong, the import of Orcheo on a busy machine included.
@@ -280,7 +283,7 @@ def test_what_cannot_be_stored_is_left_out(
 ) -> None:
     execute(orcheo_here, change)
 
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         for each in (run, another(run)):
             output = await executor.execute(each)
@@ -326,8 +329,11 @@ def test_rows_that_langgraph_reads_otherwise_are_left_to_its_own_saver(
     # As a release would that keeps its values elsewhere.
     monkeypatch.setattr(AsyncPostgresSaver, "_load_blobs", lambda *_: {})
 
-    async def scenario(executor: OrcheoExecutor) -> None:
-        assert isinstance(executor._opened().make_saver("a run"), OwnSaver)
+    async def scenario(executor: LocalExecutor) -> None:
+        attached = executor.inner._attached
+        assert attached is not None
+        outbox = Outbox(executor.outside, Claim("a run", 1))
+        assert isinstance(attached.services.make_saver("a run", outbox), OwnSaver)
         output = await executor.execute(await new_run("greet"))
         assert output is not None
         assert "greeting" in output["final_state"]["node_results"]["start"]
@@ -339,7 +345,7 @@ def test_rows_that_langgraph_reads_otherwise_are_left_to_its_own_saver(
 def test_built_in_workflow_leaves_no_rows(orcheo_here: Database, migration: int) -> None:
     execute(orcheo_here, "INSERT INTO checkpoint_migrations VALUES (%s) ON CONFLICT DO NOTHING", migration)
 
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         with psycopg.connect(orcheo_here.dsn) as connection:
             for table in _TABLES:
                 assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)

@@ -10,12 +10,13 @@ from uuid import uuid4
 
 import pytest
 from orcheo.runtime.credentials import CredentialReferenceNotFoundError
-from orcheo_backend.app.dependencies import get_vault
+from orcheo_backend.app.dependencies import get_repository, get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 from worker.loop import EventLoop
 
 from tests.databases import Database
 from tests.executions import WORKSPACE, another, history, new_run, play
+from tests.local_outside import LocalExecutor, opened
 from tests.runs import everything, execute
 from worker.executor import RunRejectedError, load_executor
 from worker.orcheo.executor import OrcheoExecutor
@@ -27,7 +28,7 @@ def test_name_orcheo_in_the_settings_stands_for_this_executor() -> None:
 
 
 def test_credential_of_the_workspace_is_resolved_and_another_one_is_not(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         vault = get_vault()
         arguments: dict[str, Any] = {"name": "door_key", "provider": "door", "scopes": [], "actor": "test"}
         create = partial(vault.create_credential, **arguments)
@@ -46,7 +47,7 @@ def test_credential_of_the_workspace_is_resolved_and_another_one_is_not(orcheo_h
 
 
 def test_success_returns_final_state_and_writes_history(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet", inputs={"body": {"name": "Ada"}})
         output = await executor.execute(run)
         assert output is not None
@@ -66,7 +67,7 @@ def test_success_returns_final_state_and_writes_history(orcheo_here: Database) -
 
 
 def test_failing_node_raises_and_history_redacts_its_error(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("fail")
         with pytest.raises(ValueError, match="no luck"):
             await executor.execute(run)
@@ -82,17 +83,18 @@ def test_sys_exit_in_a_workflow_fails_its_run_alone(orcheo_here: Database) -> No
     # asyncio stops a loop at a SystemExit; the worker's starts again.
     loop = EventLoop(threads=8)
     loop.start()
-    executor = OrcheoExecutor()
-    loop.call(executor.open())
+    opening = opened(orcheo_here.dsn)
+    executor = loop.call(opening.__aenter__())
     run = loop.call(new_run("leave"))
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
         loop.call(executor.execute(run))
     assert history(orcheo_here, run)[0]["status"] == "error"
-    loop.call(executor.close())
+    loop.call(opening.__aexit__(None, None, None))
+    loop.call(get_repository().close())
 
 
 def test_archived_workflow_is_rejected_without_history(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         execute(orcheo_here, "UPDATE workflows SET is_archived = true WHERE id = %s", run.workflow_id)
         with pytest.raises(RunRejectedError, match=r"^Workflow is archived\.$"):
@@ -103,7 +105,7 @@ def test_archived_workflow_is_rejected_without_history(orcheo_here: Database) ->
 
 
 def test_missing_workflow_is_rejected(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         execute(orcheo_here, "DELETE FROM workflows WHERE id = %s", run.workflow_id)
         with pytest.raises(RunRejectedError, match=r"^Workflow is archived or unavailable\.$"):
@@ -113,7 +115,7 @@ def test_missing_workflow_is_rejected(orcheo_here: Database) -> None:
 
 
 def test_workflow_of_another_workspace_is_rejected(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet", workspace_id=str(uuid4()))
         with pytest.raises(RunRejectedError, match=r"^Workflow is archived or unavailable\.$"):
             await executor.execute(run)
@@ -122,7 +124,7 @@ def test_workflow_of_another_workspace_is_rejected(orcheo_here: Database) -> Non
 
 
 def test_missing_version_fails_the_run(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         execute(orcheo_here, "DELETE FROM workflow_versions WHERE id = %s", run.workflow_version_id)
         with pytest.raises(WorkflowVersionNotFoundError, match=run.workflow_version_id):
@@ -132,7 +134,7 @@ def test_missing_version_fails_the_run(orcheo_here: Database) -> None:
 
 
 def test_second_attempt_starts_from_the_inputs_and_continues_history(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet", inputs={"body": {"name": "Ada"}, "messages": [{"role": "user", "content": "hi"}]})
         first = storable(await executor.execute(run))
         second = storable(await executor.execute(replace(run, attempt=2)))
@@ -145,7 +147,7 @@ def test_second_attempt_starts_from_the_inputs_and_continues_history(orcheo_here
 
 
 def test_runs_of_one_version_share_no_node_state(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         first = await new_run("count")
         for run in (first, another(first)):
             output = await executor.execute(run)

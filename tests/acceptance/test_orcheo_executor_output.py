@@ -6,13 +6,13 @@ import json
 
 from tests.databases import Database
 from tests.executions import history, new_run, play
+from tests.local_outside import LocalExecutor
 from tests.runs import everything
-from worker.orcheo.executor import OrcheoExecutor
 from worker.runner.payload import storable
 
 
 def test_unstorable_output_leaves_history_whole(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("unstorable", inputs={"note": "x\x00y"})
         output = storable(await executor.execute(run))
         kept = {"nan": None, "text": "a\ufffdb\ufffd", "keys": {"1": None}}

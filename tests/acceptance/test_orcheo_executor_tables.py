@@ -16,30 +16,37 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from shared.ledger import Claim
 from tests.databases import Database
 from tests.executions import another, heard, history, new_run, play, signals, traced
+from tests.local_outside import LocalExecutor, LocalOutside
 from tests.runs import everything, execute, one
-from worker.books.group_commit import GroupCommit
+from worker.books.books import Books
 from worker.executor import RunRejectedError
 from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.executor import OrcheoExecutor
-from worker.orcheo.postgres import Pool, open_pool
+from worker.orcheo.outbox import NotWrittenError, Outbox
+from worker.orcheo.postgres import LazyPool, make_lazy_pool
 from worker.runner.payload import storable
 
 RUNS = 20
 
 
 @asynccontextmanager
-async def connected(database: Database) -> AsyncIterator[tuple[Pool, GroupCommit]]:
-    """Yield a pool and a group commit that somebody else's run takes part in."""
-    pool = await open_pool(database.dsn)
-    commit = GroupCommit(pool)
-    commit.running = 2
+async def connected(database: Database) -> AsyncIterator[tuple[LazyPool, LocalOutside]]:
+    """Yield the pool of a runner and its outside, whose books somebody else's run takes part in."""
+    books = Books(database.dsn, running=lambda: 2)
+    await books.open()
+    pool = make_lazy_pool(database.dsn)
     try:
-        yield pool, commit
-        await commit.close()
+        yield pool, LocalOutside(books)
     finally:
         await pool.close()
+        await books.close()
+
+
+def saver_of(run_id: str, pool: LazyPool, outside: LocalOutside) -> RunSaver:
+    """Return the checkpointer of a run."""
+    return RunSaver(pool, Outbox(outside, Claim(run_id, 1)), run_id, JsonPlusSerializer())
 
 
 async def put(saver: RunSaver, config: RunnableConfig, **values: Any) -> RunnableConfig:
@@ -65,9 +72,9 @@ def on_loop(scenario: Callable[[], Awaitable[None]]) -> None:
 
 def test_langgraph_reads_the_same_checkpoint_as_the_run_that_wrote_it(orcheo_here: Database) -> None:
     async def scenario() -> None:
-        async with connected(orcheo_here) as (pool, commit):
+        async with connected(orcheo_here) as (pool, outside):
             run_id = str(uuid4())
-            saver = RunSaver(pool, commit, run_id, JsonPlusSerializer())
+            saver = saver_of(run_id, pool, outside)
             values = {"text": "\u00e9 'x'", "none": None, "count": 2, "messages": [HumanMessage("hi", id="1")]}
             first = await put(saver, thread(run_id), **values, nested={"a": (1, {2})})
             await put(saver, thread(run_id, "inner:1"), **values)
@@ -96,12 +103,13 @@ def test_langgraph_reads_the_same_checkpoint_as_the_run_that_wrote_it(orcheo_her
 
 def test_rows_that_postgres_refuses_cost_their_own_run_alone(orcheo_here: Database) -> None:
     async def scenario() -> None:
-        async with connected(orcheo_here) as (pool, commit):
-            savers = {name: RunSaver(pool, commit, name, JsonPlusSerializer()) for name in ("one", "bad", "two")}
+        async with connected(orcheo_here) as (pool, outside):
+            savers = {name: saver_of(name, pool, outside) for name in ("one", "bad", "two")}
             for name, saver in savers.items():
                 await put(saver, thread(name), text="x\x00y" if name == "bad" else "x")
-            with pytest.raises(psycopg.DataError):
+            with pytest.raises(NotWrittenError) as refused:
                 await savers["bad"].saved()
+            assert issubclass(getattr(psycopg.errors, refused.value.kind), psycopg.DataError)
             await savers["one"].saved()
             await savers["two"].saved()
             written = everything(orcheo_here, "SELECT thread_id FROM checkpoints ORDER BY thread_id")
@@ -111,7 +119,7 @@ def test_rows_that_postgres_refuses_cost_their_own_run_alone(orcheo_here: Databa
 
 
 def test_runs_that_end_together_are_written_together(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         first = await new_run("wait")
         executions = [asyncio.create_task(executor.execute(another(first))) for _ in range(RUNS)]
         await heard(signals().waiting, RUNS)
@@ -127,7 +135,7 @@ def test_runs_that_end_together_are_written_together(orcheo_here: Database) -> N
 
 
 def test_trace_is_seen_while_its_run_waits(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
@@ -141,7 +149,7 @@ def test_trace_is_seen_while_its_run_waits(orcheo_here: Database) -> None:
 
 
 def test_workflow_archived_since_its_version_was_read_is_rejected(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         await executor.execute(run)
         execute(orcheo_here, "UPDATE workflows SET is_archived = true WHERE id = %s", run.workflow_id)
@@ -156,7 +164,7 @@ def test_config_of_a_version_changed_since_it_was_read_is_used(orcheo_here: Data
     UPDATE workflow_versions SET payload = payload || '{"runnable_config": {"tags": ["new"]}}', updated_at = now()
     """
 
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet")
         await executor.execute(run)
         execute(orcheo_here, change)
@@ -170,7 +178,7 @@ def test_config_of_a_version_changed_since_it_was_read_is_used(orcheo_here: Data
 
 def test_run_whose_attempts_are_counted_anew_starts_from_the_inputs(orcheo_here: Database) -> None:
     # An operator's `requeue` counts from one again; what the run has checkpointed is there all the same.
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("greet", inputs={"body": {"name": "Ada"}, "messages": [{"role": "user", "content": "hi"}]})
         outputs = [storable(await executor.execute(run)) for _ in range(2)]
         assert [len(output["final_state"]["messages"]) for output in outputs] == [1, 1]

@@ -8,9 +8,9 @@ import pytest
 
 from tests.databases import Database
 from tests.executions import another, heard, history, new_run, play, signals, traced
+from tests.local_outside import LocalExecutor
 from tests.runs import execute, one
 from worker.executor import Stopped
-from worker.orcheo.executor import OrcheoExecutor
 from worker.orcheo.postgres import POOL_SIZE
 
 RUNS = 50
@@ -33,7 +33,7 @@ _DISCONNECT = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_O
 def test_stopped_run_stops_its_nodes_and_closes_its_history(
     orcheo_here: Database, stopped: Stopped, status: str, step: dict[str, str]
 ) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
@@ -49,7 +49,7 @@ def test_stopped_run_stops_its_nodes_and_closes_its_history(
 
 
 def test_run_that_lost_its_fence_stops_its_nodes_and_leaves_its_history(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)
@@ -65,7 +65,7 @@ def test_run_that_lost_its_fence_stops_its_nodes_and_leaves_its_history(orcheo_h
 
 
 def test_fifty_waiting_runs_hold_few_connections(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         first = await new_run("wait")
         executions = [asyncio.create_task(executor.execute(another(first))) for _ in range(RUNS)]
         await heard(signals().waiting, RUNS)
@@ -79,7 +79,7 @@ def test_fifty_waiting_runs_hold_few_connections(orcheo_here: Database) -> None:
 
 
 def test_run_outlasts_connections_that_the_server_closed(orcheo_here: Database) -> None:
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         run = await new_run("wait")
         execution = asyncio.create_task(executor.execute(run))
         await heard(signals().waiting)

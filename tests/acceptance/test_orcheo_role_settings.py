@@ -17,9 +17,9 @@ from psycopg import sql
 
 from tests.databases import Database
 from tests.executions import WORKSPACE, history, new_run, play
+from tests.local_outside import LocalExecutor
 from tests.runs import everything
 from tests.session_settings import ALL_AT_ONCE, SINCE, WORKS, give
-from worker.orcheo.executor import OrcheoExecutor
 
 _SETTINGS = {
     **{
@@ -71,7 +71,7 @@ def test_run_does_not_depend_on_what_sessions_begin_with(orcheo_here: Database, 
     # Made anew, as in a worker: by the executor, on the role's connections.
     dependencies.set_vault(None)
 
-    async def scenario(executor: OrcheoExecutor) -> None:
+    async def scenario(executor: LocalExecutor) -> None:
         greeting, unlocking = await new_run("greet", inputs={"body": {"name": "Ada"}}), await new_run("unlock")
         greeted, unlocked = await asyncio.gather(executor.execute(greeting), executor.execute(unlocking))
         assert greeted is not None

@@ -6,15 +6,15 @@ The idea is that of group commit: D. DeWitt et al., *Implementation Techniques f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from worker.books.postgres import may_pass, outlast_outage
 from worker.books.rows import Rows
-from worker.orcheo.postgres import may_pass, outlast_outage
 
 SOON_SECONDS = 0.1
 """How long rows wait at most that nobody waits for: a trace is seen while its run is under way."""
@@ -114,13 +114,13 @@ class GroupCommit:
     each is written by itself, so that no run pays for another's rows. It holds a connection for a statement.
     """
 
-    def __init__(self, pool: Connections) -> None:
+    def __init__(self, pool: Connections, *, running: Callable[[], int]) -> None:
         self._pool = pool
+        self._running = running
+        """How many runs are under way: nobody lingers for others where there are none."""
         self._queued: list[Unit] = []
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
-        self.running = 0
-        """Runs under way: nobody lingers for others where there are none."""
 
     def add(self, unit: Unit) -> None:
         """Write the unit soon."""
@@ -136,7 +136,7 @@ class GroupCommit:
 
     def hasten(self) -> None:
         """Write all that is queued now, or as soon as some rows of other runs have come together with it."""
-        self._write_within(LINGER_SECONDS if self.running > 1 else 0)
+        self._write_within(LINGER_SECONDS if self._running() > 1 else 0)
 
     async def close(self) -> None:
         """Write what is queued."""

@@ -12,7 +12,8 @@ from typing import Any, cast
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow
 
-from worker.books.group_commit import GroupCommit, Unit
+from worker.books.group_commit import Unit
+from worker.books.postgres import Pool, outlast_outage
 from worker.books.rows import Rows
 from worker.orcheo.compat import (
     AsyncPostgresSaver,
@@ -27,7 +28,7 @@ from worker.orcheo.compat import (
     serializable_metadata,
     write_indexes,
 )
-from worker.orcheo.postgres import Pool, outlast_outage
+from worker.orcheo.outbox import Outbox
 
 _Key = tuple[str, str]
 """A namespace, and the id of a checkpoint in it."""
@@ -70,15 +71,15 @@ class _Unsaved(Unit):
 class RunSaver(AsyncPostgresSaver):
     """The checkpointer of one run, whose thread has no checkpoint in the tables as the run begins.
 
-    It knows all checkpoints of the run, so it reads none. What it is given is written by the group commit:
+    It knows all checkpoints of the run, so it reads none. What it is given goes into the outbox:
     `saved` says when. Whatever else LangGraph asks of it, LangGraph's own statements answer, when all is written.
     """
 
     def __init__(
-        self, pool: Pool | AsyncConnection[DictRow], commit: GroupCommit, run_id: str, serde: SerializerProtocol
+        self, pool: Pool | AsyncConnection[DictRow], outbox: Outbox, run_id: str, serde: SerializerProtocol
     ) -> None:
         super().__init__(pool, serde=serde)
-        self._commit = commit
+        self._outbox = outbox
         self._thread = run_id
         self._checkpoints: dict[_Key, _Saved] = {}
         self._latest: dict[str, str] = {}
@@ -91,9 +92,9 @@ class RunSaver(AsyncPostgresSaver):
         return {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
 
     async def saved(self) -> None:
-        """Wait until the tables hold what it was given. Raises what Postgres raised."""
+        """Wait until the tables hold what it was given. Raises `NotWrittenError` where they do not."""
         while self._units:
-            self._commit.hasten()
+            self._outbox.hasten()
             error = await asyncio.shield(self._units[0].written)
             if error is not None:
                 raise error
@@ -102,7 +103,7 @@ class RunSaver(AsyncPostgresSaver):
     def abandon(self) -> None:
         """Write nothing more, not even what was not written yet."""
         for unit in self._units:
-            self._commit.drop(unit)
+            self._outbox.drop(unit)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint of `config`."""
@@ -191,7 +192,7 @@ class RunSaver(AsyncPostgresSaver):
     def _growing(self) -> _Unsaved:
         if not self._units or self._units[-1].sealed:
             self._units.append(_Unsaved(self))
-            self._commit.add(self._units[-1])
+            self._outbox.add(self._units[-1])
         return self._units[-1]
 
     def _tuple(self, key: _Key) -> CheckpointTuple:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from shared.errors import SettingsError
@@ -47,6 +48,7 @@ try:
     from langgraph.graph import StateGraph
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.postgres.aio import AsyncPostgresStore
+    from langsmith import tracing_context
     from orcheo.config import get_settings
     from orcheo.graph.builder import build_graph
     from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
@@ -60,11 +62,11 @@ try:
     from orcheo.triggers.cron import CronTriggerConfig, CronTriggerState
     from orcheo.vault import BaseCredentialVault
     from orcheo.vault.oauth import CredentialHealthError
-    from orcheo_backend.app.dependencies import get_history_store, get_repository, get_vault
+    from orcheo_backend.app.dependencies import get_vault
     from orcheo_backend.app.errors import WorkspaceQuotaExceededError
     from orcheo_backend.app.history import RunHistoryStore
     from orcheo_backend.app.history.serialization import normalize_json_mapping
-    from orcheo_backend.app.providers import ensure_credential_service
+    from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
     from orcheo_backend.app.repository import WorkflowNotFoundError, WorkflowVersionNotFoundError
     from orcheo_backend.app.repository_postgres import PostgresWorkflowRepository
 except Exception as _error:
@@ -101,12 +103,12 @@ __all__ = [
     "check_calls",
     "close_browser_sessions_for_scope",
     "connection_kwargs",
+    "create_repository",
+    "create_vault",
     "credential_resolution",
     "encode_step_namespace",
     "ensure_credential_service",
     "get_checkpoint_id",
-    "get_history_store",
-    "get_repository",
     "get_settings",
     "get_vault",
     "group_commit_lacks",
@@ -117,6 +119,7 @@ __all__ = [
     "normalize_json_mapping",
     "serializable_metadata",
     "split_subgraph_update",
+    "untraced",
     "write_indexes",
 ]
 
@@ -143,9 +146,10 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
     (load_enabled_plugins, (), {}),
-    (get_repository, (), {}),
+    (tracing_context, (), {"enabled": False}),
+    (create_repository, (_ANY,) * 3, {}),
+    (create_vault, (_ANY,), {}),
     (get_vault, (), {}),
-    (get_history_store, (), {}),
     (BaseCredentialVault.list_all_credentials, (_ANY,), {"workspace_id": _ANY}),
     (RunHistoryStore.list_histories, (_ANY, _ANY), {"limit": _ANY}),
     (StateGraph.compile, (_ANY,), {"checkpointer": _ANY, "store": _ANY}),
@@ -256,6 +260,11 @@ def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
         execution_timeout_seconds=None,
         **named,
     )
+
+
+def untraced() -> AbstractContextManager[None]:
+    """Keep what is executed within the block from LangSmith."""
+    return tracing_context(enabled=False)
 
 
 _CONNECTION_DEFAULTS: Mapping[str, Any] = {

@@ -15,8 +15,8 @@ from psycopg.rows import DictRow, dict_row
 
 from shared import session
 from shared.database import CONNECT_TIMEOUT_SECONDS
+from worker.books.postgres import prepare_session
 from worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
-from worker.orcheo.postgres import prepare_session
 
 type Connection = AsyncConnection[DictRow]
 

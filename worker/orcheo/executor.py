@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -13,12 +12,15 @@ from uuid import UUID
 
 from shared.cron import CronReport
 from shared.logs import describe, log
+from worker.books.workflows import Provided
 from worker.executor import Run, Stopped
+from worker.orcheo.built_in import Saver
 from worker.orcheo.compat import (
     CredentialAccessContext,
     CredentialResolver,
     RunnableConfigModel,
     build_initial_state,
+    check_calls,
     close_browser_sessions_for_scope,
     credential_resolution,
     encode_step_namespace,
@@ -27,11 +29,14 @@ from worker.orcheo.compat import (
 )
 from worker.orcheo.cron import OrcheoCron
 from worker.orcheo.history import History
-from worker.orcheo.rehearsal import Saver
-from worker.orcheo.services import Services, open_services
+from worker.orcheo.opening import find
+from worker.orcheo.outbox import NotWrittenError, Outbox
+from worker.orcheo.services import Attached, Found, Services, attach, prepare
+from worker.orcheo.warming import warm_up
 from worker.orcheo.workflow import Loaded, Version
 from worker.orcheo.workspace import within_workspace
 from worker.runner.error_text import error_text
+from worker.runner.outside import Outside
 
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"
@@ -46,20 +51,30 @@ class OrcheoExecutor:
     """
 
     def __init__(self) -> None:
-        self._services: Services | None = None
+        self._outside: Outside | None = None
+        self._attached: Attached | None = None
         self._closings: set[asyncio.Task[None]] = set()
         self._cron = OrcheoCron()
 
-    async def open(self) -> None:
-        """Open what all runs share, and execute the built-in workflow; see `open_services`.
+    def prepare(self) -> None:
+        """Load what is the same in all runners, once, before they are forked; it opens nothing and starts no thread.
 
-        Call it on the loop that all runs share.
+        Raises `SettingsError` where Orcheo's settings are wrong or its release does not fit.
         """
-        self._services = await open_services(self._perform)
-        # Orcheo's imports leave 400 thousand objects that live as long as the process. Looked through in each full
-        # collection, they were a quarter of what a short run cost.
-        gc.collect()
-        gc.freeze()
+        check_calls()
+        prepare()
+        warm_up(self._perform)
+
+    async def open(self) -> bytes:
+        """Create tables, execute the built-in workflow, and return what `attach` wants to know; see `find`.
+
+        To be called in one runner of a worker, before any other. It leaves no connection.
+        """
+        return (await find(self._perform)).encode()
+
+    async def attach(self, outside: Outside, found: bytes) -> None:
+        """Get ready to execute runs on the loop that this is called on, without a connection to anything."""
+        self._outside, self._attached = outside, attach(Found.decode(found))
 
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
         """Execute `run` and return its output; see `Executor`.
@@ -67,27 +82,29 @@ class OrcheoExecutor:
         Its trace is closed on every way out, even where the run is cancelled. Only where the fence is lost it
         is left as it is: it is the new holder's.
         """
-        services = self._opened()
-        services.commit.running += 1
+        if self._outside is None or self._attached is None:
+            raise RuntimeError("the executor is not attached")
+        provided = self._outside.provided(run.claim)
+        if provided is None:
+            raise RuntimeError("nothing was provided for this run")
+        loaded = await self._attached.versions.load(run, Provided.decode(provided))
+        outbox = Outbox(self._outside, run.claim)
         try:
-            return await self._execute(services, run)
+            return await self._perform(self._attached.services, run, loaded, outbox)
         finally:
-            services.commit.running -= 1
+            outbox.close()
 
-    async def _execute(self, services: Services, run: Run) -> Mapping[str, Any] | None:
-        return await self._perform(services, run, await services.workflows.load(run))
-
-    async def _perform(self, services: Services, run: Run, loaded: Loaded) -> Mapping[str, Any] | None:
+    async def _perform(self, services: Services, run: Run, loaded: Loaded, outbox: Outbox) -> Mapping[str, Any] | None:
         version = loaded.version.stored
         # From a copy: the version is that of other runs too, and nodes may change what is in their config.
         config = within_workspace(
             merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None),
             run.workspace_id,
         )
-        history = History(services.commit, run, loaded.clock)
+        history = History(outbox, run, loaded.clock)
         if not loaded.has_history:
             history.start(str(version.workflow_id), config)
-        saver = services.make_saver(run.run_id)
+        saver = services.make_saver(run.run_id, outbox)
         try:
             if loaded.has_checkpoints:
                 # What an earlier attempt has checkpointed would be merged into the state of this one.
@@ -118,17 +135,13 @@ class OrcheoExecutor:
         return await self._cron.dispatch()
 
     async def close(self) -> None:
-        """Finish the traces that are being closed, then disconnect; Orcheo's own pools cannot be opened again."""
-        services, self._services = self._opened(), None
+        """Finish what is being closed, then disconnect from whatever nodes have connected to."""
+        attached, self._attached = self._attached, None
+        if attached is None:
+            return
         await asyncio.gather(*self._closings)
-        await services.commit.close()
-        await asyncio.to_thread(cast("Any", services.vault).close)
-        await services.pool.close()
-
-    def _opened(self) -> Services:
-        if self._services is None:
-            raise RuntimeError("the executor is not open")
-        return self._services
+        await asyncio.to_thread(attached.vault.close_made)
+        await attached.pool.close()
 
     async def _close_browsers(self, run: Run) -> None:
         closing = asyncio.create_task(_close_browsers(run.run_id))
@@ -163,8 +176,9 @@ async def _save(run: Run, saver: Saver, history: History) -> None:
     try:
         await saver.saved()
     except Exception as error:  # noqa: BLE001 - as above
-        log.warning("checkpoint_not_written", run_id=run.run_id, **describe(error))
-        await _see_through(run, history.checkpoint_lost(type(error).__name__))
+        told = {"error": error.kind} if isinstance(error, NotWrittenError) else describe(error)
+        log.warning("checkpoint_not_written", run_id=run.run_id, **told)
+        await _see_through(run, history.checkpoint_lost(told["error"]))
 
 
 async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: asyncio.CancelledError) -> None:

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 from shared.logs import describe, log
-from worker.books.group_commit import GroupCommit, Unit
+from worker.books.group_commit import Unit
 from worker.books.rows import Rows
 from worker.executor import Run
 from worker.orcheo.compat import RunnableConfigModel, normalize_json_mapping
+from worker.orcheo.outbox import NotWrittenError, Outbox
 from worker.orcheo.postgres import Clock
 from worker.runner.payload import storable, storable_text
 
@@ -51,8 +52,8 @@ class History:
     never costs a run its result. A step may be there twice where Postgres died between its commit and its answer.
     """
 
-    def __init__(self, commit: GroupCommit, run: Run, clock: Clock) -> None:
-        self._commit = commit
+    def __init__(self, outbox: Outbox, run: Run, clock: Clock) -> None:
+        self._outbox = outbox
         self._run = run
         self._clock = clock
         self._run_id = json.dumps(run.run_id)
@@ -80,7 +81,7 @@ class History:
         """Append one update of the graph; it waits where many are not written yet."""
         events = self._append("step", _storable_step(update))
         if len(events.steps) >= _MAX_UNWRITTEN_STEPS:
-            self._commit.hasten()
+            self._outbox.hasten()
             await asyncio.shield(events.written)
 
     def completed(self) -> asyncio.Future[Any]:
@@ -101,19 +102,19 @@ class History:
         """Say, after the end, that the run's checkpoint could not be stored: an error of this class."""
         reason = f"The checkpoint of this run could not be stored: {error}."
         events = self._append("checkpoint", {"checkpoint": {"status": "error", "error": reason}})
-        self._commit.hasten()
+        self._outbox.hasten()
         return events.written
 
     def abandon(self) -> None:
         """Write nothing more, not even what was not written yet."""
         if self._events is not None:
-            self._commit.drop(self._events)
+            self._outbox.drop(self._events)
 
     def _close(self, what: str, status: str, error: str | None, step: Mapping[str, Any]) -> asyncio.Future[Any]:
         """Append the last step, end the record and return when that is written, whether or not anybody waits."""
         events = self._append(what, step)
         events.end = {"status": status, "completed_at": events.last_at, "error": error}
-        self._commit.hasten()
+        self._outbox.hasten()
         return events.written
 
     def _append(self, what: str, step: Any) -> _Events:
@@ -126,7 +127,7 @@ class History:
         if self._events is None or self._events.sealed:
             self._events = _Events(self._run.run_id)
             self._events.written.add_done_callback(partial(self._log_failure, self._events))
-            self._commit.add(self._events)
+            self._outbox.add(self._events)
         self._events.what = what
         self._events.last_at = self._clock.now().isoformat()
         return self._events, self._events.last_at
@@ -134,7 +135,8 @@ class History:
     def _log_failure(self, events: _Events, written: asyncio.Future[Exception | None]) -> None:
         error = written.result()
         if error is not None:
-            log.warning("history_not_written", run_id=self._run.run_id, what=events.what, **describe(error))
+            told = {"error": error.kind} if isinstance(error, NotWrittenError) else describe(error)
+            log.warning("history_not_written", run_id=self._run.run_id, what=events.what, **told)
 
 
 def _storable_step(update: Mapping[str, Any]) -> Any:

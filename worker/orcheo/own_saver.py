@@ -11,6 +11,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from worker.books.postgres import Pool, outlast_outage
 from worker.orcheo.compat import (
     AsyncPostgresSaver,
     ChannelVersions,
@@ -21,7 +22,6 @@ from worker.orcheo.compat import (
     RunnableConfig,
     SerializerProtocol,
 )
-from worker.orcheo.postgres import Pool, outlast_outage
 
 
 class OwnSaver(InMemorySaver):

@@ -1,57 +1,36 @@
-"""A built-in workflow, executed twice before a worker is ready: by the very code that executes runs.
+"""The built-in workflow on the tables of this database, before a worker is ready: what a run leaves can be stored.
 
-Twice, because the second build of a graph goes another way than the first. All that it writes is in transactions that
-are rolled back, so no row of it is ever visible, whatever becomes of the worker.
+All that it writes is in transactions that are rolled back, so no row of it is ever visible, whatever becomes of the
+worker.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from shared.errors import DatabaseError, SettingsError
-from shared.logs import describe
-from worker.books.group_commit import GroupCommit, Unit, execute_rows
+from shared.errors import DatabaseError
+from shared.ledger import Claim
+from worker.books.group_commit import execute_rows
+from worker.books.postgres import Pool, may_pass
 from worker.books.rows import Rows
-from worker.executor import Run
+from worker.orcheo.built_in import Perform, Saver, play
 from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, AsyncPostgresSaver, SerializerProtocol, WorkflowVersion
+from worker.orcheo.compat import AsyncPostgresSaver, SerializerProtocol
+from worker.orcheo.outbox import Outbox
 from worker.orcheo.own_saver import OwnSaver
-from worker.orcheo.postgres import Clock, Pool, may_pass
-from worker.orcheo.releases import REMEDY, installed
+from worker.orcheo.postgres import Clock
 from worker.orcheo.tables import said
-from worker.orcheo.workflow import Loaded, Version
-from worker.runner.payload import storable
 
 _SECONDS = 30.0
-_SOURCE = """
-from langgraph.graph import END, StateGraph
-from orcheo.graph.state import State
-from orcheo.nodes.logic import SetVariableNode
-
-def build():
-    graph = StateGraph(State)
-    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables={"said": "{{inputs.line}}"}))
-    graph.set_entry_point("rehearsal")
-    graph.add_edge("rehearsal", END)
-    return graph
-"""
-_LINE = "ready"
 _TRACES = {"records", "changes", "steps"}
-
-type Saver = RunSaver | OwnSaver
-type Perform = Callable[[Run, Loaded, GroupCommit, Callable[[str], Saver]], Awaitable[Mapping[str, Any] | None]]
-"""Executes a run with this group commit and these checkpointers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,56 +59,23 @@ async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, 
         # LangGraph's saver writes when it likes, between the statements of the group commit.
         of_saver = await stack.enter_async_context(_rolled_back(pool)) if own_saver else connection
         clock = await _clock(connection)
-        version = Version(_built_in(), clock.read)
-        commit = _Recording(connection)
+        outside = _Recording(connection)
         savers: list[Saver] = []
 
-        def make_saver(run_id: str) -> Saver:
-            saver = _Silent(of_saver, run_id, serde) if own_saver else RunSaver(connection, commit, run_id, serde)
+        def make_saver(run_id: str, outbox: Outbox) -> Saver:
+            saver = _Silent(of_saver, run_id, serde) if own_saver else RunSaver(connection, outbox, run_id, serde)
             savers.append(saver)
             return saver
 
-        for build in ("first", "second"):
-            run = _run(version)
-            output = await _perform(perform, run, Loaded(version, False, False, clock), commit, make_saver, build)
-            _check_output(output, build)
-            await commit.close()
-        _raise_outage(commit.outage, *(saver.error for saver in savers if isinstance(saver, OwnSaver)))
-        refused = commit.refused
+        await play(perform, outside, make_saver, clock)
+        _raise_outage(outside.outage, *(saver.error for saver in savers if isinstance(saver, OwnSaver)))
+        refused = outside.refused
         for saver in savers:
             if isinstance(saver, OwnSaver):
                 refused = Refused(_reason(saver.error) if saver.error else None, refused.traces)
             elif refused.checkpoints is None:
                 refused = Refused(await _compare(saver, AsyncPostgresSaver(connection, serde=serde)), refused.traces)
         return refused
-
-
-async def _perform(
-    perform: Perform,
-    run: Run,
-    loaded: Loaded,
-    commit: GroupCommit,
-    make_saver: Callable[[str], Saver],
-    build: str,
-) -> Mapping[str, Any] | None:
-    try:
-        return await perform(run, loaded, commit, make_saver)
-    except Exception as error:
-        if may_pass(error):
-            raise
-        told = describe(error)
-        where = f"{told['error']} at {told.get('at', '?')}"
-        raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
-
-
-def _check_output(output: Mapping[str, Any] | None, build: str) -> None:
-    stored = json.loads(json.dumps(storable(dict(output or {})), allow_nan=False))
-    try:
-        line = stored["final_state"]["node_results"]["rehearsal"]["said"]
-    except (KeyError, TypeError):
-        line = None
-    if line != _LINE:
-        raise SettingsError(f"the built-in workflow returned a wrong output, {build} build {_releases()}")
 
 
 async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None:
@@ -143,26 +89,41 @@ async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None
     return None if stored == remembered else "LangGraph does not read the checkpoint that was written"
 
 
-class _Recording(GroupCommit):
-    """Writes on one connection, each unit alone, and keeps what was refused in place of telling the unit."""
+class _Recording:
+    """The outside of the built-in workflow: writes on one connection and keeps what was refused, telling nobody."""
 
     def __init__(self, connection: AsyncConnection[DictRow]) -> None:
         self._scratch = _OneConnection(connection)
-        super().__init__(self._scratch)
+        self._writing: list[asyncio.Task[str | None]] = []
+        self._turn = asyncio.Lock()
         self.refused = Refused()
         self.outage: Exception | None = None
 
-    async def _write_batch(self, batch: Sequence[tuple[Unit, Rows]]) -> None:
-        for unit, rows in batch:
-            try:
+    def provided(self, claim: Claim) -> bytes | None:  # noqa: ARG002 - of the protocol
+        """Return nothing: what is executed is built in."""
+        return None
+
+    def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:  # noqa: ARG002
+        """Write the rows."""
+        self._writing.append(asyncio.get_running_loop().create_task(self._write(rows)))
+        return self._writing[-1]
+
+    def hasten(self) -> None:
+        """Do nothing: all is being written."""
+
+    async def close(self) -> None:
+        """Wait until all is written."""
+        await asyncio.gather(*self._writing)
+
+    async def _write(self, rows: Rows) -> None:
+        try:
+            async with self._turn:
                 await execute_rows(self._scratch, rows)
-            except Exception as error:  # noqa: BLE001 - it is kept
-                if may_pass(error):
-                    self.outage = error
-                else:
-                    self._keep(rows, error)
-            if not unit.written.done():
-                unit.written.set_result(None)
+        except Exception as error:  # noqa: BLE001 - it is kept
+            if may_pass(error):
+                self.outage = error
+            else:
+                self._keep(rows, error)
 
     def _keep(self, rows: Rows, error: Exception) -> None:
         if _TRACES & rows.texts.keys():
@@ -208,28 +169,5 @@ async def _clock(connection: AsyncConnection[DictRow]) -> Clock:
     return Clock(row["now"], time.monotonic())
 
 
-def _built_in() -> WorkflowVersion:
-    graph = {"format": LANGGRAPH_SCRIPT_FORMAT, "source": _SOURCE, "entrypoint": "build"}
-    return WorkflowVersion.model_construct(id=uuid4(), workflow_id=uuid4(), graph=graph, runnable_config=None)
-
-
-def _run(version: Version) -> Run:
-    return Run(
-        run_id=str(uuid4()),
-        fence=1,
-        attempt=1,
-        workflow_id=str(version.stored.workflow_id),
-        workflow_version_id=str(version.stored.id),
-        workspace_id=str(uuid4()),
-        triggered_by="rehearsal",
-        inputs={"line": _LINE},
-        runnable_config={},
-    )
-
-
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said(error)}" if isinstance(error, psycopg.Error) else type(error).__name__
-
-
-def _releases() -> str:
-    return f"({', '.join(str(release) for release in installed())}): {REMEDY}"

@@ -11,8 +11,8 @@ from psycopg.rows import tuple_row
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from shared.logs import log
+from worker.books.postgres import may_pass, prepare_session
 from worker.orcheo.compat import connection_kwargs
-from worker.orcheo.postgres import may_pass, prepare_session
 
 Create = Callable[[], Awaitable[object]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 
 from shared.errors import DatabaseError, SchemaError
+from worker.books.postgres import Pool, fetch_all
 from worker.orcheo.columns import SELECT_COLUMNS, SELECT_MIGRATION, Mismatch, compare, has_migrations, unknown_migration
-from worker.orcheo.postgres import Pool, fetch_all
 from worker.orcheo.releases import installed
 
 

@@ -62,6 +62,9 @@ class BookKeeper(Protocol):
     def hasten(self) -> None:
         """Write soon what was given before."""
 
+    def abandon(self, run: Claim) -> None:
+        """Write nothing more of a run."""
+
 
 class RunnerPool:
     """Executes runs in runners. `start`, `execute`, `dispatch_cron` and `close` may be called from any thread."""
@@ -72,7 +75,7 @@ class RunnerPool:
         metrics: WorkerMetrics,
         isolation: Isolation,
         *,
-        make_books: Callable[[], BookKeeper],
+        make_books: Callable[[Callable[[], int]], BookKeeper],
         told_of: Callable[[Execution, Stop], tuple[str | None, str]],
     ) -> None:
         """`told_of` returns what an executor is told when a run is stopped."""
@@ -168,7 +171,7 @@ class RunnerPool:
             attached = await self._start_first()
         self._found, self.has_cron = attached.found, attached.cron
         if attached.books:
-            self._books = self._make_books()
+            self._books = self._make_books(self._where.__len__)
             await self._books.open()
         self._spawn(self._tick())
         self._place()
@@ -359,6 +362,9 @@ class RunnerPool:
                 self._end_stopped(execution)
             return
         assert execution.stop_reason is not None
+        if self._books is not None and execution.stop_reason in (Stop.LOST, Stop.LEASE_OVER):
+            # It may be another worker's by now.
+            self._books.abandon(execution.claim)
         if execution.started:
             runner.send(StopFrame(execution.key, *self._told_of(execution, execution.stop_reason)))
 
@@ -448,7 +454,8 @@ class RunnerPool:
     def _take_rows(self, runner: Runner, frame: Rows) -> None:
         """Write rows of a run that this runner executes; of any other run it may write nothing."""
         claim = Claim(frame.run_id, frame.fence)
-        if self._books is None or not any(each.claim == claim for each in runner.executions.values()):
+        execution = next((each for each in runner.executions.values() if each.claim == claim), None)
+        if self._books is None or execution is None or execution.stop_reason in (Stop.LOST, Stop.LEASE_OVER):
             runner.send(Written(frame.unit, "NotThisRunnersRun"))
             return
         written = self._books.write(claim, BookRows(frame.texts, frame.contents), hasten=frame.hasten)

@@ -1,0 +1,93 @@
+"""What the main process of a worker reads and writes for the executor in its runners."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shared.ledger import Claim
+from shared.runs import Run
+from worker.books.foreign import refusal_of
+from worker.books.group_commit import GroupCommit, Unit
+from worker.books.postgres import Pool, make_pool, open_pool
+from worker.books.rows import Rows
+from worker.books.workflows import Provided, Workflows
+
+_CONNECTIONS = 3
+"""One statement reads and one writes at a time."""
+
+
+class Books:
+    """Reads the workflows of all runs of a worker, and writes the traces and checkpoints that they leave.
+
+    For one event loop, whichever `open` is called on. `running` returns how many runs are under way.
+    """
+
+    def __init__(self, dsn: str, *, running: Callable[[], int]) -> None:
+        self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
+        self._workflows = Workflows(self._pool)
+        self._commit = GroupCommit(self._pool, running=running)
+        self._unwritten: dict[Claim, set[_Given]] = {}
+
+    async def open(self) -> None:
+        """Connect. Raises `DatabaseError` where Postgres cannot be reached."""
+        await open_pool(self._pool)
+
+    async def close(self) -> None:
+        """Write what is to be written, then disconnect."""
+        await self._commit.close()
+        await self._pool.close()
+
+    async def provide(self, run: Run, known_at: str | None) -> Provided:
+        """Return what `run` executes; see `Workflows.provide`."""
+        return await self._workflows.provide(run, known_at)
+
+    def write(self, run: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
+        """Write rows of this run together, or none of them; soon, or with `hasten` as soon as possible.
+
+        The future's result is None when they are written, or says why they are not: the class of Postgres' error, or
+        `ForeignRows` or `MalformedRows` for what no executor sends.
+        """
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        refusal = refusal_of(rows, run.run_id)
+        if refusal is not None:
+            answer.set_result(refusal)
+            return answer
+        unit = _Given(rows)
+        self._unwritten.setdefault(run, set()).add(unit)
+
+        def written(outcome: asyncio.Future[Exception | None]) -> None:
+            waiting = self._unwritten[run]
+            waiting.discard(unit)
+            if not waiting:
+                del self._unwritten[run]
+            error = outcome.result()
+            if not answer.done():
+                answer.set_result(type(error).__name__ if error is not None else None)
+
+        unit.written.add_done_callback(written)
+        self._commit.add(unit)
+        if hasten:
+            self._commit.hasten()
+        return answer
+
+    def hasten(self) -> None:
+        """Write what was given before as soon as possible."""
+        self._commit.hasten()
+
+    def abandon(self, run: Claim) -> None:
+        """Write nothing more of this run that is not being written already: its fence is lost."""
+        for unit in tuple(self._unwritten.get(run, ())):
+            self._commit.drop(unit)
+
+
+class _Given(Unit):
+    """Rows that a runner has sent."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def rows(self) -> Rows:
+        """Return the rows."""
+        return self._rows

@@ -1,0 +1,51 @@
+"""Are rows that a runner sends those of its run? Workflow code can write to the socket of its runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from worker.books.rows import Rows
+
+FOREIGN_ROWS = "ForeignRows"
+"""A row names another run than the one that it was sent for."""
+MALFORMED_ROWS = "MalformedRows"
+"""A table that nobody may write, no JSON object, or not as many contents as rows."""
+
+
+class _OfExecution(msgspec.Struct):
+    execution_id: str
+
+
+class _OfThread(msgspec.Struct):
+    thread_id: str
+
+
+# Each reads a whole text, as jsonb does: one object, and the last of equal keys counts.
+_execution = msgspec.json.Decoder(_OfExecution)
+_thread = msgspec.json.Decoder(_OfThread)
+_EXECUTIONS = ("records", "changes", "steps")
+_THREADS: Mapping[str, bool] = {"blobs": True, "checkpoints": False, "writes": True}
+"""Whether each row of a table has contents beside it: one too few, and other runs' would move up."""
+
+
+def refusal_of(rows: Rows, run_id: str) -> str | None:
+    """Return why these rows must not be written for this run; None where they may be."""
+    if not rows.contents.keys() <= rows.texts.keys():
+        return MALFORMED_ROWS
+    try:
+        for table, texts in rows.texts.items():
+            if len(rows.contents.get(table, ())) != (len(texts) if _THREADS.get(table) else 0):
+                return MALFORMED_ROWS
+            if table in _EXECUTIONS:
+                owners = {_execution.decode(text).execution_id for text in texts}
+            elif table in _THREADS:
+                owners = {_thread.decode(text).thread_id for text in texts}
+            else:
+                return MALFORMED_ROWS
+            if owners - {run_id}:
+                return FOREIGN_ROWS
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return MALFORMED_ROWS
+    return None

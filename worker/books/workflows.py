@@ -1,0 +1,190 @@
+"""What runs execute: read for many runs in one statement, the version itself only where a runner does not have it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+from psycopg.rows import DictRow
+
+from shared.runs import Run
+from worker.books.postgres import Pool, fetch_all, may_pass
+
+MAX_VERSIONS = 256
+"""Versions that a runner keeps; an upload is half a megabyte at most, and most are a few kilobytes."""
+
+_MAX_READ_AT_ONCE = 200
+
+# Orcheo's own get_version would do, but its first call in a process reads every pending, running and
+# failed run of the table into memory. A row comes back even where the joins find nothing. A JSON text of a time is
+# in ISO form whatever the session's formats are; that of a version is never parsed here.
+_SELECT_WORKFLOWS = """
+SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS version_id,
+       to_json(v.updated_at) #>> '{}' AS updated_at,
+       CASE WHEN v.updated_at IS DISTINCT FROM run.known_at THEN v.payload END::text AS payload,
+       EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = run.id) AS has_checkpoints,
+       EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history,
+       to_json(clock_timestamp()) #>> '{}' AS now
+  FROM unnest(%(run_ids)s::text[], %(workflow_ids)s::text[], %(version_ids)s::text[], %(known_at)s::timestamptz[])
+       WITH ORDINALITY AS run (id, workflow_id, version_id, known_at, place)
+  LEFT JOIN workflows w ON w.id = run.workflow_id
+  LEFT JOIN workflow_versions v ON v.id = run.version_id
+"""
+
+
+class Provided(msgspec.Struct, frozen=True, array_like=True):
+    """What a run executes, and what an earlier attempt at it has left; in `Start.provided`, as MessagePack."""
+
+    rejected: str | None
+    """Why nobody may execute the run: then the rest says nothing."""
+    version_missing: bool
+    """Whether the version of its workflow is gone."""
+    version_id: str
+    updated_at: str | None
+    """When the version was last changed, in ISO form."""
+    payload: bytes | None
+    """The version, as JSON text; None where the runner has it."""
+    has_checkpoints: bool
+    has_history: bool
+    now: str
+    """Postgres' time when this was read, in ISO form."""
+    read_at: float
+    """`time.monotonic()` then: the same clock in all processes of a host."""
+
+    def encode(self) -> bytes:
+        """Return what goes to the runner."""
+        return _encoder.encode(self)
+
+    @staticmethod
+    def decode(encoded: bytes) -> Provided:
+        """Return what `encode` was called on. Raises `msgspec.MsgspecError` where it was not."""
+        return _decoder.decode(encoded)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Provided)
+
+
+class KnownVersions:
+    """The versions that one runner has been given, for its whole life: those that it keeps as well.
+
+    A runner that has dropped one all the same reads it by itself.
+    """
+
+    def __init__(self) -> None:
+        self._known_at: OrderedDict[str, str] = OrderedDict()
+
+    def known_at(self, version_id: str) -> str | None:
+        """Return the `updated_at` of the version that the runner has, for `provide`."""
+        return self._known_at.get(version_id)
+
+    def give(self, provided: Provided) -> None:
+        """Take note that the runner is given this; call it in the order in which runs are sent."""
+        if provided.updated_at is None:
+            return
+        self._known_at[provided.version_id] = provided.updated_at
+        self._known_at.move_to_end(provided.version_id)
+        if len(self._known_at) > MAX_VERSIONS:
+            self._known_at.popitem(last=False)
+
+
+class Workflows:
+    """Reads what runs execute, for all runners of a worker.
+
+    Whether a workflow is archived is read for each run. Runs that ask while another statement is under way are
+    answered by the next one together, so what they learn is never older than their question.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._asked: list[_Question] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    async def provide(self, run: Run, known_at: str | None) -> Provided:
+        """Return what `run` executes; without the version itself where that was last changed at `known_at`.
+
+        An outage of Postgres is outlasted for half a minute. Raises what Postgres raised, for this run alone.
+        """
+        loop = asyncio.get_running_loop()
+        question = _Question(run, known_at, loop.create_future())
+        self._asked.append(question)
+        if self._reading is None:
+            self._reading = loop.create_task(self._read())
+        return await question.answer
+
+    async def _read(self) -> None:
+        asked: list[_Question] = []
+        try:
+            while self._asked:
+                asked, self._asked = self._asked[:_MAX_READ_AT_ONCE], self._asked[_MAX_READ_AT_ONCE:]
+                await self._answer(asked)
+        finally:
+            self._reading = None
+            # Only where this task was cancelled: nobody waits for ever.
+            for each in asked:
+                each.answer.cancel()
+
+    async def _answer(self, asked: Sequence[_Question]) -> None:
+        try:
+            answers = await self._ask(asked)
+        except Exception as error:  # noqa: BLE001 - each run fails with it, as if it had asked alone.
+            if len(asked) > 1 and not may_pass(error):
+                for each in asked:
+                    await self._answer([each])
+                return
+            for each in asked:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            return
+        for question, answer in zip(asked, answers, strict=True):
+            if not question.answer.done():
+                question.answer.set_result(answer)
+
+    async def _ask(self, asked: Sequence[_Question]) -> list[Provided]:
+        parameters = {
+            "run_ids": [each.run.run_id for each in asked],
+            "workflow_ids": [each.run.workflow_id for each in asked],
+            "version_ids": [each.run.workflow_version_id for each in asked],
+            "known_at": [each.known_at for each in asked],
+        }
+        rows = await fetch_all(self._pool, _SELECT_WORKFLOWS, parameters)
+        read_at = time.monotonic()
+        by_place = {row["place"]: row for row in rows}
+        return [_provided(each.run, by_place[place], read_at) for place, each in enumerate(asked, 1)]
+
+
+class _Question(msgspec.Struct, frozen=True):
+    run: Run
+    known_at: str | None
+    answer: asyncio.Future[Provided]
+
+
+def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
+    rejected = _rejected(run, row)
+    payload = row["payload"] if rejected is None else None
+    return Provided(
+        rejected=rejected,
+        version_missing=row["version_id"] is None,
+        version_id=run.workflow_version_id,
+        updated_at=row["updated_at"] if rejected is None else None,
+        payload=payload.encode() if payload is not None else None,
+        has_checkpoints=row["has_checkpoints"],
+        has_history=row["has_history"],
+        now=row["now"],
+        read_at=read_at,
+    )
+
+
+def _rejected(run: Run, row: DictRow) -> str | None:
+    """Return why nobody may execute the run: all of it may have happened since the run began."""
+    if row["workflow_id"] is None or _is_foreign(row["workspace_id"], run.workspace_id):
+        return "Workflow is archived or unavailable."
+    return "Workflow is archived." if row["is_archived"] else None
+
+
+def _is_foreign(owner: str | None, workspace_id: str) -> bool:
+    """Tell whether the workflow belongs to another workspace; one without an owner belongs to all, as in Orcheo."""
+    return owner is not None and owner != workspace_id

@@ -1,0 +1,32 @@
+"""Orcheo's vault, made when a node first resolves a credential: it opens a connection and threads at once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+from worker.orcheo.compat import BaseCredentialVault, get_vault
+
+
+class LazyVault:
+    """What has the attributes of Orcheo's vault, which the first access makes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: BaseCredentialVault | None = None
+
+    def as_vault(self) -> BaseCredentialVault:
+        """Return itself, as what Orcheo takes it for."""
+        return cast("BaseCredentialVault", self)
+
+    def close_made(self) -> None:
+        """Close the vault if it was made; Orcheo's cannot be opened again."""
+        with self._lock:
+            if self._made is not None:
+                cast("Any", self._made).close()
+
+    def __getattr__(self, name: str) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = get_vault()
+        return getattr(self._made, name)
