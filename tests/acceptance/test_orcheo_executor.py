@@ -12,7 +12,6 @@ import pytest
 from orcheo.runtime.credentials import CredentialReferenceNotFoundError
 from orcheo_backend.app.dependencies import get_repository, get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
-from worker.loop import EventLoop
 
 from tests.databases import Database
 from tests.executions import WORKSPACE, another, history, new_run, play
@@ -80,17 +79,20 @@ def test_failing_node_raises_and_history_redacts_its_error(orcheo_here: Database
 
 
 def test_sys_exit_in_a_workflow_fails_its_run_alone(orcheo_here: Database) -> None:
-    # asyncio stops a loop at a SystemExit; the worker's starts again.
-    loop = EventLoop(threads=8)
-    loop.start()
+    loop = asyncio.new_event_loop()
     opening = opened(orcheo_here.dsn)
-    executor = loop.call(opening.__aenter__())
-    run = loop.call(new_run("leave"))
+    executor = loop.run_until_complete(opening.__aenter__())
+    run = loop.run_until_complete(new_run("leave"))
+    executing = loop.create_task(executor.execute(run))
+    # asyncio stops a loop at a SystemExit; a runner's starts again.
+    with pytest.raises(SystemExit):
+        loop.run_until_complete(executing)
     with pytest.raises(RuntimeError, match=r"sys\.exit\(3\)"):
-        loop.call(executor.execute(run))
+        loop.run_until_complete(executing)
     assert history(orcheo_here, run)[0]["status"] == "error"
-    loop.call(opening.__aexit__(None, None, None))
-    loop.call(get_repository().close())
+    loop.run_until_complete(opening.__aexit__(None, None, None))
+    loop.run_until_complete(cast("Any", get_repository()).close())
+    loop.close()
 
 
 def test_archived_workflow_is_rejected_without_history(orcheo_here: Database) -> None:
