@@ -84,8 +84,8 @@ def execute(pipe: Connection, found: bytes, provided: bytes, run: Run) -> None:
     from tests.forked_preload import EXECUTOR, IMPORTED, PREPARED
 
     async def measured() -> dict[str, Any]:
-        modules = set(sys.modules)
         started = Cost.now()
+        modules = set(sys.modules)
         outside = PipeOutside(pipe, provided)
         await EXECUTOR.attach(outside, found)
         attached = Cost.now()

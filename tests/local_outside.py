@@ -65,7 +65,8 @@ class LocalExecutor:
 async def opened(dsn: str) -> AsyncIterator[LocalExecutor]:
     """Yield an executor that is prepared, open and attached, as in the first runner of a worker."""
     executor = OrcheoExecutor()
-    executor.prepare()
+    # It has an event loop of its own, as before a fork.
+    await asyncio.to_thread(executor.prepare)
     found = await executor.open()
     books = Books(dsn, running=lambda: local.running)
     outside = LocalOutside(books)

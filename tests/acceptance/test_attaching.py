@@ -42,7 +42,7 @@ def test_runner_attaches_without_connections_or_imports(orcheo_here: Database) -
     assert cost["output"]
     assert history(orcheo_here, run)[0]["status"] == "completed"
     assert cost["connections"] == 0
-    assert cost["attach_imports"] == []
+    assert cost["attach_imports"] == cost["run_imports"] == []
     assert cost["imported"]["python"] == cost["prepared"]["python"] == 1
     assert cost["attached"]["cpu_ms"] - cost["started"]["cpu_ms"] < _MAX_ATTACH_MS
 
