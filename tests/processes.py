@@ -145,7 +145,7 @@ class Stack:
                 return _NOBODYS_DSN
             case "worker" if executor != "orcheo":
                 return self.database.dsn_of(Kind.WORKER)
-            case "dispatcher" | "poll" | "check" | "cancel" | "fail" | "requeue" | "run":
+            case "dispatcher" | "poll" | "check" | "cancel" | "fail" | "requeue" | "isolate" | "run":
                 return self.database.dsn_of(Kind.DISPATCHER)
             case "status" | "runs":
                 return self.database.dsn_of(Kind.DASHBOARD)

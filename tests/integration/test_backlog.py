@@ -92,6 +92,7 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
         "stuck_runs": 1,
         "unclaimed_runs": 0,
         "begun_elsewhere_runs": 0,
+        "isolated_workflows": 0,
         "due_slots": 1,
         "queue_messages": 2,
         "queue_limit_messages": 200,

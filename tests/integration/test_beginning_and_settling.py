@@ -14,6 +14,7 @@ import pytest
 
 from shared.errors import RefusedError, RowLockedError
 from shared.ledger import Claim, Outcome
+from shared.settings import LostRuns
 from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
 from tests.runs import audit, claim_all, everything, execute, insert_runs, ledger, nth_claim, read_run, store_of
@@ -363,3 +364,54 @@ def _wait_until_blocked(database: Database) -> None:
             if row and row[0]:
                 return
     pytest.fail("nobody waits")
+
+
+def test_refunded_begin_is_no_attempt_and_the_others_are(database: Database) -> None:
+    insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        for begins in range(1, 4):
+            runs = [store.begin(claim, worker_id=uuid4(), lease=30) for claim in claim_all(store)]
+            assert sorted(run.attempt for run in runs if isinstance(run, Run)) == [1, begins]
+            refunded, counted = sorted((run for run in runs if isinstance(run, Run)), key=lambda run: run.run_id)
+            store.settle_all(
+                {
+                    refunded.claim: Ending.requeued("Runner ended.", refund=True),
+                    counted.claim: Ending.requeued("Worker stopped."),
+                }
+            )
+        rows = {row["run_id"]: row for row in (ledger(database, run.run_id) for run in (refunded, counted))}
+        assert [(row["attempts"], row["refunded"]) for _, row in sorted(rows.items())] == [(3, 3), (3, 0)]
+        # Nor does the dispatcher count them when the worker is lost.
+        for claim in claim_all(store):
+            store.begin(claim, worker_id=uuid4(), lease=30)
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
+        reaped = {
+            run.claim.run_id: run.outcome for run in store.reap(LostRuns.REQUEUE, max_attempts=2, lease=0, batch=9)
+        }
+    assert reaped == {refunded.run_id: Outcome.REQUEUED, counted.run_id: Outcome.LOST}
+
+
+def test_suspect_stays_one_until_it_has_ended(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+
+        def begin() -> Run:
+            (claim,) = claim_all(store)
+            run = store.begin(claim, worker_id=uuid4(), lease=30)
+            assert isinstance(run, Run)
+            return run
+
+        run = begin()
+        assert not run.suspect
+        store.settle(run.claim, Ending.requeued("Runner ended.", suspect=True, refund=True))
+        run = begin()
+        assert (run.suspect, run.attempt) == (True, 1)
+        # Handed back by a drain, or by a dispatcher: it has proved nothing.
+        store.settle(run.claim, Ending.requeued("Worker stopped."))
+        assert begin().suspect
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
+        store.reap(LostRuns.REQUEUE, max_attempts=9, lease=0, batch=9)
+        run = begin()
+        assert run.suspect
+        store.settle(run.claim, Ending.succeeded("{}"))
+    assert ledger(database, run_id)["suspect"] is False

@@ -35,7 +35,7 @@ SELECT r.id, r.workflow_id, r.triggered_by, 'settled', 'failed', 1, 1, 'none', n
 """
 _ISOLATED = """
 INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since)
-SELECT text, text, text, text, now() FROM unnest(%s::text[]) AS t(text)
+SELECT left(text, 200), left(text, 200), text, left(text, 200), now() FROM unnest(%s::text[]) AS t(text)
 """
 _PAYLOADS = """
 UPDATE workflow_runs

@@ -27,7 +27,18 @@ from shared.ledger import Claim, Outcome
 from shared.settings import LostRuns
 from shared.store import Ending
 from tests.databases import Database
-from tests.protocol.machine import DISPATCHERS, MAX_RUNS, REQUEUED, SUCCEEDED, WORKERS, Act, Dispatcher, Machine, ground
+from tests.protocol.machine import (
+    DISPATCHERS,
+    MAX_RUNS,
+    REFUNDED,
+    REQUEUED,
+    SUCCEEDED,
+    WORKERS,
+    Act,
+    Dispatcher,
+    Machine,
+    ground,
+)
 from tests.protocol.model import ENDED, LIVE, MAX_ATTEMPTS
 
 OPEN = ("pending", "running")
@@ -39,6 +50,7 @@ ENDINGS = [
     Ending.cancelled("Workflow is archived."),
     LOST,
     REQUEUED,
+    REFUNDED,
 ]
 
 
@@ -240,7 +252,8 @@ class Protocol(Machine):
     @rule(worker=among(lambda self: self.busy))
     def worker_drains(self, worker: int) -> None:
         for claim in self.held[worker]:
-            again = self.policy is LostRuns.REQUEUE and self.model.runs[claim.run_id].attempts < MAX_ATTEMPTS
+            run = self.model.runs[claim.run_id]
+            again = self.policy is LostRuns.REQUEUE and run.attempts - run.refunded < MAX_ATTEMPTS
             if self.policy is not LostRuns.HOLD:
                 self.do("settle", claim, REQUEUED if again else LOST)
         self.held[worker] = []
@@ -284,7 +297,7 @@ class Protocol(Machine):
             *(("begin", int(after is not None), claim) for claim in claimed if claim in self.sent),
             *((verb, [claim]) for verb in ("mark_published", "extend", "release") for claim in claimed),
             *(("heartbeat", [claim]) for claim in begun),
-            *(("settle", claim, ending) for claim in begun for ending in (SUCCEEDED, REQUEUED)),
+            *(("settle", claim, ending) for claim in begun for ending in (SUCCEEDED, REQUEUED, REFUNDED)),
             ("reap", self.policy),
             ("reap_orphans",),
             ("claim", int(after is not None), MAX_RUNS),

@@ -33,6 +33,7 @@ WORKERS = range(3)
 MAX_RUNS = 5
 SUCCEEDED = Ending.succeeded('{"final_state": {}}')
 REQUEUED = Ending.requeued("drained")
+REFUNDED = Ending.requeued("runner ended", suspect=True, refund=True)
 _SLOW = 1
 _GATE = 42
 # The claims of the slow dispatcher stop at this gate before they enter their first row, with that run locked alone.

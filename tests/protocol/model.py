@@ -34,6 +34,9 @@ class Known:
     fence: int = 0
     """Claims so far."""
     attempts: int = 0
+    """Begins, refunded ones too."""
+    refunded: int = 0
+    suspect: bool = False
     slot: str | None = None
     lapsed: bool | None = None
     status_aged: bool = False
@@ -141,7 +144,7 @@ class Model:
         for run in self._held(claims, *QUEUED):
             run.enter("published")
 
-    def begin(self, worker: int, claim: Claim) -> tuple[str, int | bool]:
+    def begin(self, worker: int, claim: Claim) -> tuple[str, bool | tuple[int, bool]]:
         for run in self._held([claim], *QUEUED):
             if run.status == "pending" and not run.has_slot:
                 # Outside of any workspace: nobody may execute it.
@@ -152,7 +155,7 @@ class Model:
                 run.enter("running")
                 run.attempts += 1
                 run.move("running", "run_started")
-                return "begun", run.attempts
+                return "begun", (run.attempts - run.refunded, run.suspect)
             run.skip()
             return f"run is {run.status or 'gone'}", run.slot == "due"
         known = self.runs.get(claim.run_id)
@@ -167,6 +170,8 @@ class Model:
     def settle(self, claim: Claim, ending: Ending) -> tuple[str, bool, bool] | None:
         for run in self._held([claim], "running"):
             ended = run.status == "running"
+            run.refunded += ending.refund
+            run.suspect = ending.suspect or (run.suspect and ending.status == "pending")
             if ended:
                 run.enter("settled", ending.outcome)
                 run.move(ending.status, ending.action)
@@ -190,7 +195,7 @@ class Model:
         for run in lost:
             if run.status != "running":
                 run.skip()
-            elif policy is LostRuns.REQUEUE and run.attempts < MAX_ATTEMPTS:
+            elif policy is LostRuns.REQUEUE and run.attempts - run.refunded < MAX_ATTEMPTS:
                 run.enter("settled", "requeued")
                 run.move("pending", "run_requeued")
             else:
@@ -235,7 +240,8 @@ class Model:
         old = [run for run in ended if run.row_aged and run.slot != "due"]
         for run in old:
             run.state = run.outcome = run.slot = None
-            run.attempts, run.touched, run.forgotten = 0, run.touched + 1, True
+            run.attempts, run.refunded, run.suspect = 0, 0, False
+            run.touched, run.forgotten = run.touched + 1, True
         return len(old)
 
     def repair(self, run_id: str, action: Action) -> tuple[str | None, str | None, str | None]:
@@ -258,7 +264,7 @@ class Model:
         if not alive:
             run.enter("settled", "requeued" if requeue else status)
             if requeue:
-                run.attempts = 0
+                run.attempts = run.refunded = 0
             else:
                 run.owe()
         return before, status, None

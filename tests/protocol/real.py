@@ -131,11 +131,11 @@ class Real:
     def extend(self, claims: Sequence[Claim]) -> None:
         self._store.extend(self._fences.real(claims), lease=_LEASE, reason="test")
 
-    def begin(self, worker: int, claim: Claim) -> tuple[str, int | bool]:
+    def begin(self, worker: int, claim: Claim) -> tuple[str, bool | tuple[int, bool]]:
         (claim,) = self._fences.real([claim])
         answer = self._store.begin(claim, worker_id=UUID(int=worker), lease=_LEASE)
         if isinstance(answer, Run):
-            return "begun", answer.attempt
+            return "begun", (answer.attempt, answer.suspect)
         return answer.reason, answer.slot_due_in is not None
 
     def heartbeat(self, claims: Sequence[Claim]) -> dict[Claim, str | None]:

@@ -93,6 +93,8 @@ def _told(run: Known, seen: Seen, fences: Fences) -> dict[str, Any]:
         "lapsed": seen.lapsed,
         "fence": fences.number(run.run_id, row["fence"], without_claim=run.fence) if row else run.fence,
         "attempts": row.get("attempts", 0),
+        "refunded": row.get("refunded", 0),
+        "suspect": row.get("suspect", False),
         **{name: row.get(name) for name in ("state", "outcome", "slot")},
     }
 
