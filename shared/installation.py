@@ -59,10 +59,9 @@ class Installation:
         """What the keys begin with that say when cron triggers were last dispatched, and why they were not."""
         return f"orcheo.cron.last:{self.name}"
 
-    @property
-    def readers(self) -> str:
-        """Kept by workers that read the queue of runs, for half a minute at a time."""
-        return f"orcheo.readers:{self.name}"
+    def reader(self, worker_id: str) -> str:
+        """Return the key of the note that this worker reads the queue of runs; see `shared.readers`."""
+        return f"orcheo.readers:{self.name}:{worker_id}"
 
     @property
     def unacked(self) -> str:

@@ -60,12 +60,13 @@ class Workers:
     alive: int = 0
     smallest: int = 0
     """Runs that the smallest of them executes at a time."""
+    ids: frozenset[str] = frozenset()
 
 
 def live_workers(engine: Engine, *, lease: float) -> Workers:
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
     row = in_transaction(engine, lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one())
-    return Workers(row.alive, row.smallest)
+    return Workers(row.alive, row.smallest, frozenset(row.ids))
 
 
 def prune_processes(engine: Engine) -> None:

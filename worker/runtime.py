@@ -60,7 +60,14 @@ class Runtime:
         self.strangers = Strangers(wire)
         self.said_stale = Ration()
         self._installation = installation
-        self._old_queue = OldQueue(connect(settings.redis_url.get_secret_value()), installation, self.store)
+        self._old_queue = OldQueue(
+            connect(settings.redis_url.get_secret_value()),
+            installation,
+            self.store,
+            worker_id=self.process.id,
+            room=concurrency,
+            lease=settings.worker_lease,
+        )
         self.executor = load_executor(settings.executor)
         # Orcheo configures logging as it is imported.
         route_again()
@@ -93,12 +100,13 @@ class Runtime:
         open_executor = getattr(self.executor, "open", None)
         if open_executor is not None:
             self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
+        # Before the ledger knows this worker: one that it knows and that does not say so is of an earlier release.
+        self._old_queue.start()
         self.heartbeat.start()
         self.settler.start()
         self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
-        self._old_queue.start()
         if self._cron is not None:
             self._cron.start()
         log.info(
@@ -127,6 +135,7 @@ class Runtime:
         if self._drain is not None:
             threading.Thread(target=self._stop_runs, name="stop", daemon=True).start()
             return
+        self._old_queue.drain()
         if self._cron is not None:
             self._cron.begin_stop()
         seconds = 0.0 if at_once else self.settings.drain_timeout
@@ -138,8 +147,8 @@ class Runtime:
     def stop(self) -> None:
         """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
         self.executions.wait_until_none()
-        self._old_queue.stop()
         self.strangers.stop()
+        self._old_queue.stop()
         if self._cron is not None:
             self._cron.stop()
         self.settler.stop()
@@ -154,6 +163,7 @@ class Runtime:
                 log.warning("executor_not_closed", **describe(error))
         self._progress.stop()
         self.heartbeat.stop()
+        self._old_queue.close()
         self.loop.abandon_threads()
         self.slots.close()
         self.engine.dispose()
