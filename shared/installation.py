@@ -13,7 +13,7 @@ import psycopg
 
 from shared import session
 from shared.errors import DatabaseError
-from shared.redaction import redact
+from shared.redaction import error_line
 from shared.settings import DEFAULT_QUEUE, Settings
 
 OLD_DISPATCH_QUEUE = "orcheo.dispatch"
@@ -89,14 +89,10 @@ def _identity(dsn: str) -> str:
             connection.execute("COMMIT")
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction) as error:
         raise DatabaseError(
-            f"the identity of the database cannot be read ({_first_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "
+            f"the identity of the database cannot be read ({error_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "
             "name, the same for all processes of this installation"
         ) from error
     except psycopg.Error as error:
-        raise DatabaseError(_first_line(error)) from error
+        raise DatabaseError(error_line(error)) from error
     assert row is not None
     return "db" + hashlib.sha256(str(row[0]).encode()).hexdigest()[:_IDENTITY_CHARACTERS]
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__
