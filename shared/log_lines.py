@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from loguru import logger
 
 from shared.bounded_output import ERRORS
 from shared.plain import is_plain, plain
+from shared.raised import class_name, place_of, trace_of
 from shared.ration import Ration
 from shared.redaction import redact
 
@@ -74,10 +74,11 @@ def run_in_context() -> RunInContext | None:
 
 def describe(error: BaseException | None, trace: TracebackType | None = None) -> dict[str, str]:
     """Return the fields that tell of `error` without quoting it: its class and where it was raised."""
-    frames = traceback.extract_tb(trace or (error.__traceback__ if error else None))
-    fields = {"error": type(error).__name__}
-    if frames:
-        fields["at"] = f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}"
+    if error is not None:
+        trace = trace or trace_of(error)
+    fields = {"error": class_name(error)}
+    if (at := place_of(trace)) is not None:
+        fields["at"] = at
     return fields
 
 

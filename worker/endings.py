@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from shared.ledger import Outcome
 from shared.logs import log
+from shared.raised import class_name
 from shared.runs import Ending, Run
 from shared.settings import LostRuns, Settings
 from worker.error_text import error_text
@@ -38,7 +39,7 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
     if isinstance(result.error, RunRejectedError):
         return Ending.cancelled(error_text(result.error))
     if result.error is not None:
-        return Ending.failed(error_text(result.error), reason=type(result.error).__name__)
+        return Ending.failed(error_text(result.error), reason=class_name(result.error))
     try:
         output = json.dumps(storable(dict(result.output or {})), allow_nan=False)
     except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
