@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -19,8 +19,9 @@ from redis.client import Monitor
 from ops.real.orcheo_api import OrcheoApi
 from shared.slots import RunSlots
 from tests.databases import Database
+from tests.orcheo_releases import CRON_START_AT
 from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
-from tests.processes import Process, until
+from tests.processes import DEADLINE_SECONDS, Process, until
 from tests.runs import audit, everything, installation_of, ledger, one, read_run
 
 TERMINAL_SECONDS = 10.0
@@ -185,13 +186,16 @@ def test_workflow_that_says_all_it_knows_is_not_quoted(stack: Stack) -> None:
 
 
 def test_due_cron_trigger_creates_a_run_that_executes(stack: Stack) -> None:
-    # Once a day: at the minute that has just begun.
-    due_at = datetime.now(UTC).replace(second=0, microsecond=0)
-    configuration = {"expression": f"{due_at:%M %H} * * *", "timezone": "UTC", "start_at": due_at.isoformat()}
+    # Once a day: at the minute that has just begun, or where a trigger cannot start in the past at the next one.
+    now = datetime.now(UTC)
+    due_at = (now if CRON_START_AT.is_here else now + timedelta(minutes=1, seconds=5)).replace(second=0, microsecond=0)
+    configuration = {"expression": f"{due_at:%M %H} * * *", "timezone": "UTC"}
+    if CRON_START_AT.is_here:
+        configuration["start_at"] = due_at.isoformat()
     path = f"/api/workflows/{stack.workflows['greet']}/triggers/cron/config"
     answer = httpx.put(stack.orcheo.url + path, json=configuration)
     assert answer.is_success, answer.text
-    stack.worker.saw("cron_dispatched runs=1")
+    stack.worker.saw("cron_dispatched runs=1", seconds=(due_at - now).total_seconds() + DEADLINE_SECONDS)
     created = one(stack.database, "SELECT id FROM workflow_runs WHERE triggered_by = 'cron'")
     assert ended(stack.orcheo, created)["status"] == "succeeded"
 
