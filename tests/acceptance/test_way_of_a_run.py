@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import signal
 import time
@@ -209,6 +210,17 @@ def test_slots_and_queues_are_empty_when_all_is_done(stack: Stack) -> None:
     until(lambda: _slots_in_use(stack) == one(stack.database, live)["runs"], what="all other slots are back")
     queues = ("celery", installation_of(stack.database).runs)
     until(lambda: [stack.redis.llen(queue) for queue in queues] == [0, 0], what="the queues are empty")
+
+
+def test_worker_and_check_know_all_names_and_columns_of_this_release(stack: Stack) -> None:
+    with stack_beside(stack.orcheo).command("check", "--for", "worker", "--json") as check:
+        check.exit_code()
+        check.finish()
+    grades = {finding["what"]: finding["grade"] for finding in json.loads(check.log)}
+    assert {grades[subject] for subject in ("Orcheo's interfaces", "Orcheo's columns")} == {"ok"}
+    assert not grades.keys() & {"checkpoints", "tables of checkpoints", "tables of traces"}
+    fallbacks = {"checkpoints_by_langgraph", "checkpoints_not_stored", "traces_not_stored"}
+    assert not [event for event in fallbacks if event in stack.worker.log]
 
 
 @contextmanager
