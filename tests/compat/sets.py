@@ -46,7 +46,8 @@ SETS = (
             "langgraph-checkpoint-postgres==3.0.0",
         ),
     ),
-    ReleaseSet("between", ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk", "langgraph==1.2.0")),
+    # The command of orcheo-sdk 0.35.0 imports a module of orcheo 0.45.1, and yet accepts 0.45.0.
+    ReleaseSet("between", ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk==0.34.0", "langgraph==1.2.0")),
     ReleaseSet("older core", ("orcheo-backend==0.39.0", "orcheo==0.45.8", "orcheo-sdk", "langgraph==1.2.14")),
     ReleaseSet("newest", ("orcheo-backend", "orcheo", "orcheo-sdk", "langgraph", "langgraph-checkpoint-postgres")),
 )
