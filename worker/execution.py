@@ -95,6 +95,10 @@ class Execution:
             self._loop.loop.call_soon_threadsafe(self._cancel)
         return True
 
+    def refuse(self, error: Exception) -> None:
+        """End without having executed: there is something wrong with the run itself."""
+        self._end(Result(error=error))
+
     def give_up(self) -> None:
         """Let the coroutine go on by itself, from any thread: it was told to stop, and ignored it."""
         self._end(Result(stop=self._stop, ignored_stop=True))

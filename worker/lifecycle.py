@@ -47,6 +47,8 @@ _CLOSE_SECONDS = 30.0
 _WELL_SECONDS = 10.0
 """The runtime's own watch looks each second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
+_SETTLE_SECONDS = 60.0
+"""An attempt may wait for a connection and for a statement; the thread turns each second where it has nothing to do."""
 _AT_ONCE = "SIGQUIT"
 
 
@@ -167,6 +169,7 @@ class Lifecycle:
             live = [
                 progress("heartbeat", "heartbeat begun", lambda: runtime.heartbeat.turned_at, limit),
                 below("loop", "loop lag", lambda: runtime.loop_watch.lag, self._settings.worker_lease),
+                progress("settle", "settle begun", lambda: runtime.settler.turned_at, _SETTLE_SECONDS),
             ]
             stored = progress(
                 "database",

@@ -21,6 +21,8 @@ from shared.ration import Ration
 from shared.settings import Settings, WorkerPool
 from shared.slots import RunSlots
 from shared.store import Store
+from worker.aftermath import Aftermaths
+from worker.beginning import Beginner
 from worker.cron import make_cron
 from worker.deadlines import Deadlines
 from worker.execution import Execution, Executions, Stop
@@ -33,16 +35,17 @@ from worker.old_queue import OldQueue
 from worker.run import abandon, ending_for, finish
 from worker.settling import Settler
 from worker.strangers import Strangers
+from worker.upkeep import Upkeep
 from worker.wire import Wire
 
-_CONNECTIONS = 4
-"""Two messages at a time are seen to, and one batch is settled; one is to spare."""
+_CONNECTIONS = 6
+"""Two messages at a time are answered, one batch is settled, parts of others may be, and traces are closed."""
 _MIN_THREADS = 8
 _OPEN_TIMEOUT_SECONDS = 300.0
 _CLOSE_TIMEOUT_SECONDS = 5.0
 _LOOP_PATIENCE_SECONDS = 5.0
 _HEARTBEAT_PATIENCE_SECONDS = 60.0
-"""A beat may wait for a connection and for a statement, each with a timeout below this."""
+"""A beat may wait for a connection and for a statement, each with a timeout below this. So may a settle."""
 
 
 class Runtime:
@@ -83,6 +86,11 @@ class Runtime:
         )
         self.loop = EventLoop(threads=max(concurrency, _MIN_THREADS))
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
+        self.beginner = Beginner(self.store, metrics, worker_id=self.process.id, lease=settings.worker_lease)
+        self.upkeep = Upkeep(settings, self.process, self.executions, metrics)
+        self.aftermaths = Aftermaths(
+            self.store, self.slots, wire, metrics, note_slots_returned=self.upkeep.note_slots_returned
+        )
         self.loop_watch = LoopWatch(self.loop, self.executions, metrics)
         self._cron = make_cron(settings, installation, self.executor, metrics, wake=wire.wake_dispatchers)
         self.on_stalled: Callable[[], None] = _leave_be
@@ -90,6 +98,9 @@ class Runtime:
         self._progress = ProgressWatch(
             Watched("event loop", self._loop_gets_on, (self._stalled,), _LOOP_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("settle", lambda: self.settler.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("upkeep", lambda: self.upkeep.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("aftermath", lambda: self.aftermaths.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )
         self._drain: threading.Timer | None = None
 
@@ -102,8 +113,10 @@ class Runtime:
             self.loop.call(open_executor(), _OPEN_TIMEOUT_SECONDS)
         # Before the ledger knows this worker: one that it knows and that does not say so is of an earlier release.
         self._old_queue.start()
+        self.upkeep.start()
         self.heartbeat.start()
         self.settler.start()
+        self.aftermaths.start()
         self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
@@ -152,6 +165,7 @@ class Runtime:
         if self._cron is not None:
             self._cron.stop()
         self.settler.stop()
+        self.aftermaths.stop()
         self.deadlines.stop()
         if self._drain is not None:
             self._drain.cancel()
@@ -163,6 +177,7 @@ class Runtime:
                 log.warning("executor_not_closed", **describe(error))
         self._progress.stop()
         self.heartbeat.stop()
+        self.upkeep.stop()
         self._old_queue.close()
         self.loop.abandon_threads()
         self.slots.close()

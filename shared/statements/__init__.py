@@ -22,8 +22,11 @@ from shared.statements.counting import (
 )
 from shared.statements.executing import (
     BEGIN,
+    BEGUN,
+    ENDED_BY_API,
     HEARTBEAT,
     KNOWN,
+    REFUSE,
     SETTLE,
 )
 from shared.statements.processes import (
@@ -55,11 +58,13 @@ __all__ = [
     "ADMIT_PUSHED",
     "ADOPT_CANCELLED",
     "BEGIN",
+    "BEGUN",
     "CLAIM",
     "CLAIM_MORE",
     "CLAIM_OLDEST_FIRST",
     "CLOSE_TRACES",
     "COUNT_ENDED",
+    "ENDED_BY_API",
     "EXTEND",
     "GONE",
     "HEARTBEAT",
@@ -74,6 +79,7 @@ __all__ = [
     "QUEUED",
     "REAP",
     "REAP_ORPHANS",
+    "REFUSE",
     "REPAIR",
     "RELEASE",
     "SEEN",
