@@ -99,6 +99,7 @@ class Runtime:
             Watched("event loop", self._loop_gets_on, (self._stalled,), _LOOP_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("settle", lambda: self.settler.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("group commit", self._executor_gets_on, (self._stalled,), _LOOP_PATIENCE_SECONDS),
             Watched("upkeep", lambda: self.upkeep.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("aftermath", lambda: self.aftermaths.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )
@@ -196,6 +197,9 @@ class Runtime:
     def _heartbeat_gets_on(self) -> bool:
         self.heartbeat.stop_what_was_not_renewed()
         return self.heartbeat.gets_on
+
+    def _executor_gets_on(self) -> bool:
+        return bool(getattr(self.executor, "makes_progress", True))
 
     def _stalled(self) -> None:
         self.on_stalled()

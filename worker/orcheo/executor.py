@@ -117,6 +117,11 @@ class OrcheoExecutor:
         """Create the runs of due cron triggers; see `Executor`."""
         return await self._cron.dispatch()
 
+    @property
+    def makes_progress(self) -> bool:
+        """Whether traces and checkpoints are written; the worker is restarted where it is not so for long."""
+        return self._services is None or self._services.commit.makes_progress
+
     async def close(self) -> None:
         """Finish the traces that are being closed, then disconnect; Orcheo's own pools cannot be opened again."""
         services, self._services = self._opened(), None
