@@ -129,7 +129,10 @@ class HintListener:
         """With foreign messages in the queue, take hints from between them, now and then."""
         self._sweeping = self._sweep.once() > 0
         if self._sweeping and not self._foreign.said:
-            self._foreign.say_task(task_name(self._client.lindex(HINT_QUEUE, -1) or b""))
+            name = task_name(self._client.lindex(HINT_QUEUE, -1) or b"")
+            # Else it came while the others were being looked at.
+            if name not in _HINTS:
+                self._foreign.say_task(name)
 
     def _take(self, raw: bytes) -> bool:
         """Call back for a message and return whether it may be removed."""

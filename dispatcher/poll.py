@@ -92,6 +92,8 @@ class Poller:
         self._note_index(look.in_turn)
         lost, requeued = self._reap() if look.lost else (0, 0)
         broker_error = self._gate.probe()
+        if look.queued and not broker_error:
+            self._queue_choice.queue()
         extended, released = self._reconcile() if look.lapsed and not broker_error else (0, 0)
         self._maintain()
         queued = self._store.queued() if released else look.queued

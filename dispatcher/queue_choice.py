@@ -1,14 +1,11 @@
-"""Which queue to publish to: our own, or that of earlier releases while only workers of theirs are alive.
+"""Which queue to publish to: our own, or that of earlier releases while workers of theirs are alive.
 
-A worker of this release says in Redis that it reads our queue. Where none says so and the ledger knows live workers,
-they are of an earlier release, as in the middle of an upgrade or on the way back from one. A mistake costs nothing: a
-worker of this release moves what it finds in the old queue.
+So in the middle of an upgrade, or on the way back from one, all workers share the work: see `shared.readers`.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import redis
 
@@ -16,40 +13,56 @@ from shared.broker import broker_errors
 from shared.errors import BrokerError
 from shared.installation import Installation
 from shared.logs import log
+from shared.readers import Readers
 from shared.store import Store
 
 _FRESH_SECONDS = 5.0
+_CONFIRM_SECONDS = 2.0
+"""A Redis that came back empty has no notes of workers, until each has written its own again, within a second."""
 
 
 class QueueChoice:
-    """Chooses, and asks again every five seconds. Not thread-safe."""
+    """Chooses, and asks again every five seconds. Not thread-safe.
+
+    The first choice holds at once; later ones for the old queue once they are confirmed two seconds later.
+    """
 
     def __init__(self, store: Store, broker: redis.Redis, installation: Installation, *, lease: float) -> None:
-        self._store = store
         self._broker = broker
         self._installation = installation
-        self._lease = lease
+        self._readers = Readers(broker, installation, store, lease=lease)
         self._queue = installation.runs
-        self._chosen_at = float("-inf")
+        self._ask_at = float("-inf")
+        self._confirms = True
 
     def queue(self) -> str:
-        """Return the queue to publish to. Raises `DatabaseError`."""
+        """Return the queue to publish to. Raises `DatabaseError`.
+
+        To be called while messages wait as well: where the last worker of this release has ended, and others live on,
+        what waits in its queue is moved to theirs.
+        """
         now = time.monotonic()
-        if now - self._chosen_at >= _FRESH_SECONDS:
-            self._chosen_at = now
-            queue = self._choose()
-            if queue != self._queue:
-                log.warning("queue_changed", queue=queue)
+        if now < self._ask_at:
+            return self._queue
+        queue = self._choose()
+        changes = queue != self._queue
+        doubtful = changes and queue == self._installation.old_runs and not self._confirms
+        self._confirms = doubtful
+        self._ask_at = now + (_CONFIRM_SECONDS if doubtful else _FRESH_SECONDS)
+        if changes and not doubtful:
+            log.warning("queue_changed", queue=queue)
             self._queue = queue
         return self._queue
 
     def _choose(self) -> str:
         try:
-            with broker_errors():
-                read: Any = self._broker.exists(self._installation.readers)
+            with broker_errors(self._broker):
+                survey = self._readers.survey()
+                if not survey.old:
+                    return self._installation.runs
+                if not survey.new and (moved := self._readers.put_back()):
+                    log.warning("messages_put_back", queue=self._installation.old_runs, messages=moved)
         except BrokerError:
             # Publishing fails as well, and says why.
             return self._queue
-        if read or not self._store.live_workers(lease=self._lease).alive:
-            return self._installation.runs
         return self._installation.old_runs

@@ -16,6 +16,8 @@ from shared.queries import ALIVE_SECONDS
 from shared.redaction import redact
 from shared.settings import Settings
 
+_ERROR_CHARACTERS = 20_000
+"""As many as a worker of ours stores; the API and other workers set no bound."""
 _BY_HAND = "00000000-0000-0000-0000-000000000000"
 """The dispatcher of a row that an operator's command has made."""
 
@@ -158,7 +160,7 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         dispatcher=dispatcher,
         worker=worker,
         audit_readable=readable,
-        error=redact(error) if error else None,
+        error=redact(error, _ERROR_CHARACTERS) if error else None,
         events=_with_gaps([*_of_tables(run, dispatcher, worker), *_of_audit(audit, run, errors=errors)]),
         hints=hints_for(run, worker.seen_ago if worker is not None else None, fleet, settings),
     )
@@ -229,7 +231,7 @@ def _audited(record: Any, *, errors: bool) -> Event | None:
         return None
     if at.tzinfo is None:
         return None
-    return Event(at, what, by, redact(str(said)) if errors and said else None, None)
+    return Event(at, what, by, redact(str(said), _ERROR_CHARACTERS) if errors and said else None, None)
 
 
 def _with_gaps(events: list[Event]) -> list[Event]:

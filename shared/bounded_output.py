@@ -1,6 +1,8 @@
 """Write to a stream that may be blocked: a full pipe whose reader hangs must not stop a process.
 
-A write waits for a bounded time once; while the reader still hangs, what is written is dropped without waiting.
+Writes may wait for `WAIT_SECONDS` in all, and for as much again each minute, however many there are and however slowly
+somebody reads. What cannot be written within that is dropped and counted. There is no thread and no queue: a process
+that forks writes with this as well.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from typing import IO
 
 WAIT_SECONDS = 1.0
+_REGAINED_PER_SECOND = WAIT_SECONDS / 60
 
 
 class BoundedOutput:
@@ -20,9 +23,11 @@ class BoundedOutput:
 
     def __init__(self, wait: float = WAIT_SECONDS) -> None:
         self._wait = wait
+        self._allowance = wait
+        """Seconds that writes may wait yet."""
+        self._counted_at = time.monotonic()
         self._lock = threading.Lock()
         self._dropped = 0
-        self._blocked = False
         self._torn = False
 
     def write(self, stream: IO[str], text: str) -> int:
@@ -46,23 +51,30 @@ class BoundedOutput:
         data = text.encode(getattr(stream, "encoding", None) or "utf-8", "backslashreplace")
         if self._torn:
             data = b"\n" + data
-        deadline = time.monotonic() + (0.0 if self._blocked else self._wait)
         for start in range(0, len(data), select.PIPE_BUF):
             # A pipe that is ready takes this many bytes without blocking.
             piece = data[start : start + select.PIPE_BUF]
             while piece:
-                if not _ready(number, deadline):
-                    self._blocked, self._torn = True, self._torn or start > 0
+                if not self._ready(number):
+                    self._torn = self._torn or start > 0
                     return False
                 piece = piece[os.write(number, piece) :]
-        self._blocked = self._torn = False
+        self._torn = False
         return True
 
-
-def _ready(number: int, deadline: float) -> bool:
-    poll = select.poll()
-    poll.register(number, select.POLLOUT)
-    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+    def _ready(self, number: int) -> bool:
+        """Wait until a file can be written to, for no longer than is allowed yet."""
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        if poll.poll(0):
+            return True
+        began = time.monotonic()
+        regained = (began - self._counted_at) * _REGAINED_PER_SECOND
+        allowed = min(self._wait, self._allowance + regained)
+        ready = bool(poll.poll(allowed * 1000))
+        self._counted_at = time.monotonic()
+        self._allowance = max(0.0, allowed - (self._counted_at - began))
+        return ready
 
 
 ERRORS = BoundedOutput()

@@ -45,6 +45,7 @@ SKIP_REASONS: tuple[str, ...] = get_args(SkipReason)
 SILENT_INTERVALS = 2
 """Intervals without a dispatch by anybody after which a process dispatches by itself."""
 _RECORD_SECONDS = 86_400
+_REASON_CHARACTERS = 500
 _JITTER = 0.2
 _STOP_SECONDS = 5.0
 
@@ -160,7 +161,7 @@ class CronRecord:
                 host=str(entry["host"])[:255],
                 by_itself=bool(entry["by_itself"]),
                 outcome=str(entry["outcome"])[:50],
-                reason=redact(str(entry["reason"])[:500]),
+                reason=redact(str(entry["reason"]), _REASON_CHARACTERS),
             )
         except (ValueError, TypeError, KeyError, RecursionError):
             # There is none, or somebody else wrote it.

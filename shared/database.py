@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from shared.errors import ConflictError, DatabaseError, RefusedError, RowLockedE
 from shared.redaction import error_line
 from shared.session import STATEMENT_TIMEOUT_MILLISECONDS
 from shared.settings import Settings
-from shared.sqlstate import Failure, failure_of
+from shared.sqlstate import STATEMENT_COMPLETION_UNKNOWN, Failure, answered, failure_of
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
@@ -159,8 +160,9 @@ def transaction(
     planned for the arrays that they get: a plan for any would join long ones row by row.
     Raises `DatabaseError`, or what is below it where the cause is known.
     """
-    with database_errors(), ExitStack() as stack:
+    with database_errors() as progress, ExitStack() as stack:
         connection = _begun(engine, stack)
+        progress.begun = True
         wanted = []
         if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
             wanted.append(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
@@ -209,16 +211,32 @@ def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options
     return retrying(once)
 
 
+@dataclass(slots=True)
+class _Progress:
+    """How far a block of statements got before an error."""
+
+    begun: bool = False
+    """A transaction was begun: if the connection breaks, it may have been committed."""
+
+
 @contextmanager
-def database_errors() -> Iterator[None]:
+def database_errors() -> Iterator[_Progress]:
     """Translate the driver's errors into ours: one line, no parameters, no password."""
+    progress = _Progress()
     try:
-        yield
+        yield progress
     except PoolTimeoutError as error:
         raise DatabaseError(f"no free connection within {POOL_TIMEOUT_SECONDS:g} s") from error
     except (DBAPIError, psycopg.Error) as error:
-        kind = _ERRORS.get(failure_of(error), DatabaseError)
-        raise kind(_first_line(error)) from error
+        failure, cause = failure_of(error), getattr(error, "orig", None) or error
+        sqlstate, alive = getattr(cause, "sqlstate", None), answered(error)
+        raise _ERRORS.get(failure, DatabaseError)(
+            _first_line(error),
+            sqlstate=sqlstate,
+            cause=type(cause).__name__,
+            answered=alive,
+            in_doubt=progress.begun and (not alive or sqlstate == STATEMENT_COMPLETION_UNKNOWN),
+        ) from error
 
 
 _ERRORS: dict[Failure, type[DatabaseError]] = {

@@ -33,9 +33,35 @@ class SettingsError(DispatchError):
 
 
 class DatabaseError(DispatchError):
-    """Postgres is away or refuses us."""
+    """Postgres is unavailable or refuses a statement.
+
+    `answered` tells the two apart: the server reported an error and the session goes on, so that other statements may
+    succeed. A trigger can raise any SQLSTATE, those of outages included, so neither the SQLSTATE alone nor the class of
+    the error does.
+    """
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        sqlstate: str | None = None,
+        cause: str | None = None,
+        answered: bool = False,
+        in_doubt: bool = False,
+    ) -> None:
+        super().__init__(text)
+        self.sqlstate = sqlstate
+        self.answered = answered
+        self.in_doubt = in_doubt
+        """The connection broke after the transaction had begun: it may have been committed all the same."""
+        self._cause = cause
+
+    @property
+    def what(self) -> str:
+        """The class of the error and its SQLSTATE, never its text, which may quote a value."""
+        return f"{self._cause or type(self).__name__}" + (f" (SQLSTATE {self.sqlstate})" if self.sqlstate else "")
 
 
 class SchemaError(DatabaseError):

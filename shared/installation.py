@@ -13,7 +13,7 @@ import psycopg
 
 from shared import session
 from shared.errors import DatabaseError
-from shared.redaction import redact
+from shared.redaction import error_line
 from shared.settings import DEFAULT_QUEUE, Settings
 
 OLD_DISPATCH_QUEUE = "orcheo.dispatch"
@@ -59,10 +59,9 @@ class Installation:
         """What the keys begin with that say when cron triggers were last dispatched, and why they were not."""
         return f"orcheo.cron.last:{self.name}"
 
-    @property
-    def readers(self) -> str:
-        """Kept by workers that read the queue of runs, for half a minute at a time."""
-        return f"orcheo.readers:{self.name}"
+    def reader(self, worker_id: str) -> str:
+        """Return the key of the note that this worker reads the queue of runs; see `shared.readers`."""
+        return f"orcheo.readers:{self.name}:{worker_id}"
 
     @property
     def unacked(self) -> str:
@@ -90,14 +89,10 @@ def _identity(dsn: str) -> str:
             connection.execute("COMMIT")
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction) as error:
         raise DatabaseError(
-            f"the identity of the database cannot be read ({_first_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "
+            f"the identity of the database cannot be read ({error_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "
             "name, the same for all processes of this installation"
         ) from error
     except psycopg.Error as error:
-        raise DatabaseError(_first_line(error)) from error
+        raise DatabaseError(error_line(error)) from error
     assert row is not None
     return "db" + hashlib.sha256(str(row[0]).encode()).hexdigest()[:_IDENTITY_CHARACTERS]
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__

@@ -78,13 +78,17 @@ def _route(level: int) -> None:
 
 
 class _Intercept(logging.Handler):
-    """Hands the records of the standard library's logging to loguru."""
+    """Hands the records of the standard library's logging to loguru; those of a run as far as its ration goes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "py.warnings" and (warned := _WARNING.match(record.getMessage())):
-            log.warning("python_warned", **warned.groupdict())
+        run = run_in_context()
+        left_out = run.ration.take() if run is not None else {}
+        if left_out is None:
             return
-        fields: dict[str, Any] = {"logger": record.name}
+        if record.name == "py.warnings" and (warned := _WARNING.match(record.getMessage())):
+            log.warning("python_warned", **warned.groupdict(), **left_out)
+            return
+        fields: dict[str, Any] = {"logger": record.name, **left_out}
         if (text := _text_of(record)) is not None:
             fields["text"] = text
         if record.exc_info and record.exc_info[1] is not None:

@@ -13,10 +13,9 @@ import json
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from loguru import logger
 
 from shared.bounded_output import ERRORS
 from shared.plain import is_plain, plain
+from shared.raised import class_name, place_of, trace_of
+from shared.ration import Ration
 from shared.redaction import redact
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ log = logger
 FIRST_FIELDS = ("run_id", "workflow_id", "fence")
 """The fields that come first in a line, where a line has them."""
 _MAX_CHARACTERS = 4000
+_LINES_PER_MINUTE = 100
 _PRIORITIES = {"TRACE": 7, "DEBUG": 7, "INFO": 6, "SUCCESS": 5, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 _JOURNAL = "JOURNAL_STREAM"
 
@@ -44,7 +46,9 @@ class RunInContext:
     """The run whose code is executing; `told` are the streams of which a log line said that it was printed on."""
 
     fields: Mapping[str, Any]
-    told: set[str]
+    told: set[str] = field(default_factory=set)
+    ration: Ration = field(default_factory=lambda: Ration(lines=_LINES_PER_MINUTE))
+    """Of lines that its code and its libraries log."""
 
 
 _run: ContextVar[RunInContext | None] = ContextVar("run_of_log_lines", default=None)
@@ -56,7 +60,7 @@ def within_run(**fields: Any) -> Iterator[None]:
 
     Tasks and threads that asyncio makes inside inherit them; threads that a workflow makes by itself do not.
     """
-    token = _run.set(RunInContext(fields, set()))
+    token = _run.set(RunInContext(fields))
     try:
         yield
     finally:
@@ -70,10 +74,11 @@ def run_in_context() -> RunInContext | None:
 
 def describe(error: BaseException | None, trace: TracebackType | None = None) -> dict[str, str]:
     """Return the fields that tell of `error` without quoting it: its class and where it was raised."""
-    frames = traceback.extract_tb(trace or (error.__traceback__ if error else None))
-    fields = {"error": type(error).__name__}
-    if frames:
-        fields["at"] = f"{frames[-1].filename}:{frames[-1].lineno} {frames[-1].name}"
+    if error is not None:
+        trace = trace or trace_of(error)
+    fields = {"error": class_name(error)}
+    if (at := place_of(trace)) is not None:
+        fields["at"] = at
     return fields
 
 

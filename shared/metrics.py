@@ -19,7 +19,7 @@ from shared.settings import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings, WorkerPool
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 PollResult = Literal["succeeded", "broker_away", "database_away", "failed"]
-MessageResult = Literal["begun", "rejected", "skipped", "stale", "unknown", "malformed", "database_away"]
+MessageResult = Literal["begun", "rejected", "skipped", "stale", "unknown", "malformed", "refused", "database_away"]
 HintKind = Literal["run", "cron", "notify"]
 ReleaseReason = Literal["broker_away", "message_lost"]
 

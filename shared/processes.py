@@ -28,7 +28,7 @@ class Process:
     triggers: tuple[str, ...] | None = None
     """Of a dispatcher: which runs it takes, so that views tell ours from others."""
 
-    def seen(self, engine: Engine, *, running: int = 0) -> None:
+    def seen(self, engine: Engine, *, running: int = 0, lock_timeout: float | None = None) -> None:
         """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
         parameters = {
             "id": str(self.id),
@@ -40,7 +40,9 @@ class Process:
             "running": running,
             "triggers": None if self.triggers is None else list(self.triggers),
         }
-        in_transaction(engine, lambda connection: connection.execute(statements.SEEN, parameters))
+        in_transaction(
+            engine, lambda connection: connection.execute(statements.SEEN, parameters), lock_timeout=lock_timeout
+        )
 
     def gone(self, engine: Engine) -> None:
         """Take the row away: this process ended in order. Raises `DatabaseError`."""
@@ -60,12 +62,13 @@ class Workers:
     alive: int = 0
     smallest: int = 0
     """Runs that the smallest of them executes at a time."""
+    ids: frozenset[str] = frozenset()
 
 
 def live_workers(engine: Engine, *, lease: float) -> Workers:
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
     row = in_transaction(engine, lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one())
-    return Workers(row.alive, row.smallest)
+    return Workers(row.alive, row.smallest, frozenset(row.ids))
 
 
 def prune_processes(engine: Engine) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 
 from shared.secret_forms import pattern_of
 from shared.values import bare
@@ -31,8 +34,19 @@ _RULES = (
     ),
     re.compile(r"(?i)\bbearer\s+(?P<secret>[^\s,;'\"\\()]{4,})"),
 )
-_kept: set[str] = set()
-_known: re.Pattern[str] | None = None
+# Base64 in lines of 60 characters and more, as MIME and many tools have it: what is between two of them.
+_LINE_BREAK = re.compile(r"(?=[\\\r\n])(?<=[A-Za-z0-9+/]{60})(?:\\{1,8}r|\r)?(?:\\{1,8}n|\n)(?=[A-Za-z0-9+/])")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The secrets of this process, and what finds them."""
+
+    secrets: frozenset[str] = frozenset()
+    pattern: re.Pattern[str] | None = None
+
+
+_known = _Known()
 
 
 def redact(text: str, limit: int | None = None) -> str:
@@ -66,27 +80,45 @@ def keep_secret(*secrets: str) -> None:
     In place of those of an earlier call. Shorter than 16 characters they are found as words of their own only; what has
     less than 8 is left to the other rules. Of a secret of several lines each line is one.
     """
-    _kept.clear()
-    add_secrets(*secrets)
+    _know(frozenset(), secrets)
 
 
 def add_secrets(*secrets: str) -> None:
     """Redact these as well, as `keep_secret` does."""
+    _know(_known.secrets, secrets)
+
+
+def _know(known: frozenset[str], secrets: tuple[str, ...]) -> None:
     global _known  # noqa: PLW0603 - one process has one set of secrets
     lines = {
         form for secret in secrets for line in (secret, *secret.splitlines()) for form in (line.strip(), bare(line))
     }
-    _kept.update(line for line in lines if len(line) >= MIN_CHARACTERS)
-    _known = pattern_of(_kept)
+    found = known | {line for line in lines if len(line) >= MIN_CHARACTERS}
+    # In one assignment: other threads redact meanwhile.
+    _known = _Known(found, pattern_of(found))
 
 
 def _found(text: str) -> Iterator[tuple[int, int]]:
     for rule in _RULES:
         for match in rule.finditer(text):
             yield match.span("secret")
-    if _known is not None:
-        for match in _known.finditer(text):
+    if (pattern := _known.pattern) is not None:
+        for match in pattern.finditer(text):
             yield match.span()
+        if breaks := [match.span() for match in _LINE_BREAK.finditer(text)]:
+            yield from _found_across(pattern, text, breaks)
+
+
+def _found_across(pattern: re.Pattern[str], text: str, breaks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield what is found in the text without these line breaks, as spans of the text with them."""
+    starts = [0, *(stop for _, stop in breaks)]
+    stops = [*(start for start, _ in breaks), len(text)]
+    lines = list(zip(starts, stops, strict=True))
+    begins = [0, *accumulate(stop - start for start, stop in lines)]
+    for match in pattern.finditer("".join(text[start:stop] for start, stop in lines)):
+        first, last = (bisect_right(begins, at) - 1 for at in (match.start(), match.end() - 1))
+        if first != last:
+            yield match.start() - begins[first] + starts[first], match.end() - begins[last] + starts[last]
 
 
 def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,8 @@ STALE = "stale"
 """The run is ours, and its claim is not the last one, or was answered before."""
 UNKNOWN = "unknown"
 """The ledger has never heard of the run."""
-"""Why a message of an earlier claim, or one that was answered before, is not begun."""
+LOCKED = "locked"
+"""Somebody holds a row of the run at this moment: it may begin a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Run:
     """Seconds from its claim to its begin, by the same clock."""
     suspect: bool = False
     """Whether an earlier attempt was in a runner that ended."""
+    fault: str | None = None
+    """Why its inputs or its configuration cannot be read; such a run has begun, and must fail instead of executing."""
 
     @property
     def claim(self) -> Claim:
@@ -49,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class NotBegun:
-    """A message that must not execute: `stale` (another fence, or answered before) or why the run was skipped."""
+    """A message that must not execute: `stale` (another fence, or answered before), `locked`, or why it was skipped."""
 
     claim: Claim
     reason: str
@@ -110,6 +113,15 @@ class Settled:
     outcome: Outcome
     ended: bool
     slot_due_in: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What one statement made of many endings; what is in neither field is not this worker's any more."""
+
+    settled: Mapping[Claim, Settled]
+    locked: frozenset[Claim]
+    """Still this worker's, and held by somebody at this moment: nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,12 @@
 r"""A secret in every form in which a program prints it, as one regular expression.
 
-A library that quotes a header, a URL or a parameter rarely quotes it as it is: `repr` and JSON write a backslash before
-a quote, URLs a percent sign, HTML an entity, Basic authentication base64. Characters are matched one by one, so
-that forms may be mixed, such as a percent-encoded password in a JSON text in the `repr` of bytes.
+A library that quotes a header, a URL or a parameter rarely quotes it as it is: `repr`, JSON, YAML and C write a
+backslash before a quote, a shell and SQL more quotes, URLs a percent sign, HTML an entity, Basic authentication base64,
+Postgres the hexadecimal digits of bytes. Characters are matched one by one, so that forms may be mixed, such as a
+percent-encoded password in a JSON text in the `repr` of bytes.
+
+No two ways of dividing a text among the parts of an expression match: what matches a backslash never begins what
+follows a backslash. So a search takes time that is linear in the text, whatever is in it.
 """
 
 from __future__ import annotations
@@ -10,109 +14,232 @@ from __future__ import annotations
 import base64
 import html.entities
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    parts: list[str]
+    """Expressions that match one after the other."""
+    first: str
+    """The characters that it may begin with."""
+
+
 _WHOLE_WORD_BELOW = 16
 """Shorter secrets are matched as words of their own only: a password such as `postgres` is part of many words."""
-_LONGEST = 1024
-"""Of longer secrets, such as keys in one line, the rest is recognised by its alphabet: expressions stay small."""
+_PIECE = 1020
+"""Longer secrets, such as keys in one line, are found piece by piece: expressions stay small. A multiple of 3."""
+_MOST_PIECES = 16
+"""Of what is longer than so many pieces, the rest is recognised by its alphabet."""
 _REST = r"[A-Za-z0-9+/=_.\-]*"
 _MIN_BASE64_BYTES = 6
-_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a", "\0": "0", '"': '"', "'": "'"}
+_NESTED = 6
+_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\a": "a", "\0": "0", "\x1b": "e"} | {
+    "\x85": "N",
+    "\xa0": "_",
+    "\u2028": "L",
+    "\u2029": "P",
+}
 _ENTITIES = {chr(number): name for number, name in html.entities.codepoint2name.items()} | {"'": "apos"}
+_QUOTING = "'\"\\"
+"""Each of these stands for the others: a shell writes `'"'"'` for `'`, SQL `''`."""
+_ALIKE = "-._~"
+"""Not letters or digits, but written as they are by whatever encodes."""
+_PERCENT = "%(?:25){0,2}"
 # A backslash is doubled each time that a text is quoted once more.
-_BACKSLASHES = r"\\{1,8}"
+_BACKSLASH = rf"(?:\\|{_PERCENT}5[cC])"
+_AMPERSAND = "&(?:amp;){0,2}"
+_QUOTE = (
+    rf"""(?:['"]|\\(?:x(?:2[27]|5[cC])|u00(?:2[27]|5[cC])|(?:04[27]|134))?|{_PERCENT}(?:2[27]|5[cC])"""
+    rf"|{_AMPERSAND}(?:#0{{0,4}}(?:34|39|92)|#[xX]0{{0,4}}(?:2[27]|5[cC])|quot|apos);)"
+)
 # A word begins after what is no letter or digit, and after the end of an escape, such as the `D` of `%3D`.
 _WORD_BEGINS = (
-    r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrtbfva0])|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
+    r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2})|(?<=%25[0-9A-Fa-f]{2})|(?<=%2525[0-9A-Fa-f]{2})|(?<=\\[nrtbfvaeNLP0])"
+    r"|(?<=\\[0-7]{3})|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\U[0-9A-Fa-f]{8}))"
 )
 _WORD_ENDS = r"(?![A-Za-z0-9])"
 # Characters of base64 that hold nothing but bits of the bytes before, by how many such bytes there are.
 _FOREIGN = (0, 2, 3)
 
 
-def pattern_of(secrets: set[str]) -> re.Pattern[str] | None:
+def pattern_of(secrets: Collection[str]) -> re.Pattern[str] | None:
     """Return what finds these secrets in all their forms, the longest first, or None where there are none.
 
     Takes time that is linear in the text.
     """
     if not secrets:
         return None
-    ordered = sorted(secrets, key=len, reverse=True)
-    found = [*(_text_form(each) for each in ordered), *(form for each in ordered for form in _base64_forms(each))]
-    # Most characters begin none of them: that is decided once, and not for each of them.
-    first = "".join(sorted({character for _, characters in found for character in characters}))
-    return re.compile(f"(?=[{re.escape(first)}])(?:{'|'.join(form for form, _ in found)})")
+    anywhere: list[_Form] = []
+    words: list[_Form] = []
+    encoded: list[_Form] = []
+    for secret in sorted(secrets, key=len, reverse=True):
+        is_word = len(secret) < _WHOLE_WORD_BELOW
+        for piece, rest in _pieces(secret):
+            form = _text_form(piece, rest, is_word=is_word)
+            (words if is_word and _is_plain(secret[0]) else anywhere).append(form)
+            encoded += [*_base64_forms(piece), *_hexadecimal_forms(piece)]
+    found = [
+        # Most characters begin none of them: that is decided once, and not for each of them.
+        f"(?=[{_firsts(forms)}]){begins}{_either([form.parts for form in forms])}"
+        for begins, forms in (("", anywhere + encoded), (_WORD_BEGINS, words))
+        if forms
+    ]
+    return re.compile("|".join(found))
 
 
-def _text_form(secret: str) -> tuple[str, str]:
-    """Return the expression for the secret as a text, and the characters that it may begin with."""
-    form = "".join(_run(character, len(list(run))) for character, run in groupby(secret[:_LONGEST]))
-    if len(secret) < _WHOLE_WORD_BELOW:
-        form = f"{_WORD_BEGINS}{form}{_WORD_ENDS}"
-    elif len(secret) > _LONGEST:
-        form += _REST
-    return form, secret[0] if _is_plain(secret[0]) else f"{secret[0]}%\\&+"
+def _firsts(forms: Sequence[_Form]) -> str:
+    return re.escape("".join(sorted({character for form in forms for character in form.first})))
 
 
-def _run(character: str, length: int) -> str:
-    one = _character(character)
-    if character == "\\":
-        # In one piece: the many ways to divide a row of backslashes among them would each be tried.
-        return rf"(?:\\{{{length},{8 * length}}}|{one}{{{length}}})"
-    return one if length == 1 else f"{one}{{{length}}}"
+def _either(forms: Sequence[Sequence[str]], nested: int = 0) -> str:
+    """Return an expression for any of these forms, in which what several of them begin with is tried once."""
+    if nested == _NESTED:
+        return f"(?:{'|'.join(''.join(form) for form in forms)})"
+    groups: dict[str, list[Sequence[str]]] = {}
+    for form in forms:
+        groups.setdefault(form[0] if form else "", []).append(form[1:])
+    return f"(?:{'|'.join(first + _after(rests, nested) for first, rests in groups.items())})"
+
+
+def _after(rests: list[Sequence[str]], nested: int) -> str:
+    return "".join(rests[0]) if len(rests) == 1 else _either(rests, nested + 1)
+
+
+def _pieces(secret: str) -> Iterator[tuple[str, str]]:
+    """Yield what of a secret is looked for, each with the expression for what may follow it."""
+    starts = range(0, max(1, len(secret) - _WHOLE_WORD_BELOW), _PIECE)[:_MOST_PIECES]
+    for start in starts:
+        # The last one is longer, so that none is as short as a word.
+        end = start + _PIECE + (_WHOLE_WORD_BELOW if start == starts[-1] else 0)
+        yield secret[start:end], _REST if start == starts[-1] and end < len(secret) else ""
+
+
+def _text_form(secret: str, rest: str, *, is_word: bool) -> _Form:
+    parts, quoted = [], False
+    for character, run in groupby(secret, lambda each: _QUOTING[0] if each in _QUOTING else each):
+        length = len(list(run))
+        if character in _QUOTING:
+            # In one piece: the ways to divide a row of quotes and backslashes among them would each be tried.
+            parts.append(f"{_QUOTE}{{{length},{16 * length + 16}}}")
+        else:
+            parts += [_character(character, after_quoting=quoted and at == 0) for at in range(length)]
+        quoted = character in _QUOTING
+    if is_word and _is_plain(secret[-1]):
+        parts.append(_WORD_ENDS)
+    return _Form([*parts, rest], _first_of(secret[0]))
+
+
+def _first_of(character: str) -> str:
+    if _is_plain(character):
+        return character
+    return f"{_QUOTING if character in _QUOTING else character}{_as_latin(_bytes(character)[0])}%\\&+"
 
 
 def _is_plain(character: str) -> bool:
     return character.isascii() and character.isalnum()
 
 
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 @cache
-def _character(character: str) -> str:
-    """Return the expression for one character as it is, percent-encoded, escaped with a backslash, or in HTML."""
+def _character(character: str, *, after_quoting: bool) -> str:
+    """Return the expression for one character as it is, percent-encoded, escaped with a backslash, or in HTML.
+
+    After quoting characters the backslash before it is among those.
+    """
     if _is_plain(character):
         return character
-    number, raw = ord(character), character.encode("utf-8", "surrogatepass")
-    forms = [re.escape(character)] if character != "\\" else []
-    forms.append("".join(f"%(?:25){{0,2}}{_hexadecimal(byte, 2)}" for byte in raw))
-    if character in _ESCAPES:
-        forms.append(f"{_BACKSLASHES}{re.escape(_ESCAPES[character])}")
-    elif character == "/":
-        forms.append(f"{_BACKSLASHES}/")
-    forms.append("".join(f"{_BACKSLASHES}x{_hexadecimal(byte, 2)}" for byte in raw))
-    if 0x7F < number <= 0xFF:
-        forms.append(f"{_BACKSLASHES}x{_hexadecimal(number, 2)}")
-    units = character.encode("utf-16-be", "surrogatepass")
-    forms.append(
-        "".join(f"{_BACKSLASHES}u{_hexadecimal(int.from_bytes(pair), 4)}" for pair in (units[:2], units[2:]) if pair)
-    )
-    forms.append(f"{_BACKSLASHES}U{_hexadecimal(number, 8)}")
-    forms.append(f"&(?:#0{{0,4}}{number}|#[xX]0{{0,4}}{_hexadecimal(number, 1)});")
-    if character in _ENTITIES:
-        forms.append(f"&{_ENTITIES[character]};")
+    raw = _bytes(character)
+    perhaps, backslashes = ("", "") if after_quoting else (f"{_BACKSLASH}{{0,16}}", f"{_BACKSLASH}{{1,16}}")
+    as_is = [re.escape(character)]
+    if character not in _ALIKE:
+        as_is += _entities(character)
     if character == " ":
-        forms.append(r"\+")
-    return f"(?:{'|'.join(forms)})"
+        as_is += [r"\+", f"{_PERCENT}2[bB]"]
+    escaped, bytewise = _escapes(character), ""
+    if len(raw) == 1:
+        as_is.append(_percent(raw[0]))
+        escaped.append(_byte_escapes(raw[0]))
+    else:
+        first, *others = raw
+        bytewise = f"|{_byte(first, backslashes)}{''.join(_byte(byte, f'{_BACKSLASH}{{1,16}}') for byte in others)}"
+    return f"(?:{perhaps}(?:{'|'.join(as_is)})|{backslashes}(?:{'|'.join(escaped)}){bytewise})"
+
+
+def _entities(character: str) -> Iterator[str]:
+    number = ord(character)
+    yield f"{_AMPERSAND}#(?:0{{0,4}}{number}|[xX]0{{0,4}}{_hexadecimal(number, 1)});"
+    if character in _ENTITIES:
+        yield f"{_AMPERSAND}{_ENTITIES[character]};"
+
+
+def _escapes(character: str) -> list[str]:
+    """Return what stands for the character after a backslash, in Python, JSON, YAML and C."""
+    number, units = ord(character), character.encode("utf-16-be", "surrogatepass")
+    high, low = units[:2], units[2:]
+    found = [_ESCAPES[character]] if character in _ESCAPES else []
+    if 0x7F < number <= 0xFF:
+        found.append(f"x{_hexadecimal(number, 2)}")
+    if number > 0x7F:
+        found.append(
+            f"u{_hexadecimal(int.from_bytes(high), 4)}"
+            + (f"{_BACKSLASH}{{1,16}}u{_hexadecimal(int.from_bytes(low), 4)}" if low else "")
+        )
+    if number > 0xFFFF:
+        found.append(f"U{_hexadecimal(number, 8)}")
+    return found
+
+
+def _byte(byte: int, backslashes: str) -> str:
+    return f"(?:{_percent(byte)}|{re.escape(_as_latin(byte))}|{backslashes}(?:{_byte_escapes(byte)}))"
+
+
+def _byte_escapes(byte: int) -> str:
+    """Return what stands for a byte after a backslash; `udc..` where it was read as ASCII with surrogates for it."""
+    digits = _hexadecimal(byte, 2)
+    return f"x{digits}|u(?:00|[dD][cC]){digits}|{byte:03o}"
+
+
+def _as_latin(byte: int) -> str:
+    return chr(byte)
+
+
+def _percent(byte: int) -> str:
+    return f"{_PERCENT}{_hexadecimal(byte, 2)}"
 
 
 def _hexadecimal(number: int, digits: int) -> str:
-    return "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in f"{number:0{digits}x}")
+    found = f"{number:0{digits}x}"
+    return (
+        found if found.isdecimal() else "".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in found)
+    )
 
 
-def _base64_forms(secret: str) -> Iterator[tuple[str, str]]:
+def _hexadecimal_forms(secret: str) -> Iterator[_Form]:
+    """Yield the expression for the secret as Postgres prints bytes."""
+    digits = _bytes(secret).hex()
+    beginning = [_hexadecimal(int(digit, 16), 1) for digit in digits[:8]]
+    yield _Form([*beginning, f"(?i:{digits[8:]})"], digits[0] + digits[0].upper())
+
+
+def _base64_forms(secret: str) -> Iterator[_Form]:
     """Yield an expression for each place that the secret can have among others that are encoded with it."""
-    raw = secret[:_LONGEST].encode("utf-8", "surrogatepass")
+    raw = _bytes(secret)
     if len(raw) < _MIN_BASE64_BYTES:
         return
     for before, foreign in enumerate(_FOREIGN):
         text = base64.b64encode(bytes(before) + raw).decode()
         whole = (before + len(raw)) * 8 // 6
-        body = "".join(_base64_character(character) for character in text[foreign:whole])
+        body = [_base64_character(character) for character in text[foreign:whole]]
         first = {"+": "+-%", "/": "/_%\\"}.get(text[foreign], text[foreign])
         # The last character may hold bits of what follows as well.
-        yield f"{body}[A-Za-z0-9+/_-]?(?:=|%3[dD]){{0,2}}", first
+        yield _Form([*body, "[A-Za-z0-9+/_-]?(?:=|%3[dD]){0,2}"], first)
 
 
 def _base64_character(character: str) -> str:

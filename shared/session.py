@@ -37,6 +37,8 @@ _FORMATS = {
     "bytea_output": "hex",
     "standard_conforming_strings": "on",
 }
+# We read no messages. A trigger that raises a hundred thousand notices would otherwise send them all to us.
+_MESSAGES = {"client_min_messages": "error"}
 # "off" would turn each policy into an error. Policies that hide rows are refused at the start (`shared/footing.py`).
 _ROWS = {"row_security": "on"}
 # What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
@@ -70,7 +72,7 @@ def settings(server_version: int, *, durable: bool = False) -> Mapping[str, str]
 
     With `durable`, also that a commit is on disk before it is answered.
     """
-    found = {**_TIMEOUTS, **_FORMATS, **_ROWS, **_PLANS, **(_DURABLE if durable else {})}
+    found = {**_TIMEOUTS, **_FORMATS, **_MESSAGES, **_ROWS, **_PLANS, **(_DURABLE if durable else {})}
     if server_version >= _TRANSACTION_TIMEOUT_SINCE:
         found[_TRANSACTION_TIMEOUT] = str(TRANSACTION_TIMEOUT_MILLISECONDS)
     return MappingProxyType(found)
@@ -105,7 +107,7 @@ def set_session(server_version: int, **instead: int) -> str:
 
 
 def _of_a_session(server_version: int, instead: Mapping[str, int]) -> dict[str, str]:
-    found = {**_TIMEOUTS, **_FORMATS, **_ROWS}
+    found = {**_TIMEOUTS, **_FORMATS, **_MESSAGES, **_ROWS}
     found["default_transaction_isolation"] = "read committed"
     found["default_transaction_deferrable"] = "off"
     if server_version >= _TRANSACTION_TIMEOUT_SINCE:

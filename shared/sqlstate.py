@@ -31,9 +31,11 @@ class Failure(StrEnum):
     """Postgres, a constraint, a trigger or a policy will never take this value."""
 
 
+STATEMENT_COMPLETION_UNKNOWN = "40003"
+
 _STATES = {
-    # Statement completion unknown: of the class of conflicts, and the only one of it that must not be repeated blindly.
-    "40003": Failure.OUTAGE,
+    # Of the class of conflicts, and the only one of it that must not be repeated blindly.
+    STATEMENT_COMPLETION_UNKNOWN: Failure.OUTAGE,
     # Raised at the end by a deferred constraint or trigger.
     "40002": Failure.REFUSED,
     "55P03": Failure.LOCKED,
@@ -62,10 +64,25 @@ _WITHOUT_STATE = (psycopg.OperationalError, psycopg.InterfaceError)
 """The driver's own: the connection broke, or was never made."""
 
 
+def failure_of_state(sqlstate: str) -> Failure:
+    """Return what a SQLSTATE means where nothing else is known; what nobody knows was refused."""
+    return _STATES.get(sqlstate) or _CLASSES.get(sqlstate[:2]) or Failure.REFUSED
+
+
+def answered(error: BaseException | None) -> bool:
+    """Return whether the server reported this error and the session goes on.
+
+    A session ends with FATAL or PANIC, and an error that the driver made itself has no severity. No trigger, constraint
+    or policy can raise more than ERROR, whatever SQLSTATE it names.
+    """
+    error = getattr(error, "orig", None) or error
+    return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "ERROR"
+
+
 def failure_of(error: BaseException | None) -> Failure:
     """Return what an error of the driver, or one of SQLAlchemy around it, means; what nobody knows was refused."""
     error = getattr(error, "orig", None) or error
     state = getattr(error, "sqlstate", None)
     if state is None:
         return Failure.OUTAGE if isinstance(error, _WITHOUT_STATE) else Failure.REFUSED
-    return _STATES.get(state) or _CLASSES.get(state[:2]) or Failure.REFUSED
+    return failure_of_state(state)

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 from uuid import UUID
-
-from sqlalchemy import Connection, Engine
 
 from shared import statements
 from shared.database import in_transaction
-from shared.errors import DatabaseError
-from shared.ledger import ACTOR_DISPATCHER, ACTOR_WORKER, TURNS_INDEX, Admission, Claim, Look, Outcome, State
-from shared.logs import log
+from shared.executing import Executing, arrays
+from shared.ledger import ACTOR_DISPATCHER, TURNS_INDEX, Admission, Claim, Look, Outcome
 from shared.processes import Workers, live_workers
 from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Reaped, Run, Settled
 from shared.settings import LostRuns
 from shared.turns import NO_LIMITS, Limits, Turns
 
-_MANY_ROWS = 32
-"""From so many on it pays to plan a statement for them: some milliseconds."""
-
 __all__ = ["STALE", "UNKNOWN", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
 
 
-class Store:
+class Store(Executing):
     """Every change of a run's status, and every row of the ledger, goes through here.
 
     Each method is one transaction, but for claims of one statement, and raises `DatabaseError` where Postgres is away.
     """
-
-    def __init__(self, engine: Engine, *, worker_id: UUID | None = None) -> None:
-        """With `worker_id`, `heartbeat` and `settle` touch the runs of this worker alone, whatever their fences."""
-        self._engine = engine
-        self._worker_id = str(worker_id) if worker_id else None
 
     def claim(
         self,
@@ -109,81 +96,11 @@ class Store:
 
     def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
         """Note that the messages of these claims are in Redis."""
-        self._rows(statements.MARK_PUBLISHED, lease=lease, **_arrays(claims))
+        self._rows(statements.MARK_PUBLISHED, lease=lease, **arrays(claims))
 
     def release(self, claims: Iterable[Claim], *, reason: str) -> int:
         """Give claims back that never began; return how many of them were still ours."""
-        return len(self._rows(statements.RELEASE, reason=reason, **_arrays(claims)))
-
-    def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Run | NotBegun:
-        """Begin the run of one claim; see `begin_all`."""
-        return self.begin_all([claim], worker_id=worker_id, lease=lease)[0]
-
-    def begin_all(
-        self, claims: Sequence[Claim], *, worker_id: UUID, lease: float, lock_timeout: float | None = None
-    ) -> list[Run | NotBegun]:
-        """Begin the runs of these claims, each once and under its own fence; return an answer to each, in order.
-
-        Every later call with the same fence is told `stale`. Raises `RowLockedError` where somebody holds one of
-        the runs for `lock_timeout` seconds; then none has begun.
-        """
-        rows = self._rows(
-            statements.BEGIN,
-            lock_timeout,
-            lease=lease,
-            worker_id=str(worker_id),
-            actor=ACTOR_WORKER,
-            **_arrays(claims),
-        )
-        answers = {Claim(row.run_id, row.fence): _begun(row) for row in rows}
-        missing = [claim.run_id for claim in claims if claim not in answers]
-        known = self.known(missing) if missing else frozenset()
-        return [answers.get(claim) or NotBegun(claim, STALE if claim.run_id in known else UNKNOWN) for claim in claims]
-
-    def known(self, run_ids: Sequence[str]) -> frozenset[str]:
-        """Return those of these runs that the ledger has a row of, whatever their state."""
-        return frozenset(row.run_id for row in self._rows(statements.KNOWN, run_ids=list(run_ids)))
-
-    def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
-        """End one run; see `settle_all`."""
-        return self.settle_all({claim: ending}, actor=actor).get(claim)
-
-    def settle_all(
-        self, endings: Mapping[Claim, Ending], *, actor: str = ACTOR_WORKER, lock_timeout: float | None = None
-    ) -> dict[Claim, Settled]:
-        """End runs, each under its fence; what is not returned is not ours any more, and nothing of it was changed.
-
-        Raises `RowLockedError` where somebody holds one of the runs for `lock_timeout` seconds, and
-        `RefusedError` where Postgres cannot store one of the endings; then none was settled.
-        """
-        each = endings.values()
-        rows = self._rows(
-            statements.SETTLE,
-            lock_timeout,
-            run_ids=[claim.run_id for claim in endings],
-            fences=[claim.fence for claim in endings],
-            outcomes=[ending.outcome.value for ending in each],
-            statuses=[ending.status for ending in each],
-            actions=[ending.action for ending in each],
-            reasons=[ending.reason for ending in each],
-            metadata=[json.dumps(dict(ending.metadata)) for ending in each],
-            changes=[ending.changes for ending in each],
-            refunds=[ending.refund for ending in each],
-            suspects=[ending.suspect for ending in each],
-            actor=actor,
-            worker_id=self._worker_id,
-        )
-        return {
-            Claim(row.run_id, row.fence): Settled(
-                Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None
-            )
-            for row in rows
-        }
-
-    def heartbeat(self, claims: Iterable[Claim], *, lease: float) -> dict[Claim, str | None]:
-        """Extend the leases of running claims; return those still held, with the run's status in the API."""
-        rows = self._rows(statements.HEARTBEAT, lease=lease, worker_id=self._worker_id, **_arrays(claims))
-        return {Claim(row.run_id, row.fence): row.status for row in rows}
+        return len(self._rows(statements.RELEASE, reason=reason, **arrays(claims)))
 
     def reap(self, policy: LostRuns, *, max_attempts: int, lease: float, batch: int) -> list[Reaped]:
         """End or requeue runs whose worker missed its lease; none for `lease` seconds after a start of Postgres."""
@@ -201,24 +118,13 @@ class Store:
         """Settle the rows of runs that are gone from the API's table; return how many."""
         return len(self._rows(statements.REAP_ORPHANS))
 
-    def close_traces(self, run_ids: Iterable[str]) -> int:
-        """Close the traces of these runs as far as they are open and the runs have ended; return how many.
-
-        Never raises: a trace is not worth a poll or a run. Orcheo makes the tables when it first writes a trace.
-        """
-        try:
-            return len(self._rows(statements.CLOSE_TRACES, run_ids=list(run_ids)))
-        except DatabaseError as error:
-            log.warning("traces_not_closed", reason=str(error))
-            return 0
-
     def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
         """Return claims that nobody answered for a lease, with the reason of their last extension."""
         return {Claim(row.run_id, row.fence): row.reason for row in self._rows(statements.LAPSED, batch=batch)}
 
     def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> None:
         """Give these claims another lease."""
-        self._rows(statements.EXTEND, lease=lease, reason=reason, **_arrays(claims))
+        self._rows(statements.EXTEND, lease=lease, reason=reason, **arrays(claims))
 
     def adopt_cancelled(
         self, *, triggers: Sequence[str], every_trigger: bool, younger_than: float, dispatcher_id: UUID, batch: int
@@ -251,37 +157,3 @@ class Store:
         """Count what ended up to two minutes ago, six hours of it at most, and forget what ended a month ago."""
         self._rows(statements.COUNT_ENDED)
         self._rows(statements.PRUNE_ENDED)
-
-    def _rows(self, statement: Any, lock_timeout: float | None = None, /, **parameters: Any) -> Sequence[Any]:
-        many_rows = len(parameters.get("run_ids", ())) >= _MANY_ROWS
-
-        def execute(connection: Connection) -> Sequence[Any]:
-            result = connection.execute(statement, parameters)
-            return result.all() if result.returns_rows else ()
-
-        return in_transaction(self._engine, execute, lock_timeout=lock_timeout, many_rows=many_rows)
-
-
-def _begun(row: Any) -> Run | NotBegun:
-    claim = Claim(row.run_id, row.fence)
-    if row.state != State.RUNNING:
-        return NotBegun(claim, row.reason, row.workspace_id if row.slot == "due" else None, rejected=row.rejected)
-    return Run(
-        run_id=claim.run_id,
-        fence=claim.fence,
-        attempt=row.attempts,
-        workflow_id=row.workflow_id,
-        workflow_version_id=row.workflow_version_id,
-        workspace_id=row.workspace_id,
-        triggered_by=row.triggered_by,
-        inputs=row.inputs or {},
-        runnable_config=row.runnable_config or {},
-        pending_for=row.pending_for,
-        queued_for=row.queued_for,
-        suspect=row.suspect,
-    )
-
-
-def _arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:
-    ordered = sorted(claims)
-    return {"run_ids": [claim.run_id for claim in ordered], "fences": [claim.fence for claim in ordered]}

@@ -47,6 +47,11 @@ class QueuePrompts:
         except BrokerError:
             self._stopping.wait(min(seconds, _RETRY_SECONDS))
             return False
+        except Exception:
+            if self._stopping.is_set():
+                # Whatever a connection raises that is closed under its reader.
+                return False
+            raise
         return found is not None and task_name(found[1]) == CRON_IN_WORKER
 
     def stop(self) -> None:

@@ -17,22 +17,16 @@ TIMEOUT_KEY = "run_timeout_seconds"
 
 def timeout_of(run: Run, limit: float) -> float:
     """Return the seconds that this run may take: the setting, or less where its own configuration says so."""
-    config = run.runnable_config
+    config: object = run.runnable_config
     metadata = config.get("metadata") if isinstance(config, Mapping) else None
     wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
     if wanted is None:
         return limit
-    try:
-        seconds = float(wanted) if isinstance(wanted, int | float) and not isinstance(wanted, bool) else 0.0
-    except OverflowError:
-        # An integer beyond all floats: no less than the limit.
-        return limit if wanted > 0 else _ignored(run, limit)
-    return min(limit, seconds) if 0 < seconds < math.inf else _ignored(run, limit)
-
-
-def _ignored(run: Run, limit: float) -> float:
-    log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
-    return limit
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
+        log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
+        return limit
+    # Compared before it is converted: JSON has integers that no float can hold.
+    return float(min(limit, wanted))
 
 
 def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> Ending | None:

@@ -112,6 +112,10 @@ class Execution:
         self._on_stop(self)
         return True
 
+    def refuse(self, why: str) -> None:
+        """End without having been executed: there is something wrong with the run itself."""
+        self.end(Result(How.FAILED, error=why, kind="UnreadableRun"))
+
     def give_up(self) -> bool:
         """Have its runner ended: it was told to stop, and went on. Return whether this was the first time."""
         with self._lock:

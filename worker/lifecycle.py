@@ -39,6 +39,8 @@ _CLOSE_SECONDS = 30.0
 _WELL_SECONDS = 10.0
 """The runtime's own watch looks each second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
+_SETTLE_SECONDS = 60.0
+"""An attempt may wait for a connection and for a statement; the thread turns each second where it has nothing to do."""
 _AT_ONCE = "SIGQUIT"
 _POOL = "threads"
 """Celery's pool: its threads take messages, and execute no run."""
@@ -137,6 +139,7 @@ class Lifecycle:
         limit = max(_MIN_LIMIT_SECONDS, 3 * self._settings.heartbeat)
         live = [
             progress("heartbeat", "heartbeat begun", lambda: runtime.heartbeat.turned_at, limit),
+            progress("settle", "settle begun", lambda: runtime.settler.turned_at, _SETTLE_SECONDS),
             progress("runners", "look at the runners", lambda: runtime.runners.turned_at, self._settings.worker_lease),
         ]
         stored = progress(

@@ -1,14 +1,17 @@
 """The queue of runs of earlier releases, whose name says nothing of the installation: ours are moved to our own.
 
 A dispatcher of an earlier release publishes there, and so does that of any other installation on this Redis. A message
-is ours where the ledger knows its runs. Everything else stays where it is, in its order.
+is ours where the ledger knows its runs. Everything else stays where it is, in its order. While workers of an earlier
+release are alive, only as much is moved as finds room here: the rest is theirs to take.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import redis
 
@@ -16,18 +19,24 @@ from shared.broker import EXECUTE_RUN, broker_errors, claims_of
 from shared.errors import BrokerError, DatabaseError
 from shared.installation import Installation
 from shared.logs import log
+from shared.readers import Readers
 from shared.store import Store
 from shared.sweep import Sweep
 
 _IDLE_SECONDS = 1.0
 _BUSY_SECONDS = 0.05
 _STOP_SECONDS = 5.0
-_READER_SECONDS = 30
 _ASK_AGAIN_SECONDS = 30.0
+_SURVEY_SECONDS = 5.0
 _OTHERS_REMEMBERED = 10_000
+_LEAST_WAITING = 8
+"""So many messages may wait in our queue, if workers have less room: that of a child of a prefork pool is one run."""
 
-# Moved in one step, by value: it is never in neither queue, and two workers that see it move it once.
+# Moved in one step, by value: it is never in neither queue, and two workers that see it move it once. Where a limit is
+# given, not while so many wait in the new queue already.
 _MOVE = """
+local most = tonumber(ARGV[2])
+if most >= 0 and redis.call('LLEN', KEYS[2]) >= most then return -1 end
 local moved = redis.call('LREM', KEYS[1], -1, ARGV[1])
 if moved > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
 return moved
@@ -35,12 +44,33 @@ return moved
 
 
 class OldQueue:
-    """Moves our messages from the old queue to the new one, on a thread of its own."""
+    """Moves our messages from the old queue to the new one, on a thread of its own.
 
-    def __init__(self, client: redis.Redis, installation: Installation, store: Store) -> None:
+    A worker that ends takes nothing any more. It puts back what waits in the new queue where only workers of an
+    earlier release live on.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        installation: Installation,
+        store: Store,
+        *,
+        worker_id: UUID,
+        room: int,
+        lease: float,
+    ) -> None:
+        """With the runs that this worker executes at a time, and its lease in seconds."""
         self._client = client
         self._installation = installation
         self._store = store
+        self._worker_id = worker_id
+        self._most_waiting = max(room, _LEAST_WAITING)
+        self._readers = Readers(client, installation, store, lease=lease)
+        self._shared = False
+        """Whether workers of an earlier release are alive."""
+        self._surveyed_at = float("-inf")
+        self._full = False
         self._move = client.register_script(_MOVE)
         self._sweep = Sweep(client, installation.old_runs, needle=EXECUTE_RUN, take=self._look_at)
         self._moved = 0
@@ -48,51 +78,89 @@ class OldQueue:
         self._said_left = False
         self._others: dict[str, float] = {}
         """Runs that are not in our ledger, and until when that is not asked again."""
+        self._draining = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="old-queue", daemon=True)
 
     def start(self) -> None:
-        """Look at the old queue from now on."""
+        """Say that our own queue is read, and look at the old one from now on."""
+        self._turn_once(self._note)
         self._thread.start()
+
+    def drain(self) -> None:
+        """Move nothing any more: this worker takes nothing."""
+        self._draining = True
 
     def stop(self) -> None:
         """Stop looking."""
         self._stopping.set()
         self._thread.join(_STOP_SECONDS)
+        self._turn_once(self._put_back)
+
+    def close(self) -> None:
+        """Say no more that our own queue is read; to be called when the ledger does not know this worker any more."""
+        self._turn_once(lambda: self._readers.forget(self._worker_id))
         self._client.close()
 
     def _run(self) -> None:
         pause = 0.0
         while not self._stopping.wait(pause):
-            pause = _IDLE_SECONDS
-            try:
-                with broker_errors(self._client):
-                    if self._sweep_once():
-                        pause = _BUSY_SECONDS
-            except (BrokerError, DatabaseError) as error:
-                # The consumer and the heartbeat say that a server is unavailable; what waits here waits on.
-                log.debug("old_queue_not_read", reason=str(error))
+            self._moved, self._full = 0, False
+            self._turn_once(self._turn)
+            pause = _BUSY_SECONDS if self._moved or self._full else _IDLE_SECONDS
 
-    def _sweep_once(self) -> int:
-        """Say that our own queue is read, and sweep the old one; return how many messages were moved."""
-        self._client.set(self._installation.readers, 1, ex=_READER_SECONDS)
-        waiting: Any = self._client.llen(self._installation.old_runs)
-        if not waiting:
-            return 0
-        self._moved = self._left = 0
+    def _turn_once(self, step: Callable[[], None]) -> None:
+        try:
+            with broker_errors(self._client):
+                step()
+        except (BrokerError, DatabaseError) as error:
+            # The consumer and the heartbeat say that a server is unavailable; what waits here waits on.
+            log.debug("old_queue_not_read", reason=str(error))
+
+    def _turn(self) -> None:
+        self._note()
+        if self._draining:
+            self._put_back()
+        elif self._client.llen(self._installation.old_runs):
+            self._sweep_once()
+
+    def _note(self) -> None:
+        self._readers.note(self._worker_id)
+
+    def _put_back(self) -> None:
+        """Put back what waits in the new queue where nobody else reads it and workers of an earlier release live on."""
+        if not self._client.llen(self._installation.runs):
+            return
+        survey = self._readers.survey()
+        if survey.old and not survey.new - {str(self._worker_id)}:
+            log.info("messages_put_back", queue=self._installation.old_runs, messages=self._readers.put_back())
+
+    def _sweep_once(self) -> None:
+        """Sweep the old queue for what is ours, as far as there is room."""
+        now = time.monotonic()
+        if now - self._surveyed_at >= _SURVEY_SECONDS:
+            self._shared = bool(self._readers.survey().old)
+            self._surveyed_at = now
+        self._full = self._shared and self._client.llen(self._installation.runs) >= self._most_waiting
+        if self._full:
+            return
+        self._left = 0
         self._sweep.once()
         if self._left and not self._said_left:
             self._said_left = True
             log.warning("foreign_messages_left_alone", queue=self._installation.old_runs, messages=self._left)
-        return self._moved
 
     def _look_at(self, raw: bytes) -> bool:
-        """Move a message of ours; never have the sweep remove any."""
+        """Move a message of ours while there is room; never have the sweep remove any."""
+        if self._full:
+            return False
         claims = claims_of(raw)
         # A message's claims are of one dispatcher, so the first one answers for all.
         if claims and self._is_ours(claims[0].run_id):
-            moved: Any = self._move(keys=[self._installation.old_runs, self._installation.runs], args=[raw])
-            self._moved += int(moved)
+            most = self._most_waiting if self._shared else -1
+            moved: Any = self._move(keys=[self._installation.old_runs, self._installation.runs], args=[raw, most])
+            self._full = moved < 0
+            self._moved += max(0, moved)
         else:
             self._left += 1
         return False

@@ -10,20 +10,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shared.errors import BrokerError, DatabaseError, RowLockedError
+from shared.errors import BrokerError, DatabaseError
 from shared.ledger import Claim, Outcome
-from shared.logs import log
+from shared.logs import describe, log
 from shared.metrics import MessageResult
-from shared.runs import STALE, UNKNOWN, Ending, NotBegun, Run
+from shared.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Run
+from worker.aftermath import Aftermath
+from worker.beginning import REFUSED, UNAVAILABLE, Begun
 from worker.endings import ending_of, timeout_of
+from worker.ends import End
 from worker.execution import Execution, How, Stop
-from worker.settling import End
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
-
-_LOCK_SECONDS = 1.0
-"""The API holds a run's row for milliseconds. Whoever holds one for longer holds up that run alone."""
 
 
 def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
@@ -32,66 +31,61 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
     What there is no room for goes back to Redis, and so does what somebody holds the row of. Never raises on account
     of a run or of Postgres: what could not begin has a lease, and the dispatcher looks after it when that is over.
     """
-    room = runtime.executions.reserve(len(claims))
-    taken, rest = claims[:room], claims[room:]
+    room = reserved = runtime.executions.reserve(len(claims))
+    back = list(claims[room:])
     begun: list[Execution] = []
-    locked = False
+    unknown: list[Claim] = []
     try:
-        begun = _begin(runtime, taken, returns)
-    except RowLockedError:
-        locked = True
+        for some in runtime.beginner.begin(claims[:room]):
+            now, reserved = _execute(runtime, some, reserved)
+            begun.extend(now)
+            for answer in some.answers:
+                if isinstance(answer, NotBegun):
+                    _say_not_begun(runtime, answer, unknown=unknown, back=back)
     finally:
-        runtime.executions.add(begun, reserved=room)
-    if begun:
-        runtime.runners.execute(begun)
-    if locked and len(taken) > 1:
-        # One of them holds up the others: each for itself.
-        return [
-            *begun,
-            *(one for claim in taken for one in take(runtime, [claim], returns=returns)),
-            *take(runtime, rest, returns=returns),
-        ]
-    if locked or rest:
-        _hand_back(runtime, [*taken, *rest] if locked else rest)
-    return begun
-
-
-def _begin(runtime: Runtime, claims: Sequence[Claim], returns: int | None) -> list[Execution]:
-    started = time.monotonic()
-    begun = [_execution(runtime, run, started) for run in _begin_in_ledger(runtime, claims, returns)]
-    if begun and time.monotonic() - started >= runtime.settings.worker_lease:
-        # Postgres answered so late that the runs may be others' by now: they are settled, if they can be, not executed.
-        for execution in begun:
-            execution.stop(Stop.LEASE_OVER)
-            log.warning("lease_not_renewed", run_id=execution.claim.run_id, fence=execution.claim.fence)
-    return begun
-
-
-def _begin_in_ledger(runtime: Runtime, claims: Sequence[Claim], returns: int | None) -> list[Run]:
-    if not claims:
-        return []
-    settings, worker_id = runtime.settings, runtime.process.id
-    try:
-        answers = runtime.store.begin_all(
-            claims, worker_id=worker_id, lease=settings.worker_lease, lock_timeout=_LOCK_SECONDS
-        )
-    except RowLockedError:
-        raise
-    except DatabaseError as error:
-        runtime.metrics.database_failed()
-        for claim in claims:
-            runtime.metrics.message_taken("database_away")
-            log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
-        return []
-    not_begun = [answer for answer in answers if isinstance(answer, NotBegun)]
-    unknown = [answer.claim for answer in not_begun if answer.reason == UNKNOWN]
-    for answer in not_begun:
-        runtime.metrics.message_taken(_result_of(answer))
-        if answer.reason != UNKNOWN:
-            _skip(runtime, answer)
+        runtime.executions.add([], reserved=reserved)
     if unknown:
         runtime.strangers.put_back(unknown, returns)
-    return [answer for answer in answers if isinstance(answer, Run)]
+    if back:
+        _hand_back(runtime, back)
+    return begun
+
+
+def _execute(runtime: Runtime, some: Begun, reserved: int) -> tuple[list[Execution], int]:
+    """Execute what has begun; return it, and how much room is still reserved. One run costs no other its execution."""
+    begun = []
+    for answer in some.answers:
+        if isinstance(answer, Run):
+            try:
+                begun.append(_execution(runtime, answer, some.since))
+            except Exception as error:  # noqa: BLE001 - a fault of ours with one run; it is reaped
+                log.error("begin_failed", run_id=answer.run_id, fence=answer.fence, **describe(error))
+    runtime.executions.add(begun, reserved=min(reserved, len(some.answers)))
+    late = time.monotonic() - some.since >= runtime.settings.worker_lease
+    executed = []
+    for execution in begun:
+        if late:
+            # Postgres answered so late that the run may be another's by now: settled, if it can be, not executed.
+            execution.stop(Stop.LEASE_OVER)
+            log.warning("lease_not_renewed", run_id=execution.claim.run_id, fence=execution.claim.fence)
+        if execution.run.fault is not None:
+            execution.refuse(execution.run.fault)
+        else:
+            executed.append(execution)
+    if executed:
+        runtime.runners.execute(executed)
+    return begun, max(0, reserved - len(some.answers))
+
+
+def _say_not_begun(runtime: Runtime, answer: NotBegun, *, unknown: list[Claim], back: list[Claim]) -> None:
+    if answer.reason == LOCKED:
+        back.append(answer.claim)
+        return
+    runtime.metrics.message_taken(_result_of(answer))
+    if answer.reason == UNKNOWN:
+        unknown.append(answer.claim)
+    elif answer.reason != UNAVAILABLE:
+        _skip(runtime, answer)
 
 
 def _result_of(not_begun: NotBegun) -> MessageResult:
@@ -102,6 +96,10 @@ def _result_of(not_begun: NotBegun) -> MessageResult:
             return "stale"
         case "unknown":
             return "unknown"
+        case "refused":
+            return "refused"
+        case "unavailable":
+            return "database_away"
     return "skipped"
 
 
@@ -109,10 +107,10 @@ def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
     claim = not_begun.claim
     if not_begun.rejected:
         log.warning("run_rejected", run_id=claim.run_id, fence=claim.fence, reason=not_begun.reason)
-    else:
+    elif not_begun.reason != REFUSED:
         _say_skipped(runtime, not_begun)
     if not_begun.slot_due_in is not None:
-        _give_back_slots(runtime, [(claim.run_id, not_begun.slot_due_in)])
+        runtime.aftermaths.put(Aftermath(claim.run_id, not_begun.slot_due_in))
 
 
 def _say_skipped(runtime: Runtime, not_begun: NotBegun) -> None:
@@ -168,23 +166,26 @@ def ending_for(runtime: Runtime, execution: Execution) -> Ending | None:
 def finish(runtime: Runtime, ends: list[End]) -> None:
     """Do what is left to do for runs that are settled: slots, traces, metrics, a line in the log."""
     runtime.executions.remove(end.execution for end in ends)
-    slots = [
-        (end.execution.claim.run_id, end.settled.slot_due_in)
-        for end in ends
-        if end.settled is not None and end.settled.slot_due_in is not None
-    ]
-    if slots:
-        _give_back_slots(runtime, slots)
-    if any(end.settled is not None and end.settled.outcome is Outcome.REQUEUED for end in ends):
-        runtime.wire.wake_dispatchers()
-    abandoned = [end.execution.claim.run_id for end in ends if _has_open_trace(end)]
-    if abandoned:
-        runtime.store.close_traces(abandoned)
     for end in ends:
-        runtime.metrics.run_ended()
-        _say_ended(runtime, end)
-    for end in ends:
-        end.execution.settled.set()
+        try:
+            _finish(runtime, end)
+        except Exception as error:  # noqa: BLE001 - a fault of ours with one run; the others are told of as well
+            log.error("finish_failed", run_id=end.execution.claim.run_id, **describe(error))
+        finally:
+            end.execution.settled.set()
+
+
+def _finish(runtime: Runtime, end: End) -> None:
+    settled = end.settled
+    slot_due_in = settled.slot_due_in if settled is not None else None
+    requeued = settled is not None and settled.outcome is Outcome.REQUEUED
+    open_trace = _has_open_trace(end)
+    if slot_due_in is not None or requeued or open_trace:
+        runtime.aftermaths.put(
+            Aftermath(end.execution.claim.run_id, slot_due_in, trace_open=open_trace, requeued=requeued)
+        )
+    runtime.metrics.run_ended()
+    _say_ended(runtime, end)
 
 
 def abandon(runtime: Runtime, executions: list[Execution]) -> None:
@@ -225,15 +226,3 @@ def _say_ended(runtime: Runtime, end: End) -> None:
         seconds=round(seconds, 3),
         **told,
     )
-
-
-def _give_back_slots(runtime: Runtime, slots: Sequence[tuple[str, str]]) -> None:
-    try:
-        runtime.slots.give_back_all(slots)
-    except BrokerError as error:
-        # They stay due in the ledger, and the dispatcher gives them back.
-        runtime.metrics.broker_failed()
-        for run_id, _ in slots:
-            log.warning("slot_not_returned", run_id=run_id, reason=str(error))
-    else:
-        runtime.heartbeat.note_slots_returned(run_id for run_id, _ in slots)

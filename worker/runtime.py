@@ -20,6 +20,8 @@ from shared.ration import Ration
 from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.store import Store
+from worker.aftermath import Aftermaths
+from worker.beginning import Beginner
 from worker.cron import make_cron
 from worker.deadlines import Deadlines
 from worker.endings import ending_of_stopped, stopped_status
@@ -32,13 +34,14 @@ from worker.run import abandon, ending_for, finish
 from worker.runners.pool import BookKeeper, RunnerPool
 from worker.settling import Settler
 from worker.strangers import Strangers
+from worker.upkeep import Upkeep
 from worker.wire import Wire
 
-_CONNECTIONS = 4
-"""Two messages at a time are seen to, and one batch is settled; one is to spare."""
+_CONNECTIONS = 6
+"""Two messages at a time are answered, one batch is settled, parts of others may be, and traces are closed."""
 _RUNNERS_PATIENCE_SECONDS = 10.0
 _HEARTBEAT_PATIENCE_SECONDS = 60.0
-"""A beat may wait for a connection and for a statement, each with a timeout below this."""
+"""A beat may wait for a connection and for a statement, each with a timeout below this. So may a settle."""
 
 
 class Runtime:
@@ -55,7 +58,14 @@ class Runtime:
         self.strangers = Strangers(wire)
         self.said_stale = Ration()
         self._installation = installation
-        self._old_queue = OldQueue(connect(settings.redis_url.get_secret_value()), installation, self.store)
+        self._old_queue = OldQueue(
+            connect(settings.redis_url.get_secret_value()),
+            installation,
+            self.store,
+            worker_id=self.process.id,
+            room=settings.concurrency,
+            lease=settings.worker_lease,
+        )
         self.executions = Executions(settings.concurrency)
         self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
@@ -75,12 +85,21 @@ class Runtime:
             told_of=self._told_of,
         )
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
+        self.beginner = Beginner(self.store, metrics, worker_id=self.process.id, lease=settings.worker_lease)
+        self.upkeep = Upkeep(settings, self.process, self.executions, metrics)
+        self.aftermaths = Aftermaths(
+            self.store, self.slots, wire, metrics, note_slots_returned=self.upkeep.note_slots_returned
+        )
         self._cron: CronLoop | None = None
         self.on_stalled: Callable[[], None] = _leave_be
         """What to do where this process cannot execute runs any more."""
         self._progress = ProgressWatch(
             Watched("runners", self._runners_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("settle", lambda: self.settler.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("group commit", lambda: self.runners.books_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
+            Watched("upkeep", lambda: self.upkeep.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
+            Watched("aftermath", lambda: self.aftermaths.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )
         self._drain: threading.Timer | None = None
 
@@ -89,12 +108,15 @@ class Runtime:
         began = time.monotonic()
         self.isolation.start()
         self.runners.start()
+        # Before the ledger knows this worker: one that it knows and that does not say so is of an earlier release.
+        self._old_queue.start()
+        self.upkeep.start()
         self.heartbeat.start()
         self.settler.start()
+        self.aftermaths.start()
         self.deadlines.start()
         self.metrics.capacity(self.process.concurrency)
         self._progress.start()
-        self._old_queue.start()
         self._cron = make_cron(
             self.settings,
             self._installation,
@@ -121,6 +143,7 @@ class Runtime:
         if self._drain is not None:
             threading.Thread(target=self._stop_runs, name="stop", daemon=True).start()
             return
+        self._old_queue.drain()
         if self._cron is not None:
             self._cron.begin_stop()
         seconds = 0.0 if at_once else self.settings.drain_timeout
@@ -132,11 +155,12 @@ class Runtime:
     def stop(self) -> None:
         """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
         self.executions.wait_until_none()
-        self._old_queue.stop()
         self.strangers.stop()
+        self._old_queue.stop()
         if self._cron is not None:
             self._cron.stop()
         self.settler.stop()
+        self.aftermaths.stop()
         self.deadlines.stop()
         if self._drain is not None:
             self._drain.cancel()
@@ -147,6 +171,8 @@ class Runtime:
         self.isolation.stop()
         self._progress.stop()
         self.heartbeat.stop()
+        self.upkeep.stop()
+        self._old_queue.close()
         self.slots.close()
         self.engine.dispose()
         log.info("worker_stopped", worker_id=str(self.process.id))

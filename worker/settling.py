@@ -1,4 +1,4 @@
-"""Settle what has ended: all that waits in one statement, one after the other where that does not work.
+"""Settle what has ended: all that waits in one statement, in parts where that does not work.
 
 As many runs as end while one statement is under way share the next one and its commit ("group commit"; D. DeWitt et
 al., "Implementation techniques for main memory database systems", 1984). So a lone run waits for nobody.
@@ -6,51 +6,44 @@ al., "Implementation techniques for main memory database systems", 1984). So a l
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
 import queue
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    retry_if_exception_type,
-    wait_exponential_jitter,
-    wait_random,
-)
-
-from shared.errors import DatabaseError, RefusedError, RowLockedError
+from shared.errors import DatabaseError
+from shared.lasting import LastingThread
 from shared.ledger import Claim
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
-from shared.runs import Ending, Settled
+from shared.runs import Ending
 from shared.store import Store
-from worker.endings import unstorable
+from worker.ends import End, write
 from worker.execution import Execution
+from worker.unsettled import Unsettled
+
+__all__ = ["End", "Settler"]
 
 _MAX_BATCH = 500
-_LOCK_SECONDS = 1.0
-"""The API holds a run's row for milliseconds. Whoever holds one for longer holds up that run alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """An execution that has ended, and what is to be written of it."""
-
-    execution: Execution
-    ending: Ending | None
-    """None where that is not this worker's to say."""
-    settled: Settled | None = None
-    """None where nothing was changed: the run is another's by now."""
+BATCH_SECONDS = 5.0
+"""How long the statement for a batch may take, and so delay the next one, whatever one of its runs does there."""
+_IDLE_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 1.0
+"""Before a row that somebody holds is tried again: the API, and our own dispatchers, hold one for milliseconds."""
+_OUTAGE_PAUSE_SECONDS = 5.0
 
 
 class Settler:
-    """Settles executions as they end, on a thread of its own.
+    """Settles executions as they end, on threads of its own that nothing ends but `stop`.
 
     `ending_of` says what is to be written of one, and `finish` does what is left to do when it is written. Should
-    either fail, by a fault of ours, `abandon` lets go of the runs: their leases run out, and they are reaped.
+    either fail, by a fault of ours, `abandon` lets go of that run: its lease expires, and it is reaped.
+
+    A run whose row somebody holds is skipped and tried again, after 5 ms at first and each second at last, for as
+    long as it is held. It delays no other. What Postgres refuses is settled apart; see `worker/unsettled.py`.
     """
 
     def __init__(
@@ -67,12 +60,19 @@ class Settler:
         self._ending_of = ending_of
         self._finish = finish
         self._abandon = abandon
-        self._ended: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="settle", daemon=True)
+        self._ended: queue.SimpleQueue[Execution | End] = queue.SimpleQueue()
+        self._held: list[tuple[float, int, End]] = []
+        self._pauses: dict[Claim, float] = {}
+        self._numbers = itertools.count()
+        self._unsettled = Unsettled(
+            partial(write, store), metrics, finish=self._finish_each, later=self._try_later, abandon=abandon
+        )
+        self._thread = LastingThread("settle", self._turn, idle=lambda: self._ended.empty() and not self._held)
 
     def start(self) -> None:
         """Settle from now on."""
         self._thread.start()
+        self._unsettled.start()
 
     def put(self, execution: Execution) -> None:
         """Have this execution settled, from any thread."""
@@ -80,89 +80,107 @@ class Settler:
 
     def stop(self) -> None:
         """Settle what is left, and end."""
-        self._ended.put(None)
-        self._thread.join()
+        self._thread.stop()
+        self._unsettled.stop()
 
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            batch = [self._ended.get()]
-            while len(batch) < _MAX_BATCH and not self._ended.empty():
-                batch.append(self._ended.get())
-            stopping = None in batch
-            executions = [execution for execution in batch if execution is not None]
-            with self._abandoning(executions):
-                self._settle(executions)
+    @property
+    def makes_progress(self) -> bool:
+        """Whether batches are begun as they are due; whether Postgres takes them is another matter."""
+        return self._thread.makes_progress and self._unsettled.makes_progress
 
-    @contextmanager
-    def _abandoning(self, executions: list[Execution]) -> Iterator[None]:
+    @property
+    def turned_at(self) -> float:
+        """`time.monotonic()` of the last attempt at a batch, or of the last look for one."""
+        return self._thread.turned_at
+
+    def _turn(self) -> None:
+        batch = self._next_batch()
+        left = list(batch)
         try:
-            yield
-        except Exception as error:  # noqa: BLE001 - a fault of ours with some runs must not cost all others their ends
-            log.error("settle_failed", runs=len(executions), **describe(error))
-            self._abandon(executions)
+            ends = [end for each in batch if (end := self._end_of(each)) is not None]
+            theirs = [end for end in ends if end.ending is None]
+            if theirs:
+                self._finish_each(theirs)
+            left = [end for end in ends if end.ending is not None]
+            if left:
+                self._settle([end for end in ends if end.ending is not None])
+        except BaseException as error:
+            self._give_up([each.execution if isinstance(each, End) else each for each in left], error)
+            raise
 
-    def _settle(self, executions: list[Execution]) -> None:
-        ends = [End(execution, self._ending_of(execution)) for execution in executions]
-        theirs = [end for end in ends if end.ending is None]
-        if theirs:
-            self._finish(theirs)
-        ours = [end for end in ends if end.ending is not None]
-        if not ours:
-            return
+    def _next_batch(self) -> list[Execution | End]:
+        """Wait for what has ended, or for a held row to be due; return all of it that fits into a statement."""
+        now = time.monotonic()
+        wait = min(_IDLE_SECONDS, max(0.0, self._held[0][0] - now)) if self._held else _IDLE_SECONDS
+        batch: list[Execution | End] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._ended.get(timeout=wait) if wait else self._ended.get_nowait())
+        while len(batch) < _MAX_BATCH and not self._ended.empty():
+            batch.append(self._ended.get())
+        now = time.monotonic()
+        while self._held and self._held[0][0] <= now and len(batch) < _MAX_BATCH:
+            batch.append(heapq.heappop(self._held)[2])
+        return batch
+
+    def _end_of(self, each: Execution | End) -> End | None:
+        if isinstance(each, End):
+            return each
         try:
-            self._finish(self._write(ours, lock_timeout=_LOCK_SECONDS))
-        except (RefusedError, RowLockedError):
-            for end in ours:
-                with self._abandoning([end.execution]):
-                    self._settle_alone(end)
+            return End(each, self._ending_of(each))
+        except BaseException as error:  # noqa: BLE001 - a fault of ours with one run must not cost the others their ends
+            self._give_up([each], error)
+            return None
 
-    def _settle_alone(self, end: End) -> None:
-        """Settle one of a batch that could not be written; on a thread of its own where its row is held."""
-        try:
-            self._finish(self._write_storable(end, lock_timeout=_LOCK_SECONDS))
-        except RowLockedError:
-            threading.Thread(target=self._settle_patiently, args=[end], name="settle-held", daemon=True).start()
-
-    def _settle_patiently(self, end: End) -> None:
-        """Try again and again until the row is let go; no connection is kept meanwhile."""
-        retrying = Retrying(retry=retry_if_exception_type(RowLockedError), wait=wait_random(0.2, 1.0))
-        with self._abandoning([end.execution]):
-            self._finish(retrying(self._write_storable, end, lock_timeout=_LOCK_SECONDS))
-
-    def _write_storable(self, end: End, *, lock_timeout: float) -> list[End]:
-        try:
-            return self._write([end], lock_timeout=lock_timeout)
-        except RefusedError as error:
-            claim, cause = end.execution.claim, _cause(error)
-            log.error("output_refused", run_id=claim.run_id, fence=claim.fence, **describe(cause))
-            refused = End(end.execution, unstorable(cause))
-            return self._write([refused], lock_timeout=lock_timeout)
-
-    def _write(self, ends: list[End], *, lock_timeout: float) -> list[End]:
+    def _settle(self, ends: list[End]) -> None:
         """Write these endings, for as long as it takes: finished runs keep their outcomes while Postgres is away."""
+        attempts = 0
+        while True:
+            self._thread.note_progress()
+            try:
+                written = write(self._store, ends, BATCH_SECONDS)
+                break
+            except DatabaseError as error:
+                if error.answered:
+                    self._unsettled.put(ends)
+                    return
+                self._metrics.database_failed()
+                if attempts == 0:
+                    for end in ends:
+                        claim = end.execution.claim
+                        log.warning(
+                            "settle_waits_for_database", run_id=claim.run_id, fence=claim.fence, reason=error.what
+                        )
+                attempts += 1
+                time.sleep(min(_OUTAGE_PAUSE_SECONDS, 0.1 * 2 ** min(attempts, 10)))
+        if written.done:
+            self._unsettled.note_written()
+            self._finish_each(written.done)
+        if written.locked:
+            self._hold(written.locked)
 
-        def say(state: RetryCallState) -> None:
-            self._metrics.database_failed()
-            if state.attempt_number == 1:
-                for claim in endings:
-                    log.warning("settle_waits_for_database", run_id=claim.run_id, fence=claim.fence)
+    def _try_later(self, ends: Iterable[End]) -> None:
+        for end in ends:
+            self._ended.put(end)
 
-        retrying = Retrying(
-            retry=retry_if_exception(_is_away),
-            wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.5),
-            before_sleep=say,
-            reraise=True,
-        )
-        endings: dict[Claim, Ending] = {end.execution.claim: end.ending for end in ends if end.ending is not None}
-        settled = retrying(self._store.settle_all, endings, lock_timeout=lock_timeout)
-        return [End(end.execution, end.ending, settled.get(end.execution.claim)) for end in ends]
+    def _hold(self, ends: list[End]) -> None:
+        for end in ends:
+            pause = self._pauses.get(end.execution.claim, _FIRST_PAUSE_SECONDS)
+            self._pauses[end.execution.claim] = min(_MAX_PAUSE_SECONDS, 2 * pause)
+            heapq.heappush(self._held, (time.monotonic() + pause, next(self._numbers), end))
 
+    def _finish_each(self, ends: list[End]) -> None:
+        for end in ends:
+            self._pauses.pop(end.execution.claim, None)
+        try:
+            self._finish(ends)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._give_up([end.execution for end in ends], error)
 
-def _is_away(error: BaseException) -> bool:
-    return isinstance(error, DatabaseError) and not isinstance(error, RowLockedError | RefusedError)
-
-
-def _cause(error: RefusedError) -> BaseException:
-    """Return the driver's error, whose class says what was refused."""
-    return getattr(error.__cause__, "orig", None) or error
+    def _give_up(self, executions: list[Execution], error: BaseException) -> None:
+        for execution in executions:
+            # One by one, and whatever fails now as well: each that is left would be kept alive by heartbeats for ever.
+            with contextlib.suppress(BaseException):
+                self._abandon([execution])
+            self._pauses.pop(execution.claim, None)
+        if executions:
+            log.error("settle_failed", runs=len(executions), **describe(error))

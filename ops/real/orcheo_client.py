@@ -92,11 +92,23 @@ class OrcheoClient:
         with ThreadPoolExecutor(at_a_time) as pool:
             return list(pool.map(lambda body: self.fire_webhook(workflow_id, body), bodies))
 
-    def create_run(self, workflow_id: str, inputs: Mapping[str, Any], *, triggered_by: str = "cli") -> Record:
+    def create_run(
+        self,
+        workflow_id: str,
+        inputs: Mapping[str, Any],
+        runnable_config: Mapping[str, Any] | None = None,
+        *,
+        triggered_by: str = "cli",
+    ) -> Record:
         """Create a run of the workflow's newest version as the command and the canvas do."""
         versions = self._answer("GET", f"/api/workflows/{workflow_id}/versions").json()
         newest = max(versions, key=lambda version: int(version["version"]))
-        request = {"workflow_version_id": newest["id"], "triggered_by": triggered_by, "input_payload": dict(inputs)}
+        request = {
+            "workflow_version_id": newest["id"],
+            "triggered_by": triggered_by,
+            "input_payload": dict(inputs),
+            "runnable_config": runnable_config,
+        }
         return self._record("POST", f"/api/workflows/{workflow_id}/runs", request, expected=201)
 
     def dispatch_manually(

@@ -22,8 +22,11 @@ from shared.statements.counting import (
 )
 from shared.statements.executing import (
     BEGIN,
+    BEGUN,
+    ENDED_BY_API,
     HEARTBEAT,
     KNOWN,
+    REFUSE,
     SETTLE,
 )
 from shared.statements.isolating import (
@@ -64,12 +67,14 @@ __all__ = [
     "ADMIT_PUSHED",
     "ADOPT_CANCELLED",
     "BEGIN",
+    "BEGUN",
     "CLAIM",
     "CLAIM_MORE",
     "CLAIM_OLDEST_FIRST",
     "CLEAR_ISOLATION",
     "CLOSE_TRACES",
     "COUNT_ENDED",
+    "ENDED_BY_API",
     "EXTEND",
     "FIND_VERSION",
     "FIND_WORKFLOW",
@@ -90,6 +95,7 @@ __all__ = [
     "REAP",
     "REAP_ORPHANS",
     "RECORD_HARM",
+    "REFUSE",
     "REPAIR",
     "RELEASE",
     "SEEN",

@@ -12,8 +12,8 @@ from sqlalchemy import text
 # `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or
 # claimed, so it would compare each of those with each of ours; the keys lead to ours alone.
 #
-# Every statement that locks several rows locks them in the order of their ids, runs before rows of the ledger:
-# so no two of them can wait for each other.
+# Every statement that locks several rows skips those that somebody else holds, and says which they are: a row that is
+# held holds up its own run alone. The others are locked in the order of their ids, runs before rows of the ledger.
 BEGIN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -24,7 +24,7 @@ WITH message AS MATERIALIZED (
                AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
                AS executed
       FROM workflow_runs AS r
-     WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE
+     WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE SKIP LOCKED
 ), verdict AS MATERIALIZED (
     SELECT l.id, l.status, l.executed,
            CASE WHEN l.status <> 'pending' THEN NULL
@@ -34,12 +34,16 @@ WITH message AS MATERIALIZED (
                 WHEN w.workspace_id <> l.workspace_id THEN 'workspace_foreign'
                 WHEN w.is_archived THEN 'workflow_archived' END AS rejected
       FROM locked_run AS l LEFT JOIN workflows AS w ON w.id = l.workflow_id
+), free AS MATERIALIZED (
+    SELECT l.id FROM locked_run AS l
+     UNION ALL
+    -- Deleted. A run that is there and was not locked is held by somebody.
+    SELECT m.run_id FROM message AS m WHERE NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = m.run_id)
 ), locked_row AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
-      -- Not before the runs are locked.
-      JOIN (SELECT count(*) FROM locked_run) AS locked ON true
-     WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' IN ('claimed', 'published')
-     ORDER BY d.run_id FOR UPDATE OF d
+    SELECT d.run_id, d.fence FROM free AS f
+      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = f.id
+     WHERE d.state || '' IN ('claimed', 'published')
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), answer AS MATERIALIZED (
     SELECT k.run_id, k.fence, v.status = 'pending' AND v.rejected IS NULL AS begins, v.status, v.rejected,
            COALESCE(v.executed, false) AS executed
@@ -77,9 +81,11 @@ WITH message AS MATERIALIZED (
       FROM answered AS a
      WHERE r.id = a.run_id AND a.state = 'running' AND r.status || '' = 'pending'
     RETURNING r.id, r.workflow_id, r.workflow_version_id, r.triggered_by,
-              EXTRACT(EPOCH FROM a.claimed_at - r.created_at)::float8 AS pending_for,
+              CASE WHEN isfinite(r.created_at) THEN EXTRACT(EPOCH FROM a.claimed_at - r.created_at)::float8
+                   ELSE 0 END AS pending_for,
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
-              r.payload -> 'input_payload' AS inputs, r.payload -> 'runnable_config' AS runnable_config,
+              -- As text: a value that Python cannot read must not cost the other runs their begin.
+              (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
               a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect
 ), rejected AS (
     UPDATE workflow_runs AS r
@@ -105,29 +111,101 @@ SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, false AS rejected, b.at
 SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts, a.slot, a.workspace_id,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect
   FROM answered AS a WHERE a.state <> 'running'
+ UNION ALL
+SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace_id,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect
+  FROM message AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
+ WHERE d.state || '' IN ('claimed', 'published') AND NOT EXISTS (SELECT FROM answered AS a WHERE a.run_id = m.run_id)
+""")
+
+# The runs among these that this worker has begun: asked where the answer to a begin was lost.
+BEGUN = text("""
+WITH held AS MATERIALIZED (
+    SELECT d.run_id, d.fence, GREATEST(d.attempts - d.refunded, 1) AS attempts, d.slot, d.workspace_id, d.claimed_at,
+           d.begun_at, d.suspect
+      FROM orcheo_dispatch.dispatch AS d
+      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+        ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.state || '' = 'running' AND d.worker_id = CAST(:worker_id AS uuid)
+)
+SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected, h.attempts, h.slot, h.workspace_id,
+       r.workflow_id, r.workflow_version_id, r.triggered_by,
+       CASE WHEN isfinite(r.created_at) THEN EXTRACT(EPOCH FROM h.claimed_at - r.created_at)::float8
+            ELSE 0 END AS pending_for,
+       EXTRACT(EPOCH FROM h.begun_at - h.claimed_at)::float8 AS queued_for,
+       (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
+       h.suspect
+  FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
+""")
+
+# Fail pending runs whose begin Postgres refuses: nobody would ever execute them.
+REFUSE = text("""
+WITH refused AS MATERIALIZED (
+    SELECT f.* FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[]), CAST(:errors AS text[]))
+        AS f(run_id, fence, error)
+), locked_run AS MATERIALIZED (
+    SELECT r.id FROM workflow_runs AS r
+     WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending' ORDER BY r.id FOR UPDATE SKIP LOCKED
+), settled AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET state = 'settled', outcome = 'failed', settled_at = now(), lease_expires_at = NULL, reason = 'begin_refused',
+           slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END, worker_id = CAST(:worker_id AS uuid)
+      FROM refused AS f JOIN locked_run AS l ON l.id = f.run_id
+     WHERE d.run_id = f.run_id AND d.fence = f.fence AND d.state || '' IN ('claimed', 'published')
+    RETURNING d.run_id, d.fence, d.slot, d.workspace_id, f.error
+), failed AS (
+    UPDATE workflow_runs AS r
+       SET status = 'failed', updated_at = now(),
+           payload = orcheo_dispatch.moved(r.payload, 'failed', 'run_failed', :actor,
+                                           jsonb_build_object('error', s.error),
+                                           jsonb_build_object('error', s.error,
+                                                              'completed_at', orcheo_dispatch.iso(now())))
+      FROM settled AS s
+     WHERE r.id = s.run_id AND r.status || '' = 'pending'
+)
+SELECT s.run_id, s.fence, s.slot, s.workspace_id FROM settled AS s
 """)
 
 # Which of these runs the ledger has heard of.
 KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[]))")
 
-# Extend the leases of the runs that this worker executes, in one statement, and learn what the API made of them.
+# Extend the leases of the runs that this worker executes. Touches the ledger alone: no lock on the API's table, its
+# next migration included, may cost a lease. Rows that somebody holds are skipped and returned as not renewed.
 # A run that is not returned is not this worker's any more. Its id is compared as well: after a restore of Redis too, a
 # message may be delivered twice, to two workers under one fence.
 HEARTBEAT = text("""
-WITH held AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
-      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS h(run_id, fence)
-        ON h.run_id = d.run_id AND h.fence = d.fence
+WITH mine AS MATERIALIZED (
+    SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+), held AS MATERIALIZED (
+    SELECT d.run_id, d.fence FROM mine AS m
+      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
      WHERE d.state || '' = 'running'
        AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
-     ORDER BY d.run_id FOR UPDATE OF d
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
+), renewed AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET heartbeat_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
+      FROM held AS h
+     WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state || '' = 'running'
+    RETURNING d.run_id, d.fence
 )
-UPDATE orcheo_dispatch.dispatch AS d
-   SET heartbeat_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
-  FROM held AS h
-  LEFT JOIN workflow_runs AS r ON r.id = h.run_id
- WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state || '' = 'running'
-RETURNING d.run_id, d.fence, r.status
+SELECT n.run_id, n.fence, true AS renewed FROM renewed AS n
+ UNION ALL
+SELECT d.run_id, d.fence, false
+  FROM mine AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
+ WHERE d.state || '' = 'running'
+   AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
+   AND NOT EXISTS (SELECT FROM renewed AS n WHERE n.run_id = m.run_id)
+""")
+
+# Which of the runs that this worker executes the API has ended or deleted meanwhile.
+ENDED_BY_API = text("""
+SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+  JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+    ON m.run_id = d.run_id AND m.fence = d.fence
+  LEFT JOIN workflow_runs AS r ON r.id = d.run_id
+ WHERE d.state || '' = 'running' AND r.status IS DISTINCT FROM 'running'
+   AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
 """)
 
 # End runs, each under its fence. Where the API has ended one meanwhile, its word stands and only the ledger is settled.
@@ -141,13 +219,18 @@ WITH ending AS MATERIALIZED (
     ) AS e(run_id, fence, outcome, status, action, reason, metadata, changes, refund, suspect)
 ), locked_run AS MATERIALIZED (
     SELECT r.id, r.status FROM workflow_runs AS r
-     WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE
+     WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT l.id FROM locked_run AS l
+     UNION ALL
+    -- Deleted. A run that is there and was not locked is held by somebody.
+    SELECT e.run_id FROM ending AS e WHERE NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = e.run_id)
 ), locked_row AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
-      JOIN (SELECT count(*) FROM locked_run) AS locked ON true
-     WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' = 'running'
+    SELECT d.run_id, d.fence FROM free AS f
+      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = f.id
+     WHERE d.state || '' = 'running'
        AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
-     ORDER BY d.run_id FOR UPDATE OF d
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = e.reason,
@@ -176,4 +259,11 @@ WITH ending AS MATERIALIZED (
 )
 SELECT s.run_id, s.fence, s.outcome, s.slot, s.workspace_id, s.run_id IN (SELECT e.id FROM ended AS e) AS ended
   FROM settled AS s
+ UNION ALL
+-- Still ours, and held by somebody at this moment.
+SELECT d.run_id, d.fence, NULL, NULL, NULL, false
+  FROM ending AS e JOIN orcheo_dispatch.dispatch AS d ON d.run_id = e.run_id AND d.fence = e.fence
+ WHERE d.state || '' = 'running'
+   AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
+   AND NOT EXISTS (SELECT FROM settled AS s WHERE s.run_id = e.run_id)
 """)

@@ -12,7 +12,8 @@ VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
 
 # How many workers share the work, and how much the smallest of them takes.
 WORKERS = text("""
-SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest FROM orcheo_dispatch.process AS p
+SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest, COALESCE(array_agg(p.id::text), '{}') AS ids
+  FROM orcheo_dispatch.process AS p
  WHERE p.kind = 'worker' AND p.seen_at > now() - make_interval(secs => :lease)
 """)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -19,8 +20,9 @@ from redis.client import Monitor
 from ops.real.orcheo_api import OrcheoApi
 from shared.slots import RunSlots
 from tests.databases import Database
+from tests.orcheo_releases import CRON_START_AT
 from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
-from tests.processes import Process, until
+from tests.processes import DEADLINE_SECONDS, Process, until
 from tests.runs import audit, everything, installation_of, ledger, one, read_run
 
 TERMINAL_SECONDS = 10.0
@@ -185,13 +187,16 @@ def test_workflow_that_says_all_it_knows_is_not_quoted(stack: Stack) -> None:
 
 
 def test_due_cron_trigger_creates_a_run_that_executes(stack: Stack) -> None:
-    # Once a day: at the minute that has just begun.
-    due_at = datetime.now(UTC).replace(second=0, microsecond=0)
-    configuration = {"expression": f"{due_at:%M %H} * * *", "timezone": "UTC", "start_at": due_at.isoformat()}
+    # Once a day: at the minute that has just begun, or where a trigger cannot start in the past at the next one.
+    now = datetime.now(UTC)
+    due_at = (now if CRON_START_AT.is_here else now + timedelta(minutes=1, seconds=5)).replace(second=0, microsecond=0)
+    configuration = {"expression": f"{due_at:%M %H} * * *", "timezone": "UTC"}
+    if CRON_START_AT.is_here:
+        configuration["start_at"] = due_at.isoformat()
     path = f"/api/workflows/{stack.workflows['greet']}/triggers/cron/config"
     answer = httpx.put(stack.orcheo.url + path, json=configuration)
     assert answer.is_success, answer.text
-    stack.worker.saw("cron_dispatched runs=1")
+    stack.worker.saw("cron_dispatched runs=1", seconds=(due_at - now).total_seconds() + DEADLINE_SECONDS)
     created = one(stack.database, "SELECT id FROM workflow_runs WHERE triggered_by = 'cron'")
     assert ended(stack.orcheo, created)["status"] == "succeeded"
 
@@ -205,6 +210,17 @@ def test_slots_and_queues_are_empty_when_all_is_done(stack: Stack) -> None:
     until(lambda: _slots_in_use(stack) == one(stack.database, live)["runs"], what="all other slots are back")
     queues = ("celery", installation_of(stack.database).runs)
     until(lambda: [stack.redis.llen(queue) for queue in queues] == [0, 0], what="the queues are empty")
+
+
+def test_worker_and_check_know_all_names_and_columns_of_this_release(stack: Stack) -> None:
+    with stack_beside(stack.orcheo).command("check", "--for", "worker", "--json") as check:
+        check.exit_code()
+        check.finish()
+    grades = {finding["what"]: finding["grade"] for finding in json.loads(check.log)}
+    assert {grades[subject] for subject in ("Orcheo's interfaces", "Orcheo's columns")} == {"ok"}
+    assert not grades.keys() & {"checkpoints", "tables of checkpoints", "tables of traces"}
+    fallbacks = {"checkpoints_by_langgraph", "checkpoints_not_stored", "traces_not_stored"}
+    assert not [event for event in fallbacks if event in stack.worker.log]
 
 
 @contextmanager

@@ -20,9 +20,9 @@ def main() -> int:
         print(f"--- {wanted.name}: {' '.join(wanted.requirements)}", flush=True)
         trials.append(carry_out(build(wanted), tuple(arguments.tests) or PART))
         print(table(trials[-1:]), flush=True)
+        if arguments.write:
+            write(trials[-1:])
     print(table(trials))
-    if arguments.write:
-        write(trials)
     return 0 if all(trial.is_good for trial in trials) else 1
 
 

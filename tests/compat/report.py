@@ -4,40 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.compat.sets import ROOT, SHOWN
+from tests.compat.sets import ROOT, SETS, SHOWN
 from tests.compat.trial import Trial
 
 PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- compat -->", "<!-- /compat -->"
+HEAD = ("set", *(f"`{name}`" for name in SHOWN), "checkpoints", "tests", "without")
 
 
 def table(trials: Sequence[Trial]) -> str:
     """Return a table with a row for each trial."""
-    head = ["set", *(f"`{name}`" for name in SHOWN), "checkpoints", "tests"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(_row(trial))} |" for trial in trials]
-    return "\n".join(lines)
+    return _table([_row(trial) for trial in trials])
 
 
 def write(trials: Sequence[Trial]) -> None:
-    """Put the table into the page, between its markers. Raises `ValueError` where it has none."""
-    before, begin, rest = PAGE.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    """Put the rows of these trials into the table of the page; those of other sets stay.
+
+    Raises `ValueError` where the page has no markers.
+    """
+    before, written, after = _parts(PAGE.read_text())
+    rows = {row[0]: row for row in [*_rows(written), *(_row(trial) for trial in trials)]}
+    ordered = [rows[each.name] for each in SETS if each.name in rows]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{_table(ordered)}\n\n{END}{after}")
+
+
+def written_rows() -> list[dict[str, str]]:
+    """Return the rows of the page by the names of the columns, without the backticks of these."""
+    return [
+        dict(zip((name.strip("`") for name in HEAD), row, strict=True)) for row in _rows(_parts(PAGE.read_text())[1])
+    ]
+
+
+def _parts(page: str) -> tuple[str, str, str]:
+    before, begin, rest = page.partition(BEGIN)
+    written, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"no markers {BEGIN} and {END}")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(trials)}\n\n{END}{after}")
+    return before, written, after
+
+
+def _rows(written: str) -> list[list[str]]:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.split("\n") if line]
+    return [row for row in cells if len(row) == len(HEAD) and row[0] in {each.name for each in SETS}]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _row(trial: Trial) -> list[str]:
     versions = [trial.environment.versions[name] for name in SHOWN]
     checkpoints = "LangGraph's own saver" if trial.unfit else "group commit"
-    return [trial.environment.set.name, *versions, "-" if trial.wrong else checkpoints, _tests(trial)]
+    without = "; ".join(feature.name for feature in trial.environment.lacks) or "-"
+    return [trial.environment.set.name, *versions, "-" if trial.wrong else checkpoints, _tests(trial), without]
 
 
 def _tests(trial: Trial) -> str:
     if trial.wrong is not None:
-        return f"refused: {trial.wrong}"
+        return f"refused: {_one_cell(trial.wrong)}"
     failed = f", {len(trial.failed)} failed: {', '.join(trial.failed)}" if trial.failed else ""
     skipped = f", {trial.skipped} skipped" if trial.skipped else ""
-    left_out = f", {len(trial.environment.set.left_out)} left out" if trial.environment.set.left_out else ""
-    return f"{trial.passed} passed{failed}{skipped}{left_out}"
+    return f"{trial.passed} passed{failed}{skipped}"
+
+
+def _one_cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())

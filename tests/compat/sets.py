@@ -11,6 +11,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.orcheo_releases import FEATURES, Feature
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "compat"
 SHOWN = ("orcheo-backend", "orcheo", "orcheo-sdk", "langgraph", "langgraph-checkpoint", "langgraph-checkpoint-postgres")
@@ -31,12 +33,7 @@ class ReleaseSet:
 
     name: str
     requirements: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
-    """Tests that the API of these releases does not let pass, whatever executes its runs."""
 
-
-# Before 0.45.8 the API answers 500 to every cron trigger that has `start_at`.
-_WITHOUT_START_AT = ("tests/acceptance/test_way_of_a_run.py::test_due_cron_trigger_creates_a_run_that_executes",)
 
 SETS = (
     ReleaseSet(
@@ -48,13 +45,9 @@ SETS = (
             "langgraph==1.1.10",
             "langgraph-checkpoint-postgres==3.0.0",
         ),
-        left_out=_WITHOUT_START_AT,
     ),
-    ReleaseSet(
-        "between",
-        ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk", "langgraph==1.2.0"),
-        left_out=_WITHOUT_START_AT,
-    ),
+    # The command of orcheo-sdk 0.35.0 imports a module of orcheo 0.45.1, and yet accepts 0.45.0.
+    ReleaseSet("between", ("orcheo-backend==0.38.4", "orcheo==0.45.0", "orcheo-sdk==0.34.0", "langgraph==1.2.0")),
     ReleaseSet("older core", ("orcheo-backend==0.39.0", "orcheo==0.45.8", "orcheo-sdk", "langgraph==1.2.14")),
     ReleaseSet("newest", ("orcheo-backend", "orcheo", "orcheo-sdk", "langgraph", "langgraph-checkpoint-postgres")),
 )
@@ -67,6 +60,11 @@ class Environment:
     set: ReleaseSet
     python: Path
     versions: dict[str, str]
+
+    @property
+    def lacks(self) -> list[Feature]:
+        """What the tests go without, as these releases do not have it."""
+        return [feature for feature in FEATURES if not feature.is_in(self.versions["orcheo"])]
 
 
 def build(wanted: ReleaseSet) -> Environment:

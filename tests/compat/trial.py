@@ -59,7 +59,6 @@ def carry_out(environment: Environment, tests: tuple[str, ...]) -> Trial:
     subprocess.run(
         [
             *(environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
-            *(f"--deselect={test}" for test in environment.set.left_out),
             *tests,
         ],
         cwd=ROOT,

@@ -12,8 +12,9 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from shared.errors import RefusedError, RowLockedError
+from shared.errors import RefusedError
 from shared.ledger import Claim, Outcome
+from shared.runs import LOCKED, Settlement
 from shared.settings import LostRuns
 from shared.store import Ending, NotBegun, Run, Store
 from tests.databases import Database
@@ -103,7 +104,7 @@ def test_stale_fence_cannot_heartbeat_run(database: Database) -> None:
         before = ledger(database, run_id)["lease_expires_at"]
         assert store.heartbeat([old], lease=3600) == {}
         assert ledger(database, run_id)["lease_expires_at"] == before
-        assert store.heartbeat([new], lease=3600) == {new: "running"}
+        assert store.heartbeat([new], lease=3600) == {new: True}
         assert ledger(database, run_id)["lease_expires_at"] > before
 
 
@@ -171,20 +172,17 @@ def test_run_not_pending_any_more_is_skipped_at_begin(database: Database, status
     assert (row["state"], row["outcome"], row["slot"], row["attempts"]) == ("settled", outcome, slot, 0)
 
 
-def test_begin_that_waits_for_a_cancel_sees_it(database: Database) -> None:
+def test_begin_that_meets_a_cancel_sees_it_afterwards(database: Database) -> None:
     """The API holds the run's row while a worker begins: the worker must decide on what the API commits."""
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
         (claim,) = claim_all(store)
         api.execute("UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", (run_id,))
-        answers: list[Run | NotBegun] = []
-        worker = threading.Thread(target=lambda: answers.append(store.begin(claim, worker_id=WORKER, lease=30)))
-        worker.start()
-        _wait_until_blocked(database)
+        assert store.begin(claim, worker_id=WORKER, lease=30) == NotBegun(claim, LOCKED)
         api.commit()
-        worker.join()
-    assert isinstance(answers[0], NotBegun)
-    assert answers[0].reason == "run is cancelled"
+        answer = store.begin(claim, worker_id=WORKER, lease=30)
+    assert isinstance(answer, NotBegun)
+    assert answer.reason == "run is cancelled"
     assert ledger(database, run_id)["outcome"] == "cancelled"
 
 
@@ -193,12 +191,9 @@ def test_run_cancelled_while_running_stays_cancelled_when_it_settles(database: D
     with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
         claim = _begun(store)
         api.execute("UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", (run_id,))
-        settled: list[object] = []
-        worker = threading.Thread(target=lambda: settled.append(store.settle(claim, Ending.succeeded("{}"))))
-        worker.start()
-        _wait_until_blocked(database)
+        assert store.settle_all({claim: Ending.succeeded("{}")}) == Settlement({}, frozenset([claim]))
         api.commit()
-        worker.join()
+        settled = store.settle(claim, Ending.succeeded("{}"))
         assert store.heartbeat([claim], lease=30) == {}
     row = ledger(database, run_id)
     assert (row["outcome"], row["slot"]) == ("cancelled", "due")
@@ -207,12 +202,12 @@ def test_run_cancelled_while_running_stays_cancelled_when_it_settles(database: D
         assert connection.execute("SELECT status FROM workflow_runs").fetchall() == [("cancelled",)]
 
 
-def test_heartbeat_tells_of_a_cancelled_run(database: Database) -> None:
+def test_worker_is_told_of_a_cancelled_run(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
         claim = _begun(store)
         execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", run_id)
-        assert store.heartbeat([claim], lease=30) == {claim: "cancelled"}
+        assert store.ended_by_api([claim]) == {claim}
 
 
 def test_slot_is_due_once_a_run(database: Database) -> None:
@@ -291,7 +286,7 @@ def test_runs_are_settled_together_each_with_its_own_ending_under_its_own_fence(
                 bad: Ending.failed("no", reason="ValueError"),
                 good: Ending.succeeded('{"final_state": 3}'),
             }
-        )
+        ).settled
     assert {
         claim: (each.outcome.value, each.ended, each.slot_due_in is not None) for claim, each in settled.items()
     } == {
@@ -306,14 +301,16 @@ def test_runs_are_settled_together_each_with_its_own_ending_under_its_own_fence(
     assert read_run(database, moved.run_id)["payload"]["output_payload"] is None
 
 
-def test_one_locked_run_keeps_none_from_being_told_so(database: Database) -> None:
+def test_locked_run_holds_up_the_begin_of_no_other(database: Database) -> None:
     insert_runs(database, 3)
     with store_of(database) as (store, _), psycopg.connect(database.dsn) as api:
         claims = claim_all(store)
         api.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (claims[1].run_id,))
-        with pytest.raises(RowLockedError):
-            store.begin_all(claims, worker_id=WORKER, lease=30, lock_timeout=0.05)
-        assert {row["state"] for row in _rows(database)} == {"claimed"}
+        answers = store.begin_all(claims, worker_id=WORKER, lease=30)
+        assert [isinstance(answer, Run) for answer in answers] == [True, False, True]
+        assert answers[1] == NotBegun(claims[1], LOCKED)
+        api.rollback()
+        assert isinstance(store.begin(claims[1], worker_id=WORKER, lease=30), Run)
 
 
 def test_workers_and_dispatchers_that_write_the_same_rows_never_wait_in_a_circle(database: Database) -> None:
@@ -352,18 +349,6 @@ def test_workers_and_dispatchers_that_write_the_same_rows_never_wait_in_a_circle
 
 def _rows(database: Database) -> list[dict[str, Any]]:
     return everything(database, "SELECT * FROM orcheo_dispatch.dispatch")
-
-
-def _wait_until_blocked(database: Database) -> None:
-    """Wait until somebody waits for a row that somebody else holds."""
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        for _ in range(10_000):
-            row = connection.execute(
-                "SELECT count(*) FROM pg_locks WHERE locktype IN ('transactionid', 'tuple') AND NOT granted"
-            ).fetchone()
-            if row and row[0]:
-                return
-    pytest.fail("nobody waits")
 
 
 def test_refunded_begin_is_no_attempt_and_the_others_are(database: Database) -> None:

@@ -14,6 +14,7 @@ from dispatcher.hints import RUN_HINT, HintListener
 from dispatcher.push import Push, read_push
 from shared.broker import connect
 from shared.errors import DatabaseError
+from shared.logs import log
 from tests.processes import DEADLINE_SECONDS, until
 
 # Less than it waits for a message.
@@ -114,3 +115,27 @@ def test_push_that_names_no_run_is_none(message: bytes | str) -> None:
 def test_push_whose_workspace_is_no_name_has_none(workspace: object) -> None:
     message = {"body": '[["run"], {}, {}]', "properties": {}, "headers": {"workspace_id": workspace}}
     assert read_push(json.dumps(message)) == Push("run", None)
+
+
+def test_pushes_that_come_while_others_are_looked_at_are_not_reported_as_foreign(redis_url: str) -> None:
+    heard: list[str] = []
+    warnings: list[str] = []
+
+    def push_the_next(run_id: str, _: str | None) -> bool:
+        heard.append(run_id)
+        if len(heard) < 30:
+            push(redis_url, f"run-{len(heard)}")
+        return True
+
+    client = connect(redis_url)
+    listener = HintListener(client, on_run=push_the_next, on_cron=threading.Event().set, interval=0.1)
+    push(redis_url, "run-0")
+    sink = log.add(warnings.append, level="WARNING", format="{message}")
+    listener.start()
+    try:
+        until(lambda: len(heard) == 30 and not client.llen("celery"), what="all were taken")
+    finally:
+        listener.stop(_STOP_SECONDS)
+        client.close()
+        log.remove(sink)
+    assert warnings == []

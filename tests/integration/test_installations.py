@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from signal import Signals
 from typing import Any
 from uuid import uuid4
 
@@ -38,6 +39,7 @@ from tests.runs import (
 from tests.servers import Servers
 
 _RUNS = 20
+_LONG_LEASE = {"ORCHEO_WORKER_LEASE": "600"}
 
 
 @pytest.fixture
@@ -73,6 +75,14 @@ def _publish_as_before(database: Database, redis_url: str, claims: list[Claim]) 
         store.mark_published(claims, lease=60)
 
 
+def _worker_of_the_last_release(database: Database) -> Process:
+    """Have the ledger know a worker that is silent in Redis; to be asked with a long lease."""
+    process = Process(ProcessKind.WORKER)
+    with store_of(database) as (_, engine):
+        process.seen(engine)
+    return process
+
+
 def test_two_installations_on_one_redis_do_not_meet(
     database: Database, other: Database, stack: Stack, other_stack: Stack, client: redis.Redis
 ) -> None:
@@ -92,9 +102,9 @@ def test_two_installations_on_one_redis_do_not_meet(
     # No claim was lost to the other: each run began under its first fence.
     for each in (database, other):
         assert times_claimed(each) == {1}
-    # The note that workers of this release read its queue expires by itself.
-    readers = {installation_of(each).readers for each in (database, other)}
-    assert names <= {"orcheo.dispatch", *readers}, "nothing is left over"
+    notes = {name for name in names if name.startswith("orcheo.readers:")}
+    assert len(notes) == 2, "each worker says that it reads its queue"
+    assert names - notes <= {"orcheo.dispatch"}, "nothing is left over"
 
 
 def test_installations_of_two_databases_differ_and_those_of_one_agree(database: Database, other: Database) -> None:
@@ -152,25 +162,94 @@ def test_worker_executes_what_a_dispatcher_of_the_last_release_published(
     assert len(stack.noted("begun")) == _RUNS
 
 
-def test_dispatcher_publishes_to_the_old_queue_while_only_workers_of_the_last_release_are_alive(
-    database: Database, stack: Stack, client: redis.Redis
+@pytest.mark.parametrize("beside", [False, True])
+def test_dispatcher_publishes_to_the_old_queue_while_a_worker_of_the_last_release_is_alive(
+    database: Database, stack: Stack, client: redis.Redis, beside: bool
 ) -> None:
-    insert_runs(database)
-    with store_of(database) as (_, engine):
-        # Seen by the ledger, and silent in Redis.
-        Process(ProcessKind.WORKER).seen(engine)
-    with stack.command("poll", ORCHEO_WORKER_LEASE="600") as poll:
-        assert poll.exit_code() == 0
-    assert client.llen("orcheo.runs") == 1
-    with stack.running("worker"):
-        until(lambda: all_are(database, "succeeded"), what="a worker of this release takes it all the same")
+    with ExitStack() as running:
+        if beside:
+            running.enter_context(stack.running("worker"))
+        old = _worker_of_the_last_release(database)
         insert_runs(database)
-        with stack.command("poll") as poll:
+        with stack.command("poll", **_LONG_LEASE) as poll:
+            assert poll.exit_code() == 0
+            poll.finish()
+        assert "queue_changed queue=orcheo.runs\n" in poll.log
+        if not beside:
+            assert client.llen("orcheo.runs") == 1
+            running.enter_context(stack.running("worker"))
+        until(lambda: all_are(database, "succeeded"), what="a worker of this release takes it all the same")
+        with store_of(database) as (_, engine):
+            old.gone(engine)
+        insert_runs(database)
+        with stack.command("poll", **_LONG_LEASE) as poll:
             assert poll.exit_code() == 0
             poll.finish()
         assert "queue_changed" not in poll.log
         until(lambda: all_are(database, "succeeded"), what="the next run succeeded")
-    assert client.ttl(installation_of(database).readers) in range(-2, 31)
+
+
+def test_worker_leaves_to_workers_of_the_last_release_what_it_has_no_room_for(
+    database: Database, stack: Stack, redis_url: str, client: redis.Redis
+) -> None:
+    old = _worker_of_the_last_release(database)
+    insert_runs(database, 40, inputs={"do": "wait", "seconds": 3600})
+    with store_of(database) as (store, engine):
+        claims = claim_all(store)
+        _publish_as_before(database, redis_url, claims)
+        ours = installation_of(database).runs
+        with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="2", **_LONG_LEASE):
+            until(lambda: client.llen(ours) == 8, what="what soon finds room was moved")
+            until(lambda: len(stack.noted("begun")) == 2, what="two runs began")
+            # Messages are moved many times a second. A second worker tells when that has happened again.
+            with stack.running("worker", ORCHEO_WORKER_CONCURRENCY="2", **_LONG_LEASE):
+                until(lambda: len(stack.noted("begun")) == 4, what="two more began")
+                until(lambda: client.llen(ours) == 8, what="as many were moved")
+            left = [json.loads(raw)["headers"]["claims"] for raw in client.lrange("orcheo.runs", 0, -1)]
+            assert len(left) in range(40 - 4 - 8 - 2, 40 - 4 - 8 + 1)
+            assert left == [[claim.run_id, claim.fence] for claim in reversed(claims[-len(left) :])], "the newest"
+            old.gone(engine)
+            until(lambda: client.llen("orcheo.runs") == 0, what="nobody else is alive: all were moved")
+
+
+def test_what_waits_for_workers_of_this_release_is_put_back_when_only_old_ones_are_left(
+    database: Database, stack: Stack, redis_url: str, client: redis.Redis
+) -> None:
+    """By the dispatcher where the last of them was killed; the oldest first."""
+    installation = installation_of(database)
+    insert_runs(database, 5)
+    with store_of(database) as (store, _):
+        claims = claim_all(store)
+        app = make_app("test", settings_for(database, redis_url), installation)
+        assert Publisher(app, installation).publish(claims[:3])[1] is None
+        app.close()
+        _publish_as_before(database, redis_url, claims[3:])
+    _worker_of_the_last_release(database)
+    with stack.command("poll", **_LONG_LEASE) as poll:
+        poll.saw("messages_put_back queue=orcheo.runs messages=3")
+        assert poll.exit_code() == 0
+    assert client.llen(installation.runs) == 0
+    waiting = [json.loads(raw)["headers"]["claims"][0] for raw in reversed(client.lrange("orcheo.runs", 0, -1))]
+    assert waiting == [claim.run_id for claim in claims]
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_worker_that_drains_puts_back_what_only_old_workers_could_take(
+    database: Database, stack: Stack, redis_url: str, client: redis.Redis, pool: str
+) -> None:
+    _worker_of_the_last_release(database)
+    insert_runs(database, 20, inputs={"do": "wait", "seconds": 3600})
+    with store_of(database) as (store, _):
+        _publish_as_before(database, redis_url, claim_all(store))
+    variables = {"ORCHEO_WORKER_CONCURRENCY": "2", "ORCHEO_WORKER_DRAIN_TIMEOUT": "2", "ORCHEO_WORKER_POOL": pool}
+    with stack.command("worker", **variables, **_LONG_LEASE) as worker:
+        until(lambda: len(stack.noted("begun")) == 2, what="two runs began")
+        until(lambda: client.llen(installation_of(database).runs) >= 7, what="others wait for room")
+        worker.signal(Signals.SIGTERM)
+        assert worker.exit_code() == 0
+    assert client.llen(installation_of(database).runs) == 0
+    assert client.llen("orcheo.runs") == 18, "no message waits for a lease"
+    assert not client.keys("orcheo.readers:*"), "a worker that has ended reads no queue"
 
 
 def test_message_in_the_queue_of_the_last_release_is_not_lost(

@@ -98,9 +98,9 @@ def test_messages_of_a_deep_backlog_carry_several_claims_each(database: Database
         _dispatcher(database, redis_url, batch_size=64) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
-        for _ in range(2):
-            Process(ProcessKind.WORKER, concurrency=100).seen(dispatcher.engine)
-        client.set(installation_of(database).readers, 1)
+        for worker in [Process(ProcessKind.WORKER, concurrency=100) for _ in range(2)]:
+            client.set(installation_of(database).reader(str(worker.id)), 1)
+            worker.seen(dispatcher.engine)
         assert dispatcher.poller.poll().published == 64
         assert client.llen(installation_of(database).runs) == 8, "four messages a worker"
         claims = {Claim(run_id, ledger(database, run_id)["fence"]) for run_id in ids}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
-import psycopg
 import redis
 
 from ops.real.embedded import EmbeddedPostgres
@@ -15,6 +13,7 @@ from shared.ledger import ProcessKind
 from shared.processes import Process, ticked_elsewhere
 from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
+from tests.refusals import meddle
 from tests.runs import (
     WORKSPACE_ID,
     all_are,
@@ -32,7 +31,6 @@ from tests.runs import (
 
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'published'"
 _AGE = "UPDATE orcheo_dispatch.process SET seen_at = now() - interval '1 hour' WHERE seen_at > now() + interval '1 min'"
-_WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 def test_pending_runs_are_executed_by_beat_dispatcher_and_worker(database: Database, stack: Stack) -> None:
@@ -173,17 +171,10 @@ def test_paused_worker_stops_and_writes_nothing_when_it_comes_back(database: Dat
 
 def test_run_whose_begin_is_answered_after_its_lease_is_not_executed(database: Database, stack: Stack) -> None:
     (run_id,) = insert_runs(database)
-    with stack.running("dispatcher"), psycopg.connect(database.dsn) as somebody:
-        until(lambda: everything(database, _PUBLISHED), what="the claim is published")
-        somebody.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
-        with stack.running("worker", ORCHEO_WORKER_LEASE="1") as worker:
-            until(lambda: everything(database, _WAITING), what="the begin waits")
-            worker.signal(signal.SIGSTOP)
-            somebody.rollback()
-            time.sleep(1.5)
-            worker.signal(signal.SIGCONT)
-            worker.saw("lease_not_renewed")
-            until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is settled or reaped")
+    meddle(database, run_id, condition="NEW.status = 'running'", body="PERFORM pg_sleep(1.5);")
+    with stack.running("dispatcher"), stack.running("worker", ORCHEO_WORKER_LEASE="1") as worker:
+        worker.saw("lease_not_renewed")
+        until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is settled or reaped")
     assert stack.noted("begun") == []
 
 

@@ -90,7 +90,7 @@ def test_live_run_is_not_reaped(database: Database) -> None:
     insert_runs(database)
     with store_of(database) as (store, _):
         claim = _lost(store, database)
-        assert store.heartbeat([claim], lease=30) == {claim: "running"}
+        assert store.heartbeat([claim], lease=30) == {claim: True}
         assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
 
 

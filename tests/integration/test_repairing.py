@@ -58,7 +58,7 @@ def test_cancel_of_a_running_run_is_left_to_its_worker(database: Database) -> No
     with store_of(database) as (store, engine):
         claim = _begun(store)
         assert _one(engine, run_id, Action.CANCEL).status_after == "cancelled"
-        assert store.heartbeat([claim], lease=30) == {claim: "cancelled"}
+        assert store.ended_by_api([claim]) == {claim}
         settled = store.settle(claim, Ending.succeeded("{}"))
     assert settled is not None
     assert settled.outcome == "cancelled"
@@ -71,7 +71,7 @@ def test_run_of_a_live_worker_is_refused(database: Database, action: Action) -> 
     with store_of(database) as (store, engine):
         claim = _begun(store)
         assert _one(engine, run_id, action).refused == "its worker is alive: cancel it first"
-        assert store.heartbeat([claim], lease=30) == {claim: "running"}
+        assert store.ended_by_api([claim]) == frozenset()
     assert read_run(database, run_id)["status"] == "running"
 
 

@@ -52,7 +52,7 @@ _PARAMETERS: dict[str, Any] = {
     **{key: [False] for key in ("refunds", "suspects")},
     "triggers": ["webhook"],
     "outcomes": ["failed"],
-    **{key: ["failed"] for key in ("statuses", "actions", "reasons")},
+    **{key: ["failed"] for key in ("statuses", "actions", "reasons", "errors")},
     "policy": "fail",
     "action": "cancel",
     "kind": "worker",
@@ -65,7 +65,7 @@ _PARAMETERS: dict[str, Any] = {
 _OF_THE_PAGE = {"running": False}
 _PAGE = [query for query in vars(overview).values() if isinstance(query, TextClause)]
 _GAUGES = [query for query in vars(backlog).values() if isinstance(query, TextClause)]
-_OF_A_WORKER_ALONE = {"BEGIN", "HEARTBEAT", "RECORD_HARM", "SETTLE"}
+_OF_A_WORKER_ALONE = {"BEGIN", "BEGUN", "ENDED_BY_API", "HEARTBEAT", "RECORD_HARM", "REFUSE", "SETTLE"}
 _OF_BOTH = {"CLOSE_TRACES", "GONE", "ISOLATED", "PRUNE_ISOLATION", "SEEN", "SLOTS_RETURNED"}
 _QUERIES = [
     query
@@ -134,7 +134,7 @@ def test_worker_begins_beats_and_settles(database: Database) -> None:
     with store_of(database) as (owner, _), store_of(database.seen_by(Kind.WORKER)) as (store, _):
         (claim,) = claim_all(owner)
         assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
-        assert store.heartbeat([claim], lease=30) == {claim: "running"}
+        assert store.heartbeat([claim], lease=30) == {claim: True}
         assert store.settle(claim, Ending.succeeded('{"final_state": 1}')) is not None
     assert read_run(database, run_id)["payload"]["output_payload"] == {"final_state": 1}
 

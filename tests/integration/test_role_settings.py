@@ -85,10 +85,10 @@ def _execute(database: Database, succeeds: str, fails: str) -> None:
         worker.seen(engine)
         begun = store.begin_all([*claims.values()], worker_id=worker.id, lease=30)
         assert all(isinstance(run, Run) and run.inputs == {"body": {"name": "Ada"}} for run in begun)
-        assert store.heartbeat(claims.values(), lease=30) == dict.fromkeys(claims.values(), "running")
+        assert store.heartbeat(claims.values(), lease=30) == dict.fromkeys(claims.values(), True)
         endings = [Ending.succeeded(json.dumps(_OUTPUT)), Ending.failed("no luck", reason="ValueError")]
         settled = store.settle_all(dict(zip(claims.values(), endings, strict=True)))
-        assert all(each.ended for each in settled.values())
+        assert all(each.ended for each in settled.settled.values())
     row = read_run(database, succeeds)
     assert (row["status"], row["payload"]["output_payload"]) == ("succeeded", _OUTPUT)
     assert row["payload"]["completed_at"].endswith("Z")

@@ -104,7 +104,7 @@ def test_what_redis_gave_a_worker_as_it_became_full_goes_to_others(
 def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) -> None:
     insert_runs(database, 3, inputs={"do": "wait", "seconds": 1})
     settings = settings_for(database, "redis://127.0.0.1:1/0", executor="tests.executors:play", concurrency=1)
-    metrics = WorkerMetrics.of_parent(settings, uuid4())
+    metrics = WorkerMetrics(settings, uuid4())
     installation = find_installation(settings)
     app = make_app("test", settings, installation)
     with store_of(database) as (store, _):

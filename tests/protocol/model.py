@@ -165,7 +165,7 @@ class Model:
         held = self._held(claims, "running")
         for run in held:
             run.enter("running")
-        return {Claim(run.run_id, run.fence): run.status for run in held}
+        return {Claim(run.run_id, run.fence): "running" if run.status == "running" else "ended" for run in held}
 
     def settle(self, claim: Claim, ending: Ending) -> tuple[str, bool, bool] | None:
         for run in self._held([claim], "running"):

@@ -140,7 +140,13 @@ class Real:
 
     def heartbeat(self, claims: Sequence[Claim]) -> dict[Claim, str | None]:
         held = self._store.heartbeat(self._fences.real(claims), lease=_LEASE)
-        return {claim: held[real] for claim in claims for real in self._fences.real([claim]) if real in held}
+        ended = self._store.ended_by_api(held)
+        return {
+            claim: "ended" if real in ended else "running"
+            for claim in claims
+            for real in self._fences.real([claim])
+            if real in held
+        }
 
     def settle(self, claim: Claim, ending: Ending) -> tuple[str, bool, bool] | None:
         (claim,) = self._fences.real([claim])

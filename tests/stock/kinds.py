@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from tests.orcheo_releases import DISPATCHED_CONFIG, NO_EGRESS, Feature
 from tests.stock.differences import (
     CANCELLED_BRANCHES,
     LONG_ERRORS,
@@ -71,6 +72,13 @@ class Kind:
     namespaces: tuple[str, ...] = ("",)
     """Of the checkpoints that ours leaves: one of the graph, and one of each subgraph that did not end."""
     needs_mongodb: bool = False
+    needs: Feature | None = None
+    """What Orcheo itself must have for it: left out where the installed release has it not."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the installed release of Orcheo has all that it needs."""
+        return self.needs is None or self.needs.is_here
 
 
 _NESTED = {"b": {"c": [[], {}, [None]]}, "a": "2026-11-23"}
@@ -84,6 +92,7 @@ _CONFIG = {
     "recursion_limit": 50,
     "max_concurrency": 2,
 }
+_OWN_CONFIG = {"tags": ["own"], "metadata": {"n": 2}, "configurable": {"top_k": 9}, "recursion_limit": 10}
 
 KINDS: dict[str, Kind] = {
     # Control flow.
@@ -165,12 +174,16 @@ KINDS: dict[str, Kind] = {
         {"name": "Ada"},
         trigger=Trigger.MANUAL,
         config=_CONFIG,
-        run_config={"tags": ["own"], "metadata": {"n": 2}, "configurable": {"top_k": 9}, "recursion_limit": 10},
+        run_config=_OWN_CONFIG,
+        needs=DISPATCHED_CONFIG,
     ),
     "labelled": Kind("kinds/outputs", "config", {"name": "Ada"}, trigger=Trigger.LABELLED, config=_CONFIG),
     "cron": Kind("kinds/outputs", "config", trigger=Trigger.CRON),
     "bad-config": Kind("kinds/outputs", "config", between=Between.BAD_CONFIG, status="failed", namespaces=()),
     "listener": Kind("kinds/outputs", "config", _CHAT, trigger=Trigger.LISTENER),
+    "run-config": Kind(
+        "kinds/outputs", "config", _CHAT, trigger=Trigger.LISTENER, config=_CONFIG, run_config=_OWN_CONFIG
+    ),
     # Gone.
     "archived": Kind("greet", between=Between.ARCHIVED, status="cancelled", namespaces=()),
     "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled", namespaces=()),
@@ -180,7 +193,7 @@ KINDS: dict[str, Kind] = {
 RESTRICTED_KINDS: dict[str, Kind] = {
     "restricted": Kind("kinds/restricted", None, {"name": "Eulalia", "fail": "no"}, stored=Stored.FROZEN),
     # Of a version that was stored before the mode was changed: no request may leave for this machine.
-    "no-egress": Kind("kinds/outside", "http", {"name": "a"}, status="failed"),
-    "no-feed": Kind("kinds/outside", "feed", status="failed"),
+    "no-egress": Kind("kinds/outside", "http", {"name": "a"}, status="failed", needs=NO_EGRESS),
+    "no-feed": Kind("kinds/outside", "feed", status="failed", needs=NO_EGRESS),
 }
 """Executed by workers in restricted mode."""

@@ -118,7 +118,8 @@ class Player:
                 self._orcheo.remove_cron(workflow_id)
                 return next(run for run in runs if run["workflow_id"] == workflow_id)
             case Trigger.LISTENER:
-                run = self._orcheo.create_run(workflow_id, {**kind.inputs, "body": where}, triggered_by="listener")
+                inputs = {**kind.inputs, "body": where}
+                run = self._orcheo.create_run(workflow_id, inputs, kind.run_config, triggered_by="listener")
                 with Celery(broker=self._orcheo.variables["REDIS_URL"]) as app:
                     app.send_task(_PUSH, args=(run["id"],), headers={"workspace_id": run["workspace_id"]})
                 return run

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
+from tests.compat.report import PAGE, written_rows
+from tests.compat.sets import SETS
+from tests.orcheo_releases import FEATURES
 from tests.processes import ROOT
 from worker.orcheo.columns import compare, unknown_migration
 from worker.orcheo.releases import DISTRIBUTIONS, installed, owner
@@ -35,6 +41,37 @@ def test_tested_releases_are_the_bounds_of_the_package() -> None:
         lower, upper = sorted(release.tested.split(","), reverse=True)
         assert bounds[release.name] == f"{release.name}{lower},{upper}", "install the package again"
     assert set(DISTRIBUTIONS) <= bounds.keys()
+
+
+def test_page_has_a_good_result_of_each_set() -> None:
+    rows = written_rows()
+    assert [row["set"] for row in rows] == [each.name for each in SETS]
+    for row in rows:
+        assert re.fullmatch(r"[1-9]\d* passed", row["tests"]), row
+        assert row["without"] == ("; ".join(each.name for each in FEATURES if not each.is_in(row["orcheo"])) or "-")
+
+
+def test_bounds_of_the_package_are_the_oldest_and_newest_releases_of_the_page() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = written_rows()
+    for requirement in [Requirement(each) for each in [*extras["orcheo"], *extras["demo"]]]:
+        if requirement.name not in DISTRIBUTIONS:
+            continue
+        tried = [Version(row[requirement.name]) for row in rows]
+        bounds = {each.operator: Version(each.version).release for each in requirement.specifier}
+        assert min(tried).release[: len(bounds[">="])] == bounds[">="], requirement
+        *front, last = max(tried).release[: len(bounds["<"])]
+        assert (*front, last + 1) == bounds["<"], requirement
+
+
+def test_page_says_what_older_releases_lack() -> None:
+    page = PAGE.read_text()
+    for feature in FEATURES:
+        assert f"\n| {feature.since} | {feature.name} |" in page
+
+
+def test_no_workflow_is_left_out_of_the_installed_release() -> None:
+    assert all(feature.is_here for feature in FEATURES)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("shared", "dispatcher", "worker", "ops")
 LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
 # Events that are an argument of the function that logs them: they are looked for as literals.
-PASSED_ON = {"worker/heartbeat.py": ("warning", {"run_lost", "run_ended_by_api", "lease_not_renewed"})}
+PASSED_ON = {"worker/heartbeat.py": ("warning", {"run_lost", "lease_not_renewed"})}
 # Events whose level is an argument.
 LEVEL_VARIES = {"run_skipped": {"info", "warning"}, "logged": {"as logged"}}
 _ROW = re.compile(r"\| `(?P<event>[a-z_]+)` \| (?P<levels>[^|]+) \| (?P<who>[^|]+) \| (?P<meaning>[^|]+) \|")

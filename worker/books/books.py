@@ -71,6 +71,11 @@ class Books:
             self._commit.hasten()
         return answer
 
+    @property
+    def makes_progress(self) -> bool:
+        """Whether statements are begun while rows wait; may be asked from any thread."""
+        return self._commit.makes_progress
+
     def hasten(self) -> None:
         """Write what was given before as soon as possible."""
         self._commit.hasten()

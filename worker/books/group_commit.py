@@ -6,15 +6,18 @@ The idea is that of group commit: D. DeWitt et al., *Implementation Techniques f
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow
+from shared.logs import log
+from shared.sqlstate import answered
+from worker.books.postgres import may_pass
+from worker.books.rows import Connections, Rows, execute_rows, statement_of
 
-from worker.books.postgres import may_pass, outlast_outage
-from worker.books.rows import Rows
+__all__ = ["GroupCommit", "Rows", "Unit", "execute_rows"]
 
 SOON_SECONDS = 0.1
 """How long rows wait at most that nobody waits for: a trace is seen while its run is under way."""
@@ -22,82 +25,28 @@ SOON_SECONDS = 0.1
 LINGER_SECONDS = 0.01
 """How long rows that somebody waits for wait at most for those of other runs."""
 
+PATIENCE_SECONDS = 30.0
+"""How long what may pass is tried again: an outage, a conflict, a lock."""
+LOCK_SECONDS = 1.0
+STATEMENT_SECONDS = 5.0
+PARTS = 8
+STALL_SECONDS = 60.0
+"""Longer than a statement, and the wait for a connection before it, may take."""
+_SECONDS_A_BYTE = 1 / 1_000_000
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
+_ALONE_PAUSE_SECONDS = 0.2
 _MAX_BATCH_BYTES = 4_000_000
-
-# An upsert for each table, written as Orcheo and LangGraph write theirs; what is empty is left out. A record that is
-# there already is that of an earlier attempt: it is continued, and ended if the run has ended.
-_PARTS = {
-    "records": """
-    INSERT INTO execution_history AS h (execution_id, workflow_id, workspace_id, inputs, runnable_config, tags,
-           callbacks, metadata, run_name, status, started_at, completed_at, error, trace_started_at,
-           trace_completed_at, trace_last_span_at)
-    SELECT execution_id, workflow_id, workspace_id, inputs, runnable_config, tags, callbacks, metadata, run_name,
-           status, started_at, completed_at, error, started_at, completed_at, last_at
-      FROM jsonb_to_recordset(%(records)s::jsonb) AS r(execution_id text, workflow_id text, workspace_id text,
-           inputs jsonb, runnable_config jsonb, tags jsonb, callbacks jsonb, metadata jsonb, run_name text,
-           status text, started_at timestamptz, completed_at timestamptz, error text, last_at timestamptz)
-        ON CONFLICT (execution_id) DO UPDATE
-       SET status = EXCLUDED.status, completed_at = EXCLUDED.completed_at, error = EXCLUDED.error,
-           trace_completed_at = EXCLUDED.completed_at, trace_last_span_at = EXCLUDED.trace_last_span_at
-     WHERE EXCLUDED.status <> 'running'""",
-    "changes": """
-    UPDATE execution_history AS h
-       SET status = COALESCE(c.status, h.status), completed_at = COALESCE(c.completed_at, h.completed_at),
-           error = CASE WHEN c.status IS NULL THEN h.error ELSE c.error END,
-           trace_completed_at = COALESCE(c.completed_at, h.trace_completed_at), trace_last_span_at = c.last_at
-      FROM jsonb_to_recordset(%(changes)s::jsonb) AS c(execution_id text, status text, completed_at timestamptz,
-           error text, last_at timestamptz)
-     WHERE h.execution_id = c.execution_id""",
-    "steps": """
-    INSERT INTO execution_history_steps (execution_id, step_index, at, payload)
-    SELECT s.execution_id, last.step_index + row_number() OVER (PARTITION BY s.execution_id ORDER BY s.place),
-           s.at, s.payload
-      FROM ROWS FROM (jsonb_to_recordset(%(steps)s::jsonb) AS (execution_id text, at timestamptz, payload jsonb))
-           WITH ORDINALITY AS s(execution_id, at, payload, place),
-           LATERAL (SELECT COALESCE(max(e.step_index), -1) AS step_index FROM execution_history_steps AS e
-                     WHERE e.execution_id = s.execution_id) AS last""",
-    "blobs": """
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT thread_id, checkpoint_ns, channel, version, type, blob
-      FROM ROWS FROM (jsonb_to_recordset(%(blobs)s::jsonb) AS (thread_id text, checkpoint_ns text, channel text,
-           version text, type text), unnest(%(blobs_bytes)b::bytea[]))
-        AS b(thread_id, checkpoint_ns, channel, version, type, blob)
-        ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING""",
-    "checkpoints": """
-    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
-      FROM jsonb_to_recordset(%(checkpoints)s::jsonb) AS c(thread_id text, checkpoint_ns text, checkpoint_id text,
-           parent_checkpoint_id text, checkpoint jsonb, metadata jsonb)
-        ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
-        DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata""",
-    "writes": """
-    INSERT INTO checkpoint_writes AS w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
-           blob)
-    SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
-      FROM ROWS FROM (jsonb_to_recordset(%(writes)s::jsonb) AS (thread_id text, checkpoint_ns text,
-           checkpoint_id text, task_id text, task_path text, idx int, channel text, type text),
-           unnest(%(writes_bytes)b::bytea[]))
-        AS n(thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-        ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-        DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob WHERE w.idx < 0""",
-}
-
-
-class Connections(Protocol):
-    """Where the statements go; a pool, as a rule."""
-
-    def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
-        """Return a connection for one statement, which may be repeated on another one."""
-        ...
 
 
 class Unit:
     """Rows of one run that are written together, or not at all.
 
-    It may grow until it is `sealed`, which it is when its statement is made.
+    It may grow until it is `sealed`, which it is when its statement is made. Units with the same `run_id`, where they
+    name one, are written in the order in which they were added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str | None = None) -> None:
+        self.run_id = run_id
         self.sealed = False
         self.written: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         """Done when it is written, or given up: then its result is why."""
@@ -107,11 +56,19 @@ class Unit:
         raise NotImplementedError
 
 
+Sized = tuple[Unit, Rows]
+
+
 class GroupCommit:
     """Writes the units of all runs of a process, one statement at a time.
 
-    A statement is repeated while Postgres is away, for half a minute. Where Postgres refuses one of several units,
-    each is written by itself, so that no run pays for another's rows. It holds a connection for a statement.
+    A statement is repeated while Postgres is unavailable, for half a minute. It waits for a lock for `LOCK_SECONDS`,
+    and ends after `STATEMENT_SECONDS` and some more for many bytes. Where Postgres refuses it on account of one of
+    several units, the batch is divided into `PARTS` parts until that unit is alone. What may pass, a row that somebody
+    holds for example, is then tried again for half a minute beside the statements for the others. It holds a
+    connection for a statement, and two at most.
+
+    Nothing ends it but `close`: if the task that writes is cancelled, another one goes on with what it had in hand.
     """
 
     def __init__(self, pool: Connections, *, running: Callable[[], int]) -> None:
@@ -119,11 +76,23 @@ class GroupCommit:
         self._running = running
         """How many runs are under way: nobody lingers for others where there are none."""
         self._queued: list[Unit] = []
+        self._in_hand: list[Unit] = []
+        self._alone: list[tuple[Sized, float]] = []
+        """Units to be tried by themselves, each until this `time.monotonic()`."""
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._retrying: asyncio.Task[None] | None = None
+        self._moved_at = time.monotonic()
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether statements are begun while units wait; whether Postgres takes them is another matter."""
+        return not (self._queued or self._in_hand or self._alone) or time.monotonic() - self._moved_at < STALL_SECONDS
 
     def add(self, unit: Unit) -> None:
         """Write the unit soon."""
+        if not (self._queued or self._in_hand or self._alone):
+            self._moved_at = time.monotonic()
         self._queued.append(unit)
         self._write_within(SOON_SECONDS)
 
@@ -140,9 +109,12 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Write what is queued."""
-        while self._queued or self._writing is not None:
+        while self._queued or self._in_hand or self._alone:
             self._write_within(0)
-            await asyncio.wait([unit.written for unit in self._queued] or [cast("Any", self._writing)])
+            waiting = [*self._queued, *self._in_hand, *(unit for (unit, _), _ in self._alone)]
+            await asyncio.wait([unit.written for unit in waiting])
+            # Of what has been written the tasks take note a moment later.
+            await asyncio.sleep(0)
 
     def _write_within(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -157,39 +129,127 @@ class GroupCommit:
         self._timer = None
         if self._writing is None and self._queued:
             self._writing = asyncio.get_running_loop().create_task(self._write_queued())
+            self._writing.add_done_callback(self._stopped_writing)
+
+    def _stopped_writing(self, task: asyncio.Task[None]) -> None:
+        """Go on with what a task had in hand that was cancelled, or failed: its rows may be written once more."""
+        self._writing = None
+        failed = task.cancelled() or task.exception() is not None
+        left = [unit for unit in self._in_hand if not unit.written.done()]
+        self._in_hand = []
+        if failed:
+            self._queued = [*left, *self._queued]
+            log.warning("group_commit_interrupted", units=len(left))
+        if self._queued:
+            self._write_within(SOON_SECONDS if failed else 0)
 
     async def _write_queued(self) -> None:
         """Write what is queued, and what is overdue by then."""
         while self._queued and self._timer is None:
-            units, self._queued = self._queued, []
-            await self._write(units)
-        self._writing = None
+            self._in_hand, self._queued = self._queued, []
+            await self._write(self._in_hand)
+            self._in_hand = []
 
     async def _write(self, units: Sequence[Unit]) -> None:
-        sized = []
+        sized: list[Sized] = []
+        waiting = {unit.run_id for (unit, _), _ in self._alone if unit.run_id is not None}
         for unit in units:
             unit.sealed = True
-            sized.append((unit, unit.rows()))
+            try:
+                each = unit, unit.rows()
+            except Exception as error:  # noqa: BLE001 - as below; a fault of ours with one run is none of the others'
+                _tell(unit, error)
+                continue
+            if unit.run_id in waiting:
+                self._try_alone(each)
+            else:
+                sized.append(each)
         for some in _batches(sized):
             await self._write_batch(some)
 
-    async def _write_batch(self, batch: Sequence[tuple[Unit, Rows]]) -> None:
+    async def _write_batch(self, batch: Sequence[Sized]) -> None:
+        parts = deque([batch])
+        checked = False
+        while parts:
+            part = parts.popleft()
+            error = await self._outlast(part)
+            if error is not None and answered(error) and len(part) > 1:
+                # Does Postgres refuse the statement itself, and not one of the units?
+                checked = checked or await self._outlast(_without_rows(part)) is None
+                if checked:
+                    size = -(-len(part) // PARTS)
+                    parts.extend(part[start : start + size] for start in range(0, len(part), size))
+                    continue
+            for unit, rows in part:
+                if error is not None and may_pass(error) and answered(error):
+                    self._try_alone((unit, rows))
+                else:
+                    _tell(unit, error)
+
+    async def _outlast(self, part: Sequence[Sized]) -> Exception | None:
+        """Write these units together, again and again while Postgres is unavailable; return why they are not."""
         together = Rows()
-        for _, rows in batch:
+        for _, rows in part:
             together.extend(rows)
+        until = time.monotonic() + PATIENCE_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            error = await self._execute(together)
+            if error is None or not may_pass(error) or answered(error) or time.monotonic() >= until:
+                return error
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - of all workers not at once
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+    async def _execute(self, rows: Rows) -> Exception | None:
+        self._moved_at = time.monotonic()
         try:
-            await _execute(self._pool, together)
+            await _execute_within(self._pool, rows)
         except Exception as error:  # noqa: BLE001 - whoever waits for a unit decides what it means.
-            if len(batch) > 1 and not may_pass(error):
-                for each in batch:
-                    await self._write_batch([each])
-                return
-            outcome: Exception | None = error
-        else:
-            outcome = None
-        for unit, _ in batch:
-            if not unit.written.done():
-                unit.written.set_result(outcome)
+            return error
+        return None
+
+    def _try_alone(self, each: Sized) -> None:
+        self._alone.append((each, time.monotonic() + PATIENCE_SECONDS))
+        if self._retrying is None:
+            self._retrying = asyncio.get_running_loop().create_task(self._retry())
+            self._retrying.add_done_callback(self._stopped_retrying)
+
+    def _stopped_retrying(self, _: asyncio.Task[None]) -> None:
+        self._retrying = None
+        if self._alone:
+            self._retrying = asyncio.get_running_loop().create_task(self._retry())
+            self._retrying.add_done_callback(self._stopped_retrying)
+
+    async def _retry(self) -> None:
+        """Try the units that were refused by themselves, in turn, until each is written or given up."""
+        while self._alone:
+            await asyncio.sleep(_ALONE_PAUSE_SECONDS)
+            seen: set[str | None] = set()
+            for each in list(self._alone):
+                (unit, rows), until = each
+                # Not before what the same run has left earlier.
+                if unit.run_id is not None and unit.run_id in seen:
+                    continue
+                error = await self._execute(rows)
+                if error is not None and may_pass(error) and time.monotonic() < until:
+                    seen.add(unit.run_id)
+                    continue
+                self._alone.remove(each)
+                _tell(unit, error)
+
+
+def _tell(unit: Unit, outcome: Exception | None) -> None:
+    if not unit.written.done():
+        unit.written.set_result(outcome)
+
+
+def _without_rows(part: Sequence[Sized]) -> Sequence[Sized]:
+    """Return a part whose statement touches the same tables, and no row."""
+    rows = Rows()
+    for _, each in part:
+        rows.texts.update({table: [] for table in each.texts})
+        rows.contents.update({table: [] for table in each.contents})
+    return [(part[0][0], rows)]
 
 
 def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]]:
@@ -206,16 +266,15 @@ def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]
     return batches
 
 
-async def execute_rows(pool: Connections, rows: Rows) -> None:
-    """Write the rows in one statement."""
-    tables = [table for table in _PARTS if table in rows.texts]
-    if not tables:
-        return
-    statement = "WITH " + ",".join(f"{table} AS ({_PARTS[table]}\n)" for table in tables) + " SELECT"
-    parameters: dict[str, Any] = {table: f"[{','.join(rows.texts[table])}]" for table in tables}
-    parameters |= {f"{table}_bytes": contents for table, contents in rows.contents.items()}
-    async with pool.connection_to_retry_on() as connection:
-        await connection.execute(cast("Any", statement), parameters)
-
-
-_execute = outlast_outage(execute_rows)
+async def _execute_within(pool: Connections, rows: Rows) -> None:
+    """Write the rows in one transaction that waits for nobody for long; one round trip, as without the limits."""
+    seconds = STATEMENT_SECONDS + rows.size() * _SECONDS_A_BYTE
+    limits = (
+        f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000:.0f}",
+        f"SET LOCAL statement_timeout = {seconds * 1000:.0f}",
+    )
+    # Sent together, and answered together.
+    async with pool.connection_to_retry_on() as connection, connection.pipeline(), connection.transaction():
+        for limit in limits:
+            await connection.execute(cast("Any", limit))
+        await connection.execute(*statement_of(rows))

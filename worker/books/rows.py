@@ -1,8 +1,79 @@
-"""Rows that a run leaves in the tables of traces and checkpoints."""
+"""Rows of Orcheo's and LangGraph's tables, and the one statement that writes them."""
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+# An upsert for each table, written as Orcheo and LangGraph write theirs; what is empty is left out. A record that is
+# there already is that of an earlier attempt: it is continued, and ended if the run has ended.
+_PARTS = {
+    "records": """
+    INSERT INTO execution_history AS h (execution_id, workflow_id, workspace_id, inputs, runnable_config, tags,
+           callbacks, metadata, run_name, status, started_at, completed_at, error, trace_started_at,
+           trace_completed_at, trace_last_span_at)
+    SELECT execution_id, workflow_id, workspace_id, inputs, runnable_config, tags, callbacks, metadata, run_name,
+           status, started_at, completed_at, error, started_at, completed_at, last_at
+      FROM jsonb_to_recordset(%(records)s::jsonb) AS r(execution_id text, workflow_id text, workspace_id text,
+           inputs jsonb, runnable_config jsonb, tags jsonb, callbacks jsonb, metadata jsonb, run_name text,
+           status text, started_at timestamptz, completed_at timestamptz, error text, last_at timestamptz)
+        ON CONFLICT (execution_id) DO UPDATE
+       SET status = EXCLUDED.status, completed_at = EXCLUDED.completed_at, error = EXCLUDED.error,
+           trace_completed_at = EXCLUDED.completed_at, trace_last_span_at = EXCLUDED.trace_last_span_at
+     WHERE EXCLUDED.status <> 'running'""",
+    "changes": """
+    UPDATE execution_history AS h
+       SET status = COALESCE(c.status, h.status), completed_at = COALESCE(c.completed_at, h.completed_at),
+           error = CASE WHEN c.status IS NULL THEN h.error ELSE c.error END,
+           trace_completed_at = COALESCE(c.completed_at, h.trace_completed_at), trace_last_span_at = c.last_at
+      FROM jsonb_to_recordset(%(changes)s::jsonb) AS c(execution_id text, status text, completed_at timestamptz,
+           error text, last_at timestamptz)
+     WHERE h.execution_id = c.execution_id""",
+    "steps": """
+    INSERT INTO execution_history_steps (execution_id, step_index, at, payload)
+    SELECT s.execution_id, last.step_index + row_number() OVER (PARTITION BY s.execution_id ORDER BY s.place),
+           s.at, s.payload
+      FROM ROWS FROM (jsonb_to_recordset(%(steps)s::jsonb) AS (execution_id text, at timestamptz, payload jsonb))
+           WITH ORDINALITY AS s(execution_id, at, payload, place),
+           LATERAL (SELECT COALESCE(max(e.step_index), -1) AS step_index FROM execution_history_steps AS e
+                     WHERE e.execution_id = s.execution_id) AS last""",
+    "blobs": """
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT thread_id, checkpoint_ns, channel, version, type, blob
+      FROM ROWS FROM (jsonb_to_recordset(%(blobs)s::jsonb) AS (thread_id text, checkpoint_ns text, channel text,
+           version text, type text), unnest(%(blobs_bytes)b::bytea[]))
+        AS b(thread_id, checkpoint_ns, channel, version, type, blob)
+        ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING""",
+    "checkpoints": """
+    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+      FROM jsonb_to_recordset(%(checkpoints)s::jsonb) AS c(thread_id text, checkpoint_ns text, checkpoint_id text,
+           parent_checkpoint_id text, checkpoint jsonb, metadata jsonb)
+        ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
+        DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata""",
+    "writes": """
+    INSERT INTO checkpoint_writes AS w (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type,
+           blob)
+    SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
+      FROM ROWS FROM (jsonb_to_recordset(%(writes)s::jsonb) AS (thread_id text, checkpoint_ns text,
+           checkpoint_id text, task_id text, task_path text, idx int, channel text, type text),
+           unnest(%(writes_bytes)b::bytea[]))
+        AS n(thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+        ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+        DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob WHERE w.idx < 0""",
+}
+
+
+class Connections(Protocol):
+    """Where the statements go; a pool, as a rule."""
+
+    def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
+        """Return a connection for one statement, which may be repeated on another one."""
+        ...
 
 
 @dataclass(slots=True)
@@ -32,3 +103,18 @@ class Rows:
         """Return about how many bytes they are."""
         texts = sum(len(row) for rows in self.texts.values() for row in rows)
         return texts + sum(len(each or b"") for contents in self.contents.values() for each in contents)
+
+
+async def execute_rows(pool: Connections, rows: Rows) -> None:
+    """Write the rows in one statement."""
+    async with pool.connection_to_retry_on() as connection:
+        await connection.execute(*statement_of(rows))
+
+
+def statement_of(rows: Rows) -> tuple[Any, dict[str, Any]]:
+    """Return the statement that writes these rows, and its parameters."""
+    tables = [table for table in _PARTS if table in rows.texts]
+    parts = ",".join(f"{table} AS ({_PARTS[table]}\n)" for table in tables)
+    parameters: dict[str, Any] = {table: f"[{','.join(rows.texts[table])}]" for table in tables}
+    parameters |= {f"{table}_bytes": contents for table, contents in rows.contents.items()}
+    return cast("Any", f"WITH {parts} SELECT" if tables else "SELECT"), parameters

@@ -57,7 +57,7 @@ class _Unsaved(Unit):
     """What a saver holds that is not in the tables yet."""
 
     def __init__(self, saver: RunSaver) -> None:
-        super().__init__()
+        super().__init__(saver.run_id)
         self._saver = saver
         self.blobs: dict[tuple[str, str, str], None] = {}
         self.checkpoints: dict[_Key, None] = {}
@@ -80,7 +80,7 @@ class RunSaver(AsyncPostgresSaver):
     ) -> None:
         super().__init__(pool, serde=serde)
         self._outbox = outbox
-        self._thread = run_id
+        self.run_id = self._thread = run_id
         self._checkpoints: dict[_Key, _Saved] = {}
         self._latest: dict[str, str] = {}
         self._blobs: dict[tuple[str, str, str], tuple[str, bytes | None]] = {}

@@ -246,7 +246,7 @@ except ImportError:
     _postgres_pools = None
 
 _NAMES_SCRIPTS = "script_filename" in inspect.signature(load_graph_from_script).parameters
-"""Releases before 0.44.4 do not."""
+"""Releases before 0.44.1 do not."""
 
 
 def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
@@ -276,7 +276,7 @@ _CONNECTION_DEFAULTS: Mapping[str, Any] = {
     "tcp_user_timeout": 30_000,
     "prepare_threshold": None,
 }
-"""Those of Orcheo 0.46; releases before 0.45.8 set fewer or none of them."""
+"""Those of Orcheo 0.46; releases before 0.45.6 set fewer or none of them."""
 
 
 def connection_kwargs(*, autocommit: bool, row_factory: Any) -> dict[str, Any]:

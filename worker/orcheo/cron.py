@@ -27,7 +27,7 @@ from psycopg.rows import DictRow
 from shared.cron import CronReport, SkipReason
 from shared.errors import DatabaseError
 from shared.logs import describe, log
-from shared.redaction import redact
+from shared.redaction import error_line
 from worker.orcheo.compat import (
     CredentialHealthError,
     CronTriggerConfig,
@@ -98,9 +98,9 @@ class OrcheoCron:
                     repository.connection = connection
                     return await self._dispatch(repository, connection, now or row["now"])
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise DatabaseError(_line(error)) from error
+            raise DatabaseError(error_line(error)) from error
         except psycopg.errors.UndefinedTable as error:
-            raise DatabaseError(f"{_line(error)}: start Orcheo's API once on this database") from error
+            raise DatabaseError(f"{error_line(error)}: start Orcheo's API once on this database") from error
 
     def _open(self) -> CronRepository:
         if self._repository is None:
@@ -200,7 +200,3 @@ class OrcheoCron:
         for gone in self._triggers.keys() - set(workflow_ids):
             del self._triggers[gone]
             self._said.pop(gone, None)
-
-
-def _line(error: psycopg.Error) -> str:
-    return redact(str(error).strip().split("\n", 1)[0]) or type(error).__name__

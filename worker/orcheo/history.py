@@ -24,8 +24,7 @@ class _Events(Unit):
     """What a trace has got since it was last written: rows as Orcheo's history store writes them, event by event."""
 
     def __init__(self, run_id: str) -> None:
-        super().__init__()
-        self.run_id = run_id
+        super().__init__(run_id)
         self.what = "step"
         self.record: dict[str, Any] | None = None
         self.steps: list[str] = []

@@ -53,6 +53,10 @@ class BookKeeper(Protocol):
     async def close(self) -> None:
         """Write what is left, and disconnect."""
 
+    @property
+    def makes_progress(self) -> bool:
+        """Whether statements are begun while rows wait."""
+
     async def provide(self, run: Any, known_at: str | None) -> Any:
         """Return what an executor needs of Orcheo's tables to execute a run."""
 
@@ -148,6 +152,11 @@ class RunnerPool:
     def is_hopeless(self) -> bool:
         """Whether no runner could be started for so long that this process should be replaced."""
         return self._failing_since is not None and time.monotonic() - self._failing_since > _FAILING_SECONDS
+
+    @property
+    def books_get_on(self) -> bool:
+        """Whether rows of runs are written while some wait; whether Postgres takes them is another matter."""
+        return self._books is None or self._books.makes_progress
 
     # --- the loop's thread from here on
 

@@ -1,0 +1,118 @@
+"""What a worker tells Postgres and asks it at each heartbeat interval, apart from renewing leases.
+
+That it is alive, that run slots were given back, and which of its runs the API has ended. A thread and a connection of
+its own: it may wait for a lock on the API's table, for `LOCK_SECONDS` a round, and costs no lease meanwhile. Each of
+the three is done whatever becomes of the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from sqlalchemy import Engine
+
+from shared.apart import write_apart
+from shared.database import make_engine
+from shared.errors import DatabaseError
+from shared.lasting import LastingThread
+from shared.logs import log
+from shared.metrics import WorkerMetrics
+from shared.processes import Process
+from shared.settings import Settings
+from shared.store import Store
+from worker.execution import Executions, Stop
+
+LOCK_SECONDS = 1.0
+
+
+class Upkeep:
+    """Goes round every `settings.heartbeat` seconds until it is stopped."""
+
+    def __init__(self, settings: Settings, process: Process, executions: Executions, metrics: WorkerMetrics) -> None:
+        self._interval = settings.heartbeat
+        self._process = process
+        self._executions = executions
+        self._metrics = metrics
+        self._engine: Engine = make_engine(settings, role="upkeep", connections=1)
+        self._store = Store(self._engine, worker_id=process.id)
+        self._returned: list[str] = []
+        self._returned_lock = threading.Lock()
+        self._failing: set[str] = set()
+        self._due = 0.0
+        self._thread = LastingThread("upkeep", self._turn)
+
+    def start(self) -> None:
+        """Make this process known, and go round from now on. Raises `DatabaseError`."""
+        self._process.seen(self._engine)
+        self._due = time.monotonic() + self._interval
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Go round a last time, deregister the process and stop."""
+        self._thread.stop(timeout=2 * self._interval)
+        try:
+            self._note_slots()
+            self._process.gone(self._engine)
+        except DatabaseError as error:
+            log.warning("goodbye_not_said", reason=str(error))
+        self._engine.dispose()
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether rounds are begun when they are due."""
+        return time.monotonic() - self._thread.turned_at <= 2 * self._interval
+
+    def note_slots_returned(self, run_ids: Iterable[str]) -> None:
+        """Have the next round note that the slots of these runs were given back."""
+        with self._returned_lock:
+            self._returned.extend(run_ids)
+
+    def _turn(self) -> None:
+        if self._thread.pause(max(0.0, min(self._interval, self._due - time.monotonic()))):
+            return
+        self._due = time.monotonic() + self._interval
+        steps: dict[str, Callable[[], None]] = {
+            "seen": self._say_alive,
+            "slots": self._note_slots,
+            "cancelled": self._stop_what_has_ended,
+        }
+        for name, step in steps.items():
+            self._thread.note_progress()
+            try:
+                step()
+            except DatabaseError as error:
+                self._metrics.database_failed()
+                if name not in self._failing:
+                    log.warning("upkeep_failed", what=name, reason=error.what)
+                self._failing.add(name)
+            else:
+                if name in self._failing:
+                    log.info("upkeep_recovered", what=name)
+                self._failing.discard(name)
+
+    def _say_alive(self) -> None:
+        self._process.seen(self._engine, running=len(self._executions), lock_timeout=LOCK_SECONDS)
+
+    def _note_slots(self) -> None:
+        with self._returned_lock:
+            run_ids, self._returned = self._returned, []
+        for part in write_apart(run_ids, self._store.slots_returned) if run_ids else ():
+            if part.error is None:
+                continue
+            if part.one:
+                # It stays due, and the dispatcher gives it back once more, to no effect.
+                log.warning("slot_not_noted", run_id=part.items[0], error=part.error.what)
+                continue
+            self.note_slots_returned(part.items)
+            raise part.error
+
+    def _stop_what_has_ended(self) -> None:
+        claims = [execution.claim for execution in self._executions]
+        if not claims:
+            return
+        for claim in self._store.ended_by_api(claims, lock_timeout=LOCK_SECONDS):
+            execution = self._executions.get(claim)
+            if execution is not None and execution.stop(Stop.CANCELLED):
+                log.warning("run_ended_by_api", run_id=claim.run_id, fence=claim.fence)
