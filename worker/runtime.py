@@ -31,7 +31,8 @@ from worker.heartbeat import Heartbeat
 from worker.isolation import Isolation
 from worker.old_queue import OldQueue
 from worker.run import abandon, ending_for, finish
-from worker.runners.pool import BookKeeper, RunnerPool
+from worker.runners.book_keeping import BookKeeper
+from worker.runners.pool import RunnerPool
 from worker.settling import Settler
 from worker.strangers import Strangers
 from worker.upkeep import Upkeep

@@ -53,7 +53,7 @@ class Books:
         if refusal is not None:
             answer.set_result(refusal)
             return answer
-        unit = _Given(rows)
+        unit = _Given(run.run_id, rows)
         self._unwritten.setdefault(run, set()).add(unit)
 
         def written(outcome: asyncio.Future[Exception | None]) -> None:
@@ -89,8 +89,8 @@ class Books:
 class _Given(Unit):
     """Rows that a runner has sent."""
 
-    def __init__(self, rows: Rows) -> None:
-        super().__init__()
+    def __init__(self, run_id: str, rows: Rows) -> None:
+        super().__init__(run_id)
         self._rows = rows
 
     def rows(self) -> Rows:

@@ -30,6 +30,7 @@ from worker.frames import (
 )
 from worker.runner import preload
 from worker.runner.link import Books, Link
+from worker.runner.loop import SharedLoop
 from worker.runner.parent import die_with_parent, ignore_stop_signals
 from worker.runner.runs import Runs, current_run
 from worker.runner.threads import FairThreads
@@ -60,7 +61,7 @@ class _Runner:
 
     def __init__(self, state: preload.State, link: socket.socket, side: socket.socket) -> None:
         self._state = state
-        self._loop = asyncio.new_event_loop()
+        self._loop = SharedLoop()
         asyncio.set_event_loop(self._loop)
         self._loop.set_default_executor(FairThreads(current_run))
         self._link = Link(self._take, self._lost)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 from collections.abc import Callable, Mapping
+from json import dumps, loads
 from typing import Any
 
 from shared.ledger import Claim
@@ -32,7 +32,7 @@ def run_in(context: contextvars.Context | None) -> int | None:
 
 def run_of(start: Start) -> Run:
     """Return the run that a frame describes."""
-    inputs, runnable_config = json.loads(start.payload)
+    inputs, runnable_config = loads(start.payload)
     return Run(**start.run, inputs=inputs, runnable_config=runnable_config)
 
 
@@ -105,7 +105,7 @@ class Runs:
 
     def _success(self, key: int, result: Mapping[str, Any] | None) -> Ended:
         try:
-            output = json.dumps(storable(dict(result or {})), allow_nan=False).encode()
+            output = dumps(storable(dict(result or {})), allow_nan=False).encode()
         except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
             why = f"The run's output cannot be stored: {type(error).__name__}."
             return Ended(key, "failed", error=why, kind="unstorable_output")

@@ -38,6 +38,9 @@ class FairThreads(ThreadPoolExecutor):
         super().submit(self._work, run, call)
         return call.future
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Do nothing: the threads end with the process, and a run must not end them for others."""
+
     def _work(self, run: Hashable, call: _Call | None) -> None:
         while call is not None:
             call()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from worker.execution import Execution
 from worker.runners.runner import Runner
@@ -63,13 +63,42 @@ class Waiting:
         return first
 
 
-def choose(runners: Iterable[Runner], workspace: str) -> Runner | None:
-    """Return the least loaded shared runner of a workspace."""
-    shared = [each for each in runners if each.workspace == workspace and not each.dedicated and each.is_free]
-    return min(shared, key=lambda each: len(each.executions), default=None)
+def assign(runners: Collection[Runner], workspace: str, *, dedicated: bool, processes: int) -> Runner | None:
+    """Return the runner for a run of this workspace, which may be a spare that belongs to it from now on."""
+    spare = next((each for each in runners if each.workspace is None and each.is_free), None)
+    if not dedicated:
+        own = [each for each in runners if each.workspace == workspace and not each.dedicated]
+        shared = min((each for each in own if each.is_free), key=lambda each: len(each.executions), default=None)
+        if shared is not None and (not shared.executions or spare is None or len(own) >= processes):
+            return shared
+    if spare is not None:
+        spare.assign(workspace, dedicated=dedicated)
+    return spare
 
 
-def idle_of_others(runners: Iterable[Runner], workspace: str | None) -> Runner | None:
+def plan(
+    runners: Collection[Runner], waiting: Waiting, *, starting: int, processes: int, most: int
+) -> tuple[int, list[Runner]]:
+    """Return how many runners to start now, and which are to end so that others can be started.
+
+    One spare is kept ready, and as many as share the runs of a workspace where there are no others.
+    """
+    turns = waiting.turns()
+    missing = sum(waiting.count(workspace, dedicated=True) if dedicated else 1 for workspace, dedicated in turns)
+    spares = starting + sum(each.workspace is None and not each.draining for each in runners)
+    room = max(0, most - starting - len(runners))
+    starts = min(missing + max(1, processes - len(runners)) - spares, room)
+    leaving: list[Runner] = []
+    for _ in range(missing - spares - room - sum(each.draining for each in runners)):
+        staying = [each for each in runners if each not in leaving]
+        one = _idle_of_others(staying, turns[0][0]) or _longest_served(staying, turns[0][0])
+        if one is None:
+            break
+        leaving.append(one)
+    return max(0, starts), leaving
+
+
+def _idle_of_others(runners: Iterable[Runner], workspace: str) -> Runner | None:
     """Return the shared runner without runs that was used least recently, of any workspace but this one."""
     idle = [
         each
@@ -79,7 +108,7 @@ def idle_of_others(runners: Iterable[Runner], workspace: str | None) -> Runner |
     return min(idle, key=lambda each: each.used_at, default=None)
 
 
-def longest_served(runners: Iterable[Runner], workspace: str | None) -> Runner | None:
+def _longest_served(runners: Iterable[Runner], workspace: str) -> Runner | None:
     """Return the busy shared runner that is to end for a workspace that has none; first where one has several."""
     busy = [each for each in runners if not each.dedicated and each.is_free and each.workspace not in (None, workspace)]
     several = {each.workspace for each in busy if sum(other.workspace == each.workspace for other in busy) > 1}

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 
+from shared.runs import Run
 from worker.execution import Execution
 from worker.frames import Attach, Attached, Decoder, Frame, FrameError, Held, NotAttached, Ping, Pong, Up, encode
 from worker.runners.fork_server import Started
@@ -20,6 +21,7 @@ _LAST_FRAMES_SECONDS = 0.5
 """How long after its end the socket of a runner may stay open: a program that it started may have it as well."""
 _VERSIONS = 128
 """Versions that a runner is known to have; it keeps more of them."""
+_EXECUTED = 200
 _EXIT_TEXTS = {
     76: "Runner ended because its event loop was stopped",
     77: "Runner ended because its connection was closed",
@@ -73,6 +75,8 @@ class Runner:
         self.base_memory = 0
         """Bytes that it had when its executor was open; 0 before."""
         self.attached: asyncio.Future[Attached | NotAttached] = asyncio.get_running_loop().create_future()
+        self.executed: OrderedDict[str, Run] = OrderedDict()
+        """The last run of each version that it was given, for those that it was given last."""
         self.versions: OrderedDict[str, str] = OrderedDict()
         """When the versions of workflows that it has were updated, as text."""
         self._process = started.process
@@ -129,6 +133,13 @@ class Runner:
         self.versions.move_to_end(version)
         if len(self.versions) > _VERSIONS:
             self.versions.popitem(last=False)
+
+    def remember(self, run: Run) -> None:
+        """Note that it was given a run."""
+        self.executed[run.workflow_version_id] = run
+        self.executed.move_to_end(run.workflow_version_id)
+        if len(self.executed) > _EXECUTED:
+            self.executed.popitem(last=False)
 
     def ping(self, now: float) -> float:
         """Ask for an answer of its event loop, unless one is awaited; return for how many seconds that has been."""

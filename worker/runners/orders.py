@@ -1,0 +1,108 @@
+"""What runners are told of their runs, and what is read and written for them meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from shared.ledger import Claim
+from shared.logs import describe
+from worker.books.rows import Rows as BookRows
+from worker.execution import Execution, How, Result, Stop
+from worker.frames import Rows, Start, Written
+from worker.frames import Stop as StopFrame
+from worker.runners.book_keeping import BookKeeper
+from worker.runners.runner import Runner
+
+_FIELDS = (
+    "run_id",
+    "fence",
+    "attempt",
+    "workflow_id",
+    "workflow_version_id",
+    "workspace_id",
+    "triggered_by",
+    "pending_for",
+    "queued_for",
+)
+_LOST = (Stop.LOST, Stop.LEASE_OVER)
+"""Stops of runs that may be another worker's by now."""
+
+
+class Orders:
+    """For the thread of the pool's event loop.
+
+    `told_of` returns what an executor is told when a run is stopped, `end` ends a run that is in a runner.
+    """
+
+    def __init__(
+        self,
+        *,
+        told_of: Callable[[Execution, Stop], tuple[str | None, str]],
+        end: Callable[[Runner, Execution, Result], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._told_of = told_of
+        self._end = end
+        self._spawn = spawn
+        self.books: BookKeeper | None = None
+        """Where the executor wants one; set when it has been opened."""
+
+    def give(self, runner: Runner, execution: Execution) -> None:
+        """Have a runner execute a run."""
+        if self.books is None:
+            _send(runner, execution, None)
+        else:
+            self._spawn(self._provide(self.books, runner, execution))
+
+    def stop(self, runner: Runner, execution: Execution) -> None:
+        """Have a runner stop a run; one that has not started there never does."""
+        assert execution.stop_reason is not None
+        if self.books is not None and execution.stop_reason in _LOST:
+            self.books.abandon(execution.claim)
+        if execution.started:
+            runner.send(StopFrame(execution.key, *self._told_of(execution, execution.stop_reason)))
+
+    def write(self, runner: Runner, frame: Rows) -> None:
+        """Write rows of a run that this runner executes; of any other run it may write nothing."""
+        claim = Claim(frame.run_id, frame.fence)
+        execution = next((each for each in runner.executions.values() if each.claim == claim), None)
+        if self.books is None or execution is None or execution.stop_reason in _LOST:
+            runner.send(Written(frame.unit, "NotThisRunnersRun"))
+            return
+        written = self.books.write(claim, BookRows(frame.texts, frame.contents), hasten=frame.hasten)
+        written.add_done_callback(lambda done: runner.send(Written(frame.unit, done.result())))
+
+    def hasten(self) -> None:
+        """Write as soon as possible what was given before."""
+        if self.books is not None:
+            self.books.hasten()
+
+    async def _provide(self, books: BookKeeper, runner: Runner, execution: Execution) -> None:
+        version = execution.run.workflow_version_id
+        try:
+            provided = await books.provide(execution.run, runner.knows(version))
+        except Exception as error:  # noqa: BLE001 - this run fails of it, and no other
+            told = describe(error)
+            kind = told["error"]
+            self._end(runner, execution, Result(How.FAILED, error=kind, kind=kind, at=told.get("at")))
+            return
+        if execution.key not in runner.executions:
+            # The runner ended meanwhile, and the run with it.
+            return
+        if execution.stop_reason is not None:
+            self._end(runner, execution, Result(How.STOPPED, stop=execution.stop_reason))
+        elif provided.rejected is not None:
+            self._end(runner, execution, Result(How.REJECTED, error=provided.rejected))
+        else:
+            if provided.updated_at is not None:
+                runner.learns(version, provided.updated_at)
+            _send(runner, execution, provided.encode())
+
+
+def _send(runner: Runner, execution: Execution, provided: bytes | None) -> None:
+    run = execution.run
+    payload = json.dumps([run.inputs, run.runnable_config]).encode()
+    runner.send(Start(execution.key, {name: getattr(run, name) for name in _FIELDS}, payload, provided))
+    execution.started = True

@@ -1,0 +1,64 @@
+"""Who is to blame where a runner has ended, or does not answer, with several runs in it.
+
+Alone in it, a run is the cause. Of several each is a suspect, and so is whatever was executed in that process before:
+a run may leave something behind that harms others when it has ended. The next run of each suspect is alone; what then
+harms again is convicted, all others are innocent. Attempts that a run lost through others do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from worker.execution import Execution, How, Result
+from worker.isolation import Isolation
+from worker.runners.runner import Runner
+
+
+def judge(
+    runner: Runner, ended: Sequence[Execution], isolation: Isolation, *, innocent: bool
+) -> Iterator[tuple[Execution, Result]]:
+    """Yield how each of these runs has ended, which were in a runner when that ended.
+
+    `innocent` says that it was ended in order, by this process.
+    """
+    why = f"{runner.exit_text()} in the middle of the run."
+    others = f"{why} {len(ended)} runs were in it." if len(ended) > 1 else why
+    if len(ended) > 1 and runner.culprit is None and not innocent:
+        suspect(runner, isolation)
+    for execution in ended:
+        if innocent:
+            yield execution, Result(How.LOST, error=why, kind="RunnerLost")
+        elif runner.lost_its_server:
+            # All runners have ended with it, and it may be any run of any of them that did it. One that is alone counts
+            # its attempts: else a run that ends the fork server would be tried again for ever.
+            alone = runner.dedicated
+            suspect(runner, isolation)
+            yield execution, Result(How.CRASHED if alone else How.SUSPECTED, error=others, kind="RunnerLost")
+        elif runner.culprit is not None and runner.culprit is not execution:
+            yield execution, Result(How.LOST, error=why, kind="RunnerLost")
+        elif len(ended) == 1 or runner.culprit is execution:
+            isolation.convict(execution.run, "ended its runner")
+            yield execution, Result(How.CRASHED, error=why, kind="RunnerEnded")
+        else:
+            yield execution, Result(How.SUSPECTED, error=others, kind="RunnerEnded")
+
+
+def judge_cancelled(
+    runner: Runner, cancelled: Sequence[Execution], isolation: Isolation
+) -> Iterator[tuple[Execution, Result]]:
+    """Yield how runs have ended whose tasks were cancelled by code in their runner: one by itself, several by one."""
+    if len(cancelled) == 1:
+        (execution,) = cancelled
+        if runner.dedicated:
+            isolation.convict(execution.run, "cancelled tasks of its event loop")
+        yield execution, Result(How.FAILED, error="the workflow cancelled itself", kind="CancelledError")
+        return
+    suspect(runner, isolation)
+    for execution in cancelled:
+        yield execution, Result(How.SUSPECTED, error="Run was cancelled by the code of a run in its runner.")
+
+
+def suspect(runner: Runner, isolation: Isolation) -> None:
+    """Suspect all that a shared runner has executed."""
+    for run in runner.executed.values():
+        isolation.suspect(run)

@@ -1,0 +1,81 @@
+"""Looks after runners: whether their event loops answer, who holds them, how large and how old they are."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from shared.logs import log
+from shared.metrics import WorkerMetrics
+from shared.settings import Settings
+from worker.execution import Execution
+from worker.isolation import Isolation
+from worker.runners.memory import memory_of
+from worker.runners.runner import Runner
+from worker.runners.verdicts import suspect
+
+LAG_LIMIT_SECONDS = 2.0
+TICK_SECONDS = 0.5
+
+
+class Watching:
+    """For the thread of the pool's event loop."""
+
+    def __init__(self, settings: Settings, metrics: WorkerMetrics, isolation: Isolation) -> None:
+        self._max_memory = settings.max_memory << 20
+        self._max_age = settings.max_process_age
+        self._metrics = metrics
+        self._isolation = isolation
+
+    def look(self, runner: Runner) -> float:
+        """Look at a runner; return for how many seconds its event loop has not answered."""
+        if not runner.executions:
+            return 0.0
+        now = time.monotonic()
+        self._bound_memory(runner)
+        if now - runner.started_at > self._max_age:
+            runner.draining = True
+        lag = runner.ping(now)
+        if lag > LAG_LIMIT_SECONDS and not runner.held:
+            runner.held = True
+            self._metrics.loop_blocked()
+            self._say_held(runner, lag)
+        return lag
+
+    def answered(self, runner: Runner) -> bool:
+        """Note that an event loop has answered; return whether it had been held."""
+        was_held, runner.held = runner.held, False
+        if was_held:
+            log.info("loop_unblocked", runner=runner.number)
+        return was_held
+
+    def _say_held(self, runner: Runner, lag: float) -> None:
+        held, executions, holder = runner.held_by, list(runner.executions.values()), holder_of(runner)
+        fields: dict[str, Any] = {"runner": runner.number, "seconds": round(lag, 1)}
+        if held is not None:
+            fields |= {"at": held.at, "node": held.node, "node_type": held.node_type}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        if holder is None:
+            suspect(runner, self._isolation)
+            log.warning("loop_blocked", **fields, runs=",".join(each.claim.run_id for each in executions))
+            return
+        run = holder.run
+        log.warning("loop_blocked", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence, **fields)
+        self._isolation.convict(run, "held its event loop")
+
+    def _bound_memory(self, runner: Runner) -> None:
+        if not self._max_memory or not runner.base_memory:
+            return
+        grown = memory_of(runner.pid) - runner.base_memory
+        if grown > self._max_memory:
+            limit = self._max_memory >> 20
+            runner.kill(f"Runner was ended because it took more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
+        elif grown > self._max_memory // 2:
+            runner.draining = True
+
+
+def holder_of(runner: Runner) -> Execution | None:
+    """Return the run that holds the event loop of a runner, where it is known."""
+    held, executions = runner.held_by, runner.executions
+    named = executions.get(held.key) if held is not None and held.key is not None else None
+    return next(iter(executions.values())) if named is None and len(executions) == 1 else named
