@@ -111,8 +111,8 @@ class Lifecycle:
         self._progress.start()
         executions, runners = runtime.executions, runtime.runners
         # What no runner could execute is better begun by another worker.
-        sender.paused = lambda: runners.problem is not None or executions.full
-        sender.gives_back = lambda: executions.full and runners.problem is None
+        sender.paused = lambda: runners.starter.problem is not None or executions.full
+        sender.gives_back = lambda: executions.full and runners.starter.problem is None
         sender.busy = lambda: len(executions) > 0
         # Never more than Celery's own count: what it receives and then drops must not close this door for ever.
         sender.in_hand = lambda: min(self._in_hand, len(state.reserved_requests))
@@ -151,7 +151,7 @@ class Lifecycle:
         )
         ready = [
             condition("runs", lambda: runtime.failing.why, "not all fail of one error"),
-            condition("processes", lambda: runtime.runners.problem, "can be started"),
+            condition("processes", lambda: runtime.runners.starter.problem, "can be started"),
             stored,
             condition("consumer", lambda: consumer.problem, "connected"),
             condition("drain", lambda: "draining" if self._left else None, "takes runs"),

@@ -98,7 +98,9 @@ class Runtime:
             Watched("runners", self._runners_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("settle", lambda: self.settler.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
-            Watched("group commit", lambda: self.runners.books_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
+            Watched(
+                "group commit", lambda: self.runners.orders.makes_progress, (self._stalled,), _RUNNERS_PATIENCE_SECONDS
+            ),
             Watched("upkeep", lambda: self.upkeep.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("aftermath", lambda: self.aftermaths.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )
@@ -184,7 +186,10 @@ class Runtime:
         return self._progress.well_at
 
     def _runners_get_on(self) -> bool:
-        return not self.runners.is_hopeless and time.monotonic() - self.runners.turned_at < _RUNNERS_PATIENCE_SECONDS
+        return (
+            not self.runners.starter.is_hopeless
+            and time.monotonic() - self.runners.turned_at < _RUNNERS_PATIENCE_SECONDS
+        )
 
     def _told_of(self, execution: Execution, stop: Stop) -> tuple[str | None, str]:
         return stopped_status(stop, ending_of_stopped(self.settings, execution.run, stop, execution.timeout))

@@ -49,6 +49,11 @@ class Orders:
         self.books: BookKeeper | None = None
         """Where the executor wants one; set when it has been opened."""
 
+    @property
+    def makes_progress(self) -> bool:
+        """Whether rows are written while some wait; from any thread. Whether Postgres takes them is another matter."""
+        return self.books is None or self.books.makes_progress
+
     def give(self, runner: Runner, execution: Execution) -> None:
         """Have a runner execute a run."""
         if self.books is None:

@@ -22,7 +22,7 @@ from worker.runners.orders import Orders
 from worker.runners.placement import Waiting, assign, plan
 from worker.runners.runner import Runner
 from worker.runners.starting import ATTACH_SECONDS, FIRST_SECONDS, Starter
-from worker.runners.verdicts import judge, judge_cancelled
+from worker.runners.verdicts import judge, judge_cancelled, result_of
 from worker.runners.watching import TICK_SECONDS, Watching, holder_of
 
 _CLOSE_SECONDS = 6.0
@@ -46,13 +46,13 @@ class RunnerPool:
         self._metrics = metrics
         self._isolation = isolation
         self._make_books = make_books
-        self._orders = Orders(told_of=told_of, end=self._end, spawn=self._spawn)
+        self.orders = Orders(told_of=told_of, end=self._end, spawn=self._spawn)
         self._processes = min(settings.shared_processes, settings.max_processes - 1)
         self._watching = Watching(settings, metrics, isolation)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="runners", daemon=True)
-        self._starter = Starter(max_output=settings.max_output, on_frame=self._take, on_gone=self._gone)
-        self._cron = CronRunner(self._starter)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="runners", daemon=True)
+        self.starter = Starter(max_output=settings.max_output, on_frame=self._take, on_gone=self._gone)
+        self._cron = CronRunner(self.starter)
         self._runners: set[Runner] = set()
         self._waiting = Waiting()
         self._where: dict[int, Runner] = {}
@@ -62,8 +62,6 @@ class RunnerPool:
         """Whether the executor can dispatch cron triggers; known when the pool has started."""
         self.turned_at = time.monotonic()
         """`time.monotonic()` of the last time that the loop of this pool looked at its runners."""
-
-    # --- from other threads
 
     def start(self) -> None:
         """Open the executor in a first runner. Raises `DispatchError`, or what is below it."""
@@ -95,26 +93,7 @@ class RunnerPool:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
 
-    @property
-    def problem(self) -> str | None:
-        """Why no run can be executed, in one line; None where they can."""
-        return self._starter.problem
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether no runner could be started for so long that this process should be replaced."""
-        return self._starter.is_hopeless
-
-    @property
-    def books_get_on(self) -> bool:
-        """Whether rows of runs are written while some wait; whether Postgres takes them is another matter."""
-        return self._orders.books is None or self._orders.books.makes_progress
-
     # --- the loop's thread from here on
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
 
     def _call[T](self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
@@ -125,12 +104,12 @@ class RunnerPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        attached = await self._starter.first(self._runners.add)
+        attached = await self.starter.first(self._runners.add)
         self.has_cron = attached.cron
         if attached.books:
             books = self._make_books(self._where.__len__)
             await books.open()
-            self._orders.books = books
+            self.orders.books = books
         self._spawn(self._tick())
         self._place()
 
@@ -162,11 +141,11 @@ class RunnerPool:
         starts, leaving = plan(
             self._runners,
             self._waiting,
-            starting=self._starter.under_way,
+            starting=self.starter.under_way,
             processes=self._processes,
             most=self._settings.max_processes,
         )
-        if self._starter.problem is None:
+        if self.starter.problem is None:
             for _ in range(starts):
                 self._spawn(self._start_spare())
         for runner in leaving:
@@ -174,7 +153,7 @@ class RunnerPool:
             self._close_if_empty(runner)
 
     async def _start_spare(self) -> None:
-        if await self._starter.spare(self._runners.add):
+        if await self.starter.spare(self._runners.add):
             self._place()
 
     def _give(self, runner: Runner, execution: Execution) -> None:
@@ -185,7 +164,7 @@ class RunnerPool:
         self._where[execution.key] = runner
         if runner.taken >= self._settings.max_runs_per_process:
             runner.draining = True
-        self._orders.give(runner, execution)
+        self.orders.give(runner, execution)
 
     def _end(self, runner: Runner, execution: Execution, result: Result) -> None:
         runner.executions.pop(execution.key, None)
@@ -206,7 +185,7 @@ class RunnerPool:
             if self._waiting.remove(execution):
                 self._end_stopped(execution)
             return
-        self._orders.stop(runner, execution)
+        self.orders.stop(runner, execution)
 
     def _end_ignoring(self, execution: Execution) -> None:
         """End a run that was told to stop and went on: with its runner, where that costs no other run anything."""
@@ -242,9 +221,9 @@ class RunnerPool:
                 if execution is not None:
                     self._take_end(runner, execution, frame)
             case Rows():
-                self._orders.write(runner, frame)
+                self.orders.write(runner, frame)
             case Hasten():
-                self._orders.hasten()
+                self.orders.hasten()
             case Pong():
                 if self._watching.answered(runner):
                     self._place()
@@ -258,17 +237,7 @@ class RunnerPool:
             if len(runner.cancelled_inside) == 1:
                 self._loop.call_later(_CANCELLED_TOGETHER_SECONDS, self._end_cancelled, runner)
             return
-        try:
-            how = How(frame.how)
-        except ValueError:
-            how = How.STOPPED if stop is not None else How.FAILED
-        output = frame.output.decode(errors="replace") if frame.output is not None else None
-        if output is not None and len(frame.output or b"") > self._settings.max_output:
-            how, output = How.FAILED, None
-        result = Result(
-            how, output=output, error=frame.error, kind=frame.kind, at=frame.at, fault=frame.fault, stop=stop
-        )
-        self._end(runner, execution, result)
+        self._end(runner, execution, result_of(frame, stop, max_output=self._settings.max_output))
 
     def _end_cancelled(self, runner: Runner) -> None:
         executions = [each for each in runner.cancelled_inside if each.result is None]
@@ -305,7 +274,7 @@ class RunnerPool:
             try:
                 lags = [self._watching.look(runner) for runner in list(self._runners)]
                 self._metrics.loop_lag(max(lags, default=0.0))
-                if self._starter.problem is not None and not self._starter.under_way:
+                if self.starter.problem is not None and not self.starter.under_way:
                     self._spawn(self._start_spare())
                 self._place()
             except Exception as error:  # noqa: BLE001 - a fault of ours with one runner must not end the watch
@@ -326,5 +295,5 @@ class RunnerPool:
         self._cron.close(at_once=True)
         for task in list(self._tasks):
             task.cancel()
-        if self._orders.books is not None:
-            await self._orders.books.close()
+        if self.orders.books is not None:
+            await self.orders.books.close()

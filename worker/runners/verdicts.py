@@ -1,4 +1,4 @@
-"""Who is to blame where a runner has ended, or does not answer, with several runs in it.
+"""How runs have ended; and who is to blame where a runner has ended, or does not answer, with several runs in it.
 
 Alone in it, a run is the cause. Of several each is a suspect, and so is whatever was executed in that process before:
 a run may leave something behind that harms others when it has ended. The next run of each suspect is alone; what then
@@ -9,9 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from worker.execution import Execution, How, Result
+from worker.execution import Execution, How, Result, Stop
+from worker.frames import Ended
 from worker.isolation import Isolation
 from worker.runners.runner import Runner
+
+_SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}
+"""A workflow can write to its runner's socket: what costs no attempt is never taken from there."""
+
+
+def result_of(frame: Ended, stop: Stop | None, *, max_output: int) -> Result:
+    """Return how a run has ended, as its runner says; what was stopped before has been stopped."""
+    how = How(frame.how) if frame.how in _SAID_BY_RUNNERS else How.FAILED
+    output = frame.output.decode(errors="replace") if frame.output is not None else None
+    if output is not None and len(output) > max_output:
+        # The runner itself says so in words, unless its workflows have changed it.
+        return Result(How.FAILED, kind="output_too_large", stop=stop)
+    return Result(how, output=output, error=frame.error, kind=frame.kind, at=frame.at, fault=frame.fault, stop=stop)
 
 
 def judge(
