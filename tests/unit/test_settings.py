@@ -30,7 +30,8 @@ def test_defaults_are_those_of_the_design() -> None:
     assert settings.poll_interval == 1.0
     assert (settings.batch_size, settings.max_queued, settings.queue) == (100, 200, "orcheo.runs")
     assert (settings.lease, settings.lost_runs, settings.max_attempts) == (60, LostRuns.FAIL, 3)
-    assert (settings.concurrency, settings.pool, settings.heartbeat, settings.worker_lease) == (32, "threads", 5, 30)
+    assert (settings.concurrency, settings.pool, settings.heartbeat, settings.worker_lease) == (32, None, 5, 30)
+    assert (settings.isolation, settings.processes, settings.max_processes) == ("adaptive", None, 32)
     assert (settings.run_timeout, settings.drain_timeout, settings.executor) == (3600, 60, "orcheo")
     assert "chatkit" not in settings.triggers
     assert not settings.takes_every_trigger
