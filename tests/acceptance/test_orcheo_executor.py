@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
+import psycopg
 import pytest
 from orcheo.runtime.credentials import CredentialReferenceNotFoundError
+from orcheo_backend.app import dependencies
 from orcheo_backend.app.dependencies import get_repository, get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 
@@ -41,6 +43,26 @@ def test_credential_of_the_workspace_is_resolved_and_another_one_is_not(orcheo_h
         traces = everything(orcheo_here, "SELECT payload::text AS step FROM execution_history_steps")
         assert traces
         assert not any("swordfish" in trace["step"] for trace in traces)
+
+    play(scenario)
+
+
+def test_credential_is_resolved_while_somebody_writes_one(orcheo_here: Database) -> None:
+    get_vault().create_credential(
+        name="door_key", provider="door", scopes=[], actor="test", secret="swordfish", workspace_id=WORKSPACE
+    )
+    cast("Any", get_vault()).close()
+    # Made anew, as in a runner, after its tables were created.
+    dependencies.set_vault(None)
+
+    async def scenario(executor: LocalExecutor) -> None:
+        run = await new_run("unlock")
+        with psycopg.connect(orcheo_here.dsn) as connection:
+            connection.execute("LOCK TABLE credentials, credential_templates, governance_alerts IN ROW EXCLUSIVE MODE")
+            async with asyncio.timeout(30):
+                output = await executor.execute(run)
+        assert output is not None
+        assert output["final_state"]["node_results"] == {"start": {"length": 9, "resolved": True}}
 
     play(scenario)
 

@@ -120,6 +120,7 @@ __all__ = [
     "serializable_metadata",
     "split_subgraph_update",
     "untraced",
+    "without_creation",
     "write_indexes",
 ]
 
@@ -260,6 +261,16 @@ def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
         execution_timeout_seconds=None,
         **named,
     )
+
+
+_INITIALIZED = "_initialized"
+
+
+def without_creation(vault: BaseCredentialVault) -> BaseCredentialVault:
+    """Return the vault, which creates no tables and indexes at its first use where this release can be told so."""
+    if hasattr(vault, _INITIALIZED):
+        setattr(vault, _INITIALIZED, True)
+    return vault
 
 
 def untraced() -> AbstractContextManager[None]:

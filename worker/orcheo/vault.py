@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, cast
 
-from worker.orcheo.compat import BaseCredentialVault, get_vault
+from worker.orcheo.compat import BaseCredentialVault, get_vault, without_creation
 
 
 class LazyVault:
@@ -28,5 +28,6 @@ class LazyVault:
     def __getattr__(self, name: str) -> Any:
         with self._lock:
             if self._made is None:
-                self._made = get_vault()
+                # The first runner has created its tables. Its statements would wait for whoever writes a credential.
+                self._made = without_creation(get_vault())
         return getattr(self._made, name)
