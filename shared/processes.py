@@ -49,14 +49,10 @@ class Process:
         in_transaction(engine, lambda connection: connection.execute(statements.GONE, {"id": str(self.id)}))
 
 
-def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
+def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float) -> bool:
     """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
     parameters = {"id": str(dispatcher.id), "seconds": seconds}
-    return in_transaction(
-        engine,
-        lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)),
-        lock_timeout=lock_timeout,
-    )
+    return in_transaction(engine, lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +65,9 @@ class Workers:
     ids: frozenset[str] = frozenset()
 
 
-def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = None) -> Workers:
+def live_workers(engine: Engine, *, lease: float) -> Workers:
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
-    row = in_transaction(
-        engine,
-        lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one(),
-        lock_timeout=lock_timeout,
-    )
+    row = in_transaction(engine, lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one())
     return Workers(row.alive, row.smallest, frozenset(row.ids))
 
 
