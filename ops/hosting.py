@@ -10,7 +10,7 @@ import typer
 
 from ops import units as systemd
 from ops.health import address_of, ask_health, own_address
-from ops.ready import Json, load_settings
+from ops.ready import Json, finite, load_settings
 from shared.errors import DispatchError, SettingsError
 from shared.ledger import ProcessKind
 from shared.plain import plain, say
@@ -40,7 +40,9 @@ def health(
     url: Annotated[str | None, typer.Option(help="Where the process answers, such as http://127.0.0.1:9461.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="The same, on ORCHEO_HEALTH_HOST.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Only whether it is live: would a restart help?")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds to wait for an answer.")] = DEADLINE_SECONDS,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=60, callback=finite, help="Seconds to wait for an answer.")
+    ] = DEADLINE_SECONDS,
     as_json: Json = False,
 ) -> None:
     """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ops.moments import ANY_TIME, parse_moment
-from ops.ready import Json, ready
+from ops.ready import Json, finite, ready
 from shared.errors import SettingsError
 
 
@@ -25,7 +25,9 @@ def _outcomes() -> list[str]:
 
 def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks of --watch.")] = 2.0,
+    interval: Annotated[
+        float, typer.Option(min=0.2, max=3600, callback=finite, help="Seconds between two looks of --watch.")
+    ] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Show runs by status, how old pending runs are, what is under way and who is alive.

@@ -6,6 +6,7 @@ completion at a tab and each probe of a container pays for it.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,3 +75,10 @@ def refuse_unusable_broker(settings: Settings) -> None:
     from shared.broker_server import refuse_unusable
 
     refuse_unusable(settings)
+
+
+def finite(seconds: float) -> float:
+    """Return an option's value. Raises `typer.BadParameter` for "nan", which no range of click's refuses."""
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is no number of seconds.")
+    return seconds

@@ -5,23 +5,20 @@ Nothing here imports Alembic: processes look for both when they start, and migra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
-from shared.errors import DatabaseError
+from shared.ddl import LOCK_MILLISECONDS, PATIENCE_SECONDS, patiently
+from shared.errors import RowLockedError
 from shared.ledger import PENDING_INDEX, SCHEMA, TURNS_INDEX
+from shared.lock_holders import open_transactions
+from shared.sqlstate import Failure, failure_of
 
 CHANNEL = "orcheo_dispatch"
 """What is notified on, in the database of the runs."""
 TRIGGER = "orcheo_dispatch_wake"
 _FUNCTION = f"{SCHEMA}.wake()"
 _NOTIFY_KEY = 0x0C4E_0D16
-_LOCK_MILLISECONDS = 500
-_LOCK_PATIENCE_SECONDS = 60
-_LOCK_NOT_AVAILABLE = "55P03"
 
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
 # CONCURRENTLY: the API goes on inserting runs while it is built.
@@ -76,17 +73,46 @@ def indexes_are_valid(connection: Connection) -> bool:
 
 
 def make_index(engine: Engine, index: str) -> bool:
-    """Make this index on pending runs where there is no valid one; return whether it was made."""
+    """Make this index on pending runs where there is no valid one; return whether it was made.
+
+    Raises `RowLockedError` where a transaction that was open before does not end in time.
+    """
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
         valid = index_is_valid(autocommit, index)
         if valid:
             return False
-        if valid is False:
+        make_concurrently(
+            engine,
+            autocommit,
+            index,
             # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
-            autocommit.execute(text(_DROP_INDEX.format(index=index)))
-        autocommit.execute(text(_CREATE_INDEX.format(index=index, columns=_COLUMNS[index])))
+            *([_DROP_INDEX.format(index=index)] if valid is False else []),
+            _CREATE_INDEX.format(index=index, columns=_COLUMNS[index]),
+        )
         return True
+
+
+def make_concurrently(engine: Engine, autocommit: Connection, index: str, *statements: str) -> None:
+    """Run statements that make an index CONCURRENTLY. Raises `RowLockedError` where they wait for too long.
+
+    Nobody who reads or writes the table waits for them, so they may wait as long as a change is tried elsewhere.
+    """
+    try:
+        autocommit.exec_driver_sql(f"SET lock_timeout = {int(PATIENCE_SECONDS * 1000)}")
+        for statement in statements:
+            autocommit.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if failure_of(error) is not Failure.LOCKED:
+            raise
+        by = open_transactions(engine)
+        raise RowLockedError(
+            f"index {index}: waited {PATIENCE_SECONDS:g} s for transactions that were open before"
+            + (f": {by}" if by else "")
+        ) from error
+    finally:
+        if not autocommit.invalidated:
+            autocommit.exec_driver_sql(f"SET lock_timeout = {LOCK_MILLISECONDS}")
 
 
 def notifies(connection: Connection) -> bool:
@@ -96,40 +122,24 @@ def notifies(connection: Connection) -> bool:
 
 def set_notify(engine: Engine, *, on: bool) -> None:
     """Make the trigger, or take it out. May be repeated. Raises `DatabaseError` where the table stays locked."""
-    retry_locked(_add_trigger if on else _remove_trigger, engine)
+    patiently(engine, "workflow_runs", lambda: (_add_trigger if on else _remove_trigger)(engine))
 
 
-def retry_locked(change: Callable[[Engine], bool], engine: Engine) -> None:
-    """Make a change of the API's table until it returns true. Raises `DatabaseError` where the table stays locked.
-
-    Such a change needs a lock that waits for whoever writes to the table, and behind which the API's inserts would
-    wait. So each try gives up after half a second.
-    """
-
-    def give_up(_: object) -> bool:
-        raise DatabaseError(f"workflow_runs has been locked by others for {_LOCK_PATIENCE_SECONDS} s")
-
-    Retrying(
-        retry=retry_if_result(lambda done: not done),
-        wait=wait_random(0.2, 1.0),
-        stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
-        retry_error_callback=give_up,
-    )(change, engine)
-
-
-def _add_trigger(engine: Engine) -> bool:
+def _add_trigger(engine: Engine) -> None:
     with engine.begin() as connection:
+        take_locks_soon(connection)
         connection.exec_driver_sql(_CREATE_FUNCTION)
         connection.exec_driver_sql(_REVOKE_FUNCTION)
-        return notifies(connection) or run_locking(connection, _CREATE_TRIGGER)
+        if not notifies(connection):
+            connection.exec_driver_sql(_CREATE_TRIGGER)
 
 
-def _remove_trigger(engine: Engine) -> bool:
+def _remove_trigger(engine: Engine) -> None:
     with engine.begin() as connection:
-        if _trigger(connection) is not None and not run_locking(connection, _DROP_TRIGGER):
-            return False
+        take_locks_soon(connection)
+        if _trigger(connection) is not None:
+            connection.exec_driver_sql(_DROP_TRIGGER)
         connection.exec_driver_sql(_DROP_FUNCTION)
-        return True
 
 
 def _trigger(connection: Connection) -> bool | None:
@@ -138,14 +148,6 @@ def _trigger(connection: Connection) -> bool | None:
     return enabled
 
 
-def run_locking(connection: Connection, statement: str) -> bool:
-    """Run a statement that locks the API's table; return False where others keep the lock for too long."""
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_LOCK_MILLISECONDS}")
-    try:
-        with connection.begin_nested():
-            connection.exec_driver_sql(statement)
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-            raise
-        return False
-    return True
+def take_locks_soon(connection: Connection) -> None:
+    """Have the statements of this transaction wait for no lock for longer than the API's inserts may."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Engine
 
-from shared.api_table import retry_locked, run_locking
+from shared.api_table import take_locks_soon
+from shared.ddl import patiently
 from shared.ledger import SCHEMA
 
 TRIGGER = "orcheo_dispatch_begin_once"
@@ -54,22 +55,24 @@ def guards_begins(connection: Connection) -> bool:
 
 def set_guard(engine: Engine, *, on: bool) -> None:
     """Make the trigger, or drop it. May be repeated. Raises `DatabaseError` where the table stays locked."""
-    retry_locked(_add if on else _remove, engine)
+    patiently(engine, "workflow_runs", lambda: (_add if on else _remove)(engine))
 
 
-def _add(engine: Engine) -> bool:
+def _add(engine: Engine) -> None:
     with engine.begin() as connection:
+        take_locks_soon(connection)
         connection.exec_driver_sql(_CREATE_FUNCTION)
         connection.exec_driver_sql(_REVOKE_FUNCTION)
-        return guards_begins(connection) or run_locking(connection, _CREATE_TRIGGER)
+        if not guards_begins(connection):
+            connection.exec_driver_sql(_CREATE_TRIGGER)
 
 
-def _remove(engine: Engine) -> bool:
+def _remove(engine: Engine) -> None:
     with engine.begin() as connection:
-        if _enabled(connection) is not None and not run_locking(connection, _DROP_TRIGGER):
-            return False
+        take_locks_soon(connection)
+        if _enabled(connection) is not None:
+            connection.exec_driver_sql(_DROP_TRIGGER)
         connection.exec_driver_sql(_DROP_FUNCTION)
-        return True
 
 
 def _enabled(connection: Connection) -> bool | None:

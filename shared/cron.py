@@ -46,6 +46,7 @@ SILENT_INTERVALS = 2
 """Intervals without a dispatch by anybody after which a process dispatches by itself."""
 _RECORD_SECONDS = 86_400
 _REASON_CHARACTERS = 500
+_LONGEST_ENTRY = 4096
 _JITTER = 0.2
 _STOP_SECONDS = 5.0
 
@@ -151,7 +152,8 @@ class CronRecord:
     def _read(self, which: str) -> CronSeen | None:
         key = f"{self._name}.{which}"
         with broker_errors(), self._client.pipeline(transaction=True) as pipeline:
-            pipeline.get(key)
+            # What somebody else wrote there may be of any size.
+            pipeline.getrange(key, 0, _LONGEST_ENTRY - 1)
             pipeline.pttl(key)
             raw, left = pipeline.execute()
         try:

@@ -23,11 +23,15 @@ from shared.sqlstate import STATEMENT_COMPLETION_UNKNOWN, Failure, answered, fai
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
+MIGRATION_LOCK_MILLISECONDS = 300
+"""How long a change of the schema waits for a lock; see `shared/ddl.py`."""
 _TCP_DEAD_MILLISECONDS = 15_000
 _PREPARE_AFTER = 3
 """Executions of a statement on a connection before it is prepared. Ours take a millisecond or two to plan each time."""
 _BEGIN = "begin"
 """What each connection's `info` keeps: the message that begins its transactions."""
+KEEPS_CONNECTION = "keeps_connection"
+"""The option of a connection that is kept whatever a statement raises: one behind a savepoint, say."""
 _CONFLICT_ATTEMPTS = 5
 
 
@@ -74,6 +78,8 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
         return connection
 
     def leave_connection(context: ExceptionContext) -> None:
+        if context.connection is not None and context.connection.get_execution_options().get(KEEPS_CONNECTION):
+            return
         failure = failure_of(context.original_exception)
         if failure is Failure.POOLER:
             # A pooler that we took for a server: another client's statements are on the connection, and ours are not.
@@ -106,7 +112,12 @@ def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[obje
         raise SettingsError(
             "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
         )
-    prepare_session(connection, statement_timeout=0, lock_timeout=0, idle_in_transaction_session_timeout=0)
+    prepare_session(
+        connection,
+        statement_timeout=0,
+        lock_timeout=MIGRATION_LOCK_MILLISECONDS,
+        idle_in_transaction_session_timeout=0,
+    )
     connection.autocommit = False
     return connection
 

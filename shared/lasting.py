@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from shared.logs import describe, log
 
 _PAUSE_SECONDS = 0.1
 _TURN_SECONDS = 5.0
+_WAKE = object()
+
+
+class Inbox[T]:
+    """What other threads have put in for one thread to take."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[T | object] = queue.SimpleQueue()
+
+    def put(self, item: T) -> None:
+        """Put something in, from any thread."""
+        self._queue.put(item)
+
+    def empty(self) -> bool:
+        """Return whether there is nothing to take."""
+        return self._queue.empty()
+
+    def wake(self) -> None:
+        """End the wait of `take`, from any thread."""
+        self._queue.put(_WAKE)
+
+    def take(self, timeout: float, *, most: int) -> list[T]:
+        """Wait for something, for `timeout` seconds at most; return all that is there by then, but `most` at a time."""
+        found: list[Any] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait())
+            while len(found) < most:
+                found.append(self._queue.get_nowait())
+        return [each for each in found if each is not _WAKE]
 
 
 class LastingThread:
@@ -20,9 +51,18 @@ class LastingThread:
     fails is its own to put in order. `idle` says whether nothing is left to do; until then a stop waits.
     """
 
-    def __init__(self, name: str, turn: Callable[[], None], *, idle: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[], None],
+        *,
+        idle: Callable[[], bool] = lambda: True,
+        inbox: Inbox[Any] | None = None,
+    ) -> None:
+        """With `inbox` a turn waits for what comes there, and a stop ends that wait."""
         self._turn = turn
         self._idle = idle
+        self._inbox = inbox
         self._stopping = threading.Event()
         self.turned_at = time.monotonic()
         """`time.monotonic()` of the moment when the last turn began; see `note_progress`."""
@@ -35,6 +75,8 @@ class LastingThread:
     def stop(self, *, timeout: float | None = None) -> None:
         """End after the last turn, as soon as nothing is left to do; wait for that, for `timeout` seconds at most."""
         self._stopping.set()
+        if self._inbox is not None:
+            self._inbox.wake()
         self._thread.join(timeout)
 
     def pause(self, seconds: float) -> bool:

@@ -10,21 +10,20 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
-from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_random
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_random
 
 from shared import parts
-from shared.api_table import INDEXES, indexes_are_valid, make_index, notifies, set_notify
+from shared.api_table import INDEXES, indexes_are_valid, make_concurrently, make_index, notifies, set_notify
 from shared.begin_guard import set_guard
 from shared.database import database_errors, open_engine
+from shared.ddl import patiently
 from shared.errors import DatabaseError, SchemaError, SettingsError
 from shared.ledger import SCHEMA
 from shared.revision import current_revision
 from shared.settings import Settings
-from shared.sqlstate import Failure, failure_of
 
 _LOCK_KEY = 0x0C4E_0D15
 _LOCK_PATIENCE_SECONDS = 120
-_DDL_LOCK_MILLISECONDS = 1000
 _GUARDED_SINCE = "0004"
 """The revision with which came the trigger that lets no run begin twice."""
 
@@ -56,7 +55,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
     a pooler stands between: a lock of a session would stay with a connection of the pool.
     """
     with (
-        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
+        open_engine(settings, role="migrate", connections=4, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,
@@ -68,13 +67,14 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         before = current_revision(connection)
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         connection.commit()
-        _change(connection, lambda: command.upgrade(_config(connection), "head"))
+        _change(engine, connection, lambda: command.upgrade(_config(connection), "head"))
         after = current_revision(connection)
-        made_again = _make_again(connection)
-        created = [name for name in INDEXES if index and make_index(engine, name)]
+        made_again = _make_again(engine, connection)
         set_guard(engine, on=True)
         if notify is not None:
             set_notify(engine, on=notify)
+        # Last: it may wait for long, and all the rest does not need it.
+        created = [name for name in INDEXES if index and make_index(engine, name)]
         present = indexes_are_valid(connection)
         assert after is not None
         return Migration(before, after, bool(created), present, notifies(connection), made_again)
@@ -91,7 +91,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
     if to not in known:
         raise SettingsError.wrong("--to", to, "one of " + ", ".join(sorted(known)))
     with (
-        open_engine(settings, role="migrate", connections=3, migrates=True) as engine,
+        open_engine(settings, role="migrate", connections=4, migrates=True) as engine,
         database_errors(),
         _alone(engine),
         engine.connect() as connection,
@@ -102,7 +102,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
         set_notify(engine, on=False)
         set_guard(engine, on=to >= _GUARDED_SINCE)
-        _change(connection, lambda: command.downgrade(_config(connection), to))
+        _change(engine, connection, lambda: command.downgrade(_config(connection), to))
         return Migration(
             before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)
         )
@@ -116,32 +116,20 @@ def _config(connection: Connection | None) -> Config:
     return config
 
 
-def _change(connection: Connection, change: Callable[[], None]) -> None:
-    """Migrate under short lock timeouts: behind whoever waits for a lock of a table, everybody else waits as well.
-
-    Each revision is a transaction of its own, so that another attempt goes on where the last one was given up.
-    """
+def _change(engine: Engine, connection: Connection, change: Callable[[], None]) -> None:
+    """Migrate: each revision is a transaction of its own, so that another try goes on where the last one gave up."""
 
     def attempt() -> None:
         try:
-            connection.exec_driver_sql(f"SET lock_timeout = {_DDL_LOCK_MILLISECONDS}")
-            connection.commit()
             change()
             connection.commit()
         finally:
             connection.rollback()
 
-    Retrying(
-        retry=retry_if_exception(lambda error: failure_of(error) in (Failure.LOCKED, Failure.CONFLICT)),
-        wait=wait_random(0.5, 2.0),
-        stop=stop_after_delay(_LOCK_PATIENCE_SECONDS),
-        reraise=True,
-    )(attempt)
-    connection.exec_driver_sql("SET lock_timeout = 0")
-    connection.commit()
+    patiently(engine, f"schema {SCHEMA}", attempt)
 
 
-def _make_again(connection: Connection) -> tuple[str, ...]:
+def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
     """Make the views, indexes and functions again that somebody dropped; return their names.
 
     What makes them is read off a schema that the migrations make anew, in a transaction that is rolled back.
@@ -150,17 +138,32 @@ def _make_again(connection: Connection) -> tuple[str, ...]:
     connection.rollback()
     if not gone:
         return ()
-    with connection.begin() as anew:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_DDL_LOCK_MILLISECONDS}")
-        connection.exec_driver_sql(f"ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_aside")
-        connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
-        command.upgrade(_config(connection), "head")
-        definitions = parts.definitions(connection)
-        anew.rollback()
-    with connection.begin():
-        for name, definition in definitions.items():
-            if name in gone:
-                connection.exec_driver_sql(definition)
+
+    def read() -> dict[str, str]:
+        with connection.begin() as anew:
+            connection.exec_driver_sql(f"ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_aside")
+            connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
+            command.upgrade(_config(connection), "head")
+            definitions = parts.definitions(connection)
+            anew.rollback()
+        return definitions
+
+    definitions = patiently(engine, f"schema {SCHEMA}", read)
+    missing = {name: definition for name, definition in definitions.items() if name in gone}
+
+    def make() -> None:
+        with connection.begin():
+            for name, definition in missing.items():
+                if name not in parts.INDEXES:
+                    connection.exec_driver_sql(definition)
+
+    patiently(engine, f"schema {SCHEMA}", make)
+    with engine.connect() as other:
+        autocommit = other.execution_options(isolation_level="AUTOCOMMIT")
+        for name, definition in missing.items():
+            if name in parts.INDEXES:
+                # The ledger is written to while it is built.
+                make_concurrently(engine, autocommit, name, definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
     return tuple(gone)
 
 

@@ -19,11 +19,13 @@ from shared.store import Store
 _NOTE_SECONDS = 30.0
 """Added to the lease: the note of a worker that was killed must not end before the ledger calls it lost."""
 _MOST_PUT_BACK = 1000
+_NONE, _NEW = 0, 1
+"""What a note says: the worker drains, or it reads the queue of this release."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The live workers by the queue that they read."""
+    """The live workers by the queue that they read; those that drain read none."""
 
     new: frozenset[str]
     """Ids of those that read the queue of this release."""
@@ -41,9 +43,10 @@ class Readers:
         self._store = store
         self._lease = lease
 
-    def note(self, worker_id: UUID) -> None:
-        """Note that this worker reads the queue of this release; to be repeated each second or so."""
-        self._client.set(self._installation.reader(str(worker_id)), 1, px=int(1000 * (self._lease + _NOTE_SECONDS)))
+    def note(self, worker_id: UUID, *, draining: bool = False) -> None:
+        """Note that this worker reads the queue of this release, or no queue any more; to be repeated each second."""
+        value = _NONE if draining else _NEW
+        self._client.set(self._installation.reader(str(worker_id)), value, px=int(1000 * (self._lease + _NOTE_SECONDS)))
 
     def forget(self, worker_id: UUID) -> None:
         """Delete the note of a worker that the ledger does not know any more."""
@@ -55,8 +58,9 @@ class Readers:
         if not ids:
             return Survey(frozenset(), frozenset())
         notes: Any = self._client.mget([self._installation.reader(each) for each in ids])
-        new = frozenset(each for each, note in zip(ids, notes, strict=True) if note is not None)
-        return Survey(new, frozenset(ids) - new)
+        by_id = dict(zip(ids, notes, strict=True))
+        new = frozenset(each for each, note in by_id.items() if note is not None and int(note) == _NEW)
+        return Survey(new, frozenset(each for each, note in by_id.items() if note is None))
 
     def put_back(self) -> int:
         """Move what waits in our queue to that of earlier releases, a thousand messages at most; return how many.

@@ -31,6 +31,8 @@ class Settling:
     worker_id: UUID
     statements: list[str] = field(default_factory=list)
     """Every SETTLE, those that failed included."""
+    failed: list[str] = field(default_factory=list)
+    """The errors of statements that failed."""
     finished: dict[str, End] = field(default_factory=dict)
     finished_at: dict[str, float] = field(default_factory=dict)
     abandoned: list[str] = field(default_factory=list)
@@ -95,6 +97,10 @@ def settling(database: Database) -> Iterator[Settling]:
         def note(*arguments: Any) -> None:
             if "ending AS MATERIALIZED" in arguments[2]:
                 made.statements.append(arguments[2])
+
+        @event.listens_for(engine, "handle_error")
+        def note_error(context: Any) -> None:
+            made.failed.append(type(context.original_exception).__name__)
 
         made.settler = Settler(
             made.store,

@@ -6,12 +6,11 @@ somebody holds. No run waits for its end on account of that.
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import BrokerError
-from shared.lasting import LastingThread
+from shared.lasting import Inbox, LastingThread
 from shared.logs import log
 from shared.metrics import WorkerMetrics
 from shared.slots import RunSlots
@@ -51,8 +50,8 @@ class Aftermaths:
         self._wire = wire
         self._metrics = metrics
         self._note_slots_returned = note_slots_returned
-        self._waiting: queue.SimpleQueue[Aftermath] = queue.SimpleQueue()
-        self._thread = LastingThread("aftermath", self._turn, idle=self._waiting.empty)
+        self._waiting: Inbox[Aftermath] = Inbox()
+        self._thread = LastingThread("aftermath", self._turn, idle=self._waiting.empty, inbox=self._waiting)
 
     def start(self) -> None:
         """Begin."""
@@ -72,12 +71,7 @@ class Aftermaths:
         self._waiting.put(aftermath)
 
     def _turn(self) -> None:
-        try:
-            batch = [self._waiting.get(timeout=_IDLE_SECONDS)]
-        except queue.Empty:
-            return
-        while len(batch) < _MAX_BATCH and not self._waiting.empty():
-            batch.append(self._waiting.get())
+        batch = self._waiting.take(_IDLE_SECONDS, most=_MAX_BATCH)
         slots = [(each.run_id, each.slot_due_in) for each in batch if each.slot_due_in is not None]
         if slots:
             self._give_back(slots)

@@ -88,13 +88,14 @@ class OldQueue:
         self._thread.start()
 
     def drain(self) -> None:
-        """Move nothing any more: this worker takes nothing."""
+        """Move nothing any more: this worker takes nothing. Others that drain need not wait for it."""
         self._draining = True
 
     def stop(self) -> None:
         """Stop looking."""
         self._stopping.set()
         self._thread.join(_STOP_SECONDS)
+        self._turn_once(self._note)
         self._turn_once(self._put_back)
 
     def close(self) -> None:
@@ -125,7 +126,7 @@ class OldQueue:
             self._sweep_once()
 
     def _note(self) -> None:
-        self._readers.note(self._worker_id)
+        self._readers.note(self._worker_id, draining=self._draining)
 
     def _put_back(self) -> None:
         """Put back what waits in the new queue where nobody else reads it and workers of an earlier release live on."""

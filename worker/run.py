@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shared.errors import BrokerError, DatabaseError
+from shared.apart import write_apart
+from shared.errors import BrokerError
 from shared.ledger import Claim, Outcome
 from shared.logs import describe, log
 from shared.metrics import MessageResult
@@ -147,10 +148,8 @@ def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
     except BrokerError as error:
         # They are pending again, and claimed anew.
         runtime.metrics.broker_failed()
-        try:
-            released = runtime.store.release(claims, reason="no_room")
-        except DatabaseError:
-            released = 0
+        parts = write_apart(claims, lambda some: runtime.store.release(some, reason="no_room"))
+        released = sum(part.result or 0 for part in parts)
         log.warning("claims_not_handed_back", claims=len(claims), released=released, reason=str(error))
 
 

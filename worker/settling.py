@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import queue
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from shared.errors import DatabaseError
-from shared.lasting import LastingThread
+from shared.lasting import Inbox, LastingThread
 from shared.ledger import Claim
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
@@ -60,14 +59,16 @@ class Settler:
         self._ending_of = ending_of
         self._finish = finish
         self._abandon = abandon
-        self._ended: queue.SimpleQueue[Execution | End] = queue.SimpleQueue()
+        self._ended: Inbox[Execution | End] = Inbox()
         self._held: list[tuple[float, int, End]] = []
         self._pauses: dict[Claim, float] = {}
         self._numbers = itertools.count()
         self._unsettled = Unsettled(
             partial(write, store), metrics, finish=self._finish_each, later=self._try_later, abandon=abandon
         )
-        self._thread = LastingThread("settle", self._turn, idle=lambda: self._ended.empty() and not self._held)
+        self._thread = LastingThread(
+            "settle", self._turn, idle=lambda: self._ended.empty() and not self._held, inbox=self._ended
+        )
 
     def start(self) -> None:
         """Settle from now on."""
@@ -112,11 +113,7 @@ class Settler:
         """Wait for what has ended, or for a held row to be due; return all of it that fits into a statement."""
         now = time.monotonic()
         wait = min(_IDLE_SECONDS, max(0.0, self._held[0][0] - now)) if self._held else _IDLE_SECONDS
-        batch: list[Execution | End] = []
-        with contextlib.suppress(queue.Empty):
-            batch.append(self._ended.get(timeout=wait) if wait else self._ended.get_nowait())
-        while len(batch) < _MAX_BATCH and not self._ended.empty():
-            batch.append(self._ended.get())
+        batch = self._ended.take(wait, most=_MAX_BATCH)
         now = time.monotonic()
         while self._held and self._held[0][0] <= now and len(batch) < _MAX_BATCH:
             batch.append(heapq.heappop(self._held)[2])

@@ -15,14 +15,13 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from shared.apart import write_apart
 from shared.errors import DatabaseError
-from shared.lasting import LastingThread
+from shared.lasting import Inbox, LastingThread
 from shared.logs import describe, log
 from shared.metrics import WorkerMetrics
 from shared.runs import Ending
@@ -42,6 +41,7 @@ _SCARCE_PATIENCE_SECONDS = 300.0
 """A full disk may refuse a large output only: while no other run can be settled, so long nobody is blamed."""
 _REFUSED_PATIENCE_SECONDS = 3.0
 _IDLE_SECONDS = 1.0
+_MOST_BATCHES = 1000
 _MAX_PAUSE_SECONDS = 2.0
 _UNSTORABLE_CLASSES = {"22", "54"}
 _SCARCE_CLASSES = {"53", "58"}
@@ -84,15 +84,15 @@ class Unsettled:
         self._finish = finish
         self._later = later
         self._abandon = abandon
-        self._batches: queue.SimpleQueue[Sequence[End]] = queue.SimpleQueue()
-        self._found: queue.SimpleQueue[_Suspect] = queue.SimpleQueue()
+        self._batches: Inbox[Sequence[End]] = Inbox()
+        self._found: Inbox[_Suspect] = Inbox()
         self._suspects: list[_Suspect] = []
         self._numbers = itertools.count()
         self._written_at = float("-inf")
         self._waits = 0
-        self._dividing = LastingThread("settle-apart", self._divide, idle=self._batches.empty)
+        self._dividing = LastingThread("settle-apart", self._divide, idle=self._batches.empty, inbox=self._batches)
         self._repeating = LastingThread(
-            "settle-again", self._repeat, idle=lambda: self._found.empty() and not self._suspects
+            "settle-again", self._repeat, idle=lambda: self._found.empty() and not self._suspects, inbox=self._found
         )
 
     def start(self) -> None:
@@ -121,12 +121,9 @@ class Unsettled:
     # --- in parts
 
     def _divide(self) -> None:
-        try:
-            batch = list(self._batches.get(timeout=_IDLE_SECONDS))
-        except queue.Empty:
+        batch = [end for ends in self._batches.take(_IDLE_SECONDS, most=_MOST_BATCHES) for end in ends]
+        if not batch:
             return
-        while not self._batches.empty():
-            batch.extend(self._batches.get())
         left = {id(end): end for end in batch}
         try:
             for part in write_apart(batch, self._write_part):
@@ -169,8 +166,8 @@ class Unsettled:
     def _repeat(self) -> None:
         now = time.monotonic()
         wait = min(_IDLE_SECONDS, max(0.0, self._suspects[0].due - now)) if self._suspects else _IDLE_SECONDS
-        with contextlib.suppress(queue.Empty):
-            heapq.heappush(self._suspects, self._found.get(timeout=wait) if wait else self._found.get_nowait())
+        for found in self._found.take(wait, most=_MOST_BATCHES):
+            heapq.heappush(self._suspects, found)
         if not self._suspects or self._suspects[0].due > time.monotonic():
             return
         suspect = heapq.heappop(self._suspects)

@@ -38,11 +38,12 @@ WITH message AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
      UNION ALL
     -- Deleted. A run that is there and was not locked is held by somebody.
-    SELECT m.run_id FROM message AS m WHERE NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = m.run_id)
+    SELECT m.run_id FROM message AS m
+     WHERE m.run_id NOT IN (SELECT l.id FROM locked_run AS l)
+       AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = m.run_id)
 ), locked_row AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM free AS f
-      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = f.id
-     WHERE d.state || '' IN ('claimed', 'published')
+    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+     WHERE d.run_id = ANY (ARRAY(SELECT f.id FROM free AS f)) AND d.state || '' IN ('claimed', 'published')
      ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), answer AS MATERIALIZED (
     SELECT k.run_id, k.fence, v.status = 'pending' AND v.rejected IS NULL AS begins, v.status, v.rejected,
@@ -115,7 +116,9 @@ SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts,
 SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace_id,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect
   FROM message AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
- WHERE d.state || '' IN ('claimed', 'published') AND NOT EXISTS (SELECT FROM answered AS a WHERE a.run_id = m.run_id)
+ WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM message AS m
+                              WHERE m.run_id NOT IN (SELECT a.run_id FROM answered AS a)))
+   AND d.state || '' IN ('claimed', 'published')
 """)
 
 # The runs among these that this worker has begun: asked where the answer to a begin was lost.
@@ -177,9 +180,9 @@ HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
 ), held AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM mine AS m
-      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
-     WHERE d.state || '' = 'running'
+    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+      JOIN mine AS m ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' = 'running'
        AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
      ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), renewed AS (
@@ -193,9 +196,10 @@ SELECT n.run_id, n.fence, true AS renewed FROM renewed AS n
  UNION ALL
 SELECT d.run_id, d.fence, false
   FROM mine AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
- WHERE d.state || '' = 'running'
+ WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM mine AS m
+                              WHERE m.run_id NOT IN (SELECT n.run_id FROM renewed AS n)))
+   AND d.state || '' = 'running'
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
-   AND NOT EXISTS (SELECT FROM renewed AS n WHERE n.run_id = m.run_id)
 """)
 
 # Which of the runs that this worker executes the API has ended or deleted meanwhile.
@@ -224,11 +228,12 @@ WITH ending AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
      UNION ALL
     -- Deleted. A run that is there and was not locked is held by somebody.
-    SELECT e.run_id FROM ending AS e WHERE NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = e.run_id)
+    SELECT e.run_id FROM ending AS e
+     WHERE e.run_id NOT IN (SELECT l.id FROM locked_run AS l)
+       AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = e.run_id)
 ), locked_row AS MATERIALIZED (
-    SELECT d.run_id, d.fence FROM free AS f
-      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = f.id
-     WHERE d.state || '' = 'running'
+    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+     WHERE d.run_id = ANY (ARRAY(SELECT f.id FROM free AS f)) AND d.state || '' = 'running'
        AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
      ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), settled AS (
@@ -263,7 +268,8 @@ SELECT s.run_id, s.fence, s.outcome, s.slot, s.workspace_id, s.run_id IN (SELECT
 -- Still ours, and held by somebody at this moment.
 SELECT d.run_id, d.fence, NULL, NULL, NULL, false
   FROM ending AS e JOIN orcheo_dispatch.dispatch AS d ON d.run_id = e.run_id AND d.fence = e.fence
- WHERE d.state || '' = 'running'
+ WHERE d.run_id = ANY (ARRAY(SELECT e.run_id FROM ending AS e
+                              WHERE e.run_id NOT IN (SELECT s.run_id FROM settled AS s)))
+   AND d.state || '' = 'running'
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
-   AND NOT EXISTS (SELECT FROM settled AS s WHERE s.run_id = e.run_id)
 """)

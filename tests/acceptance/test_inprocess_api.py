@@ -10,19 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from orcheo_backend.app.dependencies import get_repository
+from sqlalchemy import Engine
 
 from ops.real.embedded import EmbeddedRedis
 from ops.real.orcheo_client import Record
 from shared.runs import Run
+from shared.store import Store
 from tests.crons import play
 from tests.databases import Database, cloned
 from tests.orcheo_stack import ApiOnDatabase, stack_beside, upload
 from tests.processes import Process, Stack, until
+from tests.protocol.real import Uncommitted
 from tests.runs import audit, claim_all, everything, insert_runs, read_run, store_of
 from tests.servers import Servers, scratch
 from tests.tenants import slots_of
@@ -94,26 +98,33 @@ def test_api_that_read_a_run_before_a_worker_began_it_does_not_begin_it(orcheo_h
         await get_repository().mark_run_started(UUID(run_id), actor="worker")
 
     with (
-        store_of(orcheo_here) as (store, _),
-        psycopg.connect(orcheo_here.dsn) as holder,
+        store_of(orcheo_here) as (store, engine),
         psycopg.connect(orcheo_here.dsn, autocommit=True) as watcher,
         ThreadPoolExecutor() as pool,
+        _set_at_the_end(turn),
     ):
         (claim,) = claim_all(store)
         apis = pool.submit(play, start)
         assert initialised.wait(60)
-        # Who waits for the row's lock gets it in the order of their coming: first ours, then the API's.
-        holder.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
-        ours = pool.submit(store.begin, claim, worker_id=uuid4(), lease=30)
-        until(lambda: _waiting(watcher) == 1, what="our worker waits to begin the run")
-        turn.set()
-        until(lambda: _waiting(watcher) == 2, what="the API has read the run and waits to write it")
-        holder.rollback()
-        assert isinstance(ours.result(), Run)
+        with engine.connect() as connection, connection.begin() as ours:
+            begun = Store(cast("Engine", Uncommitted(connection))).begin(claim, worker_id=uuid4(), lease=30)
+            assert isinstance(begun, Run)
+            turn.set()
+            until(lambda: _waiting(watcher) == 1, what="the API has read the run and waits to write it")
+            ours.commit()
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=f"has begun run {run_id}"):
             apis.result()
     row = read_run(orcheo_here, run_id)
     assert (row["status"], audit(row)) == ("running", ["run_created", "run_started"])
+
+
+@contextmanager
+def _set_at_the_end(event: threading.Event) -> Iterator[None]:
+    """Let whoever waits for the event go on, whatever the block ends with."""
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _waiting(watcher: psycopg.Connection[tuple[object, ...]]) -> int:

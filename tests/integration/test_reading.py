@@ -116,10 +116,11 @@ def test_story_of_a_run_tells_who_did_what_in_order(database: Database, stack: S
     )
     events = [(event["what"], event["by"].rpartition(" ")[2]) for event in story["events"]]
     worked, dispatched = str(worker.pid), str(dispatcher.pid)
-    # A worker may be faster than the note that its message was published.
-    assert sorted(events[2:4]) == [("begun", worked), ("published", dispatched)]
     assert events[:2] == [("created", "webhook"), ("claimed", dispatched)]
-    assert events[4:] == [("last heartbeat", worked), ("settled", worked)]
+    # The ledger says that a message was published some time after it was: the worker may be faster, up to the end.
+    assert ("published", dispatched) in events[2:]
+    events.remove(("published", dispatched))
+    assert events[2:] == [("begun", worked), ("last heartbeat", worked), ("settled", worked)]
     assert story["events"][0]["after"] is None
     assert story["events"][-1]["after"] >= 0
     assert (story["hints"], story["audit_readable"]) == ([], True)

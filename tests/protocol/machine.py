@@ -223,8 +223,9 @@ class Machine(RuleBasedStateMachine):
         answer = _act(model, first)
         model.locked = {run_id for run_id, run in model.runs.items() if run.touched != self._touched[run_id]}
         model.locked |= {run_id for run_id in model.runs if run_id in repr(first)}
+        model.committed = self.model
         answers = [answer, _act(model, second)]
-        model.locked = set()
+        model.locked, model.committed = set(), model
         yield model, answers
 
     def _wait(self, done: Callable[[], bool]) -> None:

@@ -77,7 +77,9 @@ class Model:
     def __init__(self, runs: Iterable[Known] = ()) -> None:
         self.runs = {run.run_id: run for run in runs}
         self.locked: set[str] = set()
-        """Runs that somebody else holds at this moment: some statements pass over them."""
+        """Runs that somebody else holds at this moment: statements pass over them."""
+        self.committed: Model = self
+        """What can be read meanwhile: the state before the act of whoever holds them."""
 
     def copy(self) -> Model:
         """Return another one that knows the same."""
@@ -122,8 +124,6 @@ class Model:
 
     def mark_published(self, claims: Sequence[Claim]) -> None:
         for run in self._held(claims, "claimed", "running"):
-            if run.run_id in self.locked:
-                continue
             if run.state == "claimed":
                 run.enter("published")
             run.touched += 1
@@ -145,6 +145,8 @@ class Model:
             run.enter("published")
 
     def begin(self, worker: int, claim: Claim) -> tuple[str, bool | tuple[int, bool]]:
+        if self._is_passed_over(claim, *QUEUED):
+            return "locked", False
         for run in self._held([claim], *QUEUED):
             if run.status == "pending" and not run.has_slot:
                 # Outside of any workspace: nobody may execute it.
@@ -165,6 +167,8 @@ class Model:
         held = self._held(claims, "running")
         for run in held:
             run.enter("running")
+        # What is passed over is held all the same: its lease is not renewed.
+        held += [self.committed.runs[each.run_id] for each in claims if self._is_passed_over(each, "running")]
         return {Claim(run.run_id, run.fence): "running" if run.status == "running" else "ended" for run in held}
 
     def settle(self, claim: Claim, ending: Ending) -> tuple[str, bool, bool] | None:
@@ -206,7 +210,7 @@ class Model:
 
     def orphans(self) -> list[Known]:
         """Return the runs that are gone while somebody holds them."""
-        return [run for run in self.runs.values() if run.status is None and run.state in LIVE and run.lapsed]
+        return [run for run in self._free() if run.status is None and run.state in LIVE and run.lapsed]
 
     def reap_orphans(self) -> int:
         orphans = self.orphans()
@@ -216,7 +220,7 @@ class Model:
 
     def forsaken(self) -> list[Known]:
         """Return the runs that were cancelled while nobody had them: their slots are owed."""
-        cancelled = [run for run in self.runs.values() if run.status == "cancelled" and run.has_slot]
+        cancelled = [run for run in self._free() if run.status == "cancelled" and run.has_slot]
         forsaken = [run for run in cancelled if run.state is None or (run.state == "settled" and run.slot == "held")]
         return [run for run in forsaken if not run.started and not run.status_aged]
 
@@ -232,7 +236,7 @@ class Model:
 
     def slots_returned(self, run_ids: Sequence[str]) -> None:
         for run in (self.runs[run_id] for run_id in run_ids):
-            if run.slot == "due":
+            if run.slot == "due" and run.run_id not in self.locked:
                 run.slot, run.touched = "returned", run.touched + 1
 
     def prune(self) -> int:
@@ -282,6 +286,12 @@ class Model:
     def _free(self) -> list[Known]:
         return [run for run in self.runs.values() if run.run_id not in self.locked]
 
+    def _is_passed_over(self, claim: Claim, *states: str) -> bool:
+        """Return whether somebody holds this run, which is in one of these states under this fence."""
+        run = self.committed.runs.get(claim.run_id)
+        return claim.run_id in self.locked and run is not None and run.state in states and run.fence == claim.fence
+
     def _held(self, claims: Sequence[Claim], *states: str) -> list[Known]:
-        found = ((self.runs[claim.run_id], claim.fence) for claim in claims)
+        free = [claim for claim in claims if claim.run_id not in self.locked]
+        found = ((self.runs[claim.run_id], claim.fence) for claim in free)
         return [run for run, fence in found if run.fence == fence and run.state in states]

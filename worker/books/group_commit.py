@@ -180,6 +180,11 @@ class GroupCommit:
                     size = -(-len(part) // PARTS)
                     parts.extend(part[start : start + size] for start in range(0, len(part), size))
                     continue
+                # A table of some units may be the reason, and not those of the others.
+                by_tables = _by_tables(part)
+                if len(by_tables) > 1:
+                    parts.extend(by_tables)
+                    continue
             for unit, rows in part:
                 if error is not None and may_pass(error) and answered(error):
                     self._try_alone((unit, rows))
@@ -250,6 +255,14 @@ def _without_rows(part: Sequence[Sized]) -> Sequence[Sized]:
         rows.texts.update({table: [] for table in each.texts})
         rows.contents.update({table: [] for table in each.contents})
     return [(part[0][0], rows)]
+
+
+def _by_tables(part: Sequence[Sized]) -> list[list[Sized]]:
+    """Return the units of a part in parts whose units have rows of the same tables."""
+    parts: dict[frozenset[str], list[Sized]] = {}
+    for each in part:
+        parts.setdefault(frozenset(each[1].texts), []).append(each)
+    return list(parts.values())
 
 
 def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]]:
