@@ -18,6 +18,8 @@ from dispatcher.loop import SILENT_INTERVALS, PollLoop
 from dispatcher.page import StatusPage
 from dispatcher.poll import Poller
 from dispatcher.publisher import Publisher
+from dispatcher.steps import Steps
+from dispatcher.upkeep import Upkeep
 from shared.api_table import index_is_valid
 from shared.broker import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
 from shared.celery_app import App
@@ -35,6 +37,7 @@ from shared.notify import ServiceManager
 from shared.plain import plain
 from shared.processes import Process
 from shared.progress import ProgressWatch, Watched, exit_now
+from shared.refused import Refused
 from shared.settings import Settings
 from shared.slots import RunSlots
 from shared.stopping import obey_signals
@@ -45,6 +48,10 @@ _LONGEST_HOST, _LARGEST_PID = 255, 2**22
 _POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
 """A poll is some ten statements, each with a timeout; one that takes longer will never end."""
+_UPKEEP_PATIENCE_SECONDS = 600.0
+"""A round returns up to a thousand slots, each a round trip to Redis."""
+_LOCK_TIMEOUT_SECONDS = 1.0
+"""The time that a step waits for a lock; rows that somebody holds are passed over without waiting."""
 
 
 class Dispatcher:
@@ -58,20 +65,38 @@ class Dispatcher:
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self._app = app
         self.cron = DispatcherCron(settings, installation, self.metrics, pass_on=self._ask_worker_for_cron)
-        store = Store(self.engine)
+        refused = Refused(on_change=self.metrics.steps.refused)
+        store = Store(self.engine, refused=refused, lock_timeout=_LOCK_TIMEOUT_SECONDS)
         self._admitter = Admitter(settings, store, self.process.id)
+        self._upkeep_engine = make_engine(settings, role="dispatcher upkeep", connections=1)
+        self.upkeep = Upkeep(
+            settings,
+            engine=self._upkeep_engine,
+            store=Store(self._upkeep_engine, refused=refused, lock_timeout=_LOCK_TIMEOUT_SECONDS),
+            slots=self.slots,
+            process=self.process,
+            metrics=self.metrics,
+            steps=Steps(self._upkeep_engine, self.metrics),
+        )
         self.poller = Poller(
             settings,
             installation=installation,
             store=store,
             publisher=Publisher(app, installation),
             broker=self.broker,
-            slots=self.slots,
             dispatcher_id=self.process.id,
             metrics=self.metrics,
+            steps=Steps(self.engine, self.metrics),
+            on_reaped=self.upkeep.reaped,
         )
         self.loop = PollLoop(
-            self.poller, self.process, self.engine, interval=settings.poll_interval, metrics=self.metrics
+            self.poller,
+            self.process,
+            self.engine,
+            interval=settings.poll_interval,
+            metrics=self.metrics,
+            on_polled=self.upkeep.polled,
+            on_tick=self.upkeep.ticked,
         )
         self._consumer: Consumer | None = None
         self._progress: ProgressWatch | None = None
@@ -93,6 +118,7 @@ class Dispatcher:
         self._health = serve_health(self._settings, self._routes())
         self._look_for_index()
         self.loop.start()
+        self.upkeep.start()
         self._hints.start()
         self._listener.start()
         self.cron.start()
@@ -102,9 +128,10 @@ class Dispatcher:
         """Watch from now on whether ticks are taken and polls end."""
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
+        keeping = Watched("upkeep", lambda: not self.upkeep.overdue(_UPKEEP_PATIENCE_SECONDS), (exit_now,), patience=0)
         taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
         # Not by /livez: that is red while Postgres is away as well, and a new process would not bring it back.
-        self._progress = ProgressWatch(taking, polls, on_well=self._feed)
+        self._progress = ProgressWatch(taking, polls, keeping, on_well=self._feed)
         self._manager.ready("polling")
         self._progress.start()
 
@@ -120,6 +147,7 @@ class Dispatcher:
         self._listener.stop()
         self.cron.stop()
         self.loop.stop()
+        self.upkeep.stop()
         try:
             self.process.gone(self.engine)
         except DatabaseError as error:
@@ -138,6 +166,7 @@ class Dispatcher:
         self.broker.close()
         self.slots.close()
         self.engine.dispose()
+        self._upkeep_engine.dispose()
 
     def _look_for_index(self) -> None:
         """Say where polls will read all runs for want of the index on the pending ones; dispatch works all the same."""
@@ -246,7 +275,7 @@ def _beat_of(header: Any) -> Process | None:
         # Whoever can write to Redis can forge a tick: what it says must be storable, and is shown to operators.
         host, pid = plain(str(header["host"]), _LONGEST_HOST), int(header["pid"])
         return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=host, pid=pid) if 0 < pid <= _LARGEST_PID else None
-    except (TypeError, KeyError, ValueError, AttributeError):
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError):
         return None
 
 

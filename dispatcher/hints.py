@@ -20,7 +20,7 @@ from dispatcher.foreign import Foreign
 from dispatcher.push import read_push
 from shared.broker import HINT_QUEUE, broker_errors, task_name
 from shared.errors import BrokerError, DatabaseError
-from shared.logs import log
+from shared.logs import describe, log
 from shared.sweep import Sweep
 
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
@@ -99,13 +99,14 @@ class HintListener:
                     else:
                         self._listen()
                 away, settled = False, True
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 if self._stopping.is_set():
                     # Whatever a connection raises that is closed under its reader.
                     return
                 if not isinstance(error, BrokerError | DatabaseError):
-                    raise
-                if not away:
+                    # A fault of ours must not end the thread: nobody else empties the queue.
+                    log.error("hints_failed", **describe(error))
+                elif not away:
                     log.warning("hints_away", reason=str(error))
                 away, settled = True, False
                 self._stopping.wait(_RETRY_SECONDS)

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 from shared.api_table import CHANNEL, TRIGGER_ENABLED, notifies
 from shared.database import connect, database_errors, prepare_session, through_pooler, transaction
 from shared.errors import DatabaseError
-from shared.logs import log
+from shared.logs import describe, log
 from shared.settings import Settings
 
 LOOK_SECONDS = 30.0
@@ -77,7 +77,12 @@ class NotifyListener:
     def _run(self) -> None:
         with self._ear:
             while not self._stopping.is_set():
-                self._stopping.wait(self._turn())
+                try:
+                    pause = self._turn()
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
+                    log.error("listen_failed", **describe(error))
+                    pause = self._backoff()
+                self._stopping.wait(pause)
 
     def _turn(self) -> float:
         """Listen for as long as there is a reason to and all goes well; return the seconds until the next turn."""

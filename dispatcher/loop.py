@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from sqlalchemy import Engine
 
@@ -11,27 +12,38 @@ from dispatcher.poll import Poller
 from dispatcher.report import PollReport
 from shared.errors import DatabaseError
 from shared.logs import describe, log
-from shared.metrics import DispatcherMetrics
-from shared.processes import Process, prune_processes, ticked_elsewhere
+from shared.metrics import DispatcherMetrics, PollResult
+from shared.processes import Process, ticked_elsewhere
 
 SILENT_INTERVALS = 5
 """So many intervals without a tick, and the dispatcher polls by itself."""
 _DATABASE_RETRY_SECONDS = 1.0
 _SEEN_SECONDS = 5.0
-_PRUNE_SECONDS = 3600.0
+_LOCK_TIMEOUT_SECONDS = 1.0
 
 
 class PollLoop:
     """Polls on a thread of its own. Any number of wake-ups while it polls become one more poll."""
 
     def __init__(
-        self, poller: Poller, process: Process, engine: Engine, *, interval: float, metrics: DispatcherMetrics
+        self,
+        poller: Poller,
+        process: Process,
+        engine: Engine,
+        *,
+        interval: float,
+        metrics: DispatcherMetrics,
+        on_polled: Callable[[], None],
+        on_tick: Callable[[Process], None],
     ) -> None:
+        """`on_polled` is called after each poll that succeeded, `on_tick` with the Beat of each tick."""
         self._poller = poller
         self._process = process
         self._engine = engine
         self._interval = interval
         self._metrics = metrics
+        self._on_polled = on_polled
+        self._on_tick = on_tick
         self._wake = threading.Condition()
         self._woken = False
         self._stopping = False
@@ -40,9 +52,6 @@ class PollLoop:
         self.database_away = False
         """Whether the last poll found Postgres away."""
         self._due_at = time.monotonic()
-        self._seen_at = float("-inf")
-        self._pruned_at = time.monotonic()
-        self._beats: dict[str, Process] = {}
         self.polled_at = float("-inf")
         """`time.monotonic()` of the last poll that succeeded."""
         self._thread = threading.Thread(target=self._run, name="poll-loop", daemon=True)
@@ -69,8 +78,8 @@ class PollLoop:
         with self._wake:
             self._ticked_at = time.monotonic()
             self._woken = True
-            self._beats[str(beat.id)] = beat
             self._wake.notify()
+        self._on_tick(beat)
         self._metrics.ticked()
         if self._beat_silent:
             self._beat_silent = False
@@ -105,9 +114,8 @@ class PollLoop:
     def _poll_once(self) -> float | None:
         began = time.monotonic()
         try:
-            self._listen_for_beat()
             report = self._poller.poll()
-            self._say_alive()
+            self._listen_for_beat()
         except DatabaseError as error:
             self._metrics.database_failed()
             self._metrics.polled("database_away", time.monotonic() - began)
@@ -123,8 +131,12 @@ class PollLoop:
         if self.database_away:
             self.database_away = False
             log.info("database_back")
-        self.polled_at = time.monotonic()
-        self._metrics.polled("broker_away" if report.broker_error else "succeeded", self.polled_at - began)
+        now = time.monotonic()
+        if report.dispatches:
+            self.polled_at = now
+            self._on_polled()
+        result: PollResult = "broker_away" if report.broker_error else "succeeded" if report.dispatches else "blocked"
+        self._metrics.polled(result, now - began)
         _log_report(report)
         return report.next_delay
 
@@ -134,7 +146,9 @@ class PollLoop:
         if self._beat_silent or time.monotonic() - self._ticked_at < seconds:
             return
         try:
-            ticked = ticked_elsewhere(self._engine, self._process, seconds=seconds + _SEEN_SECONDS)
+            ticked = ticked_elsewhere(
+                self._engine, self._process, seconds=seconds + _SEEN_SECONDS, lock_timeout=_LOCK_TIMEOUT_SECONDS
+            )
         except DatabaseError:
             ticked = False
         if ticked:
@@ -143,20 +157,6 @@ class PollLoop:
         self._beat_silent = True
         self._metrics.beat_is_silent(True)
         log.warning("beat_silent", seconds=seconds, polling="by itself")
-
-    def _say_alive(self) -> None:
-        now = time.monotonic()
-        if now - self._seen_at < _SEEN_SECONDS:
-            return
-        self._seen_at = now
-        self._process.seen(self._engine)
-        with self._wake:
-            beats, self._beats = list(self._beats.values()), {}
-        for beat in beats:
-            beat.seen(self._engine)
-        if now - self._pruned_at >= _PRUNE_SECONDS:
-            self._pruned_at = now
-            prune_processes(self._engine)
 
 
 def _log_report(report: PollReport) -> None:

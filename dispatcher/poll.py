@@ -1,38 +1,46 @@
-"""One poll: reap, reconcile, room, claim, publish, settle. The whole of what a dispatcher does."""
+"""One poll: look, reap, reconcile, room, claim, publish. What can wait is done beside it (`dispatcher/upkeep.py`)."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import UUID
 
 import redis
 
-from dispatcher.admitting import Admitter
 from dispatcher.broker_gate import BrokerGate
 from dispatcher.publisher import Publisher, claims_per_message
 from dispatcher.queue_choice import QueueChoice
+from dispatcher.reap_gate import ReapGate
+from dispatcher.recovery import Recovered, Recovery
 from dispatcher.report import PollReport
+from dispatcher.steps import Steps
 from shared.errors import BrokerError, DatabaseError
-from shared.held import held_claims
 from shared.installation import Installation
-from shared.ledger import TURNS_INDEX, Claim, Outcome
+from shared.ledger import TURNS_INDEX, Claim, Look
 from shared.logs import log
 from shared.metrics import DispatcherMetrics
+from shared.processes import Workers
 from shared.settings import Settings
-from shared.slots import RunSlots
 from shared.store import Store
 from shared.turns import Limits, Turns
 
-MAINTENANCE_SECONDS = 30.0
-SLOT_PATIENCE_SECONDS = 15.0
-"""A worker notes the slots it gave back with its heartbeats; only what is due for longer is looked into."""
-_MAINTENANCE_BATCH = 1000
-_CANCELLED_SECONDS = 86_400.0
-"""The API's counter of slots, too, lives for a day."""
-_WAITING, _DELIVERED = "waiting in Redis", "delivered"
 _FULL_QUEUE_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
+"""The time until the next poll where a step of this one failed."""
 _MANY = 8
 """Claims of one poll from which on a message may carry several."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Dispatched:
+    """What became of the claims of a poll."""
+
+    claimed: int = 0
+    published: int = 0
+    released: int = 0
+    broker_error: str | None = None
+    delay: float | None = None
 
 
 class Poller:
@@ -46,27 +54,37 @@ class Poller:
         store: Store,
         publisher: Publisher,
         broker: redis.Redis,
-        slots: RunSlots,
         dispatcher_id: UUID,
         metrics: DispatcherMetrics,
+        steps: Steps,
+        on_reaped: Callable[[list[str]], None],
     ) -> None:
+        """`on_reaped` is told which runs were ended or requeued: it returns their slots, and must not wait."""
         self._settings = settings
-        self._installation = installation
         self._store = store
         self._publisher = publisher
-        self._broker = broker
-        self._slots = slots
         self._id = dispatcher_id
         self._metrics = metrics
         self._queue_choice = QueueChoice(store, broker, installation, lease=settings.worker_lease)
         self._gate = BrokerGate(broker, installation.runs, metrics)
-        self._maintenance_at = 0.0
-        self._more_to_prune = False
+        self._reap_gate = ReapGate(lease=settings.worker_lease, heartbeat=settings.heartbeat)
+        self._recovery = Recovery(
+            settings,
+            installation=installation,
+            store=store,
+            broker=broker,
+            broker_gate=self._gate,
+            reap_gate=self._reap_gate,
+            metrics=metrics,
+            on_reaped=on_reaped,
+        )
+        self._steps = steps
+        self._failing = steps.failing
+        self._workers = Workers()
+        self._queued = 0
         self._full_polls = 0
         self._backlog_is_deep = False
-        self._reap_from = 0.0
         self._turns = Turns()
-        self._admitter = Admitter(settings, store, dispatcher_id)
         self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
         self._in_turn = True
 
@@ -76,59 +94,114 @@ class Poller:
         return self._gate.problem
 
     def poll(self) -> PollReport:
-        """Poll once and return what was done. Raises `DatabaseError`; survives a broker that is away.
+        """Poll once and return what was done. Raises `DatabaseError` where the server is unavailable.
 
-        Every step is a transaction of its own, committed before Redis is spoken to.
+        Every step is a transaction of its own, committed before Redis is spoken to. One that fails is reported and
+        passed over, and until it succeeds again the claims of a poll come before it.
         """
         try:
             return self._poll()
         except DatabaseError:
-            # While the database was away nobody could beat: its return is not the moment to call workers lost.
-            self._reap_from = time.monotonic() + self._settings.worker_lease
+            self._reap_gate.outage()
             raise
 
     def _poll(self) -> PollReport:
-        look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
-        self._note_index(look.in_turn)
-        lost, requeued = self._reap() if look.lost else (0, 0)
-        broker_error = self._gate.probe()
-        if look.queued and not broker_error:
-            self._queue_choice.queue()
-        extended, released = self._reconcile() if look.lapsed and not broker_error else (0, 0)
-        self._maintain()
-        queued = self._store.queued() if released else look.queued
+        look = self._look()
+        recovered = self._recover(look, before_claims=True)
+        queued = self._steps.run("room", self._store.queued, look.queued) if recovered.released else look.queued
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
-        if broker_error or room < self._least_room():
-            delay = self._gate.delay if broker_error else self._full_delay()
-            return PollReport(lost, requeued, extended, released, room, broker_error=broker_error, next_delay=delay)
-        self._full_polls = 0
+        dispatched = self._dispatch(look, room, recovered)
+        recovered += self._recover(look, before_claims=False)
+        if look.queued and not self._gate.problem:
+            # Messages that wait may have to go where workers are that read them.
+            self._queue_choice.queue()
+        return PollReport(
+            recovered.lost,
+            recovered.requeued,
+            recovered.extended,
+            recovered.released + dispatched.released,
+            room,
+            dispatched.claimed,
+            dispatched.published,
+            dispatched.broker_error,
+            self._steps.failing,
+            self._next(dispatched.delay, look),
+        )
 
+    def _recover(self, look: Look, *, before_claims: bool) -> Recovered:
+        """Reap and reconcile: before the claims of this poll, or behind them what failed the last time."""
+        found = Recovered()
+        if look.at is not None and ("reap" not in self._failing) is before_claims:
+            found += self._steps.run("reap", lambda: self._recovery.reap(look), Recovered())
+        if ("reconcile" not in self._failing) is before_claims:
+            if not look.lapsed:
+                self._steps.well("reconcile")
+            elif not self._gate.probe():
+                found += self._steps.run("reconcile", self._recovery.reconcile, Recovered())
+        return found
+
+    def _dispatch(self, look: Look, room: int, recovered: Recovered) -> _Dispatched:
+        """Claim and publish."""
+        if broker_error := self._gate.probe():
+            return _Dispatched(broker_error=broker_error, delay=self._gate.delay)
+        if room < self._least_room():
+            return _Dispatched(delay=self._full_delay())
+        self._full_polls = 0
+        if not (look.pending or recovered.requeued or recovered.released):
+            self._steps.well("claim")
+            self._backlog_is_deep = False
+            return _Dispatched()
         # What was requeued or released by this poll may be claimed by it.
-        claims, more = self._claim(room) if look.pending or requeued or released else ([], False)
+        nothing: tuple[list[Claim], bool] = ([], False)
+        claims, more = self._steps.run("claim", lambda: self._claim(room), nothing)
         self._metrics.claimed(len(claims))
         self._backlog_is_deep = len(claims) == room
         published, error = self._publish(claims) if claims else ([], None)
+        released = self._note_published(claims, published, error)
+        delay = self._gate.delay if error else (0.0 if more else None)
+        return _Dispatched(len(claims), len(published), released, str(error) if error else None, delay)
+
+    def _look(self) -> Look:
+        """Return what there is to do; everything, where that cannot be said."""
+        self._failing = self._steps.failing
+        look = self._steps.run(
+            "look",
+            lambda: self._store.look(
+                triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger
+            ),
+            None,
+        )
+        if look is None:
+            self._reap_gate.failed()
+            return Look(lost=False, lapsed=True, queued=self._queued, pending=True, in_turn=self._in_turn, at=None)
+        if look.at is not None:
+            self._reap_gate.looked(look.at)
+        self._note_index(look.in_turn)
+        self._queued = look.queued
+        return look
+
+    def _next(self, delay: float | None, look: Look) -> float | None:
+        """Return the seconds after which to poll again without waiting for the next tick."""
+        delays = [] if delay is None else [delay]
+        if look.lost and self._reap_gate.wait:
+            delays.append(self._reap_gate.wait)
+        if self._steps.failing:
+            delays.append(_RETRY_SECONDS)
+        return min(delays, default=None)
+
+    def _note_published(self, claims: list[Claim], published: list[Claim], error: BrokerError | None) -> int:
+        """Note what went out, and release the rest; return how many claims were released."""
         if published:
             self._metrics.published(len(published))
-            self._store.mark_published(published, lease=self._settings.lease)
-        if error:
-            unpublished = [claim for claim in claims if claim not in set(published)]
-            given_back = self._store.release(unpublished, reason="broker_away")
-            self._metrics.released(given_back, "broker_away")
-            released += given_back
-            self._gate.failed(error)
-        return PollReport(
-            lost,
-            requeued,
-            extended,
-            released,
-            room,
-            len(claims),
-            len(published),
-            str(error) if error else None,
-            self._gate.delay if error else (0.0 if more else None),
-        )
+            self._steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
+        if not error:
+            return 0
+        self._gate.failed(error)
+        unpublished = [claim for claim in claims if claim not in set(published)]
+        released = self._steps.run("publish", lambda: self._store.release(unpublished, reason="broker_away"), 0)
+        self._metrics.released(released, "broker_away")
+        return released
 
     def _least_room(self) -> int:
         """Return how much room is worth a claim: with a deep backlog a batch, while workers have half a queue to do.
@@ -140,9 +213,13 @@ class Poller:
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
         if len(claims) < _MANY:
             return self._publisher.publish(claims, queue=self._queue_choice.queue())
-        workers = self._store.live_workers(lease=self._settings.worker_lease)
+        try:
+            self._workers = self._store.live_workers(lease=self._settings.worker_lease)
+        except DatabaseError as reason:
+            # The claims are committed: they go out in messages as large as the last ones, whatever this is.
+            log.debug("workers_unknown", reason=str(reason))
         return self._publisher.publish(
-            claims, per_message=claims_per_message(len(claims), workers), queue=self._queue_choice.queue()
+            claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()
         )
 
     def _claim(self, room: int) -> tuple[list[Claim], bool]:
@@ -166,99 +243,6 @@ class Poller:
         elif not there and self._in_turn:
             log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
         self._in_turn = there
-
-    def _reap(self) -> tuple[int, int]:
-        if time.monotonic() < self._reap_from:
-            return 0, 0
-        reaped = self._store.reap(
-            self._settings.lost_runs,
-            max_attempts=self._settings.max_attempts,
-            lease=self._settings.worker_lease,
-            batch=self._settings.batch_size,
-        )
-        for run in reaped:
-            log.warning(
-                "run_reaped",
-                run_id=run.claim.run_id,
-                workflow_id=run.workflow_id,
-                fence=run.claim.fence,
-                outcome=run.outcome.value,
-                worker_id=str(run.worker_id),
-            )
-        if reaped:
-            self._store.close_traces(run.claim.run_id for run in reaped)
-            self._return_slots(older_than=0.0)
-        requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
-        self._metrics.reaped(lost=sum(run.outcome is Outcome.LOST for run in reaped), requeued=requeued)
-        return len(reaped) - requeued, requeued
-
-    def _reconcile(self) -> tuple[int, int]:
-        """Extend the claims whose messages Redis still holds and release those whose messages it lost.
-
-        A message that a worker took and did not acknowledge for a lease died with its worker: Celery
-        acknowledges ours as soon as their runs are taken up.
-        """
-        lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
-        if not lapsed:
-            return 0, 0
-        try:
-            held = held_claims(self._broker, self._installation, lapsed.keys())
-        except BrokerError as error:
-            self._gate.failed(error)
-            return 0, 0
-        waiting = [claim for claim in lapsed if claim in held.waiting]
-        delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]
-        missing = lapsed.keys() - {*waiting, *delivered}
-        if waiting:
-            self._store.extend(waiting, lease=self._settings.lease, reason=_WAITING)
-        if delivered:
-            self._store.extend(delivered, lease=self._settings.lease, reason=_DELIVERED)
-        released = self._store.release(missing, reason="message_lost") if missing else 0
-        self._metrics.extended(len(waiting) + len(delivered))
-        self._metrics.released(released, "message_lost")
-        log.warning("claims_reconciled", extended=len(waiting) + len(delivered), released=released)
-        return len(waiting) + len(delivered), released
-
-    def _maintain(self) -> None:
-        """Now and then: give back slots that a dead worker owed, settle rows without a run, prune."""
-        now = time.monotonic()
-        if now < self._maintenance_at:
-            if self._more_to_prune:
-                self._prune()
-            return
-        self._maintenance_at = now + MAINTENANCE_SECONDS
-        self._store.reap_orphans()
-        # Before anything is pruned that was not counted.
-        self._store.count_ended()
-        self._prune()
-        adopted = self._store.adopt_cancelled(
-            triggers=self._settings.triggers,
-            every_trigger=self._settings.takes_every_trigger,
-            younger_than=_CANCELLED_SECONDS,
-            dispatcher_id=self._id,
-            batch=_MAINTENANCE_BATCH,
-        )
-        self._return_slots(older_than=0.0 if adopted else SLOT_PATIENCE_SECONDS)
-        self._admitter.lost()
-
-    def _prune(self) -> None:
-        """Prune one batch. After a full one the next poll goes on: a batch each 30 s would be 2,000 runs a minute."""
-        pruned = self._store.prune(retention=self._settings.retention, batch=_MAINTENANCE_BATCH)
-        self._more_to_prune = pruned == _MAINTENANCE_BATCH
-
-    def _return_slots(self, *, older_than: float) -> None:
-        due = self._store.slots_due(older_than=older_than, batch=_MAINTENANCE_BATCH)
-        returned = []
-        try:
-            for run_id, workspace_id in due:
-                self._slots.give_back(run_id, workspace_id)
-                returned.append(run_id)
-        except BrokerError as error:
-            self._metrics.broker_failed()
-            log.warning("slots_not_returned", due=len(due) - len(returned), reason=str(error))
-        if returned:
-            self._store.slots_returned(returned)
-            log.info("slots_returned", runs=len(returned))
 
     def _full_delay(self) -> float:
         """Look again soon whether workers made room, and ever less often while they do not."""

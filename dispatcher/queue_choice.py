@@ -10,7 +10,7 @@ import time
 import redis
 
 from shared.broker import broker_errors
-from shared.errors import BrokerError
+from shared.errors import BrokerError, DatabaseError
 from shared.installation import Installation
 from shared.logs import log
 from shared.readers import Readers
@@ -36,7 +36,7 @@ class QueueChoice:
         self._confirms = True
 
     def queue(self) -> str:
-        """Return the queue to publish to. Raises `DatabaseError`.
+        """Return the queue to publish to. Never raises: what was claimed has to go out.
 
         To be called while messages wait as well: where the last worker of this release has ended, and others live on,
         what waits in its queue is moved to theirs.
@@ -64,5 +64,8 @@ class QueueChoice:
                     log.warning("messages_put_back", queue=self._installation.old_runs, messages=moved)
         except BrokerError:
             # Publishing fails as well, and says why.
+            return self._queue
+        except DatabaseError:
+            # The poll says so.
             return self._queue
         return self._installation.old_runs

@@ -17,5 +17,12 @@ class PollReport:
     claimed: int = 0
     published: int = 0
     broker_error: str | None = None
+    failing: tuple[str, ...] = ()
+    """The steps that failed: each was passed over, and its reason is in the log."""
     next_delay: float | None = None
     """Seconds after which to poll again without waiting for the next tick; None where nothing hurries."""
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether it could look for runs and claim them."""
+        return not {"look", "claim"} & set(self.failing)

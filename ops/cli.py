@@ -129,13 +129,14 @@ def poll(as_json: Json = False) -> None:
 
     from dispatcher.app import Dispatcher, make_dispatcher_app
     from ops import screen
-    from shared.errors import BrokerError
+    from shared.errors import BrokerError, DatabaseError
     from shared.installation import find_installation
 
     installation = find_installation(settings)
     once = Dispatcher(settings, make_dispatcher_app(settings, installation), installation)
     try:
         report = once.poller.poll()
+        once.upkeep.once()
     finally:
         once.close()
     if as_json:
@@ -147,6 +148,8 @@ def poll(as_json: Json = False) -> None:
         )
     if report.broker_error:
         raise BrokerError(report.broker_error)
+    if report.failing:
+        raise DatabaseError(f"steps that failed: {', '.join(report.failing)}; their reasons are logged above")
 
 
 app.command()(reading.status)

@@ -10,27 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
-
 from shared import statements
-from shared.database import in_transaction
+from shared.changes import Changes, arrays
 from shared.errors import DatabaseError
 from shared.ledger import ACTOR_WORKER, Claim, Outcome, State
 from shared.logs import log
 from shared.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Run, Settled, Settlement
-from shared.session import STATEMENT_TIMEOUT_MILLISECONDS
-
-_MANY_ROWS = 32
-"""From so many on it pays to plan a statement for them: some milliseconds."""
 
 
-class Executing:
+class Executing(Changes):
     """The half of `Store` that workers use. `lock_timeout` and `timeout` are seconds, for a statement each."""
-
-    def __init__(self, engine: Engine, *, worker_id: UUID | None = None) -> None:
-        """With `worker_id`, `heartbeat` and `settle` touch the runs of this worker alone, whatever their fences."""
-        self._engine = engine
-        self._worker_id = str(worker_id) if worker_id else None
 
     def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Run | NotBegun:
         """Begin the run of one claim; see `begin_all`."""
@@ -163,23 +152,6 @@ class Executing:
             log.warning("traces_not_closed", reason=str(error))
             return 0
 
-    def _rows(
-        self, statement: Any, lock_timeout: float | None = None, timeout: float | None = None, /, **parameters: Any
-    ) -> Sequence[Any]:
-        many_rows = len(parameters.get("run_ids", ())) >= _MANY_ROWS
-
-        def execute(connection: Connection) -> Sequence[Any]:
-            result = connection.execute(statement, parameters)
-            return result.all() if result.returns_rows else ()
-
-        return in_transaction(
-            self._engine,
-            execute,
-            timeout_milliseconds=STATEMENT_TIMEOUT_MILLISECONDS if timeout is None else max(1, int(timeout * 1000)),
-            lock_timeout=lock_timeout,
-            many_rows=many_rows,
-        )
-
 
 def _begun(row: Any) -> Run | NotBegun:
     claim = Claim(row.run_id, row.fence)
@@ -218,9 +190,3 @@ def _object_of(text: str | None, what: str) -> tuple[Mapping[str, Any], str | No
     if not isinstance(value, dict):
         return {}, f"The run's {what} is no JSON object."
     return value, None
-
-
-def arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:
-    """Return the claims as the arrays that statements take, in the order in which rows are locked."""
-    ordered = sorted(claims)
-    return {"run_ids": [claim.run_id for claim in ordered], "fences": [claim.fence for claim in ordered]}

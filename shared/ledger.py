@@ -79,6 +79,8 @@ class Look:
     """Runs are pending, claimed or not."""
     in_turn: bool
     """There is an index that leads from turn to turn."""
+    at: float | None
+    """When it looked: seconds of the epoch, by the clock of the database; None where it could not look."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from shared.cron_metrics import CronCounters
 from shared.instruments import OTHER, Instruments, SharedFiles
 from shared.ledger import Outcome, ProcessKind
 from shared.settings import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings, WorkerPool
+from shared.step_metrics import StepCounters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-PollResult = Literal["succeeded", "broker_away", "database_away", "failed"]
+PollResult = Literal["succeeded", "blocked", "broker_away", "database_away", "failed"]
 MessageResult = Literal["begun", "rejected", "skipped", "stale", "unknown", "malformed", "refused", "database_away"]
 HintKind = Literal["run", "cron", "notify"]
 ReleaseReason = Literal["broker_away", "message_lost"]
@@ -129,6 +130,7 @@ class DispatcherMetrics(ConsumerMetrics):
             kind=get_args(HintKind),
         )
         self._ticks = make.counter("orcheo_dispatch_ticks_received", "Ticks of Beat that were received.")
+        self.steps = StepCounters(make)
         self._listening = make.gauge(
             "orcheo_dispatch_listen_up", "1 while NOTIFY would be heard, 0 while it would not."
         )

@@ -49,10 +49,14 @@ class Process:
         in_transaction(engine, lambda connection: connection.execute(statements.GONE, {"id": str(self.id)}))
 
 
-def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float) -> bool:
+def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
     """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
     parameters = {"id": str(dispatcher.id), "seconds": seconds}
-    return in_transaction(engine, lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)))
+    return in_transaction(
+        engine,
+        lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)),
+        lock_timeout=lock_timeout,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,13 @@ class Workers:
     ids: frozenset[str] = frozenset()
 
 
-def live_workers(engine: Engine, *, lease: float) -> Workers:
+def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = None) -> Workers:
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
-    row = in_transaction(engine, lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one())
+    row = in_transaction(
+        engine,
+        lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one(),
+        lock_timeout=lock_timeout,
+    )
     return Workers(row.alive, row.smallest, frozenset(row.ids))
 
 

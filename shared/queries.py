@@ -70,7 +70,7 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_a
        EXTRACT(epoch FROM now() - seen_at)::float8 AS seen_ago
   FROM orcheo_dispatch.process
  WHERE seen_at > now() - make_interval(secs => :alive)
- ORDER BY kind, host, started_at
+ ORDER BY kind, host, started_at LIMIT 10000
 """)
 
 # How long no Beat has been seen; nothing where none ever was, or not for a day: then its row is pruned.

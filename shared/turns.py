@@ -51,6 +51,8 @@ class Turns:
 
     more: bool = False
     """Whether the last claim left runs that could be claimed at once, as far as it saw."""
+    held: list[str] = field(default_factory=list)
+    """Runs that the last claim passed over because somebody holds their rows in the ledger."""
     _workspace: str = ""
     _workflows: dict[str, str] = field(default_factory=dict)
     """Of a workspace with more workflows than had their turn: the last one that had."""
@@ -66,12 +68,25 @@ class Turns:
 
         if limits:
             connection.execute(statements.LIMITED_CLAIMS_LOCK)
+        self.held = []
         return self._take(room, ask) if in_turn else self._take_oldest(room, ask)
+
+    def choose(
+        self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
+    ) -> list[str]:
+        """Lock the runs that a claim would take now, and return their ids. The way round stays where it is."""
+        if limits:
+            connection.execute(statements.LIMITED_CLAIMS_LOCK)
+        parameters = {**terms, **asdict(limits), "room": room, **(self._window() if in_turn else {})}
+        statement = statements.CLAIMABLE if in_turn else statements.CLAIMABLE_OLDEST_FIRST
+        # There may be more, and those that are refused are passed over from now on.
+        self.more = True
+        return [row.run_id for row in connection.execute(statement, parameters)]
 
     def _take(self, room: int, ask: Ask) -> list[Claim]:
         claims: list[Claim] = []
         given: list[tuple[str, str]] = []
-        seen_all = raced = False
+        seen_all = raced = full = False
         for _ in range(_STATEMENTS):
             left = room - len(claims)
             if given:
@@ -83,22 +98,26 @@ class Turns:
             found = sum(row.found for row in rows)
             taken = _interleaved(rows)
             claims += taken
-            raced = raced or len(taken) < found
+            held = [run_id for row in rows for run_id in row.held_ids]
+            self.held += held
+            raced = raced or len(taken) < found - len(held)
+            full = found >= left
             if not given:
                 self._advance(rows, stopped=found >= left)
             given = [(row.workspace, row.workflow) for row in rows if row.has_more]
-            if found >= left or (seen_all and not given):
+            if full or (seen_all and not given):
                 break
         self._blank = 0 if claims or seen_all else self._blank + 1
         unfinished = bool(given) or not seen_all
-        self.more = raced or len(claims) >= room or (unfinished and self._blank < _BLANK_CLAIMS)
+        self.more = raced or full or (unfinished and self._blank < _BLANK_CLAIMS)
         return claims
 
     def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
         """Claim up to `room` runs, the oldest first, whosever they are: where no index leads to the turns."""
         (row,) = ask(statements.CLAIM_OLDEST_FIRST, room=room)
         claims = _claims(row)
-        self.more = row.found >= room or len(claims) < row.within_limits
+        self.held = list(row.held_ids)
+        self.more = row.found >= room or len(claims) < row.within_limits - len(self.held)
         return claims
 
     def _window(self) -> dict[str, Any]:

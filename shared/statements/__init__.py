@@ -7,11 +7,14 @@ a generic plan could not use the partial indexes. Nothing here executes.
 Orcheo's table is named without a schema: it is found by the search_path, as Orcheo itself finds it.
 """
 
-from shared.statements.admitting import ADMIT_LABELLED, ADMIT_PUSHED
+from shared.statements.admitting import ADMIT_LABELLED, ADMIT_PUSHED, LABELLED
 from shared.statements.claiming import (
     CLAIM,
+    CLAIM_GIVEN,
     CLAIM_MORE,
     CLAIM_OLDEST_FIRST,
+    CLAIMABLE,
+    CLAIMABLE_OLDEST_FIRST,
     LIMITED_CLAIMS_LOCK,
     LOOK,
     QUEUED,
@@ -53,7 +56,11 @@ from shared.statements.publishing import (
 )
 from shared.statements.recovering import (
     ADOPT_CANCELLED,
+    CANCELLED,
     CLOSE_TRACES,
+    LOST,
+    OLD,
+    ORPHANS,
     PRUNE,
     REAP,
     REAP_ORPHANS,
@@ -68,7 +75,11 @@ __all__ = [
     "ADOPT_CANCELLED",
     "BEGIN",
     "BEGUN",
+    "CANCELLED",
     "CLAIM",
+    "CLAIMABLE",
+    "CLAIMABLE_OLDEST_FIRST",
+    "CLAIM_GIVEN",
     "CLAIM_MORE",
     "CLAIM_OLDEST_FIRST",
     "CLEAR_ISOLATION",
@@ -83,10 +94,14 @@ __all__ = [
     "ISOLATE",
     "ISOLATED",
     "KNOWN",
+    "LABELLED",
     "LAPSED",
     "LIMITED_CLAIMS_LOCK",
     "LOOK",
+    "LOST",
     "MARK_PUBLISHED",
+    "OLD",
+    "ORPHANS",
     "PRUNE",
     "PRUNE_ENDED",
     "PRUNE_ISOLATION",

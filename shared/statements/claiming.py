@@ -100,19 +100,21 @@ _IN_TURN = """
      CROSS JOIN LATERAL (
         SELECT LEAST(a.of_workspace, (:room + n.workspaces - 1) / n.workspaces) AS of_workspace) AS s
 ), candidates AS MATERIALIZED (
-    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, c.created_at
+    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, c.created_at, c.in_ledger
       FROM (SELECT DISTINCT workspace, place, of_workspace FROM shares ORDER BY place) AS w
      CROSS JOIN LATERAL (
-        SELECT x.id, x.workflow_id, x.workspace_id, x.triggered_by, x.created_at
+        SELECT x.id, x.workflow_id, x.workspace_id, x.triggered_by, x.created_at, x.in_ledger
           FROM (SELECT * FROM shares WHERE workspace = w.workspace ORDER BY place_in_workspace) AS s
          CROSS JOIN LATERAL (
-            SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at
+            SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+                   (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
               FROM workflow_runs AS r
              WHERE r.status = 'pending'
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) >= (s.workspace, s.workflow)
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) <= (s.workspace, s.workflow)
                AND r.id NOT IN (SELECT q.run_id FROM orcheo_dispatch.dispatch AS q
                                  WHERE q.state IN ('claimed', 'published') LIMIT 10000)
+               AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
                AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
                             CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                                       AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
@@ -129,10 +131,18 @@ _IN_TURN = """
 # that another one locked, entered into the ledger and let go, unchanged, since this statement's snapshot.
 # For those the conflict clause decides: only a settled row is taken over.
 #
+# A row of the ledger that somebody holds is passed over as well: the insert would wait for it, and all claims with it.
+#
 # A fence is the milliseconds of the epoch, times 1024, and in the last ten bits which claim of the run it is, as far as
 # the ledger knows. So it is above every fence that the run ever had, also where its row was pruned, or the tables were
 # restored as they were before.
 _ENTERED = """
+), free_row AS MATERIALIZED (
+    SELECT d.run_id
+      FROM candidates AS c
+     CROSS JOIN LATERAL (
+        SELECT l.run_id FROM orcheo_dispatch.dispatch AS l WHERE l.run_id = c.id FOR UPDATE SKIP LOCKED) AS d
+     WHERE c.in_ledger
 ), claimed AS (
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
@@ -142,6 +152,7 @@ _ENTERED = """
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
            now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
       FROM candidates AS c
+     WHERE c.in_ledger IS NULL OR c.id IN (SELECT f.run_id FROM free_row AS f)
         ON CONFLICT (run_id) DO UPDATE
        SET state = 'claimed', outcome = NULL, claimed_at = now(), published_at = NULL,
            fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
@@ -158,7 +169,9 @@ _BY_KEY = """
 SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
        count(c.id) AS found, count(c.id) = s.share AND s.share > 0 AND s.share < s.of_workflow AS has_more,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS run_ids,
-       COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS fences
+       COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS fences,
+       COALESCE(array_agg(c.id) FILTER (WHERE c.in_ledger AND NOT c.id IN (SELECT f.run_id FROM free_row AS f)), '{}')
+           AS held_ids
   FROM shares AS s
   LEFT JOIN candidates AS c ON COALESCE(c.workspace_id, '') = s.workspace AND c.workflow_id = s.workflow
   LEFT JOIN claimed AS n ON n.run_id = c.id
@@ -170,9 +183,10 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
 # limit is left; workflows and workspaces that have reached theirs are passed over.
 _OLDEST_FIRST = """
 ), oldest AS MATERIALIZED (
-    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+           (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
       FROM workflow_runs AS r
-     WHERE r.status = 'pending'
+     WHERE r.status = 'pending' AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
                     CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                               AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
@@ -202,13 +216,38 @@ _IN_ONE_ROW = """
 SELECT (SELECT count(*) FROM oldest) AS found,
        (SELECT count(*) FROM candidates) AS within_limits,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id), '{}') AS run_ids,
-       COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id), '{}') AS fences
+       COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id), '{}') AS fences,
+       ARRAY(SELECT h.id FROM candidates AS h WHERE h.in_ledger AND NOT h.id IN (SELECT f.run_id FROM free_row AS f))
+           AS held_ids
   FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id
+"""
+
+# The way of a claim that Postgres refused as a whole: which runs it would take, and then some of these.
+_PICKED = """
+)
+SELECT c.id AS run_id FROM candidates AS c ORDER BY c.created_at, c.id
+"""
+_GIVEN_RUNS = """
+WITH candidates AS MATERIALIZED (
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+           (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
+      FROM workflow_runs AS r
+     WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending'
+     ORDER BY r.created_at, r.id
+       FOR UPDATE OF r SKIP LOCKED
+"""
+_AS_ENTERED = """
+SELECT n.run_id, n.fence FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
 """
 
 CLAIM = text(_KEYS_IN_TURN + _LIVE + _IN_TURN + _ENTERED + _BY_KEY)
 CLAIM_MORE = text(_KEYS_GIVEN + _LIVE + _IN_TURN + _ENTERED + _BY_KEY)
 CLAIM_OLDEST_FIRST = text("WITH" + _LIVE.removeprefix("\n),") + _OLDEST_FIRST + _ENTERED + _IN_ONE_ROW)
+
+# In the transaction of a claim, so that the runs stay locked and the limits hold.
+CLAIMABLE = text(_KEYS_IN_TURN + _LIVE + _IN_TURN + _PICKED)
+CLAIMABLE_OLDEST_FIRST = text("WITH" + _LIVE.removeprefix("\n),") + _OLDEST_FIRST + _PICKED)
+CLAIM_GIVEN = text(_GIVEN_RUNS + _ENTERED + _AS_ENTERED)
 
 # Who claims under limits, alone. A statement of its own, before the claim: under READ COMMITTED each has a snapshot
 # of its own, and one that was taken before a lock was waited for would not show what the other one claimed.
@@ -228,7 +267,8 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
                            AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
                        OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
                ) AS pending,
-       COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS in_turn
+       COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS in_turn,
+       EXTRACT(epoch FROM now())::float8 AS at
 """)
 # How many claims wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")

@@ -29,5 +29,9 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.process AS p
 GONE = text("DELETE FROM orcheo_dispatch.process WHERE id = CAST(:id AS uuid)")
 
 PRUNE_PROCESSES = text("""
-DELETE FROM orcheo_dispatch.process WHERE seen_at < now() - make_interval(secs => :retention)
+WITH old AS MATERIALIZED (
+    SELECT p.id FROM orcheo_dispatch.process AS p
+     WHERE p.seen_at < now() - make_interval(secs => :retention) FOR UPDATE SKIP LOCKED
+)
+DELETE FROM orcheo_dispatch.process AS p USING old AS o WHERE p.id = o.id
 """)

@@ -27,18 +27,20 @@ RETURNING d.run_id, d.fence
 LAPSED = text("""
 SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
+   AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
  ORDER BY d.lease_expires_at
  LIMIT :batch
 """)
 
-# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message.
+# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message. A row that somebody
+# holds stays lapsed, and the next poll comes back for it.
 EXTEND = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
         ON m.run_id = d.run_id AND m.fence = d.fence
      WHERE d.state || '' IN ('claimed', 'published')
-     ORDER BY d.run_id FOR UPDATE OF d
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 )
 UPDATE orcheo_dispatch.dispatch AS d
    SET lease_expires_at = now() + make_interval(secs => :lease), state = 'published', reason = :reason,
@@ -49,6 +51,7 @@ RETURNING d.run_id, d.fence
 """)
 
 # Give claims back that never began. Where the API has ended the run meanwhile, the row says so and the slot is due.
+# Runs and rows that somebody holds are passed over: such a claim is given back when its lease has lapsed.
 RELEASE = text("""
 WITH released AS MATERIALIZED (
     SELECT r.id, r.status, m.fence,
@@ -59,7 +62,14 @@ WITH released AS MATERIALIZED (
       FROM workflow_runs AS r
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence) ON m.run_id = r.id
      ORDER BY r.id
-       FOR UPDATE OF r
+       FOR UPDATE OF r SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT d.run_id, d.fence, v.status, v.executed
+      FROM released AS v
+     CROSS JOIN LATERAL (
+        SELECT l.run_id, l.fence FROM orcheo_dispatch.dispatch AS l
+         WHERE l.run_id = v.id AND l.fence = v.fence AND l.state || '' IN ('claimed', 'published')
+           FOR UPDATE SKIP LOCKED) AS d
 )
 UPDATE orcheo_dispatch.dispatch AS d
    SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = :reason,
@@ -68,7 +78,7 @@ UPDATE orcheo_dispatch.dispatch AS d
                    WHEN v.executed AND d.attempts = 0 THEN 'returned'
                    WHEN v.status IN ('cancelled', 'failed', 'succeeded') THEN 'due'
                    ELSE d.slot END
-  FROM released AS v
- WHERE d.run_id = v.id AND d.fence = v.fence AND d.state || '' IN ('claimed', 'published')
+  FROM held AS v
+ WHERE d.run_id = v.run_id AND d.fence = v.fence AND d.state || '' IN ('claimed', 'published')
 RETURNING d.run_id, d.fence, d.outcome
 """)

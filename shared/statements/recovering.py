@@ -1,12 +1,15 @@
-"""Runs whose worker is lost, slots that are owed, rows that are old; and what operators do by hand."""
+"""Runs whose worker is lost, slots that are owed, rows that are old; and what operators do by hand.
+
+What chooses its rows itself comes in two forms: the choice alone, and the change of what it chooses. :skipped are never
+chosen; where :chosen is given, nothing else is. So a change that Postgres refuses for one row is made for the others.
+"""
 
 from sqlalchemy import text
 
 # End, or hand back, the runs whose worker has not been heard of for a lease. FOR UPDATE with SKIP LOCKED on both:
 # a worker that beats or settles at this moment is alive. For a lease after a start of Postgres nobody is called
 # lost: nobody could beat. Under 'hold' only the rows of runs that the API has ended are settled.
-REAP = text("""
-WITH lost AS MATERIALIZED (
+_LOST = """
     SELECT d.run_id, d.fence, r.status,
            CASE WHEN r.status <> 'running' THEN 'keep'
                 WHEN :policy = 'requeue' AND d.attempts - d.refunded < :max_attempts THEN 'requeue'
@@ -19,10 +22,15 @@ WITH lost AS MATERIALIZED (
      WHERE d.state = 'running' AND d.lease_expires_at < now()
        AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)
        AND (:policy <> 'hold' OR r.status <> 'running')
+       AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR d.run_id = ANY (CAST(:chosen AS text[])))
      ORDER BY d.lease_expires_at
      LIMIT :batch
        FOR UPDATE OF r, d SKIP LOCKED
-), settled AS (
+"""
+LOST = text(_LOST)
+REAP = text(f"""
+WITH lost AS MATERIALIZED ({_LOST}), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = 'worker_lost',
            outcome = CASE WHEN l.verdict = 'requeue' THEN 'requeued' WHEN l.verdict = 'fail' THEN 'lost'
@@ -48,32 +56,59 @@ SELECT s.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id FROM settled AS 
 """)
 
 # Settle the rows of runs that are gone from the API's table.
-REAP_ORPHANS = text("""
+_ORPHANS = """
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
+     WHERE d.state IN ('claimed', 'published', 'running') AND d.lease_expires_at < now()
+       AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id)
+       AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR d.run_id = ANY (CAST(:chosen AS text[])))
+     ORDER BY d.lease_expires_at
+     LIMIT :batch
+       FOR UPDATE OF d SKIP LOCKED
+"""
+ORPHANS = text(_ORPHANS)
+REAP_ORPHANS = text(f"""
+WITH orphan AS MATERIALIZED ({_ORPHANS})
 UPDATE orcheo_dispatch.dispatch AS d
    SET state = 'settled', settled_at = now(), lease_expires_at = NULL, outcome = 'skipped', reason = 'run is gone',
        slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
- WHERE d.state IN ('claimed', 'published', 'running') AND d.lease_expires_at < now()
-   AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id)
+  FROM orphan AS o WHERE d.run_id = o.run_id
 RETURNING d.run_id, d.fence
 """)
 
 # Runs that the API cancelled before anybody claimed them, or after their claim was released or they were requeued.
 # It took a slot for each, and gives none back.
-ADOPT_CANCELLED = text("""
+_CANCELLED = """
+    SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by,
+           EXISTS (SELECT FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id) AS in_ledger
+      FROM workflow_runs AS r
+     WHERE r.status = 'cancelled' AND r.workspace_id IS NOT NULL
+       AND r.updated_at > now() - make_interval(secs => :younger_than)
+       AND r.payload ->> 'started_at' IS NULL
+       AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
+            OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
+       AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
+                        WHERE d.run_id = r.id AND NOT (d.state = 'settled' AND d.slot = 'held'))
+       AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR r.id = ANY (CAST(:chosen AS text[])))
+     LIMIT :batch
+"""
+CANCELLED = text(_CANCELLED)
+ADOPT_CANCELLED = text(f"""
+WITH cancelled AS MATERIALIZED ({_CANCELLED}), free_row AS MATERIALIZED (
+    SELECT d.run_id
+      FROM cancelled AS c
+     CROSS JOIN LATERAL (
+        SELECT l.run_id FROM orcheo_dispatch.dispatch AS l WHERE l.run_id = c.run_id FOR UPDATE SKIP LOCKED) AS d
+     WHERE c.in_ledger
+)
 INSERT INTO orcheo_dispatch.dispatch AS d
        (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
         dispatcher_id, reason)
-SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
+SELECT c.run_id, c.workflow_id, c.workspace_id, c.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
        CAST(:dispatcher_id AS uuid), 'never claimed'
-  FROM workflow_runs AS r
- WHERE r.status = 'cancelled' AND r.workspace_id IS NOT NULL
-   AND r.updated_at > now() - make_interval(secs => :younger_than)
-   AND r.payload ->> 'started_at' IS NULL
-   AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
-        OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id), false))
-   AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
-                    WHERE d.run_id = r.id AND NOT (d.state = 'settled' AND d.slot = 'held'))
- LIMIT :batch
+  FROM cancelled AS c
+ WHERE NOT c.in_ledger OR c.run_id IN (SELECT f.run_id FROM free_row AS f)
     ON CONFLICT (run_id) DO UPDATE
    SET outcome = 'cancelled', slot = 'due', settled_at = now(), reason = 'never claimed again'
  WHERE d.state = 'settled' AND d.slot = 'held'
@@ -84,25 +119,36 @@ RETURNING d.run_id
 SLOTS_DUE = text("""
 SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
  WHERE d.slot = 'due' AND d.settled_at < now() - make_interval(secs => :older_than)
+   AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
  ORDER BY d.settled_at
  LIMIT :batch
 """)
 
+# A row that somebody holds stays due: its slot is given back once more, which changes nothing.
 SLOTS_RETURNED = text("""
-UPDATE orcheo_dispatch.dispatch SET slot = 'returned'
- WHERE run_id = ANY (CAST(:run_ids AS text[])) AND slot = 'due'
+WITH held AS MATERIALIZED (
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
+     WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.slot = 'due'
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
+)
+UPDATE orcheo_dispatch.dispatch AS d SET slot = 'returned' FROM held AS h WHERE d.run_id = h.run_id
+RETURNING d.run_id
 """)
 
 # Rows that stand for a pending run keep its fence, and rows that owe a slot keep the debt.
-PRUNE = text("""
-WITH old AS (
+_OLD = """
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
      WHERE d.state = 'settled' AND d.settled_at < now() - make_interval(secs => :retention) AND d.slot <> 'due'
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id AND r.status IN ('pending', 'running'))
+       AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR d.run_id = ANY (CAST(:chosen AS text[])))
      ORDER BY d.settled_at
      LIMIT :batch
        FOR UPDATE OF d SKIP LOCKED
-)
+"""
+OLD = text(_OLD)
+PRUNE = text(f"""
+WITH old AS MATERIALIZED ({_OLD})
 DELETE FROM orcheo_dispatch.dispatch AS d USING old WHERE d.run_id = old.run_id
 RETURNING d.run_id
 """)
@@ -168,7 +214,8 @@ WITH open_trace AS MATERIALIZED (
       FROM execution_history AS h JOIN workflow_runs AS r ON r.id = h.execution_id
      WHERE h.execution_id = ANY (CAST(:run_ids AS text[])) AND h.status = 'running'
        AND r.status IN ('failed', 'cancelled')
-       FOR UPDATE OF h
+     ORDER BY h.execution_id
+       FOR UPDATE OF h SKIP LOCKED
 ), step AS (
     INSERT INTO execution_history_steps (execution_id, step_index, at, payload)
     SELECT o.execution_id,

@@ -101,6 +101,7 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                             "per_workspace": None,
                             "triggers": ["webhook"],
                             "every_trigger": False,
+                            "skipped": [],
                             "lease": 60,
                             "dispatcher_id": str(uuid4()),
                         },

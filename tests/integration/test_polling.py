@@ -194,6 +194,7 @@ def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_
         )
         execute(database, "UPDATE workflow_runs SET status = 'running'")
         assert dispatcher.poller.poll().lost == 1
+        dispatcher.upkeep.once()
         assert client.get(key) == b"4"
         assert ledger(database, run_id)["slot"] == "returned"
         assert not RunSlots(client).give_back(run_id, WORKSPACE_ID)
@@ -222,6 +223,6 @@ def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: st
     with _dispatcher(database, redis_url) as dispatcher:
         left = []
         for _ in range(4):
-            dispatcher.poller.poll()
+            dispatcher.upkeep.once()
             left.append(everything(database, "SELECT count(*) AS rows FROM orcheo_dispatch.dispatch")[0]["rows"])
     assert left == [1500, 500, 0, 0]

@@ -48,6 +48,8 @@ _PARAMETERS: dict[str, Any] = {
     **{key: ["{}"] for key in ("metadata", "changes")},
     **dict.fromkeys(("every_trigger", "dry_run", "stuck", "with_pending", "with_running"), False),
     "run_ids": ["x"],
+    "skipped": ["x"],
+    "chosen": None,
     "fences": [1],
     **{key: [False] for key in ("refunds", "suspects")},
     "triggers": ["webhook"],

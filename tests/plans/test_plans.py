@@ -55,11 +55,13 @@ _CLAIM: dict[str, Any] = {
     "dispatcher_id": str(uuid4()),
     "per_workflow": None,
     "per_workspace": None,
+    "skipped": [],
 }
 _RUNS: dict[str, Any] = {"run_ids": ["x"] * 32, "fences": [1] * 32}
 _WINDOW: dict[str, Any] = {**_CLAIM, "keys": 64, "after_workspace": "", "workspaces_begun": [], "after_workflows": []}
 _GIVEN: dict[str, Any] = {**_CLAIM, "workspaces": ["", "a"], "workflows": ["w1", "w2"]}
 _LIMITS = {"per_workflow": 10, "per_workspace": 20}
+_ANY: dict[str, Any] = {"skipped": [], "chosen": None}
 _CASES = {
     "claim": (statements.CLAIM, _WINDOW, TURNS_INDEX),
     "claim more": (statements.CLAIM_MORE, _GIVEN, TURNS_INDEX),
@@ -67,13 +69,25 @@ _CASES = {
     "claim oldest first": (statements.CLAIM_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
     "look": (statements.LOOK, {"triggers": ["webhook"], "every_trigger": False, "index": TURNS_INDEX}, "dispatch_live"),
     "queued": (statements.QUEUED, {}, "dispatch_live"),
-    "lapsed": (statements.LAPSED, {"batch": 100}, "dispatch_live"),
+    "lapsed": (statements.LAPSED, {"batch": 100, "skipped": []}, "dispatch_live"),
     "reap": (
         statements.REAP,
-        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "dispatcher"},
+        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "dispatcher", **_ANY},
         "dispatch_live",
     ),
-    "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100}, "dispatch_slots_due"),
+    "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100, "skipped": []}, "dispatch_slots_due"),
+    "lost": (
+        statements.LOST,
+        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, **_ANY},
+        "dispatch_live",
+    ),
+    "orphans": (statements.REAP_ORPHANS, {"batch": 100, **_ANY}, "dispatch_live"),
+    "prune": (statements.PRUNE, {"retention": 86_400.0, "batch": 100, **_ANY}, "dispatch_settled"),
+    "claimable": (statements.CLAIMABLE, _WINDOW, TURNS_INDEX),
+    "claimable oldest first": (statements.CLAIMABLE_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
+    "claim given": (statements.CLAIM_GIVEN, {**_CLAIM, "run_ids": ["x"] * 32}, "workflow_runs_pkey"),
+    "release": (statements.RELEASE, {"reason": "x", **_RUNS}, "dispatch_pkey"),
+    "extend": (statements.EXTEND, {"reason": "x", "lease": 60.0, **_RUNS}, "dispatch_pkey"),
     "begin": (
         statements.BEGIN,
         {**_RUNS, "actor": "worker", "lease": 30.0, "worker_id": str(uuid4())},

@@ -1,0 +1,118 @@
+"""What becomes of runs and claims that nobody has answered for a lease: reap the ones, reconcile the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+
+from dispatcher.broker_gate import BrokerGate
+from dispatcher.reap_gate import ReapGate
+from shared.errors import BrokerError
+from shared.held import held_claims
+from shared.installation import Installation
+from shared.ledger import Look, Outcome
+from shared.logs import log
+from shared.metrics import DispatcherMetrics
+from shared.settings import Settings
+from shared.store import Store
+
+_WAITING, _DELIVERED = "waiting in Redis", "delivered"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How many runs and claims were recovered, and how."""
+
+    lost: int = 0
+    requeued: int = 0
+    extended: int = 0
+    released: int = 0
+
+    def __add__(self, other: Recovered) -> Recovered:
+        """Return both together."""
+        return Recovered(
+            self.lost + other.lost,
+            self.requeued + other.requeued,
+            self.extended + other.extended,
+            self.released + other.released,
+        )
+
+
+class Recovery:
+    """Reaps and reconciles, for a poller. Both raise `DatabaseError`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        installation: Installation,
+        store: Store,
+        broker: redis.Redis,
+        broker_gate: BrokerGate,
+        reap_gate: ReapGate,
+        metrics: DispatcherMetrics,
+        on_reaped: Callable[[list[str]], None],
+    ) -> None:
+        """`on_reaped` is told which runs were ended or requeued, and must not wait."""
+        self._settings = settings
+        self._installation = installation
+        self._store = store
+        self._broker = broker
+        self._broker_gate = broker_gate
+        self._reap_gate = reap_gate
+        self._metrics = metrics
+        self._on_reaped = on_reaped
+
+    def reap(self, look: Look) -> Recovered:
+        """End or requeue the runs whose worker is lost."""
+        if not look.lost or self._reap_gate.wait:
+            return Recovered()
+        reaped = self._store.reap(
+            self._settings.lost_runs,
+            max_attempts=self._settings.max_attempts,
+            lease=self._settings.worker_lease,
+            batch=self._settings.batch_size,
+        )
+        for run in reaped:
+            log.warning(
+                "run_reaped",
+                run_id=run.claim.run_id,
+                workflow_id=run.workflow_id,
+                fence=run.claim.fence,
+                outcome=run.outcome.value,
+                worker_id=str(run.worker_id),
+            )
+        if reaped:
+            self._on_reaped([run.claim.run_id for run in reaped])
+        requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
+        self._metrics.reaped(lost=sum(run.outcome is Outcome.LOST for run in reaped), requeued=requeued)
+        return Recovered(lost=len(reaped) - requeued, requeued=requeued)
+
+    def reconcile(self) -> Recovered:
+        """Extend the claims whose messages Redis still holds and release those whose messages it lost.
+
+        A message that a worker took and did not acknowledge for a lease died with its worker: Celery
+        acknowledges ours as soon as their runs are taken up.
+        """
+        lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
+        if not lapsed:
+            return Recovered()
+        try:
+            held = held_claims(self._broker, self._installation, lapsed.keys())
+        except BrokerError as error:
+            self._broker_gate.failed(error)
+            return Recovered()
+        waiting = [claim for claim in lapsed if claim in held.waiting]
+        delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]
+        missing = lapsed.keys() - {*waiting, *delivered}
+        extended = self._store.extend(waiting, lease=self._settings.lease, reason=_WAITING) if waiting else 0
+        if delivered:
+            extended += self._store.extend(delivered, lease=self._settings.lease, reason=_DELIVERED)
+        released = self._store.release(missing, reason="message_lost") if missing else 0
+        self._metrics.extended(extended)
+        self._metrics.released(released, "message_lost")
+        if extended or released:
+            log.warning("claims_reconciled", extended=extended, released=released)
+        return Recovered(extended=extended, released=released)

@@ -1,0 +1,90 @@
+"""The steps of a poll and of the upkeep: each is a failure domain of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from shared.errors import DatabaseError, RowLockedError
+from shared.lock_holders import lock_holders
+from shared.logs import describe, log
+from shared.metrics import DispatcherMetrics
+from shared.refused import raised_by_function, reason_of
+from shared.sifting import answered
+from shared.sqlstate import Failure, failure_of
+from shared.step_metrics import StepName
+
+
+class Steps:
+    """Runs steps, and says once per change of state which of them fail and why.
+
+    A step fails where Postgres refuses it, where a lock is held for longer than it waits, or where it has a bug; then
+    the next one is run. Only an unavailable server ends them all.
+    """
+
+    def __init__(self, engine: Engine, metrics: DispatcherMetrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._failing: dict[StepName, str] = {}
+
+    @property
+    def failing(self) -> tuple[StepName, ...]:
+        """The steps that failed the last time that they were run."""
+        return tuple(sorted(self._failing))
+
+    def run[T](self, step: StepName, work: Callable[[], T], otherwise: T) -> T:
+        """Return what `work` returns, or `otherwise` where it fails.
+
+        Raises `DatabaseError` where the server is unavailable.
+        """
+        try:
+            result = work()
+        except DatabaseError as error:
+            if unavailable(error):
+                raise
+            self._metrics.database_failed()
+            self._metrics.steps.failed(step)
+            self._refused(step, error)
+            return otherwise
+        except Exception as error:  # noqa: BLE001 - a bug in one step must not end the others
+            self._metrics.steps.failed(step)
+            if self._changed(step, type(error).__name__):
+                log.error("step_crashed", step=step, **describe(error))
+            return otherwise
+        self.well(step)
+        return result
+
+    def well(self, step: StepName) -> None:
+        """Note that this step succeeded, or has nothing to do any more."""
+        if self._failing.pop(step, None) is not None:
+            log.info("step_recovered", step=step)
+
+    def _refused(self, step: StepName, error: DatabaseError) -> None:
+        if isinstance(error, RowLockedError):
+            if self._changed(step, "locked"):
+                log.warning("step_locked", step=step, by=lock_holders(self._engine) or "unknown")
+        elif self._changed(step, reason_of(error.__cause__ or error)):
+            log.warning("step_failed", step=step, reason=_reason(error))
+
+    def _changed(self, step: StepName, state: str) -> bool:
+        before = self._failing.get(step)
+        self._failing[step] = state
+        return before != state
+
+
+def unavailable(error: DatabaseError) -> bool:
+    """Return whether the server is unavailable, or takes no writes: whatever is asked of it next fails as well.
+
+    An error class alone does not say so, since a trigger can raise any: the connection must have broken.
+    """
+    if not answered(error) or failure_of(error.__cause__) is Failure.READ_ONLY:
+        return True
+    return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
+
+
+def _reason(error: DatabaseError) -> str:
+    """Return the text of the server's own errors; of those that a function raised only its name and the SQLSTATE."""
+    cause = error.__cause__
+    return reason_of(cause) if cause is not None and raised_by_function(cause) else str(error)
