@@ -165,7 +165,7 @@ class Upkeep:
                 log.debug("upkeep_postponed", reason=str(error))
                 self._round.at = time.monotonic() + SEEN_SECONDS
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
-                log.error("upkeep_failed", **describe(error))
+                log.error("upkeep_crashed", **describe(error))
                 self._stopped.wait(SEEN_SECONDS)
             self._began_at = None
 
