@@ -39,15 +39,18 @@ def test_dispatcher_works_with_the_extremes_of_all_settings(database: Database, 
     dispatcher = Dispatcher(settings, app, installation)
     try:
         dispatcher.loop.start()
+        dispatcher.upkeep.start()
         for _ in range(3):
             (run_id,) = insert_runs(database)
             dispatcher.loop.wake()
             until(lambda: _is_published(database, run_id), what="the run is published")  # noqa: B023
             if not highest:
                 break
-        dispatcher.poller.poll()
+        assert dispatcher.poller.poll().failing == ()
         assert dispatcher.loop._thread.is_alive()
+        assert dispatcher.upkeep._thread.is_alive()
         dispatcher.loop.stop()
+        dispatcher.upkeep.stop()
     finally:
         dispatcher.close()
         app.close()
