@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults systemd compat bench format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults neighbours systemd compat bench format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 
 faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),3)
+
+neighbours: $(INSTALLED)  ## Some 80 bad neighbours beside good runs, under each isolation and policy; two hours; ARGS='--only GIL'
+	$(BIN)/python -m tests.neighbours $(ARGS)
 
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd

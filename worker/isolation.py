@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,6 +22,8 @@ _PAUSE_SECONDS = 0.2
 _FIRST_SECONDS = 5.0
 """How long a start waits for what the ledger knows; runs that begin before it is read share a runner."""
 _STOP_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+"""For one look: each of its transactions waits for a connection and for a statement, both with timeouts below this."""
 _WRITTEN_AT_A_TIME = 10
 """Each may wait a second for a row that somebody holds, and reading must not wait for long."""
 
@@ -54,6 +57,7 @@ class Isolation:
         """Versions of which one may have harmed others, each until a run of it has been alone."""
         self._unwritten: dict[str, _Harm] = {}
         self._problem: Mapping[str, Any] | None = None
+        self._turned_at = time.monotonic()
         self._looked = threading.Event()
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -62,6 +66,7 @@ class Isolation:
     def start(self) -> None:
         """Read what the ledger knows, within a few seconds, and keep in step with it from now on."""
         if self._mode is WorkerIsolation.ADAPTIVE:
+            self._turned_at = time.monotonic()
             self._thread.start()
             self._looked.wait(_FIRST_SECONDS)
 
@@ -71,6 +76,11 @@ class Isolation:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether this is kept in step with the ledger, or that is tried."""
+        return self._mode is not WorkerIsolation.ADAPTIVE or time.monotonic() - self._turned_at < _PATIENCE_SECONDS
 
     def is_isolated(self, run: Run) -> bool:
         """Tell whether a run is to be alone in its runner."""
@@ -109,6 +119,7 @@ class Isolation:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
+                self._turned_at = time.monotonic()
                 self._look()
                 self._looked.set()
                 self._stopping.wait(_PAUSE_SECONDS)

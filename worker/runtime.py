@@ -101,6 +101,7 @@ class Runtime:
             Watched(
                 "group commit", lambda: self.runners.orders.makes_progress, (self._stalled,), _RUNNERS_PATIENCE_SECONDS
             ),
+            Watched("isolation", lambda: self.isolation.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("upkeep", lambda: self.upkeep.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
             Watched("aftermath", lambda: self.aftermaths.makes_progress, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
         )

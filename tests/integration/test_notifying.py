@@ -13,6 +13,7 @@ from tests.databases import Database, make_orcheo_tables, migrate
 from tests.listening import Listener
 from tests.processes import Process, Stack, until
 from tests.runs import all_are, insert_runs, read_run
+from tests.wedges import WEDGE
 
 _FED = "WATCHDOG=1"
 _KINDS = ["beat", "dispatcher", "worker", "prefork"]
@@ -109,15 +110,17 @@ def test_dispatcher_whose_postgres_is_away_is_fed_on(
 def test_worker_whose_consumer_is_beyond_help_is_not_fed_and_says_that_it_ends(
     database: Database, stack: Stack, listener: Listener
 ) -> None:
-    insert_runs(database, inputs={"do": "wedge"})
+    insert_runs(database)
     watched = {"NOTIFY_SOCKET": listener.address, "WATCHDOG_USEC": "2000000"}
     with (
         stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="5"),
-        stack.command("worker", ORCHEO_WORKER_EXECUTOR="tests.wedges:play", **watched) as worker,
+        Process(["-m", "tests.wedges"], stack.environment_of("worker", **watched)) as worker,
     ):
         listener.hears("READY=1")
-        until(lambda: all_are(database, "succeeded"), what="the run that wedges the worker ends")
-        (waiting,) = insert_runs(database)
+        until(lambda: all_are(database, "succeeded"), what="the worker executes runs")
+        worker.signal(WEDGE)
+        # The event loop of Celery hangs when it has turned once more.
+        *_, waiting = insert_runs(database, 3)
         worker.saw("remedy=restart_connection")
         fed = listener.count(_FED)
         listener.hears("STOPPING=1")
