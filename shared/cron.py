@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -48,6 +49,8 @@ _RECORD_SECONDS = 86_400
 _REASON_CHARACTERS = 500
 _LONGEST_ENTRY = 4096
 _JITTER = 0.2
+_TURN = 0.9
+"""Of an interval: for how long nobody else dispatches by itself after one has begun to."""
 _STOP_SECONDS = 5.0
 
 
@@ -140,6 +143,17 @@ class CronRecord:
                 self._client.set(key, json.dumps(asdict(entry)), ex=_RECORD_SECONDS)
         except BrokerError as error:
             log.debug("cron_not_recorded", reason=str(error))
+
+    def take_turn(self, interval: float) -> bool:
+        """Return whether this process may dispatch by itself, of several that look at once. Raises `BrokerError`."""
+        with broker_errors():
+            milliseconds = max(1, int(interval * _TURN * 1000))
+            return bool(self._client.set(f"{self._name}.turn", self._host, nx=True, px=milliseconds))
+
+    def leave_turn(self) -> None:
+        """Let another process dispatch: this one did not. Never raises: the turn expires."""
+        with suppress(BrokerError), broker_errors():
+            self._client.delete(f"{self._name}.turn")
 
     def success(self) -> CronSeen | None:
         """Return the last dispatch that succeeded within a day, by any process. Raises `BrokerError`."""
@@ -236,16 +250,15 @@ class CronLoop:
         """Look into the record; where others dispatch, come back when that would be overdue."""
         try:
             seen = self._record.success()
+            # Whoever dispatches by itself keeps the interval; Beat is late only after two.
+            limit = self._interval * (1 if seen is None or seen.by_itself else SILENT_INTERVALS)
+            age = limit if seen is None else seen.age
+            if age >= limit and self._record.take_turn(self._interval):
+                return True
         except BrokerError:
             # Nobody can be asked, and no message comes: each process dispatches at its own interval.
             return True
-        if seen is None:
-            return True
-        # Whoever dispatches by itself keeps the interval; Beat is late only after two.
-        limit = self._interval * (1 if seen.by_itself else SILENT_INTERVALS)
-        if seen.age >= limit:
-            return True
-        self._look_again_in(limit - seen.age)
+        self._look_again_in(limit - age if age < limit else self._interval)
         return False
 
     def _look_again_in(self, seconds: float) -> None:
@@ -255,6 +268,8 @@ class CronLoop:
         self._look_again_in(self._interval * (1 if by_itself else SILENT_INTERVALS))
         report = self._dispatch()
         if report is None:
+            if by_itself:
+                self._record.leave_turn()
             return
         self._metrics.cron_dispatched(report)
         self._record.note(report, by_itself=by_itself)

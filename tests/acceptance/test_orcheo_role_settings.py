@@ -36,7 +36,7 @@ _SETTINGS = {
             "standard_conforming_strings",
         )
     },
-    "statement_timeout": {"statement_timeout": "2ms"},
+    "statement_timeout": {"statement_timeout": "20ms"},
     "idle_session_timeout": {"idle_session_timeout": "1s"},
     "all at once": ALL_AT_ONCE,
 }

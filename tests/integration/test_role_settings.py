@@ -132,7 +132,7 @@ def test_processes_work_for_roles_that_have_everything_otherwise(
 
 
 def test_migrate_and_notify_work_for_an_owner_who_has_everything_otherwise(orcheo_database: Database) -> None:
-    give(orcheo_database, [orcheo_database.dsn], ALL_AT_ONCE | {"statement_timeout": "1ms"})
+    give(orcheo_database, [orcheo_database.dsn], ALL_AT_ONCE | {"statement_timeout": "10ms"})
     settings = settings_for(orcheo_database)
     assert migrate(settings, notify=True).notify
     heard = threading.Event()
@@ -177,8 +177,8 @@ def engine(database: Database) -> Iterator[Any]:
 
 
 def test_every_wait_of_a_transaction_has_an_end(engine: Any) -> None:
-    timeouts = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-    assert [_shown(engine, name) for name in timeouts] == ["30s", "10s", "1min"]
+    timeouts = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+    assert [_shown(engine, name) for name in timeouts] == ["30s", "10s", "1min", "0"]
 
 
 def test_commit_is_durable_unless_the_role_wants_more(database: Database) -> None:
