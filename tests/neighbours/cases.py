@@ -41,6 +41,8 @@ class Case:
     """Whether it is the code of a workflow, which `adaptive` isolates from its second run on."""
     settings: tuple[tuple[str, str], ...] = ()
     """What the worker is to be started with."""
+    delay: float = 0.0
+    """Seconds for which nobody can do better than wait."""
 
 
 def _code(name: str, count: int = 2) -> Bad:
@@ -221,7 +223,7 @@ CASES = (
     Case("row of a pending run locked", _locked("workflow_runs", "id", "pending"), repeats=False),
     Case("row of a running run locked", _locked("workflow_runs", "id", "running"), repeats=False),
     Case("ledger row of a running run locked", _locked("orcheo_dispatch.dispatch", "run_id", "running"), repeats=False),
-    Case("table locked for 12 s", _table_locked, repeats=False),
+    Case("table locked for 12 s", _table_locked, repeats=False, delay=12.0),
     *(
         Case(f"{what} refused ({how})", _refused(table, when, raises), repeats=False)
         for what, table, when in (

@@ -60,7 +60,7 @@ class Trial:
 
     def _try(self, case: Case, database: Database, place: Place, seconds: float, usual: float) -> Found:
         def one() -> Harm:
-            return wave(database, bad=lambda: case.bad(place), seconds=seconds, usual=usual)
+            return wave(database, bad=lambda: case.bad(place), seconds=seconds, usual=usual + case.delay)
 
         first = one()
         return Found(case.name, self.isolation, self.policy, first, one() if case.repeats else None)
