@@ -99,6 +99,17 @@ VALUES (gen_random_uuid(), %s, %s, %s, '0.1.0', %s, %s, now() - %s::interval, no
 """
 
 
+# One that a worker convicted, one that an operator named; the third has expired.
+_ISOLATED = """
+INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times)
+SELECT md5('workflow' || n)::uuid::text, version, reason, by, now() - since, now() + left_over, now() - seen, times
+  FROM (VALUES (5, 'v', 'ended its runner', 'worker', interval '3 days', interval '19 hours', interval '5 hours', 3),
+               (2, '', 'calls a library that is not thread-safe', 'ada', interval '2 days', NULL, NULL, 0),
+               (1, 'v', 'held its event loop', 'worker', interval '2 days', interval '-1 hour', interval '25 hours', 1))
+    AS i (n, version, reason, by, since, left_over, seen, times)
+"""
+
+
 def fill_busy(database: Database) -> None:
     """A good day: some runs a second, a few fail, nobody waits long."""
     with _seeded(database) as connection:
@@ -119,6 +130,7 @@ def fill_broken(database: Database) -> None:
         _fill(connection, _PENDING, count=214, age="22 minutes")
         _fill(connection, _LIVE, count=3, age="25 minutes", state="running", silent="6 minutes")
         _fill(connection, _LOST, count=4)
+        _fill(connection, _ISOLATED)
         _be(connection, "beat", "queue-1", 811, 1, 0, "9 days", "7 minutes")
         _be(connection, "dispatcher", "queue-1", 812, 1, 0, "9 days", "2 seconds")
         _be(connection, "worker", "run-1", 2201, 32, 3, "3 days", "6 minutes")

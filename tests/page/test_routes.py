@@ -144,6 +144,20 @@ def test_broken_system_names_each_thing_that_is_wrong(database: Database, serve:
     assert [process["alive"] for process in seen["processes"]] == [False, True, False, False]
 
 
+def test_isolated_workflows_are_named_with_who_and_until_when(database: Database, serve: Serve) -> None:
+    fill_broken(database)
+    seen = _overview(serve(database))
+    assert seen["now"]["isolated"] == 2
+    rows = [
+        {name: row[name] for name in ("workflow", "workflow_version_id", "by", "times")} for row in seen["isolated"]
+    ]
+    assert rows == [
+        {"workflow": HOSTILE, "workflow_version_id": "v", "by": "worker", "times": 3},
+        {"workflow": WORKFLOWS[1], "workflow_version_id": None, "by": "ada", "times": 0},
+    ]
+    assert [row["until"] is None for row in seen["isolated"]] == [False, True]
+
+
 def test_level_tells_since_when_and_what_was_before(
     database: Database, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
