@@ -6,15 +6,15 @@ them known: never a run, a workflow or a text.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from shared import __version__
 from shared.cron import ApiCronOutcome, WorkerCronOutcome
 from shared.cron_metrics import CronCounters
-from shared.instruments import OTHER, Instruments, SharedFiles
+from shared.instruments import OTHER, Instruments
 from shared.ledger import Outcome, ProcessKind
-from shared.settings import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings, WorkerPool
+from shared.settings import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings
 from shared.step_metrics import StepCounters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,10 +34,9 @@ class Metrics:
 
     kind: ProcessKind
 
-    def __init__(self, settings: Settings, process_id: UUID, *, shared: SharedFiles | None = None) -> None:
+    def __init__(self, settings: Settings, process_id: UUID) -> None:
         self._settings = settings
-        self._shared = shared
-        self._instruments = make = Instruments(on=settings.health_port != 0, shared=shared)
+        self._instruments = make = Instruments(on=settings.health_port != 0)
         make.info(
             "orcheo_dispatch_process",
             "What this process is.",
@@ -66,10 +65,8 @@ class Metrics:
         return self._instruments.read(), CONTENT_TYPE
 
     def close(self) -> None:
-        """Keep nothing from now on; files that a parent shares with its children go with the parent's."""
+        """Keep nothing from now on."""
         self._instruments.close()
-        if self._shared is not None:
-            self._shared.remove()
 
     def _define(self, make: Instruments) -> None:
         raise NotImplementedError
@@ -185,19 +182,9 @@ class DispatcherMetrics(ConsumerMetrics):
 
 
 class WorkerMetrics(ConsumerMetrics):
-    """The metrics of a worker, of its children too: those of a prefork pool add to what the parent exposes."""
+    """The metrics of a worker: of its main process, which also counts what becomes of the runs in its runners."""
 
     kind = ProcessKind.WORKER
-
-    @classmethod
-    def of_parent(cls, settings: Settings, process_id: UUID) -> Self:
-        """Return the metrics of a worker, whatever its pool; made before it forks."""
-        prefork = settings.pool is WorkerPool.PREFORK and settings.health_port != 0
-        return cls(settings, process_id, shared=SharedFiles() if prefork else None)
-
-    def of_child(self, process_id: UUID) -> Self:
-        """Return the metrics of this process, a child of the one that `self` was made in; called after the fork."""
-        return type(self)(self._settings, process_id, shared=self._shared)
 
     def _define(self, make: Instruments) -> None:
         super()._define(make)
@@ -232,9 +219,12 @@ class WorkerMetrics(ConsumerMetrics):
             "orcheo_dispatch_heartbeats", "Heartbeats, by result.", result=("succeeded", "failed")
         )
         self._lag = make.gauge(
-            "orcheo_dispatch_loop_lag_seconds", "How late the event loop last answered.", across="livemax"
+            "orcheo_dispatch_loop_lag_seconds",
+            "How long the event loop of a runner has not answered: the highest of all runners.",
         )
-        self._blocked = make.counter("orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop.")
+        self._blocked = make.counter(
+            "orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop of its runner."
+        )
         self.cron = CronCounters(make, get_args(WorkerCronOutcome))
 
     def message_taken(self, result: MessageResult) -> None:
@@ -275,11 +265,11 @@ class WorkerMetrics(ConsumerMetrics):
         self._heartbeats("succeeded" if succeeded else "failed").inc()
 
     def loop_lag(self, seconds: float) -> None:
-        """Note how late the loop answered, or how long it has been asked without an answer."""
+        """Note for how long the loop of a runner has not answered, the highest of all."""
         self._lag().set(seconds)
 
     def loop_blocked(self) -> None:
-        """Count a run that blocked the loop."""
+        """Count a run that blocked the loop of its runner."""
         self._blocked().inc()
 
 

@@ -19,7 +19,7 @@ class ServiceManager:
     """The service manager that started this process, where one did that wants to be told; else says nothing.
 
     Make one at the start of a process, before it has children: their environment must not name its socket.
-    Only the process that was started may speak: a child under `prefork` that inherits this must not use it.
+    Only the process that was started may speak: no child of it, such as a runner of a worker, uses this.
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -61,7 +61,7 @@ def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, loc
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The workers that are alive; a child of a prefork pool counts as one."""
+    """The workers that are alive."""
 
     alive: int = 0
     smallest: int = 0

@@ -55,7 +55,7 @@ class ProgressWatch:
         self._stopping.set()
 
     def look(self) -> None:
-        """Look once, on the caller's thread; for a process that must have no other thread, because it forks."""
+        """Look once, on the caller's thread."""
         for state in self._states:
             try:
                 state.look()

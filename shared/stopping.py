@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_init, worker_process_init, worker_shutting_down
+from celery.signals import worker_init, worker_shutting_down
 from celery.worker import state
 
 from shared.logs import log
@@ -57,7 +57,6 @@ def obey_signals(app: Celery, cut_short: Callable[[], bool] = lambda: False) -> 
     # From before the start of whatever has to end in order.
     worker_init.connect(take, weak=False)
     app.steps["worker"].add(TakeSignals)
-    worker_process_init.connect(_leave_to_parent, weak=False)
 
 
 def take_hangups(stop: Callable[[int, FrameType | None], None]) -> None:
@@ -76,12 +75,6 @@ def _ignore(*_: Any) -> None:
 
 def _log_hangup() -> None:
     log.warning("hangup_ignored")
-
-
-def _leave_to_parent(**_: Any) -> None:
-    """Ignore, in a child of a pool, what a terminal or an operator sends to the whole process group."""
-    for number in (signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _has_terminal() -> bool:

@@ -30,7 +30,7 @@ _ASK_AGAIN_SECONDS = 30.0
 _SURVEY_SECONDS = 5.0
 _OTHERS_REMEMBERED = 10_000
 _LEAST_WAITING = 8
-"""So many messages may wait in our queue, if workers have less room: that of a child of a prefork pool is one run."""
+"""Messages that may wait in our queue at least, where a worker has room for fewer runs."""
 
 # Moved in one step, by value: it is never in neither queue, and two workers that see it move it once. Where a limit is
 # given, not while so many wait in the new queue already.

@@ -233,15 +233,19 @@ def test_what_waits_for_workers_of_this_release_is_put_back_when_only_old_ones_a
     assert waiting == [claim.run_id for claim in claims]
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("isolation", ["adaptive", "process"])
 def test_worker_that_drains_puts_back_what_only_old_workers_could_take(
-    database: Database, stack: Stack, redis_url: str, client: redis.Redis, pool: str
+    database: Database, stack: Stack, redis_url: str, client: redis.Redis, isolation: str
 ) -> None:
     _worker_of_the_last_release(database)
     insert_runs(database, 20, inputs={"do": "wait", "seconds": 3600})
     with store_of(database) as (store, _):
         _publish_as_before(database, redis_url, claim_all(store))
-    variables = {"ORCHEO_WORKER_CONCURRENCY": "2", "ORCHEO_WORKER_DRAIN_TIMEOUT": "2", "ORCHEO_WORKER_POOL": pool}
+    variables = {
+        "ORCHEO_WORKER_CONCURRENCY": "2",
+        "ORCHEO_WORKER_DRAIN_TIMEOUT": "2",
+        "ORCHEO_WORKER_ISOLATION": isolation,
+    }
     with stack.command("worker", **variables, **_LONG_LEASE) as worker:
         until(lambda: len(stack.noted("begun")) == 2, what="two runs began")
         until(lambda: client.llen(installation_of(database).runs) >= 7, what="others wait for room")

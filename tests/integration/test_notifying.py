@@ -16,7 +16,7 @@ from tests.runs import all_are, insert_runs, read_run
 from tests.wedges import WEDGE
 
 _FED = "WATCHDOG=1"
-_KINDS = ["beat", "dispatcher", "worker", "prefork"]
+_KINDS = ["beat", "dispatcher", "worker"]
 
 
 @pytest.fixture
@@ -26,28 +26,22 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
 
 def _started(stack: Stack, kind: str, listener: Listener) -> Process:
-    pool = {"ORCHEO_WORKER_POOL": "prefork", "ORCHEO_WORKER_CONCURRENCY": "2"} if kind == "prefork" else {}
     # Fed each second, for that is how often a process looks at itself.
     watched = {"NOTIFY_SOCKET": listener.address, "WATCHDOG_USEC": "2000000"}
-    return stack.command("worker" if kind == "prefork" else kind, **pool, **watched)
+    return stack.command(kind, **watched)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_process_says_how_it_is_from_start_to_end(stack: Stack, listener: Listener, kind: str) -> None:
     with _started(stack, kind, listener) as process:
         said = listener.hears("READY=1")
-        assert said.splitlines()[1] in {
-            "STATUS=ticking",
-            "STATUS=polling",
-            "STATUS=runs: 0 of 32",
-            "STATUS=runs: 0 of 2",
-        }
+        assert said.splitlines()[1] in {"STATUS=ticking", "STATUS=polling", "STATUS=runs: 0 of 32"}
         assert listener.count(_FED) == 0 or listener.messages[0] == said
         listener.hears(_FED, times=3)
         process.signal(signal.SIGTERM)
         stopping = listener.hears("STOPPING=1")
         # 60 s of drain, 5 s (here 1 s) of grace, and what closing takes.
-        assert ("EXTEND_TIMEOUT_USEC=91000000" in stopping) == (kind in {"worker", "prefork"})
+        assert ("EXTEND_TIMEOUT_USEC=91000000" in stopping) == (kind == "worker")
         assert process.exit_code() == 0
 
 

@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus reads, of one process and of a parent with children."""
+"""Metrics: what Prometheus reads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from prometheus_client import REGISTRY, Counter, values
@@ -18,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared import __version__
 from shared.ledger import Outcome
 from shared.metrics import BeatMetrics, DispatcherMetrics, Metrics, WorkerMetrics
-from shared.settings import Settings, WorkerPool
+from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 ID = UUID("00000000-0000-4000-8000-000000000001")
@@ -49,14 +48,7 @@ def dispatcher() -> DispatcherMetrics:
 
 @pytest.fixture
 def worker() -> WorkerMetrics:
-    return WorkerMetrics.of_parent(_settings(), ID)
-
-
-@pytest.fixture
-def prefork() -> Iterator[WorkerMetrics]:
-    metrics = WorkerMetrics.of_parent(_settings(pool="prefork"), ID)
-    yield metrics
-    metrics.close()
+    return WorkerMetrics(_settings(), ID)
 
 
 def test_runs_are_counted_by_outcome_and_trigger(worker: WorkerMetrics) -> None:
@@ -70,7 +62,7 @@ def test_runs_are_counted_by_outcome_and_trigger(worker: WorkerMetrics) -> None:
 
 
 def test_trigger_that_nobody_named_is_another() -> None:
-    metrics = WorkerMetrics.of_parent(_settings(triggers="*, nightly import"), ID)
+    metrics = WorkerMetrics(_settings(triggers="*, nightly import"), ID)
     metrics.run_settled(Outcome.FAILED, 'x"} 1\nfake 1', 1)
     metrics.run_settled(Outcome.FAILED, "nightly import", 1)
     assert _value(metrics, "runs_settled_total", outcome="failed", trigger="other") == 1
@@ -131,10 +123,11 @@ def test_worker_counts_what_it_does(worker: WorkerMetrics) -> None:
     assert _value(worker, "consumer_stalls_total") == 1
 
 
-def test_closed_metrics_take_all_and_keep_nothing(prefork: WorkerMetrics) -> None:
-    prefork.close()
-    prefork.message_taken("begun")
-    prefork.close()
+def test_closed_metrics_take_all_and_keep_nothing(worker: WorkerMetrics) -> None:
+    worker.close()
+    worker.message_taken("begun")
+    worker.close()
+    assert _value(worker, "messages_total", result="begun") == 0
 
 
 def test_run_is_in_flight_until_it_ends(worker: WorkerMetrics) -> None:
@@ -177,17 +170,17 @@ def test_names_follow_the_conventions(metrics: type[Metrics]) -> None:
 
 
 def test_two_in_one_process_keep_apart_and_off_the_default_registry(worker: WorkerMetrics) -> None:
-    other = WorkerMetrics.of_parent(_settings(), ID)
+    other = WorkerMetrics(_settings(), ID)
     worker.message_taken("begun")
     assert _value(other, "messages_total", result="begun") == 0
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("orcheo")]
 
 
 def test_nothing_is_kept_where_no_port_is_set() -> None:
-    metrics = WorkerMetrics.of_parent(_settings(health_port=0, pool="prefork"), ID)
+    metrics = WorkerMetrics(_settings(health_port=0), ID)
     metrics.run_settled(Outcome.SUCCEEDED, "webhook", 1)
     metrics.run_begun()
-    metrics.of_child(uuid4()).loop_lag(1)
+    metrics.loop_lag(1)
     assert metrics.read()[0] == b""
     metrics.close()
 
@@ -207,97 +200,37 @@ def test_directory_of_somebody_else_is_not_written_to(monkeypatch: pytest.Monkey
     """A workflow's own code may use prometheus_client too, in its own way."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     class_before = values.ValueClass
-    for pool in WorkerPool:
-        metrics = WorkerMetrics.of_parent(_settings(pool=pool), ID)
-        metrics.message_taken("begun")
-        assert _value(metrics, "messages_total", result="begun") == 1
-        metrics.close()
+    metrics = WorkerMetrics(_settings(), ID)
+    metrics.message_taken("begun")
+    assert _value(metrics, "messages_total", result="begun") == 1
+    metrics.close()
     assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
     assert values.ValueClass is class_before
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_of_a_workflow_do_not_show_among_ours(prefork: WorkerMetrics) -> None:
-    theirs = Counter("workflow_of_somebody", "Not ours.", registry=None)
-    theirs.inc()
-    assert b"workflow_of_somebody" not in prefork.read()[0]
-
-
-def test_directory_of_a_prefork_worker_goes_with_it() -> None:
-    metrics = WorkerMetrics.of_parent(_settings(pool="prefork"), ID)
-    assert metrics._shared is not None
-    directory = metrics._shared.path
-    assert directory.stat().st_mode & 0o777 == 0o700
-    metrics.close()
-    assert not directory.exists()
-
-
-_PREFORK = """
-import os, signal, sys, uuid
-from shared.ledger import Outcome
+def test_values_are_in_memory_whatever_the_environment_says(tmp_path: Path) -> None:
+    script = """
+import os, uuid
 from shared.metrics import WorkerMetrics
 from shared.settings import Settings
-
-settings = Settings.load(postgres_dsn="postgresql://x", health_port=9100, pool="prefork", concurrency=2)
-parent = WorkerMetrics.of_parent(settings, uuid.uuid4())
-parent.capacity(0)
-parent.consumer_stalled()
-
-alive = []
-
-def fork(work):
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.read(told, 1)
-        alive.append(pid)
-        return pid
-    metrics = parent.of_child(uuid.uuid4())
-    metrics.capacity(1)
-    work(metrics)
-    os.write(tell, b".")
-    signal.pause()
-
-def begin(metrics):
-    metrics.run_begun()
-    metrics.loop_lag(0.1)
-
-def settle(metrics):
-    metrics.run_settled(Outcome.SUCCEEDED, "webhook", 0.5)
-    metrics.loop_lag(3)
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-    alive.remove(pid)
-    # Not waited for: it is a zombie by now, as it is until Celery looks.
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-
-def read():
-    found = {}
-    for line in parent.read()[0].decode().splitlines():
-        name, _, value = line.rpartition(" ")
-        found[name.removeprefix("orcheo_dispatch_")] = float(value) if not line.startswith("#") else None
-    return found
-
-WANTED = ("runs_in_flight", "capacity_runs", "loop_lag_seconds", "consumer_stalls_total",
-          'runs_settled_total{outcome="succeeded",trigger="webhook"}', "run_running_seconds_count",
-          'run_running_seconds_bucket{le="0.5"}', "run_running_seconds_sum")
-
-def show():
-    found = read()
-    print(*(f"{found[name]:g}" for name in WANTED), flush=True)
+metrics = WorkerMetrics(Settings.load(postgres_dsn="postgresql://x", health_port=9100), uuid.uuid4())
+metrics.message_taken("begun")
+print(b'messages_total{result="begun"} 1.0' in metrics.read()[0], os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
 """
-_END = """
-for pid in list(alive):
-    kill(pid)
-parent.close()
-"""
+    assert _run(script, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) == "True []\n"
 
 
-def _run(script: str) -> str:
+def test_metrics_of_a_workflow_do_not_show_among_ours(worker: WorkerMetrics) -> None:
+    theirs = Counter("workflow_of_somebody", "Not ours.", registry=None)
+    theirs.inc()
+    assert b"workflow_of_somebody" not in worker.read()[0]
+
+
+def _run(script: str, **environment: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -305,66 +238,3 @@ def _run(script: str) -> str:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout
-
-
-def test_children_add_to_what_the_parent_exposes() -> None:
-    shown = _run(_PREFORK + "fork(begin); fork(settle); show()" + _END)
-    assert shown.split() == ["1", "2", "3", "1", "1", "1", "1", "0.5"]
-
-
-def test_child_that_was_killed_keeps_its_counts_and_no_gauge() -> None:
-    shown = _run(_PREFORK + "kill(fork(begin)); kill(fork(settle)); show(); fork(settle); show()" + _END)
-    assert shown.splitlines() == ["0 0 0 1 1 1 1 0.5", "0 1 3 1 2 2 2 1"]
-
-
-def test_many_dead_children_leave_few_files_and_all_counts() -> None:
-    script = """
-for _ in range(20):
-    kill(fork(settle))
-    read()
-show()
-print(len(list(parent._shared.path.iterdir())))
-"""
-    counts, files = _run(_PREFORK + script + _END).splitlines()
-    assert counts == "0 0 0 1 20 20 20 10"
-    assert int(files) <= 6
-
-
-def test_child_that_ends_leaves_the_directory_of_its_parent_alone() -> None:
-    script = """
-import warnings
-warnings.simplefilter("ignore", ResourceWarning)  # for the files of the parent, open in the child
-for last_words in (sys.exit, lambda: parent.of_child(uuid.uuid4()).close()):
-    pid = os.fork()
-    if not pid:
-        last_words()
-        sys.exit()
-    os.waitpid(pid, 0)
-show()
-print(parent._shared.path)
-"""
-    counts, path = _run(_PREFORK + script + _END).splitlines()
-    assert counts == "0 0 0 1 0 0 0 0"
-    assert not Path(path).exists(), "the parent's own end has removed it"
-
-
-def test_directory_goes_with_a_parent_that_does_not_close() -> None:
-    script = "import warnings; warnings.simplefilter('ignore'); print(parent._shared.path)"
-    assert not Path(_run(_PREFORK + script).strip()).exists()
-
-
-def test_metrics_may_be_read_while_children_count() -> None:
-    script = """
-def count(metrics):
-    import threading
-    def on():
-        while True:
-            metrics.run_settled(Outcome.SUCCEEDED, "webhook", 0.5)
-    threading.Thread(target=on, daemon=True).start()
-
-fork(count); fork(count)
-name = 'runs_settled_total{outcome="succeeded",trigger="webhook"}'
-seen = [read()[name] for _ in range(50)]
-print(seen == sorted(seen), seen[-1] > seen[0])
-"""
-    assert _run(_PREFORK + script + _END) == "True True\n"
