@@ -27,7 +27,7 @@ class WorkerSettings(BaseSettings):
         alias="ORCHEO_WORKER_PROCESSES",
         ge=1,
         le=1000,
-        description="Processes that share the runs of one workspace; unset: as many as there are cores.",
+        description="Processes that share the runs of one workspace; unset: one for each core that the worker may use.",
     )
     max_processes: int = Field(
         32,
@@ -109,4 +109,4 @@ class WorkerSettings(BaseSettings):
     @property
     def shared_processes(self) -> int:
         """How many processes share the runs of one workspace."""
-        return self.processes or os.cpu_count() or 1
+        return self.processes or len(os.sched_getaffinity(0))

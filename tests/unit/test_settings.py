@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (settings.run_timeout, settings.drain_timeout, settings.executor) == (3600, 60, "orcheo")
     assert "chatkit" not in settings.triggers
     assert not settings.takes_every_trigger
+
+
+def test_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as many as the host has: CPUAffinity= of a unit and the cpuset of a container count."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
+    assert Settings.load().shared_processes == 3
+    assert Settings.load(processes=2).shared_processes == 2
 
 
 def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
