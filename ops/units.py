@@ -189,7 +189,7 @@ def _entry(name: str, default: str, description: str, *, secret: bool) -> str:
         notes.append(f"# Holds a secret: better a file credentials/{name}, of root and with mode 0600.")
     if name == _PER_PROCESS:
         notes.append(
-            "# Not here: the units give each process one of its own (9460 Beat, 9461 dispatcher, 9470 + N worker N)."
+            "# Not here: the units give each process one of its own (9460 Beat, 9461 dispatcher, 9471 orcheo-worker@1)."
         )
     value = "" if default in {"required", "unset"} else default
     required = " Required." if default == "required" else ""

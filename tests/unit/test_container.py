@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from ops.cli import app
 from shared.settings import Settings, variables
+from worker.runner.threads import MOST_THREADS
 
 ROOT = Path(__file__).parents[2]
 CONTAINER = ROOT / "ops/container"
@@ -115,6 +116,13 @@ def test_worker_is_stopped_well_after_its_drain() -> None:
     drain = float(environment["ORCHEO_WORKER_DRAIN_TIMEOUT"])
     grace = float(Settings.model_fields["cancel_grace"].default)
     assert _seconds(SERVICES["worker"]["stop_grace_period"]) >= drain + grace + 30
+
+
+def test_worker_is_one_with_room_for_the_threads_of_its_runners() -> None:
+    worker = SERVICES["worker"]
+    assert "replicas" not in worker.get("deploy", {})
+    defaults = Settings.model_fields
+    assert worker["pids_limit"] >= defaults["max_processes"].default * MOST_THREADS
 
 
 def test_redis_evicts_nothing_and_keeps_what_it_holds() -> None:

@@ -24,6 +24,7 @@ from ops.units import (
 )
 from shared.errors import DispatchError, SettingsError
 from shared.settings import Settings, secret_variables, variables
+from worker.runner.threads import MOST_THREADS
 
 ROOT = Path(__file__).parents[2]
 _FOLDER = ROOT / "ops" / "systemd"
@@ -97,6 +98,26 @@ def test_stop_time_is_above_the_drain(name: str) -> None:
     if "worker" in name:
         settings = Settings.load(postgres_dsn="postgresql:///x", drain_timeout=60, cancel_grace=5)
         assert float(service["TimeoutStopSec"]) >= settings.drain_timeout + settings.cancel_grace + 30
+
+
+def test_end_of_a_runner_is_the_end_of_nothing_else() -> None:
+    """Runners and programs that runs start are processes of the worker's unit, and may be killed for want of memory."""
+    service = _service("orcheo-worker@.service")
+    assert service["OOMPolicy"] == "continue"
+    # What a run starts inherits no say in whether the worker is alive.
+    assert service["NotifyAccess"] == "main"
+    defaults = Settings.model_fields
+    assert (
+        int(service["TasksMax"]) >= defaults["max_processes"].default * MOST_THREADS + defaults["concurrency"].default
+    )
+    # Neither is a limit that one run can use up for all runners.
+    assert not {"MemoryMax", "LimitNPROC", "LimitAS"} & set(service)
+
+
+def test_one_instance_of_the_worker_is_what_a_host_needs() -> None:
+    text = units(Installation(COMMAND))["orcheo-worker@.service"]
+    assert "\nDefaultInstance=1\n" in text
+    assert "orcheo-worker@2" not in "".join(units(Installation(COMMAND)).values())
 
 
 @pytest.mark.parametrize("name", _OURS)
