@@ -34,18 +34,19 @@ class RunRejectedError(Exception):
 
 @runtime_checkable
 class Executor(Protocol):
-    """Executes runs on the one event loop of its process.
+    """Executes runs on the event loop of a runner, a process that executes runs of one workspace.
 
     `execute` returns the run's `output_payload`. It raises to fail the run and `RunRejectedError`
     to cancel it. It is cancelled (`asyncio.CancelledError`) on a timeout, a cancelled run, a lost fence
     and at the end of a drain; the error's first argument is a `Stopped`. It never changes the status of
     a run: that is the worker's.
 
-    An executor may also have `async open()` and `async close()`, called once a process around all runs.
+    It is made once per worker, in the process that runners are forked from: it must not start a thread or open a
+    connection before `open`. An executor may have `async open()` and `async close()`, called once per runner around
+    all of its runs.
 
     One that can create the runs of due cron triggers has `async dispatch_cron()`, which returns a `CronReport`. It is
-    called by one thread, on an event loop other than that of the runs, between `open` and `close`. Two processes may
-    call it at once: it creates no run twice.
+    called in a runner of its own, between `open` and `close`. Two workers may call it at once: it creates no run twice.
     """
 
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
