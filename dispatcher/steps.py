@@ -12,7 +12,6 @@ from shared.lock_holders import lock_holders
 from shared.logs import describe, log
 from shared.metrics import DispatcherMetrics
 from shared.refused import raised_by_function, reason_of
-from shared.sifting import answered
 from shared.sqlstate import Failure, failure_of
 from shared.step_metrics import StepName
 
@@ -79,7 +78,7 @@ def unavailable(error: DatabaseError) -> bool:
 
     An error class alone does not say so, since a trigger can raise any: the connection must have broken.
     """
-    if not answered(error) or failure_of(error.__cause__) is Failure.READ_ONLY:
+    if not error.answered or failure_of(error.__cause__) is Failure.READ_ONLY:
         return True
     return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
 

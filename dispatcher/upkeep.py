@@ -90,6 +90,7 @@ class Upkeep:
         self._reaped: dict[str, float] = {}
         self._slots_are_due = False
         self._began_at: float | None = None
+        self._postponed = False
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
@@ -160,14 +161,23 @@ class Upkeep:
             self._began_at = time.monotonic()
             try:
                 self.once()
+                self._note_postponed(None)
             except DatabaseError as error:
-                # The poll says so, and this is done again soon.
-                log.debug("upkeep_postponed", reason=str(error))
+                self._metrics.database_failed()
+                self._note_postponed(error)
                 self._round.at = time.monotonic() + SEEN_SECONDS
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
                 log.error("upkeep_crashed", **describe(error))
                 self._stopped.wait(SEEN_SECONDS)
             self._began_at = None
+
+    def _note_postponed(self, error: DatabaseError | None) -> None:
+        """Log each change: polls may succeed all the while, on connections that they have already."""
+        if error is not None and not self._postponed:
+            log.warning("upkeep_postponed", reason=str(error))
+        elif error is None and self._postponed:
+            log.info("upkeep_resumed")
+        self._postponed = error is not None
 
     def _wait(self) -> bool:
         with self._wake:

@@ -65,7 +65,7 @@ def sift(
             many_rows=many_rows,
         )
     except DatabaseError as error:
-        if not answered(error):
+        if not error.answered:
             raise
     sieve = in_transaction(
         engine,
@@ -76,12 +76,6 @@ def sift(
     for run_id, refusal in sieve.refused.items():
         refused.note(change.step, run_id, refusal)
     return sieve.changed
-
-
-def answered(error: DatabaseError) -> bool:
-    """Return whether the server itself reported this error: without an SQLSTATE the connection broke or never was."""
-    cause = error.__cause__
-    return getattr(getattr(cause, "orig", None) or cause, "sqlstate", None) is not None
 
 
 @dataclass(slots=True)

@@ -62,8 +62,11 @@ class Store(Recovering):
         return list(claims)
 
     def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
-        """Return what there is for a poll to do."""
+        """Return what there is for a poll to do. Raises `DatabaseError` where the server takes no writes."""
         (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
+        if row.read_only:
+            # An idle dispatcher writes nothing else. The server's own refusal has all connections to it dropped.
+            self._rows(statements.WRITE_NOTHING)
         return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn, row.at)
 
     def queued(self) -> int:

@@ -18,6 +18,7 @@ from shared.statements.claiming import (
     LIMITED_CLAIMS_LOCK,
     LOOK,
     QUEUED,
+    WRITE_NOTHING,
 )
 from shared.statements.counting import (
     COUNT_ENDED,
@@ -107,6 +108,7 @@ __all__ = [
     "PRUNE_ISOLATION",
     "PRUNE_PROCESSES",
     "QUEUED",
+    "WRITE_NOTHING",
     "REAP",
     "REAP_ORPHANS",
     "RECORD_HARM",

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from dispatcher.app import Dispatcher, make_dispatcher_app
 from ops.real.embedded import EmbeddedPostgres
 from shared.database import make_engine, transaction
 from shared.errors import DatabaseError
+from shared.installation import find_installation
 from tests.databases import Database, make_orcheo_tables, migrate
 from tests.processes import Stack, until
-from tests.runs import execute, insert_runs, read_run, settings_for
+from tests.runs import execute, insert_runs, read_run, settings_for, times_claimed
 
 
 @pytest.fixture
@@ -51,6 +53,37 @@ def test_read_only_server_is_noticed_and_outcomes_are_kept(private: Database, re
         worker.saw("heartbeat_back")
         assert dispatcher.log.count("database_away") == 1
     assert stack.noted("begun") == [run_id]
+
+
+def test_idle_dispatcher_notices_read_only_server_by_its_next_poll(private: Database, redis_url: str) -> None:
+    """Its polls find nothing to write."""
+    settings = settings_for(private, redis_url)
+    app = make_dispatcher_app(settings, find_installation(settings))
+    dispatcher = Dispatcher(settings, app, find_installation(settings))
+    try:
+        assert not _read_only(dispatcher)
+        _set_read_only(private, True)
+        until(lambda: _read_only(dispatcher), what="a poll finds it read-only")
+        with transaction(dispatcher.engine) as connection:
+            before = connection.scalar(text("SELECT pg_backend_pid()"))
+        assert _read_only(dispatcher)
+        with transaction(dispatcher.engine) as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) != before, "the DSN may lead elsewhere by now"
+        _set_read_only(private, False)
+        insert_runs(private)
+        until(lambda: not _read_only(dispatcher), what="it takes writes again")
+        assert len(times_claimed(private)) == 1
+    finally:
+        dispatcher.close()
+        app.close()
+
+
+def _read_only(dispatcher: Dispatcher) -> bool:
+    try:
+        assert dispatcher.poller.poll().failing == ()
+    except DatabaseError as error:
+        return "read-only" in str(error)
+    return False
 
 
 def test_connections_to_a_read_only_server_are_dropped(private: Database) -> None:
