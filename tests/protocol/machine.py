@@ -36,7 +36,7 @@ REQUEUED = Ending.requeued("drained")
 REFUNDED = Ending.requeued("runner ended", suspect=True, refund=True)
 _SLOW = 1
 _GATE = 42
-# The claims of the slow dispatcher stop at this gate before they enter their first row, with that run locked alone.
+# The claims of the slow dispatcher stop at this gate before they enter their first row.
 _TRIGGER = f"""
 CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -144,14 +144,17 @@ class Machine(RuleBasedStateMachine):
         return answers
 
     def claim_at_once(self, slow_room: int, fast_room: int) -> None:
-        """Have a dispatcher claim while the slow one has locked one run and not yet looked at the next.
+        """Have a dispatcher claim while the slow one has locked its runs, or one of them, and entered none.
 
-        What the slow one then sees are runs that were locked, entered and let go since its snapshot.
+        A slow one whose first run has no row in the ledger has looked no further. What it then sees are runs that were
+        locked, entered and let go since its snapshot. One whose first run was claimed before has locked the rows of all
+        its runs that have one: so it holds these runs, and the fast one passes over them.
         """
         self._sound = False
-        first, *rest = self.model.claimable()
-        fast = self.model.take(rest[:fast_room])
-        slow = self.model.take([first, *(run for run in rest[: slow_room - 1] if run.state not in LIVE)])
+        runs = self.model.claimable()
+        ahead = 1 if runs[0].state is None else slow_room
+        fast = self.model.take(runs[ahead : ahead + fast_room])
+        slow = self.model.take([run for run in runs[:slow_room] if run.state not in LIVE])
         self._ground.watch.execute(f"SELECT pg_advisory_lock({_GATE})")
         try:
             other = self._ground.other.submit(self._reals[1].claim, _SLOW, slow_room)
