@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from shared.processes import Process, Workers
 from shared.slots import RunSlots
 from shared.store import Store
 from tests.databases import Database
+from tests.processes import Stack, until
 from tests.runs import (
     WORKSPACE_ID,
     everything,
@@ -226,3 +228,24 @@ def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: st
             dispatcher.upkeep.once()
             left.append(everything(database, "SELECT count(*) AS rows FROM orcheo_dispatch.dispatch")[0]["rows"])
     assert left == [1500, 500, 0, 0]
+
+
+_ENDED = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = %s"
+_PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s AND state = 'published'"
+
+
+@pytest.mark.usefixtures("roles")
+def test_upkeep_that_cannot_reach_postgres_is_logged_while_polls_go_on(database: Database, stack: Stack) -> None:
+    """Its connection is its own: here it breaks, and the database takes no other of this role."""
+    with stack.running("dispatcher") as dispatcher:
+        execute(database, f"ALTER DATABASE {database.name} CONNECTION LIMIT 0")
+        connection = (database.name, "orcheo-dispatch dispatcher upkeep")
+        until(partial(everything, database, _ENDED, *connection), what="the connection of the upkeep ends")
+        dispatcher.saw("upkeep_postponed", seconds=30)
+        for _ in range(3):
+            (run_id,) = insert_runs(database)
+            until(partial(everything, database, _PUBLISHED, run_id), what="the run is published")
+        execute(database, f"ALTER DATABASE {database.name} CONNECTION LIMIT -1")
+        dispatcher.saw("upkeep_resumed", seconds=30)
+        assert dispatcher.log.count("upkeep_postponed") == 1
+        assert "database_away" not in dispatcher.log
