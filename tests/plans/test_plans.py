@@ -104,6 +104,8 @@ _CASES = {
             "reasons": [None] * 32,
             "metadata": ["{}"] * 32,
             "changes": ["{}"] * 32,
+            "refunds": [False] * 32,
+            "suspects": [False] * 32,
             "worker_id": str(uuid4()),
         },
         "workflow_runs_pkey",
