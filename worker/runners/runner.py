@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
 from collections import OrderedDict
@@ -11,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 from shared.runs import Run
 from worker.execution import Execution
@@ -237,11 +237,12 @@ def _same[T](value: T) -> T:
 
 
 def _is_alive(pid: int) -> bool:
+    """Tell whether a child of this process has not ended, one that nobody has waited for yet included."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
         return False
-    return pid > 0
+    return state not in ("Z", "X")
 
 
 class _End(asyncio.Protocol):
