@@ -39,5 +39,10 @@ def started_after(stack: Stack, prelude: str, kind: str, *arguments: str, **vari
 
 def unshared(stack: Stack, kind: str, *how: str, **variables: str) -> Process:
     """Start the command under `unshare`, in the place of what starts it."""
-    command = ["unshare", *how, sys.executable, "-m", "ops.cli", kind]
+    return unshared_command(stack, kind, ["-m", "ops.cli", kind], *how, **variables)
+
+
+def unshared_command(stack: Stack, kind: str, arguments: list[str], *how: str, **variables: str) -> Process:
+    """Start Python with these arguments likewise, as a process of this kind."""
+    command = ["unshare", *how, sys.executable, *arguments]
     return Process(["-c", f"import os; os.execvp('unshare', {command!r})"], stack.environment_of(kind, **variables))

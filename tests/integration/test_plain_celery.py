@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.databases import Database
+from tests.namespaces import needs_namespaces, unshared_command
 from tests.processes import Process, Stack, until
-from tests.runs import everything, insert_runs
+from tests.runs import all_are, everything, insert_runs
 
 _COMMANDS = {"dispatcher.beat": "beat", "dispatcher.app": "dispatcher", "worker.app": "worker"}
 
@@ -43,6 +44,19 @@ def test_pending_runs_are_executed_by_plain_celery(database: Database, stack: St
         for process in (worker, dispatcher, beat):
             process.signal(signal.SIGTERM)
         assert [process.exit_code() for process in (worker, dispatcher, beat)] == [0, 0, 0]
+
+
+@needs_namespaces
+def test_worker_of_plain_celery_may_be_process_1(database: Database, stack: Stack) -> None:
+    """As in a container whose command is `celery`: the parent of its fork server is process 1, and has not ended."""
+    insert_runs(database, 3)
+    arguments = ["-m", "celery", "-A", "worker.app", "worker"]
+    with (
+        unshared_command(stack, "worker", arguments, "--pid", "--fork", "--mount-proc", "--kill-child") as worker,
+        stack.running("dispatcher"),
+    ):
+        worker.saw("worker_started")
+        until(lambda: all_are(database, "succeeded"), what="the runs succeed")
 
 
 @pytest.mark.parametrize("module", ["dispatcher.beat", "dispatcher.app", "worker.app"])

@@ -22,6 +22,8 @@ from worker.runner.parent import die_with_parent, ignore_stop_signals
 
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 """Set by the main process where what is preloaded must not be forked: each runner imports it by itself then."""
+PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
+"""The process id of the main process, which sets it for the fork server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,10 @@ def _command() -> str:
 
 
 STATE: State | None = None
+SERVER = os.getpid()
+"""The process that has imported this: the fork server, which is the parent of each runner."""
 if is_fork_server():
-    die_with_parent()
+    die_with_parent(int(os.environ.pop(PARENT)))
     # It is the main process that talks to the service manager.
     os.environ.pop("NOTIFY_SOCKET", None)
     ignore_stop_signals()

@@ -47,7 +47,7 @@ _ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, Database
 
 def run(link: socket.socket, side: socket.socket) -> None:
     """Serve the main process at the other end of `link` until it says so, or is gone. Never returns."""
-    die_with_parent()
+    die_with_parent(preload.SERVER)
     ignore_stop_signals()
     state = preload.STATE
     if state is None:

@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 
 PRELOAD = "worker.runner.preload"
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
+PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
 """As in `worker.runner.preload`, which this process does not import."""
 
 
@@ -44,6 +45,7 @@ class ForkServer:
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True
         """Whether runners share what the fork server has imported."""
+        os.environ[PARENT] = str(os.getpid())
         _hide_main_module()
 
     async def start(self, name: str) -> Started:
