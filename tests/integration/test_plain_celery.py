@@ -69,10 +69,10 @@ def test_wrong_setting_is_one_line_under_plain_celery_too(stack: Stack, module: 
 
 
 def test_no_other_pool_is_accepted_on_the_command_line(stack: Stack) -> None:
-    with _celery(stack, "-A", "worker.app", "worker", "-P", "prefork") as process:
+    with _celery(stack, "-A", "worker.app", "worker", "-P", "solo") as process:
         assert process.exit_code() == 2
         process.finish()
-        assert "celery -P got 'prefork', expected 'threads' or no -P" in process.log
+        assert "celery -P got 'solo', expected 'threads' or no -P" in process.log
 
 
 @pytest.mark.parametrize("module", ["dispatcher.beat", "dispatcher.app", "worker.app"])

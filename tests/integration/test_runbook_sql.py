@@ -21,6 +21,7 @@ CREATE TABLE workflow_runs (id text PRIMARY KEY, workflow_id text NOT NULL, work
     status text NOT NULL, triggered_by text NOT NULL, payload jsonb NOT NULL, created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL, workspace_id text);
 CREATE TABLE workflows (id text PRIMARY KEY, workspace_id text, is_archived boolean NOT NULL);
+CREATE TABLE workflow_versions (id text PRIMARY KEY, workflow_id text NOT NULL, version integer NOT NULL);
 """
 _PUBLIC = """
 SELECT c.relname, c.reloptions, pg_get_indexdef(c.oid) AS definition FROM pg_class AS c
