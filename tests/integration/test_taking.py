@@ -7,6 +7,7 @@ from functools import partial
 from uuid import uuid4
 
 import psycopg
+import pytest
 import redis
 
 from dispatcher.publisher import Publisher
@@ -101,7 +102,12 @@ def test_what_redis_gave_a_worker_as_it_became_full_goes_to_others(
             until(lambda: _count(database, "succeeded") == 3, what="the fourth executes all others", seconds=15)
 
 
-def test_claims_go_back_to_the_table_where_redis_takes_none(database: Database) -> None:
+def test_claims_go_back_to_the_table_where_redis_takes_none(
+    database: Database, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the processes of runs read.
+    for name, value in stack.environment_of("worker", ORCHEO_WORKER_EXECUTOR="tests.executors:play").items():
+        monkeypatch.setenv(name, value)
     insert_runs(database, 3, inputs={"do": "wait", "seconds": 1})
     settings = settings_for(database, "redis://127.0.0.1:1/0", executor="tests.executors:play", concurrency=1)
     metrics = WorkerMetrics(settings, uuid4())

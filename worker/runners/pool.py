@@ -92,6 +92,8 @@ class RunnerPool:
         self._call(self._close(), 2 * _CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     # --- the loop's thread from here on
 
@@ -282,8 +284,7 @@ class RunnerPool:
 
     async def _close(self) -> None:
         self._closing = True
-        everyone = list(self._runners)
-        for runner in everyone:
+        for runner in (everyone := list(self._runners)):
             runner.draining = True
             runner.send(Close())
         self._cron.close()
