@@ -22,11 +22,11 @@ from worker.runners.orders import Orders
 from worker.runners.placement import Waiting, assign, plan
 from worker.runners.runner import Runner
 from worker.runners.starting import ATTACH_SECONDS, FIRST_SECONDS, Starter
-from worker.runners.verdicts import judge, judge_cancelled, result_of
+from worker.runners.trying import Trying
+from worker.runners.verdicts import CancelledTogether, judge, result_of
 from worker.runners.watching import TICK_SECONDS, Watching, holder_of
 
 _CLOSE_SECONDS = 6.0
-_CANCELLED_TOGETHER_SECONDS = 0.1
 
 
 class RunnerPool:
@@ -49,6 +49,8 @@ class RunnerPool:
         self.orders = Orders(told_of=told_of, end=self._end, spawn=self._spawn)
         self._processes = min(settings.shared_processes, settings.max_processes - 1)
         self._watching = Watching(settings, metrics, isolation)
+        self._cancelled = CancelledTogether(isolation, end=self._end)
+        self._trying = Trying(isolation, done=self._close_if_empty)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="runners", daemon=True)
         self.starter = Starter(max_output=settings.max_output, on_frame=self._take, on_gone=self._gone)
@@ -172,7 +174,7 @@ class RunnerPool:
         runner.executions.pop(execution.key, None)
         self._where.pop(execution.key, None)
         if runner.dedicated and result.stop is None:
-            self._isolation.acquit(execution.run)
+            self._trying.begin(runner, execution.run)
         execution.end(result)
         self._close_if_empty(runner)
         self._place()
@@ -207,6 +209,8 @@ class RunnerPool:
         self._end_stopped(execution, ignored=True)
 
     def _close_if_empty(self, runner: Runner) -> None:
+        if runner in self._trying:
+            return
         if not runner.executions and (runner.draining or (runner.dedicated and runner.taken)):
             runner.draining = True
             runner.send(Close())
@@ -227,6 +231,7 @@ class RunnerPool:
             case Hasten():
                 self.orders.hasten()
             case Pong():
+                self._trying.answered(runner)
                 if self._watching.answered(runner):
                     self._place()
             case CronDone():
@@ -235,23 +240,15 @@ class RunnerPool:
     def _take_end(self, runner: Runner, execution: Execution, frame: Ended) -> None:
         stop = execution.stop_reason
         if frame.how == "cancelled_inside" and stop is None:
-            runner.cancelled_inside.append(execution)
-            if len(runner.cancelled_inside) == 1:
-                self._loop.call_later(_CANCELLED_TOGETHER_SECONDS, self._end_cancelled, runner)
+            self._cancelled.add(runner, execution)
             return
         self._end(runner, execution, result_of(frame, stop, max_output=self._settings.max_output))
-
-    def _end_cancelled(self, runner: Runner) -> None:
-        executions = [each for each in runner.cancelled_inside if each.result is None]
-        runner.cancelled_inside.clear()
-        if len(executions) > 1:
-            runner.draining = True
-        for execution, result in judge_cancelled(runner, executions, self._isolation) if executions else ():
-            self._end(runner, execution, result)
 
     def _gone(self, runner: Runner) -> None:
         """Settle what was in a runner that has ended."""
         self._runners.discard(runner)
+        if not self._closing:
+            self._trying.gone(runner)
         self._cron.gone(runner)
         ended = [each for each in runner.executions.values() if each.result is None]
         runner.executions.clear()

@@ -7,13 +7,15 @@ harms again is convicted, all others are innocent. Attempts that a run lost thro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 
 from worker.execution import Execution, How, Result, Stop
 from worker.frames import Ended
 from worker.isolation import Isolation
 from worker.runners.runner import Runner
 
+_TOGETHER_SECONDS = 0.1
 _SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}
 """A workflow can write to its runner's socket: what costs no attempt is never taken from there."""
 
@@ -57,19 +59,36 @@ def judge(
             yield execution, Result(How.SUSPECTED, error=others, kind="RunnerEnded")
 
 
-def judge_cancelled(
-    runner: Runner, cancelled: Sequence[Execution], isolation: Isolation
-) -> Iterator[tuple[Execution, Result]]:
-    """Yield how runs have ended whose tasks were cancelled by code in their runner: one by itself, several by one."""
-    if len(cancelled) == 1:
-        (execution,) = cancelled
-        if runner.dedicated:
-            isolation.convict(execution.run, "cancelled tasks of its event loop")
-        yield execution, Result(How.FAILED, error="the workflow cancelled itself", kind="CancelledError")
-        return
-    suspect(runner, isolation)
-    for execution in cancelled:
-        yield execution, Result(How.SUSPECTED, error="Run was cancelled by the code of a run in its runner.")
+class CancelledTogether:
+    """Runs whose tasks were cancelled by code in their runner: one by itself, several at a time by one of them.
+
+    For the thread of the pool's event loop.
+    """
+
+    def __init__(self, isolation: Isolation, *, end: Callable[[Runner, Execution, Result], None]) -> None:
+        self._isolation = isolation
+        self._end = end
+
+    def add(self, runner: Runner, execution: Execution) -> None:
+        """Wait for a moment whether it is the only one, and end it."""
+        runner.cancelled_inside.append(execution)
+        if len(runner.cancelled_inside) == 1:
+            asyncio.get_running_loop().call_later(_TOGETHER_SECONDS, self._judge, runner)
+
+    def _judge(self, runner: Runner) -> None:
+        cancelled = [each for each in runner.cancelled_inside if each.result is None]
+        runner.cancelled_inside.clear()
+        if len(cancelled) == 1:
+            if runner.dedicated:
+                self._isolation.convict(cancelled[0].run, "cancelled tasks of its event loop")
+            itself = Result(How.FAILED, error="the workflow cancelled itself", kind="CancelledError")
+            self._end(runner, cancelled[0], itself)
+        elif cancelled:
+            runner.draining = True
+            suspect(runner, self._isolation)
+            for execution in cancelled:
+                error = "Run was cancelled by the code of a run in its runner."
+                self._end(runner, execution, Result(How.SUSPECTED, error=error))
 
 
 def suspect(runner: Runner, isolation: Isolation) -> None:

@@ -1,0 +1,54 @@
+"""Whether a suspect was innocent: a process of its own must still be in order when its run has ended.
+
+A run may leave something behind that harms others only later, such as a clock that it has stopped. In a process of its
+own that would show in nothing: so its event loop has to answer once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from shared.runs import Run
+from worker.isolation import Isolation
+from worker.runners.runner import Runner
+from worker.runners.watching import LAG_LIMIT_SECONDS
+
+
+class Trying:
+    """For the thread of the pool's event loop. `done` is called with each runner that is not needed any more."""
+
+    def __init__(self, isolation: Isolation, *, done: Callable[[Runner], None]) -> None:
+        self._isolation = isolation
+        self._done = done
+        self._tried: dict[Runner, tuple[Run, asyncio.TimerHandle]] = {}
+
+    def __contains__(self, runner: Runner) -> bool:
+        return runner in self._tried
+
+    def begin(self, runner: Runner, run: Run) -> None:
+        """Ask a dedicated runner, whose run has ended by itself, for one more answer."""
+        timer = asyncio.get_running_loop().call_later(LAG_LIMIT_SECONDS, self._end, runner, "left its process unusable")
+        self._tried[runner] = run, timer
+        runner.ping(time.monotonic())
+
+    def answered(self, runner: Runner) -> None:
+        """Acquit the run of this runner, which answers."""
+        self._end(runner, None)
+
+    def gone(self, runner: Runner) -> None:
+        """Convict the run of this runner, which has ended before it answered."""
+        self._end(runner, "left its process unusable")
+
+    def _end(self, runner: Runner, reason: str | None) -> None:
+        if runner not in self._tried:
+            return
+        run, timer = self._tried.pop(runner)
+        timer.cancel()
+        if reason is None:
+            self._isolation.acquit(run)
+        else:
+            self._isolation.convict(run, reason)
+            runner.kill(None)
+        self._done(runner)
