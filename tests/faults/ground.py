@@ -51,7 +51,7 @@ class Ground:
 
 
 @contextmanager
-def ground(*, orcheo: bool) -> Iterator[Ground]:
+def ground(*, orcheo: bool, uploaded: Path = _WORKFLOW) -> Iterator[Ground]:
     """Make it, with a real workflow in it where `orcheo` is to execute the runs; leave nothing behind."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orcheo-dispatch-faults-")))
@@ -62,15 +62,15 @@ def ground(*, orcheo: bool) -> Iterator[Ground]:
             with EmbeddedRedis(folder / "redis") as redis:
                 make_orcheo_tables(template, redis.url)
                 if orcheo:
-                    workflow = _upload(template, redis.url, folder / "orcheo")
+                    workflow = _upload(template, uploaded, redis.url, folder / "orcheo")
             migrate(template)
             close(admin, template)
         yield Ground(postgres, template, workflow)
 
 
-def _upload(database: Database, redis_url: str, folder: Path) -> Workflow:
+def _upload(database: Database, workflow: Path, redis_url: str, folder: Path) -> Workflow:
     with OrcheoApi(database.dsn, redis_url, folder) as api:
-        api.upload(_WORKFLOW, "act")
+        api.upload(workflow, "act")
     with psycopg.connect(database.dsn) as connection:
         row = connection.execute(_NEWEST_VERSION).fetchone()
     assert row is not None

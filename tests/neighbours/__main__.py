@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Iterator, Sequence
 
 from tests.faults.ground import ground
-from tests.neighbours.cases import CASES
+from tests.neighbours import stock
+from tests.neighbours.cases import CASES, Case
+from tests.neighbours.table import table
 from tests.neighbours.trial import ISOLATIONS, POLICIES, Found, Trial
 
 
@@ -16,21 +19,38 @@ def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cases = [case for case in CASES if not arguments.only or any(part in case.name for part in arguments.only)]
+    isolations = arguments.isolation or ([] if arguments.stock else ISOLATIONS)
     found: list[Found] = []
-    with ground(orcheo=False) as shared:
-        for isolation in arguments.isolation or ISOLATIONS:
-            for policy in arguments.policy or POLICIES:
-                print(f"--- {isolation}, {policy}", flush=True)
-                for each in Trial(isolation, policy).carry_out(shared, cases):
-                    found.append(each)
-                    again = "" if each.again is None else f" | again: {each.again}"
-                    mark = "  " if each.is_wanted else "! "
-                    print(f"{mark}{each.case}: {each.first}{again}", flush=True)
-                    for why in (*each.first.why, *(each.again.why if each.again else ())):
-                        print(f"      {why}", flush=True)
+    try:
+        for each in _carry_out(cases, isolations, arguments.policy or POLICIES, with_stock=arguments.stock):
+            found.append(each)
+            _tell(each)
+    finally:
+        print(f"\n{table(found)}\n", flush=True)
     wrong = [each for each in found if not each.is_wanted]
     print(f"{len(found)} trials, {len(wrong)} in which runs were harmed that must not be")
     return 1 if wrong else 0
+
+
+def _carry_out(
+    cases: Sequence[Case], isolations: Sequence[str], policies: Sequence[str], *, with_stock: bool
+) -> Iterator[Found]:
+    if isolations:
+        with ground(orcheo=False) as shared:
+            for isolation in isolations:
+                for policy in policies:
+                    yield from Trial(isolation, policy).carry_out(shared, cases)
+    if with_stock:
+        with ground(orcheo=True, uploaded=stock.WORKFLOW) as shared:
+            yield from stock.carry_out(shared, cases)
+
+
+def _tell(found: Found) -> None:
+    """Print what a case did as soon as it is known."""
+    again = "" if found.again is None else f" | again: {found.again}"
+    print(f"{'  ' if found.is_wanted else '! '}{found.column}: {found.case}: {found.first}{again}", flush=True)
+    for why in (*found.first.why, *(found.again.why if found.again else ())):
+        print(f"      {why}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -38,6 +58,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="cases whose names have this in them; may be given again")
     parser.add_argument("--isolation", action="append", choices=ISOLATIONS)
     parser.add_argument("--policy", action="append", choices=POLICIES)
+    parser.add_argument(
+        "--stock",
+        action="store_true",
+        help="the code of runs under Orcheo's own worker too; alone where no --isolation is given",
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What runs do in these tests, good and bad, by name: an executor's `play`."""
+"""What runs do in these tests, good and bad, by name: under an executor of its own, `play`, and in a node of Orcheo."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ _HOLD_SECONDS = 6.0
 _FOREVER = 3600.0
 
 
+type Inputs = Mapping[str, Any]
+
+
 async def play(run: Run) -> Mapping[str, Any]:
+    """Do what `inputs["do"]` says: an executor."""
+    return {"final_state": await act(run.inputs)}
+
+
+async def act(inputs: Inputs) -> Any:
     """Do what `inputs["do"]` says."""
-    do = str(run.inputs.get("do", "echo"))
-    found = await ACTS[do](run)
-    return {"final_state": found if found is not None else {"did": do}}
+    do = str(inputs.get("do", "echo"))
+    found = await ACTS[do](inputs)
+    return found if found is not None else {"did": do}
 
 
-async def _echo(run: Run) -> Any:
-    return dict(run.inputs)
+async def _echo(inputs: Inputs) -> Any:
+    return dict(inputs)
 
 
-async def _wait(run: Run) -> Any:
-    await asyncio.sleep(float(run.inputs["seconds"]))
+async def _wait(inputs: Inputs) -> Any:
+    await asyncio.sleep(float(inputs["seconds"]))
 
 
-async def _see(_: Run) -> Any:
+async def _see(_: Inputs) -> Any:
     """Say what could be somebody else's."""
     return {
         "key": os.environ.get("OPENAI_API_KEY"),
@@ -57,7 +65,7 @@ async def _see(_: Run) -> Any:
     }
 
 
-async def _taint(_: Run) -> Any:
+async def _taint(_: Inputs) -> Any:
     """Leave traces wherever a process has state, and stay."""
     os.environ["OPENAI_API_KEY"] = "of-another-workspace"
     os.chdir("/")
@@ -69,78 +77,78 @@ async def _taint(_: Run) -> Any:
     await asyncio.sleep(3)
 
 
-async def _block(_: Run) -> Any:
+async def _block(_: Inputs) -> Any:
     time.sleep(_HOLD_SECONDS)
 
 
-async def _spin(_: Run) -> Any:
+async def _spin(_: Inputs) -> Any:
     deadline = time.monotonic() + _HOLD_SECONDS
     while time.monotonic() < deadline:
         pass
 
 
-async def _hold_gil(_: Run) -> Any:
+async def _hold_gil(_: Inputs) -> Any:
     """One call into C that never lets another thread run."""
     deadline = time.monotonic() + _HOLD_SECONDS
     while time.monotonic() < deadline:
         sum(range(100_000_000))
 
 
-async def _backtrack(_: Run) -> Any:
+async def _backtrack(_: Inputs) -> Any:
     """A regular expression that takes for ever, also in C."""
     re.match(r"(a+)+$", "a" * 40 + "b")
 
 
-async def _exit_process(_: Run) -> Any:
+async def _exit_process(_: Inputs) -> Any:
     os._exit(3)
 
 
-async def _exit_0(_: Run) -> Any:
+async def _exit_0(_: Inputs) -> Any:
     os._exit(0)
 
 
-async def _exit(_: Run) -> Any:
+async def _exit(_: Inputs) -> Any:
     sys.exit(3)
 
 
-async def _interrupt(_: Run) -> Any:
+async def _interrupt(_: Inputs) -> Any:
     raise KeyboardInterrupt
 
 
-async def _abort(_: Run) -> Any:
+async def _abort(_: Inputs) -> Any:
     os.abort()
 
 
-async def _crash(_: Run) -> Any:
+async def _crash(_: Inputs) -> Any:
     ctypes.string_at(0)
 
 
-async def _kill(_: Run) -> Any:
+async def _kill(_: Inputs) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _kill_parent(_: Run) -> Any:
+async def _kill_parent(_: Inputs) -> Any:
     """End the process that made this one: all runners go with it."""
     os.kill(os.getppid(), signal.SIGKILL)
     await asyncio.sleep(5)
 
 
-async def _alarm(_: Run) -> Any:
+async def _alarm(_: Inputs) -> Any:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     await asyncio.sleep(5)
 
 
-async def _execute_another_program(_: Run) -> Any:
+async def _execute_another_program(_: Inputs) -> Any:
     os.execv("/bin/true", ["true"])
 
 
-async def _fork_and_go_on(_: Run) -> Any:
+async def _fork_and_go_on(_: Inputs) -> Any:
     """A child that goes on with this process's event loop and sockets, and ends."""
     if os.fork() == 0:
         os._exit(0)
 
 
-async def _fill_memory(_: Run) -> Any:
+async def _fill_memory(_: Inputs) -> Any:
     kept = []
     for _step in range(60):
         kept.append(bytearray(os.urandom(1 << 20)) * 10)
@@ -148,42 +156,42 @@ async def _fill_memory(_: Run) -> Any:
     return {"mib": len(kept) * 10}
 
 
-async def _take_threads(_: Run) -> Any:
+async def _take_threads(_: Inputs) -> Any:
     await asyncio.gather(*(asyncio.to_thread(time.sleep, _HOLD_SECONDS) for _ in range(300)))
 
 
-async def _use_thread(_: Run) -> Any:
+async def _use_thread(_: Inputs) -> Any:
     await asyncio.to_thread(time.sleep, 0.1)
 
 
-async def _leave_threads(_: Run) -> Any:
+async def _leave_threads(_: Inputs) -> Any:
     for _step in range(50):
         threading.Thread(target=time.sleep, args=[_FOREVER]).start()
 
 
-async def _close_descriptors(_: Run) -> Any:
+async def _close_descriptors(_: Inputs) -> Any:
     os.closerange(3, 50)
     await asyncio.sleep(1)
 
 
-async def _close_streams(_: Run) -> Any:
+async def _close_streams(_: Inputs) -> Any:
     for number in range(3):
         os.close(number)
 
 
-async def _use_up_descriptors(_: Run) -> Any:
+async def _use_up_descriptors(_: Inputs) -> Any:
     resource.setrlimit(resource.RLIMIT_NOFILE, (16, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     await asyncio.sleep(2)
 
 
-async def _print(_: Run) -> Any:
+async def _print(_: Inputs) -> Any:
     for number in range(200_000):
         print("line", number)
         if number % 1000 == 0:
             await asyncio.sleep(0)
 
 
-async def _write_to_stderr(_: Run) -> Any:
+async def _write_to_stderr(_: Inputs) -> Any:
     """Past Python's own stream."""
     for _step in range(5_000):
         with suppress(OSError):
@@ -191,32 +199,32 @@ async def _write_to_stderr(_: Run) -> Any:
     os.write(2, b"written past the stream\n")
 
 
-async def _log(_: Run) -> Any:
+async def _log(_: Inputs) -> Any:
     for number in range(20_000):
         logging.getLogger("of.a.workflow").error("line %s", number)
         if number % 1000 == 0:
             await asyncio.sleep(0)
 
 
-async def _swallow(_: Run) -> Any:
+async def _swallow(_: Inputs) -> Any:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.1)
 
 
-async def _run_a_loop(_: Run) -> Any:
+async def _run_a_loop(_: Inputs) -> Any:
     with suppress(RuntimeError):
         asyncio.run(asyncio.sleep(1))
     await asyncio.to_thread(asyncio.run, asyncio.sleep(1))
 
 
-async def _stop_loop(_: Run) -> Any:
+async def _stop_loop(_: Inputs) -> Any:
     asyncio.get_running_loop().stop()
     await asyncio.sleep(5)
 
 
-async def _close_loop(_: Run) -> Any:
+async def _close_loop(_: Inputs) -> Any:
     loop = asyncio.get_running_loop()
     loop.call_soon(loop.stop)
     with suppress(RuntimeError):
@@ -224,41 +232,41 @@ async def _close_loop(_: Run) -> Any:
     await asyncio.sleep(5)
 
 
-async def _cancel_everybody(_: Run) -> Any:
+async def _cancel_everybody(_: Inputs) -> Any:
     for task in asyncio.all_tasks():
         task.cancel()
     await asyncio.sleep(5)
 
 
-async def _cancel_itself(_: Run) -> Any:
+async def _cancel_itself(_: Inputs) -> Any:
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
     await asyncio.sleep(5)
 
 
-async def _break_tasks(_: Run) -> Any:
+async def _break_tasks(_: Inputs) -> Any:
     asyncio.get_running_loop().set_task_factory(lambda *_, **__: None)  # type: ignore[arg-type]
     await asyncio.sleep(5)
 
 
-async def _break_executor(_: Run) -> Any:
+async def _break_executor(_: Inputs) -> Any:
     executor: Any = asyncio.get_running_loop()._default_executor  # type: ignore[attr-defined]
     executor.shutdown(wait=False)
 
 
-async def _stop_the_clock(_: Run) -> Any:
+async def _stop_the_clock(_: Inputs) -> Any:
     now = time.monotonic()
     time.monotonic = lambda: now
     time.time = lambda: 0.0
 
 
-async def _break_json(_: Run) -> Any:
+async def _break_json(_: Inputs) -> Any:
     json.dumps = _refuse
     json.loads = _refuse
 
 
-async def _break_builtins(_: Run) -> Any:
+async def _break_builtins(_: Inputs) -> Any:
     builtins.len = _refuse
 
 
@@ -266,31 +274,31 @@ def _refuse(*_: Any, **__: Any) -> Any:
     raise RuntimeError("broken by a workflow")
 
 
-async def _ignore_signals(_: Run) -> Any:
+async def _ignore_signals(_: Inputs) -> Any:
     for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
         with suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_IGN)
 
 
-async def _stop_process(_: Run) -> Any:
+async def _stop_process(_: Inputs) -> Any:
     """As a debugger would: the process is there, and does nothing."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-async def _stop_collecting(_: Run) -> Any:
+async def _stop_collecting(_: Inputs) -> Any:
     gc.disable()
     sys.setswitchinterval(100)
 
 
-async def _recurse(run: Run) -> Any:
-    return await _recurse(run)
+async def _recurse(inputs: Inputs) -> Any:
+    return await _recurse(inputs)
 
 
-async def _return_much(_: Run) -> Any:
+async def _return_much(_: Inputs) -> Any:
     return {"text": "x" * 80_000_000}
 
 
-async def _return_nested(_: Run) -> Any:
+async def _return_nested(_: Inputs) -> Any:
     value: Any = "end"
     for _step in range(100_000):
         value = [value]
@@ -311,7 +319,7 @@ class _Liar:
     __repr__ = __str__
 
 
-async def _return_liar(_: Run) -> Any:
+async def _return_liar(_: Inputs) -> Any:
     return {"liar": _Liar()}
 
 
@@ -320,19 +328,19 @@ class _MuteError(Exception):
         raise SystemExit("no text")
 
 
-async def _raise_mute(_: Run) -> Any:
+async def _raise_mute(_: Inputs) -> Any:
     raise _MuteError
 
 
-async def _raise_much(_: Run) -> Any:
+async def _raise_much(_: Inputs) -> Any:
     raise ValueError("z" * 60_000)
 
 
-async def _raise_unstorable(_: Run) -> Any:
+async def _raise_unstorable(_: Inputs) -> Any:
     raise ValueError("\x00\ud800" * 100)
 
 
-async def _write_to_sockets(_: Run) -> Any:
+async def _write_to_sockets(_: Inputs) -> Any:
     """Send nonsense to whatever this process is connected to."""
     for number in range(3, 64):
         try:
@@ -343,7 +351,7 @@ async def _write_to_sockets(_: Run) -> Any:
     await asyncio.sleep(2)
 
 
-ACTS: dict[str, Callable[[Run], Awaitable[Any]]] = {
+ACTS: dict[str, Callable[[Inputs], Awaitable[Any]]] = {
     "echo": _echo,
     "wait": _wait,
     "see": _see,

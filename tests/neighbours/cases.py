@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -43,6 +43,8 @@ class Case:
     """What the worker is to be started with."""
     delay: float = 0.0
     """Seconds for which nobody can do better than wait."""
+    inherent: Mapping[str, str] = field(default_factory=dict)
+    """Why this harms good runs all the same, by policy."""
 
 
 def _code(name: str, count: int = 2) -> Bad:

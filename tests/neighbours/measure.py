@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 import psycopg
@@ -20,7 +20,9 @@ _ENDED = ("succeeded", "failed", "cancelled")
 
 # What a run took beyond what it is to take, by the clock of the database; None where it has not ended.
 _LATE = """
-SELECT r.id, r.status, COALESCE(d.attempts, 0) AS attempts, d.slot,
+SELECT r.status, r.payload ->> 'error' AS error, d.slot IS NOT DISTINCT FROM 'due' AS slot_due,
+       COALESCE(d.attempts, 0) > 0 AS begun, GREATEST(COALESCE(d.attempts - d.refunded, 0) - 1, 0) AS attempts,
+       GREATEST(COALESCE(d.attempts, 0) - 1, 0) AS repeats,
        EXTRACT(EPOCH FROM d.settled_at - w.at)::float8 - w.takes AS late
   FROM unnest(%s::text[], %s::timestamptz[], %s::float8[]) AS w(id, at, takes)
   JOIN workflow_runs AS r ON r.id = w.id
@@ -35,7 +37,9 @@ class Harm:
     failed: int = 0
     unfinished: int = 0
     attempts: int = 0
-    """Begins beyond the first."""
+    """Begins beyond the first that count against the run."""
+    repeated: int = 0
+    """Runs that began more than once, whether or not that counts."""
     delayed: int = 0
     """By more than `DELAYED_SECONDS` than beside nobody."""
     leaked: int = 0
@@ -47,7 +51,7 @@ class Harm:
     @property
     def none(self) -> bool:
         """Whether nobody was harmed."""
-        return not (self.failed or self.unfinished or self.attempts or self.delayed or self.leaked)
+        return not any((self.failed, self.unfinished, self.attempts, self.repeated, self.delayed, self.leaked))
 
     def __str__(self) -> str:
         if self.none:
@@ -55,7 +59,8 @@ class Harm:
         named = {
             "failed": self.failed,
             "unfinished": self.unfinished,
-            "attempts": self.attempts,
+            "attempts lost": self.attempts,
+            "begun again": self.repeated,
             "delayed": self.delayed,
             "leaked": self.leaked,
         }
@@ -63,9 +68,19 @@ class Harm:
         return f"{said} (worst {self.worst:.1f} s)" if self.delayed else said
 
 
+class Wave(Protocol):
+    """Good runs of one system, and what has become of them."""
+
+    def add(self, count: int, *, seconds: float, workspace_id: str, do: str = "wait") -> None:
+        """Insert runs that take so long."""
+
+    def rows(self) -> Sequence[dict[str, Any]]:
+        """Return each run's status, error, begun, attempts, repeats, slot_due, and late: None before the end."""
+
+
 @dataclass(slots=True)
-class Wave:
-    """Good runs that were inserted, and what each is to take."""
+class OurWave:
+    """Good runs of this project's worker."""
 
     database: Database
     ids: list[str] = field(default_factory=list)
@@ -73,12 +88,12 @@ class Wave:
     takes: list[float] = field(default_factory=list)
 
     def add(self, count: int, *, seconds: float, workspace_id: str, do: str = "wait") -> None:
-        """Insert runs that take so long."""
+        """Insert runs that take so long, of a workflow of their own."""
         workflow_id = str(uuid4())
         with psycopg.connect(self.database.dsn, autocommit=True) as connection:
             insert_workflow(connection, workflow_id, owner=workspace_id)
             (at,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
-        added = insert_runs(
+        self.ids += insert_runs(
             self.database,
             count,
             workspace_id=workspace_id,
@@ -86,7 +101,6 @@ class Wave:
             version_id=str(uuid4()),
             inputs={"do": do, "seconds": seconds},
         )
-        self.ids += added
         self.at += [at] * count
         self.takes += [seconds] * count
 
@@ -95,8 +109,8 @@ class Wave:
         return everything(self.database, _LATE, self.ids, self.at, self.takes)
 
 
-def wave(
-    database: Database,
+def measure(
+    good: Wave,
     *,
     bad: Callable[[], AbstractContextManager[Any]],
     waiting: int = 20,
@@ -108,10 +122,9 @@ def wave(
 
     `usual` is how late the latest is beside nobody.
     """
-    good = Wave(database)
     good.add(waiting // 2, seconds=seconds, workspace_id=WORKSPACE_ID)
     good.add(waiting - waiting // 2, seconds=seconds, workspace_id=_OTHER_WORKSPACE)
-    _until(lambda: sum(row["attempts"] > 0 for row in good.rows()) == waiting, 10)
+    _until(lambda: all(row["begun"] for row in good.rows()), 10)
     with bad():
         for _ in range(8):
             good.add(1, seconds=0.0, workspace_id=WORKSPACE_ID)
@@ -119,29 +132,18 @@ def wave(
             time.sleep(0.3)
         _until(lambda: all(row["status"] in _ENDED for row in good.rows()), patience)
     # Slots are given back just after the end.
-    _until(lambda: not any(row["slot"] == "due" for row in good.rows()), 5)
+    _until(lambda: not any(row["slot_due"] for row in good.rows()), 5)
     rows = good.rows()
     late = [row["late"] - usual for row in rows if row["late"] is not None]
     return Harm(
         failed=sum(row["status"] in {"failed", "cancelled"} for row in rows),
         unfinished=sum(row["status"] not in _ENDED for row in rows),
-        attempts=sum(max(0, row["attempts"] - 1) for row in rows),
+        attempts=sum(row["attempts"] for row in rows),
+        repeated=sum(row["repeats"] > 0 for row in rows),
         delayed=sum(each > DELAYED_SECONDS for each in late),
-        leaked=sum(row["slot"] == "due" for row in rows),
+        leaked=sum(row["slot_due"] for row in rows),
         worst=max(late, default=0.0),
-        why=tuple(
-            sorted(
-                {
-                    str(row["error"])
-                    for row in everything(
-                        database,
-                        "SELECT payload ->> 'error' AS error FROM workflow_runs WHERE id = ANY (%s)"
-                        " AND status = 'failed'",
-                        good.ids,
-                    )
-                }
-            )
-        ),
+        why=tuple(sorted({str(row["error"]) for row in rows if row["status"] == "failed"})),
     )
 
 

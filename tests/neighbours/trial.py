@@ -12,11 +12,12 @@ from ops.real.embedded import EmbeddedRedis
 from tests.databases import Database
 from tests.faults.ground import Ground
 from tests.neighbours.cases import NOBODY, Case, Place
-from tests.neighbours.measure import Harm, wave
+from tests.neighbours.measure import Harm, OurWave, measure
 from tests.processes import Process, Stack
 
 ISOLATIONS = ("adaptive", "process", "shared")
 POLICIES = ("requeue", "fail")
+PROMISING = ("adaptive", "process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,29 @@ class Found:
     policy: str
     first: Harm
     again: Harm | None = None
-    """The same once more, where it is the code of a workflow."""
+    """The same once more, where it is the code of a workflow under `adaptive`."""
+    inherent: str = ""
+    """Why harm cannot be prevented."""
+
+    @property
+    def column(self) -> str:
+        """The isolation and the policy."""
+        return f"{self.isolation}, {self.policy}" if self.policy else self.isolation
+
+    @property
+    def judged(self) -> Harm:
+        """What is to be nothing: under `adaptive` the harm from the second time on."""
+        return self.first if self.again is None else self.again
+
+    @property
+    def is_inherent(self) -> bool:
+        """Whether there is harm that cannot be prevented."""
+        return bool(self.inherent) and not self.judged.none
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it is as promised: nobody is harmed, under `adaptive` from the second time on."""
-        if self.isolation == "shared":
-            return True
-        if self.isolation == "adaptive" and self.again is not None:
-            return self.again.none
-        return self.first.none
+        """Whether nobody is harmed who need not be. Of `shared`, and of the stock worker, nothing is promised."""
+        return self.isolation not in PROMISING or self.judged.none or self.is_inherent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +68,17 @@ class Trial:
             groups.setdefault(case.settings, []).append(case)
         for settings, group in groups.items():
             with self._running(ground, dict(settings)) as (database, place, _):
-                usual = wave(database, bad=lambda place=place: NOBODY.bad(place), seconds=seconds).worst  # type: ignore[misc]
+                usual = measure(OurWave(database), bad=lambda place=place: NOBODY.bad(place), seconds=seconds).worst  # type: ignore[misc]
                 for case in group:
                     yield self._try(case, database, place, seconds, usual)
 
     def _try(self, case: Case, database: Database, place: Place, seconds: float, usual: float) -> Found:
         def one() -> Harm:
-            return wave(database, bad=lambda: case.bad(place), seconds=seconds, usual=usual + case.delay)
+            return measure(OurWave(database), bad=lambda: case.bad(place), seconds=seconds, usual=usual + case.delay)
 
         first = one()
-        return Found(case.name, self.isolation, self.policy, first, one() if case.repeats else None)
+        again = one() if case.repeats and self.isolation == "adaptive" else None
+        return Found(case.name, self.isolation, self.policy, first, again, case.inherent.get(self.policy, ""))
 
     @contextmanager
     def _running(self, ground: Ground, settings: dict[str, str]) -> Iterator[tuple[Database, Place, Process]]:
