@@ -314,7 +314,7 @@ def test_worker_whose_runs_all_fail_of_the_platform_is_not_ready(installation: _
         told = why()
         assert told is not None
         assert f"the last {STREAK_RUNS} runs failed of UndefinedColumn at " in told
-        assert "worker/orcheo/" in told
+        assert "worker/books/" in told
         execute(installation.database, "ALTER TABLE workflow_versions RENAME COLUMN changed_at TO updated_at")
         execute(installation.database, "DELETE FROM workflow_runs")
         installation.finish(1)

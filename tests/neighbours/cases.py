@@ -116,20 +116,22 @@ def _refused(table: str, when: str, raises: str) -> Bad:
     def bad(place: Place) -> Iterator[None]:
         run_id = str(uuid4())
         key = "run_id" if "dispatch" in table else "id"
+        # Several of these may hold at a time.
+        name = f"refuse_{'_'.join([table.rpartition('.')[2], *when.lower().split()])}"
         execute(
             place.database,
-            f"CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             f"IF EXISTS (SELECT FROM poison WHERE id = NEW.{key}) THEN {raises} END IF; RETURN NEW; END $$",
         )
         execute(place.database, "CREATE TABLE IF NOT EXISTS poison (id text)")
         execute(place.database, "GRANT SELECT ON poison TO PUBLIC")
-        execute(place.database, f"CREATE TRIGGER refuse {when} ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()")
+        execute(place.database, f"CREATE TRIGGER {name} {when} ON {table} FOR EACH ROW EXECUTE FUNCTION {name}()")
         try:
             run_id = _run(place)
             execute(place.database, "INSERT INTO poison VALUES (%s)", run_id)
             yield
         finally:
-            execute(place.database, f"DROP TRIGGER refuse ON {table}")
+            execute(place.database, f"DROP TRIGGER {name} ON {table}")
 
     return bad
 

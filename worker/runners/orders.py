@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
+from traceback import walk_tb
 from typing import Any
+
+import psycopg
 
 from shared.ledger import Claim
 from shared.logs import describe
 from worker.books.rows import Rows as BookRows
 from worker.execution import Execution, How, Result, Stop
-from worker.frames import Rows, Start, Written
+from worker.frames import Fault, Rows, Start, Written
 from worker.frames import Stop as StopFrame
 from worker.runners.book_keeping import BookKeeper
 from worker.runners.runner import Runner
@@ -89,9 +92,9 @@ class Orders:
         try:
             provided = await books.provide(execution.run, runner.knows(version))
         except Exception as error:  # noqa: BLE001 - this run fails of it, and no other
-            told = describe(error)
-            kind = told["error"]
-            self._end(runner, execution, Result(How.FAILED, error=kind, kind=kind, at=told.get("at")))
+            kind, at = describe(error)["error"], _raised_at(error)
+            fault = Fault(kind, at, isinstance(error, psycopg.Error))
+            self._end(runner, execution, Result(How.FAILED, error=kind, kind=kind, at=at, fault=fault))
             return
         if execution.key not in runner.executions:
             # The runner ended meanwhile, and the run with it.
@@ -104,6 +107,13 @@ class Orders:
             if provided.updated_at is not None:
                 runner.learns(version, provided.updated_at)
             _send(runner, execution, provided.encode())
+
+
+def _raised_at(error: Exception) -> str:
+    """Return which line of ours asked for what was refused."""
+    ours = [each for each in walk_tb(error.__traceback__) if each[0].f_globals["__name__"].startswith("worker.")]
+    frame, line = ours[-1]
+    return f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
 
 
 def _send(runner: Runner, execution: Execution, provided: bytes | None) -> None:

@@ -53,7 +53,7 @@ class Watching:
         held, executions, holder = runner.held_by, list(runner.executions.values()), holder_of(runner)
         fields: dict[str, Any] = {"runner": runner.number, "seconds": round(lag, 1)}
         if held is not None:
-            fields |= {"at": held.at, "node": held.node, "node_type": held.node_type}
+            fields |= {"node": held.node, "node_type": held.node_type, "at": held.at}
         fields = {name: value for name, value in fields.items() if value is not None}
         if holder is None:
             suspect(runner, self._isolation)
