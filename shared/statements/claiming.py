@@ -74,8 +74,9 @@ _LIVE = """
 #
 # Runs that are claimed stay pending until they begin, at the head of their key. They are passed over by a hash of
 # them, made once a statement, and small enough for any work_mem. What is left is looked at one by one by the
-# primary key: as a value, since a NOT EXISTS may become a join with all live rows, where statistics know of none.
-# Where there is no row, the label decides.
+# primary key: as a value, since a NOT EXISTS may become a join with all live rows, where statistics know of none; and
+# behind OFFSET 0, so that it is looked at once, for the condition and for the result. Where there is no row, the label
+# decides.
 #
 # A key's share is what divides the room evenly, first by workspace, then by workflow; at least one, but never more
 # than its limits leave. A workflow that is there under two workspaces has one turn at a time, so that its limit holds.
@@ -106,16 +107,18 @@ _IN_TURN = """
         SELECT x.id, x.workflow_id, x.workspace_id, x.triggered_by, x.created_at, x.in_ledger
           FROM (SELECT * FROM shares WHERE workspace = w.workspace ORDER BY place_in_workspace) AS s
          CROSS JOIN LATERAL (
-            SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
-                   (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
+            SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at, d.state IS NOT NULL AS in_ledger
               FROM workflow_runs AS r
+             CROSS JOIN LATERAL (
+                SELECT (SELECT l.state FROM orcheo_dispatch.dispatch AS l WHERE l.run_id = r.id) AS state
+                OFFSET 0) AS d
              WHERE r.status = 'pending'
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) >= (s.workspace, s.workflow)
                AND (COALESCE(r.workspace_id, ''), r.workflow_id) <= (s.workspace, s.workflow)
                AND r.id NOT IN (SELECT q.run_id FROM orcheo_dispatch.dispatch AS q
                                  WHERE q.state IN ('claimed', 'published') LIMIT 10000)
                AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
-               AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
+               AND COALESCE(d.state,
                             CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                                       AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
                                  THEN 'settled' ELSE 'not ours' END)
@@ -152,7 +155,7 @@ _ENTERED = """
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
            now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
       FROM candidates AS c
-     WHERE c.in_ledger IS NULL OR c.id IN (SELECT f.run_id FROM free_row AS f)
+     WHERE NOT c.in_ledger OR c.id IN (SELECT f.run_id FROM free_row AS f)
         ON CONFLICT (run_id) DO UPDATE
        SET state = 'claimed', outcome = NULL, claimed_at = now(), published_at = NULL,
            fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
@@ -184,7 +187,7 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
 _OLDEST_FIRST = """
 ), oldest AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
-           (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
+           COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger
       FROM workflow_runs AS r
      WHERE r.status = 'pending' AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
@@ -230,7 +233,7 @@ SELECT c.id AS run_id FROM candidates AS c ORDER BY c.created_at, c.id
 _GIVEN_RUNS = """
 WITH candidates AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
-           (SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id) AS in_ledger
+           COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger
       FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending'
      ORDER BY r.created_at, r.id
