@@ -73,7 +73,7 @@ class Orders:
             runner.send(StopFrame(execution.key, *self._told_of(execution, execution.stop_reason)))
 
     def write(self, runner: Runner, frame: Rows) -> None:
-        """Write rows of a run that this runner executes, and that has not ended; of any other run it may write nothing."""
+        """Write rows of a run that this runner executes and that has not ended; of no other run."""
         claim = Claim(frame.run_id, frame.fence)
         execution = next((each for each in runner.executions.values() if each.claim == claim), None)
         if self.books is None or execution is None or execution.stop_reason in _LOST or execution.result is not None:
