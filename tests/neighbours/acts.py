@@ -133,6 +133,15 @@ async def _kill_parent(_: Inputs) -> Any:
     await asyncio.sleep(5)
 
 
+async def _end_group(_: Inputs) -> Any:
+    os.killpg(0, signal.SIGTERM)
+    await asyncio.sleep(1)
+
+
+async def _kill_group(_: Inputs) -> Any:
+    os.killpg(0, signal.SIGKILL)
+
+
 async def _alarm(_: Inputs) -> Any:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     await asyncio.sleep(5)
@@ -369,6 +378,8 @@ ACTS: dict[str, Callable[[Inputs], Awaitable[Any]]] = {
     "segmentation fault": _crash,
     "SIGKILL": _kill,
     "kill the parent": _kill_parent,
+    "SIGTERM to its group": _end_group,
+    "SIGKILL to its group": _kill_group,
     "SIGALRM": _alarm,
     "SIGSTOP": _stop_process,
     "exec": _execute_another_program,

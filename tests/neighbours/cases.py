@@ -222,8 +222,16 @@ _SETTINGS = {
     "memory": _LITTLE_MEMORY,
     **dict.fromkeys(("backtrack", "cancellation swallowed", "SIGSTOP", "clock stopped"), _SHORT_TIMEOUT),
 }
+_INHERENT = {
+    "kill the parent": dict.fromkeys(
+        ("requeue", "fail"), "it kills the fork server on purpose, and with it every runner of the worker"
+    )
+}
 CASES = (
-    *(Case(name, _code(name), repeats=True, settings=_SETTINGS.get(name, ())) for name in OFFENDERS),
+    *(
+        Case(name, _code(name), repeats=True, settings=_SETTINGS.get(name, ()), inherent=_INHERENT.get(name, {}))
+        for name in OFFENDERS
+    ),
     Case("row of a pending run locked", _locked("workflow_runs", "id", "pending"), repeats=False),
     Case("row of a running run locked", _locked("workflow_runs", "id", "running"), repeats=False),
     Case("ledger row of a running run locked", _locked("orcheo_dispatch.dispatch", "run_id", "running"), repeats=False),

@@ -20,7 +20,7 @@ _CODE = (
     named("segmentation fault", "block", "json replaced", "lying output"),
     named("descriptors closed", "threads", "all tasks cancelled", "60 KB error"),
     named("loop stopped", "signals ignored", "clock stopped", "sockets"),
-    named("memory", "SIGSTOP", "cancellation swallowed", "SIGALRM"),
+    named("memory", "SIGSTOP", "cancellation swallowed", "SIGTERM to its group"),
 )
 _OTHERS = (
     named(

@@ -48,6 +48,8 @@ _ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, Database
 def run(link: socket.socket, side: socket.socket) -> None:
     """Serve the main process at the other end of `link` until it says so, or is gone. Never returns."""
     die_with_parent(preload.SERVER)
+    # A workflow that signals its process group, as shells do, reaches this process and what it has started.
+    os.setpgid(0, 0)
     ignore_stop_signals()
     state = preload.STATE
     if state is None:
