@@ -231,6 +231,7 @@ def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: st
 
 
 _ENDED = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = %s"
+_CONNECTED = "SELECT FROM pg_stat_activity WHERE datname = %s AND application_name = %s"
 _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s AND state = 'published'"
 
 
@@ -238,8 +239,9 @@ _PUBLISHED = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s AND state =
 def test_upkeep_that_cannot_reach_postgres_is_logged_while_polls_go_on(database: Database, stack: Stack) -> None:
     """Its connection is its own: here it breaks, and the database takes no other of this role."""
     with stack.running("dispatcher") as dispatcher:
-        execute(database, f"ALTER DATABASE {database.name} CONNECTION LIMIT 0")
         connection = (database.name, "orcheo-dispatch dispatcher upkeep")
+        until(partial(everything, database, _CONNECTED, *connection), what="the upkeep has a connection")
+        execute(database, f"ALTER DATABASE {database.name} CONNECTION LIMIT 0")
         until(partial(everything, database, _ENDED, *connection), what="the connection of the upkeep ends")
         dispatcher.saw("upkeep_postponed", seconds=30)
         for _ in range(3):
