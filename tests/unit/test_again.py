@@ -35,7 +35,7 @@ def test_passes():
 
 @pytest.mark.parametrize(
     ("first", "never", "status", "ran"),
-    [(0, 0, 0, 0), (1, 0, 0, 1), (3, 0, 0, 3), (4, 0, 1, 0), (1, 1, 1, 2), (0, 1, 1, 1), (0, 4, 1, 0)],
+    [(0, 0, 0, 0), (1, 0, 0, 1), (5, 0, 0, 5), (6, 0, 1, 0), (1, 1, 1, 2), (0, 1, 1, 1), (0, 6, 1, 0)],
 )
 def test_few_tests_that_fail_are_run_once_more(tmp_path: Path, first: int, never: int, status: int, ran: int) -> None:
     (tmp_path / "test_some.py").write_text(_TESTS % (first, never))
