@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 
-from dispatcher.app import Dispatcher, make_dispatcher_app
+from dispatcher.app import Dispatcher
 from shared.installation import find_installation
 from tests.bad_rows import STATES, Events, allow, events, holding, refuse
 from tests.databases import Database
+from tests.dispatchers import dispatcher_of
 from tests.runs import WORKSPACE_ID, everything, execute, insert_runs, ledger, read_run, settings_for
 
 __all__ = ["events"]
@@ -23,17 +24,7 @@ _SOON_SECONDS = 3.0
 """By as much may a bad row delay its neighbours. A poll without one takes some 10 ms."""
 
 
-@contextmanager
-def _dispatcher(database: Database, redis_url: str, **overrides: Any) -> Iterator[Dispatcher]:
-    settings = settings_for(database, redis_url, **{"heartbeat": 0.1, "worker_lease": 0.5, **overrides})
-    installation = find_installation(settings)
-    app = make_dispatcher_app(settings, installation)
-    dispatcher = Dispatcher(settings, app, installation)
-    try:
-        yield dispatcher
-    finally:
-        dispatcher.close()
-        app.close()
+_dispatcher = partial(dispatcher_of, heartbeat=0.1, worker_lease=0.5)
 
 
 def _claimed(database: Database) -> set[str]:
@@ -120,7 +111,7 @@ def test_role_without_rights_is_not_taken_for_refused_runs(database: Database, r
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step that changes rows: how three are made due, and what the ledger says of those that were seen to."""
+    """A step that changes rows: how three rows are made due, and how the ledger shows those that were changed."""
 
     due: Callable[[Database, list[str]], None]
     done: Callable[[Database, str], bool]

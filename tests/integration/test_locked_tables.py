@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import psycopg
 import pytest
 import redis
 
-from dispatcher.app import Dispatcher, make_dispatcher_app
 from shared.installation import find_installation
 from tests.bad_rows import Events, events, locking, refuse
 from tests.databases import Database
+from tests.dispatchers import dispatcher_of
 from tests.processes import Stack, until
 from tests.runs import execute, insert_runs, ledger, settings_for, statuses
 
@@ -26,17 +23,7 @@ _POLL_SECONDS = 6.0
 """A poll of which each step waits for a lock; without one it takes some 10 ms."""
 
 
-@contextmanager
-def _dispatcher(database: Database, redis_url: str, **overrides: Any) -> Iterator[Dispatcher]:
-    settings = settings_for(database, redis_url, **{"heartbeat": 0.2, "worker_lease": 1.0, **overrides})
-    installation = find_installation(settings)
-    app = make_dispatcher_app(settings, installation)
-    dispatcher = Dispatcher(settings, app, installation)
-    try:
-        yield dispatcher
-    finally:
-        dispatcher.close()
-        app.close()
+_dispatcher = partial(dispatcher_of, heartbeat=0.2, worker_lease=1.0)
 
 
 @pytest.mark.parametrize("table", ["workflow_runs", _LEDGER])

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
 
-from dispatcher.app import Dispatcher, make_dispatcher_app
+from dispatcher.app import Dispatcher
 from dispatcher.publisher import claims_per_message
 from ops.real.embedded import EmbeddedRedis
 from shared.held import held_claims
-from shared.installation import find_installation
 from shared.ledger import Claim, ProcessKind
 from shared.processes import Process, Workers
 from shared.slots import RunSlots
 from shared.store import Store
 from tests.databases import Database
+from tests.dispatchers import dispatcher_of
 from tests.processes import Stack, until
 from tests.runs import (
     WORKSPACE_ID,
@@ -35,22 +32,9 @@ from tests.runs import (
 )
 
 
-@contextmanager
-def _dispatcher(database: Database, redis_url: str, **overrides: Any) -> Iterator[Dispatcher]:
-    settings = settings_for(database, redis_url, **overrides)
-    installation = find_installation(settings)
-    app = make_dispatcher_app(settings, installation)
-    dispatcher = Dispatcher(settings, app, installation)
-    try:
-        yield dispatcher
-    finally:
-        dispatcher.close()
-        app.close()
-
-
 def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -> None:
     (run_id,) = insert_runs(database, inputs={"body": {"secret": "hunter2"}})
-    with _dispatcher(database, redis_url) as dispatcher, redis.Redis.from_url(redis_url) as client:
+    with dispatcher_of(database, redis_url) as dispatcher, redis.Redis.from_url(redis_url) as client:
         report = dispatcher.poller.poll()
         assert (report.claimed, report.published) == (1, 1)
         (raw,) = client.lrange(installation_of(database).runs, 0, -1)
@@ -66,7 +50,7 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
 def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Database, redis_url: str) -> None:
     insert_runs(database, 30)
     with (
-        _dispatcher(database, redis_url, max_queued=16, batch_size=8) as dispatcher,
+        dispatcher_of(database, redis_url, max_queued=16, batch_size=8) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         reports = [dispatcher.poller.poll() for _ in range(3)]
@@ -81,7 +65,7 @@ def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Da
 
 def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: Database, redis_url: str) -> None:
     insert_runs(database, 25)
-    with _dispatcher(database, redis_url, max_queued=16, batch_size=8) as dispatcher:
+    with dispatcher_of(database, redis_url, max_queued=16, batch_size=8) as dispatcher:
         store, poll = Store(dispatcher.engine), dispatcher.poller.poll
         assert [poll().claimed for _ in range(2)] == [8, 8]
         queued = everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch WHERE state = 'published'")
@@ -97,7 +81,7 @@ def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: 
 def test_messages_of_a_deep_backlog_carry_several_claims_each(database: Database, redis_url: str) -> None:
     ids = insert_runs(database, 64)
     with (
-        _dispatcher(database, redis_url, batch_size=64) as dispatcher,
+        dispatcher_of(database, redis_url, batch_size=64) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         for worker in [Process(ProcessKind.WORKER, concurrency=100) for _ in range(2)]:
@@ -119,7 +103,7 @@ def test_claims_of_a_message(claims: int, alive: int, smallest: int, carried: in
 
 def test_redis_away_releases_claims_at_once_and_backs_off(database: Database, redis_server: EmbeddedRedis) -> None:
     ids = insert_runs(database, 3)
-    with _dispatcher(database, redis_server.url) as dispatcher:
+    with dispatcher_of(database, redis_server.url) as dispatcher:
         redis_server.kill()
         report = dispatcher.poller.poll()
         assert (report.claimed, report.published, report.released) == (3, 0, 3)
@@ -157,7 +141,7 @@ def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: 
 
     insert_runs(database, 1)
     with (
-        _dispatcher(database, redis_url, lease=1) as dispatcher,
+        dispatcher_of(database, redis_url, lease=1) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         dispatcher.poller.poll()
@@ -184,7 +168,7 @@ def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_
     key = f"orcheo:workspace:runs:{WORKSPACE_ID}"
     # A short lease: nobody is called lost for a lease after a start of Postgres.
     with (
-        _dispatcher(database, redis_url, heartbeat=0.1, worker_lease=0.5) as dispatcher,
+        dispatcher_of(database, redis_url, heartbeat=0.1, worker_lease=0.5) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         client.set(key, 5)
@@ -222,7 +206,7 @@ def test_polls_prune_until_nothing_old_is_left(database: Database, redis_url: st
         " SELECT 'old-' || n, 'w', 'webhook', 'settled', 'succeeded', 'none', 1, 1, now(), now(),"
         " now() - interval '9 days', gen_random_uuid(), gen_random_uuid() FROM generate_series(1, 2500) AS n",
     )
-    with _dispatcher(database, redis_url) as dispatcher:
+    with dispatcher_of(database, redis_url) as dispatcher:
         left = []
         for _ in range(4):
             dispatcher.upkeep.once()
