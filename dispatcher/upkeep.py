@@ -106,7 +106,7 @@ class Upkeep:
         self._thread.join(timeout)
 
     def overdue(self, seconds: float) -> bool:
-        """Return whether the round under way has not ended for so many seconds."""
+        """Return whether the current round has taken more than `seconds`."""
         began_at = self._began_at
         return began_at is not None and time.monotonic() - began_at > seconds
 
@@ -139,7 +139,8 @@ class Upkeep:
         """Do what is due. Raises `DatabaseError` where the server is unavailable."""
         self._say_alive()
         round_is_due = self._round.now()
-        slots_are_due, self._slots_are_due = self._slots_are_due, False
+        with self._wake:
+            slots_are_due, self._slots_are_due = self._slots_are_due, False
         if slots_are_due or round_is_due:
             self._close_traces()
         if slots_are_due:
