@@ -15,7 +15,7 @@ from shared.session import STATEMENT_TIMEOUT_MILLISECONDS
 from shared.sifting import Change, sift
 
 _MANY_ROWS = 32
-"""From so many on it pays to plan a statement for them: some milliseconds."""
+"""Rows from which on planning the statement for their number, some milliseconds, is worth its time."""
 
 
 class Changes:

@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_design() -> None:
 
 
 def test_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as many as the host has: CPUAffinity= of a unit and the cpuset of a container count."""
+    """CPUAffinity= of a unit and the cpuset of a container limit the number; the cores of the host do not count."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7})
     assert Settings.load().shared_processes == 3
     assert Settings.load(processes=2).shared_processes == 2
