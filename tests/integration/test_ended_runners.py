@@ -133,3 +133,27 @@ def test_run_that_ignores_its_stop_has_no_effect_after_its_end_under_process(dat
             until(lambda: all_ended(database), what="the next run ends")
         assert stubborn not in stack.noted("ended")
     assert f"run_ignored_stop run_id={stubborn}" in worker.log
+
+
+@pytest.mark.parametrize("do", ["clock stopped", "block later"])
+def test_runner_that_an_ended_run_left_stuck_is_given_no_more_runs(database: Database, playing: Stack, do: str) -> None:
+    with playing.running("dispatcher"), playing.running("worker") as worker:
+        insert_runs(database, version_id=str(uuid4()), inputs={"do": do})
+        until(lambda: all_ended(database), what="it has ended")
+        worker.saw("loop_blocked")
+        later = _insert(database, "wait", 3)
+        until(lambda: all_ended(database), what="the next runs have ended")
+        assert {ledger(database, each)["outcome"] for each in later} == {"succeeded"}
+        assert {_attempts(database, each) for each in later} == {(1, 0)}
+
+
+@pytest.mark.parametrize("do", ["clock stopped", "block"])
+def test_run_that_times_out_in_a_stuck_event_loop_is_tried_again_alone(
+    database: Database, playing: Stack, do: str
+) -> None:
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "requeue", "ORCHEO_WORKER_RUN_TIMEOUT": "5"}
+    with playing.running("dispatcher"), playing.running("worker"):
+        neighbours, _ = _begin_beside(database, do)
+        until(lambda: all_ended(database), what="all have ended")
+        assert {read_run(database, each)["status"] for each in neighbours} == {"succeeded"}
+        assert {attempts - refunded for attempts, refunded in (_attempts(database, each) for each in neighbours)} == {1}

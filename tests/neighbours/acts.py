@@ -81,6 +81,11 @@ async def _block(_: Inputs) -> Any:
     time.sleep(_HOLD_SECONDS)
 
 
+async def _block_later(_: Inputs) -> Any:
+    """Block when this run has ended."""
+    asyncio.get_running_loop().call_later(0.1, time.sleep, _FOREVER)
+
+
 async def _spin(_: Inputs) -> Any:
     deadline = time.monotonic() + _HOLD_SECONDS
     while time.monotonic() < deadline:
@@ -367,6 +372,7 @@ ACTS: dict[str, Callable[[Inputs], Awaitable[Any]]] = {
     "taint": _taint,
     "use a thread": _use_thread,
     "block": _block,
+    "block later": _block_later,
     "spin": _spin,
     "hold the GIL": _hold_gil,
     "backtrack": _backtrack,

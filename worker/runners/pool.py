@@ -197,12 +197,12 @@ class RunnerPool:
         if runner is None or execution.key not in runner.executions:
             return
         others = runner.executions.keys() - runner.ignored - {execution.key}
-        holder = holder_of(runner) if runner.held else None
-        if holder is None or holder is execution:
+        holder = holder_of(runner) if runner.held else execution
+        if holder is execution:
             self._isolation.convict(execution.run, "ignored a stop")
         if not others or runner.held:
             # While its loop is held, no run in it gets anything done.
-            runner.kill("Runner was ended because a run in it did not stop", culprit=holder or execution)
+            runner.kill("Runner was ended because a run in it did not stop", culprit=holder)
             return
         runner.ignored.add(execution.key)
         runner.draining = True
@@ -232,7 +232,8 @@ class RunnerPool:
                 self.orders.hasten()
             case Pong():
                 self._trying.answered(runner)
-                if self._watching.answered(runner):
+                self._watching.answered(runner)
+                if len(self._waiting):
                     self._place()
             case CronDone():
                 self._cron.take(frame)
@@ -242,7 +243,11 @@ class RunnerPool:
         if frame.how == "cancelled_inside" and stop is None:
             self._cancelled.add(runner, execution)
             return
-        self._end(runner, execution, result_of(frame, stop, max_output=self._settings.max_output))
+        result = result_of(frame, stop, max_output=self._settings.max_output)
+        if _is_excused(runner, execution) and holder_of(runner) is not execution:
+            error = f"Run timed out after {execution.timeout:g} s in an event loop that another run held."
+            result = Result(How.SUSPECTED, error=error, kind="LoopHeld")
+        self._end(runner, execution, result)
 
     def _gone(self, runner: Runner) -> None:
         """Settle what was in a runner that has ended."""
@@ -257,7 +262,8 @@ class RunnerPool:
         innocent = self._closing and runner.killed_for is None
         for execution, result in judge(runner, ended, self._isolation, innocent=innocent):
             self._where.pop(execution.key, None)
-            if execution.stop_reason is not None:
+            excused = _is_excused(runner, execution) and result.how is not How.CRASHED
+            if execution.stop_reason is not None and not excused:
                 self._end_stopped(execution, ignored=True)
             else:
                 execution.end(result)
@@ -295,3 +301,8 @@ class RunnerPool:
             task.cancel()
         if self.orders.books is not None:
             await self.orders.books.close()
+
+
+def _is_excused(runner: Runner, execution: Execution) -> bool:
+    """Tell whether a run timed out while its event loop was held, which another one may have done."""
+    return runner.held and execution.stop_reason is Stop.TIMED_OUT

@@ -17,6 +17,8 @@ from worker.execution import Execution
 from worker.frames import Attach, Attached, Decoder, Frame, FrameError, Held, NotAttached, Ping, Pong, Up, encode
 from worker.runners.fork_server import Started
 
+_SILENT_SECONDS = 1.0
+"""How long an answer may take before a runner is given nothing new: its event loop may be stuck for good."""
 _LAST_FRAMES_SECONDS = 0.5
 """How long after its end the socket of a runner may stay open: a program that it started may have it as well."""
 _VERSIONS = 128
@@ -92,6 +94,8 @@ class Runner:
         self._gone = False
         self._ping = 0
         self._pinged_at: float | None = None
+        self._pinged_for = 0
+        self._answered_for = 0
         self.pid = started.process.pid or 0
 
     async def connect(self) -> None:
@@ -121,7 +125,19 @@ class Runner:
     @property
     def is_free(self) -> bool:
         """Whether it could be given a run."""
-        return self.attached.done() and not self.draining and not self.held and not self._gone and not self._exited
+        if self._gone or self._exited or self.draining or self.held or not self.attached.done():
+            return False
+        return self._pinged_at is None or time.monotonic() - self._pinged_at < _SILENT_SECONDS
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether it has answered since all runs that it was given have ended: what they left behind does no harm."""
+        return not self.executions and self._answered_for == self.taken
+
+    @property
+    def was_in_order_before(self) -> bool:
+        """Whether it was in order when it was given its last run."""
+        return self._answered_for >= self.taken - 1
 
     def knows(self, version: str) -> str | None:
         """Return when the version that this runner has was updated."""
@@ -147,6 +163,7 @@ class Runner:
             return now - self._pinged_at
         self._ping += 1
         self._pinged_at = now
+        self._pinged_for = -1 if self.executions else self.taken
         self.send(Ping(self._ping))
         return 0.0
 
@@ -187,6 +204,7 @@ class Runner:
         elif isinstance(frame, Pong):
             if frame.number == self._ping:
                 self._pinged_at = None
+                self._answered_for = max(self._answered_for, self._pinged_for)
                 self.held_by = None
                 self._on_frame(self, frame)
         elif isinstance(frame, Held):

@@ -34,8 +34,11 @@ class Trying:
         runner.ping(time.monotonic())
 
     def answered(self, runner: Runner) -> None:
-        """Acquit the run of this runner, which answers."""
-        self._end(runner, None)
+        """Acquit the run of this runner, if it was asked after that run had ended; else ask."""
+        if runner in self._tried and not runner.is_in_order:
+            runner.ping(time.monotonic())
+        else:
+            self._end(runner, None)
 
     def gone(self, runner: Runner) -> None:
         """Convict the run of this runner, which has ended before it answered."""

@@ -1,4 +1,8 @@
-"""Looks after runners: whether their event loops answer, who holds them, how large and how old they are."""
+"""Looks after runners: whether their event loops answer, who holds them, how large and how old they are.
+
+One without runs is asked as well until it has answered once: a run may leave something behind that stops the event loop
+later, such as a clock that it has replaced, and the next runs would wait in it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class Watching:
 
     def look(self, runner: Runner) -> float:
         """Look at a runner; return for how many seconds its event loop has not answered."""
-        if not runner.executions:
+        if runner.is_in_order or (not runner.executions and (runner.dedicated or runner.draining)):
             return 0.0
         now = time.monotonic()
         self._bound_memory(runner)
@@ -40,14 +44,15 @@ class Watching:
             runner.held = True
             self._metrics.loop_blocked()
             self._say_held(runner, lag)
+            if not runner.executions:
+                runner.kill(None)
         return lag
 
-    def answered(self, runner: Runner) -> bool:
-        """Note that an event loop has answered; return whether it had been held."""
+    def answered(self, runner: Runner) -> None:
+        """Note that an event loop has answered."""
         was_held, runner.held = runner.held, False
         if was_held:
             log.info("loop_unblocked", runner=runner.number)
-        return was_held
 
     def _say_held(self, runner: Runner, lag: float) -> None:
         held, executions, holder = runner.held_by, list(runner.executions.values()), holder_of(runner)
@@ -57,7 +62,8 @@ class Watching:
         fields = {name: value for name, value in fields.items() if value is not None}
         if holder is None:
             suspect(runner, self._isolation)
-            log.warning("loop_blocked", **fields, runs=",".join(each.claim.run_id for each in executions))
+            runs = ",".join(each.claim.run_id for each in executions)
+            log.warning("loop_blocked", **fields, **({"runs": runs} if runs else {}))
             return
         run = holder.run
         log.warning("loop_blocked", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence, **fields)
@@ -78,4 +84,6 @@ def holder_of(runner: Runner) -> Execution | None:
     """Return the run that holds the event loop of a runner, where it is known."""
     held, executions = runner.held_by, runner.executions
     named = executions.get(held.key) if held is not None and held.key is not None else None
-    return next(iter(executions.values())) if named is None and len(executions) == 1 else named
+    if named is None and len(executions) == 1 and runner.was_in_order_before:
+        return next(iter(executions.values()))
+    return named
