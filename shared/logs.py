@@ -5,17 +5,46 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from shared import library_logs
 from shared.log_lines import complete, describe, log, within_run, writer
 from shared.secret_names import keep_secrets_of
 from shared.settings import Settings
 
+if TYPE_CHECKING:
+    from loguru import Record
+
 __all__ = ["configure", "describe", "log", "within_run"]
 
 _sinks = [0]
 """Where lines go now: at first to the one that loguru comes with."""
+
+_forking: set[int] = set()
+"""Threads that fork this process at this moment."""
+
+
+def _note_fork() -> None:
+    _forking.add(threading.get_ident())
+
+
+def _note_forked() -> None:
+    _forking.discard(threading.get_ident())
+
+
+# Such hooks are called last registered first before a fork, and first registered first after it.
+os.register_at_fork(before=_note_fork, after_in_parent=_note_forked, after_in_child=_forking.clear)
+
+
+def _is_writable(_: Record) -> bool:
+    """Tell whether a line can be written: not by a thread that forks, which holds loguru's locks.
+
+    Python 3.12 and later warn of a fork beside other threads before they release them.
+    """
+    return threading.get_ident() not in _forking
 
 
 def configure(settings: Settings) -> None:
@@ -27,7 +56,15 @@ def configure(settings: Settings) -> None:
     log.configure(patcher=complete)
     write = writer(settings.log_format)
     # Celery has us configure once more, while threads of ours log already: none of their lines may be lost.
-    added = log.add(write, level=settings.log_level, format="{message}", backtrace=False, diagnose=False, catch=False)
+    added = log.add(
+        write,
+        level=settings.log_level,
+        format="{message}",
+        filter=_is_writable,
+        backtrace=False,
+        diagnose=False,
+        catch=False,
+    )
     with suppress(ValueError):
         log.remove(_sinks.pop())
     _sinks.append(added)

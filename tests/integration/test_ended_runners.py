@@ -141,6 +141,9 @@ def test_runner_that_an_ended_run_left_stuck_is_given_no_more_runs(database: Dat
         insert_runs(database, version_id=str(uuid4()), inputs={"do": do})
         until(lambda: all_ended(database), what="it has ended")
         worker.saw("loop_blocked")
+        if do == "block later":
+            # Whose callback it is can be seen; who replaced a clock cannot.
+            worker.saw('reason="held its event loop"')
         later = _insert(database, "wait", 3)
         until(lambda: all_ended(database), what="the next runs have ended")
         assert {ledger(database, each)["outcome"] for each in later} == {"succeeded"}

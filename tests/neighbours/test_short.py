@@ -18,9 +18,9 @@ from tests.neighbours.trial import Trial
 _CODE = (
     named("os._exit(3)", "80 MB output", "mute error", "200,000 prints"),
     named("segmentation fault", "block", "json replaced", "lying output"),
-    named("descriptors closed", "threads", "all tasks cancelled", "60 KB error"),
+    named("descriptors closed", "threads", "all tasks cancelled", "60 KB error", "fork"),
     named("loop stopped", "signals ignored", "clock stopped", "sockets"),
-    named("memory", "SIGSTOP", "cancellation swallowed", "SIGTERM to its group"),
+    named("memory", "SIGSTOP", "block later", "cancellation swallowed", "SIGTERM to its group"),
 )
 _OTHERS = (
     named(

@@ -261,6 +261,24 @@ def _journaled(form: str, *, theirs: bool) -> str:
         return reader.read()
 
 
+_FORK = """
+import os, threading, time
+from shared.logs import log
+threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    log.info("forked")
+"""
+
+
+def test_fork_beside_other_threads_of_which_python_warns_stops_no_log_line() -> None:
+    code, _, errors = _run(_FORK + "time.sleep(0.2)\n")
+    assert (code, errors.count(" forked")) == (0, 3), errors
+
+
 def test_journal_gets_priorities_and_no_second_timestamp() -> None:
     assert _journaled("text", theirs=True) == "<6>INFO    run_begun run_id=r1\n<3>ERROR   poll_failed\n"
     first, second = _journaled("json", theirs=True).splitlines()

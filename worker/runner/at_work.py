@@ -1,4 +1,4 @@
-"""What holds an event loop: seen from another thread, in the frames and the context of the task that runs."""
+"""What holds an event loop: seen from another thread, in the frames and the context of what runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AtWork:
     """What a loop does now."""
 
     context: contextvars.Context | None
-    """Of the task that runs."""
+    """Of the task or the callback that runs."""
     at: str
     """File, line and function."""
     node: str | None = None
@@ -36,9 +36,20 @@ def at_work(loop: asyncio.AbstractEventLoop, thread_id: int) -> AtWork:
     frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the documented way to see a thread
     if frame is None:
         return AtWork(context, "?")
+    if context is None:
+        context = _context_of_callback(frame)
     at = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
     node = _node(context)
     return AtWork(context, at, node, _node_type(frame) if node else None)
+
+
+def _context_of_callback(frame: FrameType | None) -> contextvars.Context | None:
+    while frame is not None:
+        if frame.f_code is asyncio.Handle._run.__code__:  # noqa: SLF001 - public nowhere
+            context: contextvars.Context = frame.f_locals["self"]._context  # noqa: SLF001
+            return context
+        frame = frame.f_back
+    return None
 
 
 def _node(context: contextvars.Context | None) -> str | None:

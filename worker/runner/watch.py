@@ -30,14 +30,16 @@ class Watch:
         self._loop = loop
         self._loop_thread = threading.get_ident()
         self._side = side
+        self._idle = True
         self._answered = True
         self._asked_at = _monotonic()
+        self._asked_active = False
         self._reported = False
         self._active = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def watch(self, active: bool) -> None:
-        """Look only while there are runs."""
+        """Look only while there are runs, and until the loop has answered once after the last of them."""
         if active:
             self._active.set()
         else:
@@ -45,7 +47,9 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            self._active.wait()
+            if self._idle:
+                self._active.wait()
+                self._idle, self._asked_active = False, True
             _sleep(_LOOK_SECONDS)
             try:
                 self._look()
@@ -55,7 +59,11 @@ class Watch:
 
     def _look(self) -> None:
         if self._answered:
-            self._reported, self._answered, self._asked_at = False, False, _monotonic()
+            active = self._active.is_set()
+            if not active and not self._asked_active:
+                self._idle = True
+                return
+            self._reported, self._answered, self._asked_at, self._asked_active = False, False, _monotonic(), active
             self._loop.call_soon_threadsafe(self._answer)
         elif not self._reported and _monotonic() - self._asked_at > HELD_SECONDS:
             self._reported = True

@@ -164,7 +164,7 @@ class RunnerPool:
         runner.executions[execution.key] = execution
         runner.taken += 1
         runner.used_at = time.monotonic()
-        runner.remember(execution.run)
+        runner.remember(execution.key, execution.run)
         self._where[execution.key] = runner
         if runner.taken >= self._settings.max_runs_per_process:
             runner.draining = True

@@ -79,6 +79,8 @@ class Runner:
         self.attached: asyncio.Future[Attached | NotAttached] = asyncio.get_running_loop().create_future()
         self.executed: OrderedDict[str, Run] = OrderedDict()
         """The last run of each version that it was given, for those that it was given last."""
+        self.given: OrderedDict[int, Run] = OrderedDict()
+        """The runs that it was given last, by key."""
         self.versions: OrderedDict[str, str] = OrderedDict()
         """When the versions of workflows that it has were updated, as text."""
         self._process = started.process
@@ -90,8 +92,7 @@ class Runner:
         self._sockets = (started.link, started.side)
         self._transports: list[asyncio.Transport] = []
         self._open = 1
-        self._exited = False
-        self._gone = False
+        self._exited = self._gone = False
         self._ping = 0
         self._pinged_at: float | None = None
         self._pinged_for = 0
@@ -150,8 +151,11 @@ class Runner:
         if len(self.versions) > _VERSIONS:
             self.versions.popitem(last=False)
 
-    def remember(self, run: Run) -> None:
+    def remember(self, key: int, run: Run) -> None:
         """Note that it was given a run."""
+        self.given[key] = run
+        if len(self.given) > _EXECUTED:
+            self.given.popitem(last=False)
         self.executed[run.workflow_version_id] = run
         self.executed.move_to_end(run.workflow_version_id)
         if len(self.executed) > _EXECUTED:

@@ -55,17 +55,19 @@ class Watching:
             log.info("loop_unblocked", runner=runner.number)
 
     def _say_held(self, runner: Runner, lag: float) -> None:
-        held, executions, holder = runner.held_by, list(runner.executions.values()), holder_of(runner)
+        held, holder = runner.held_by, holder_of(runner)
         fields: dict[str, Any] = {"runner": runner.number, "seconds": round(lag, 1)}
         if held is not None:
             fields |= {"node": held.node, "node_type": held.node_type, "at": held.at}
         fields = {name: value for name, value in fields.items() if value is not None}
-        if holder is None:
+        # What a run has left behind, such as a callback, may hold the loop when the run itself has ended.
+        ended = runner.given.get(held.key) if held is not None and held.key is not None else None
+        run = holder.run if holder is not None else ended
+        if run is None:
             suspect(runner, self._isolation)
-            runs = ",".join(each.claim.run_id for each in executions)
+            runs = ",".join(each.claim.run_id for each in runner.executions.values())
             log.warning("loop_blocked", **fields, **({"runs": runs} if runs else {}))
             return
-        run = holder.run
         log.warning("loop_blocked", run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence, **fields)
         self._isolation.convict(run, "held its event loop")
 
