@@ -71,7 +71,7 @@ def test_loop_blocked_for_longer_than_the_lease_costs_no_run(database: Database,
 
 def test_runs_that_use_threads_do_not_wait_for_each_others(database: Database, stack: Stack) -> None:
     insert_runs(database, 20, inputs={"do": "meet"})
-    with stack.running("worker"), stack.running("dispatcher"):
+    with stack.running("worker", ORCHEO_WORKER_PROCESSES="1"), stack.running("dispatcher"):
         until(lambda: all_ended(database), what="every run is terminal")
     assert all_are(database, "succeeded")
 
