@@ -86,7 +86,7 @@ class Isolation:
         """Tell whether a run is to be alone in its runner."""
         if self._mode is WorkerIsolation.ADAPTIVE:
             return run.suspect or run.workflow_version_id in self._suspected or self._is_known(run)
-        return self._mode is WorkerIsolation.PROCESS
+        return run.suspect or self._mode is WorkerIsolation.PROCESS
 
     def convict(self, run: Run, reason: str) -> None:
         """Have all runs of this run's workflow version isolated for a day from now on."""

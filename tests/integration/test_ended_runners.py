@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from signal import Signals
 from uuid import uuid4
 
+import psutil
 import pytest
 
 from tests.databases import Database
@@ -37,6 +40,12 @@ def _begin_beside(database: Database, do: str) -> tuple[list[str], str]:
     until(lambda: all(read_run(database, each)["status"] == "running" for each in neighbours), what="they wait")
     (guilty,) = _insert(database, do)
     return neighbours, guilty
+
+
+def _fork_server_of(worker: int) -> int:
+    """Return the process that makes the runners of a worker."""
+    children = psutil.Process(worker).children()
+    return next(int(each.pid) for each in children if "multiprocessing.forkserver" in " ".join(each.cmdline()))
 
 
 def _attempts(database: Database, run_id: str) -> tuple[int, int]:
@@ -83,6 +92,31 @@ def test_under_requeue_the_others_succeed_and_the_guilty_is_convicted(database: 
             what="the conviction is written",
         )
         assert [row["reason"] for row in convicted] == ["ended its runner"]
+
+
+def test_under_shared_and_requeue_the_attempts_of_the_guilty_are_bounded(database: Database, playing: Stack) -> None:
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "requeue", "ORCHEO_WORKER_ISOLATION": "shared"}
+    with playing.running("dispatcher"), playing.running("worker"):
+        neighbours, guilty = _begin_beside(database, "segmentation fault")
+        until(lambda: all_ended(database), what="all have ended")
+        assert {_attempts(database, each) for each in neighbours} == {(2, 1)}
+        assert (read_run(database, guilty)["status"], _attempts(database, guilty)) == ("failed", (4, 1))
+
+
+def test_innocent_in_a_dedicated_runner_pays_nothing_for_the_end_of_the_fork_server(
+    database: Database, playing: Stack
+) -> None:
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "requeue", "ORCHEO_WORKER_ISOLATION": "process"}
+    with playing.running("dispatcher"), playing.running("worker") as worker:
+        neighbours = _insert(database, "wait", 3)
+        until(lambda: all(read_run(database, each)["status"] == "running" for each in neighbours), what="they wait")
+        os.kill(_fork_server_of(worker.pid), Signals.SIGKILL)
+        until(lambda: all_ended(database), what="all have ended")
+        assert {read_run(database, each)["status"] for each in neighbours} == {"succeeded"}
+        # Some may not have been in a runner yet.
+        attempts = {_attempts(database, each) for each in neighbours}
+        assert (2, 1) in attempts
+        assert attempts <= {(1, 0), (2, 1)}
 
 
 def test_under_requeue_the_end_of_the_fork_server_is_nobodys_conviction(database: Database, playing: Stack) -> None:

@@ -164,7 +164,7 @@ def test_isolation_ends_in_every_worker_when_it_expires_or_is_cleared(database: 
 def test_other_modes_neither_ask_nor_tell_the_ledger(database: Database, mode: str, isolated: bool) -> None:
     with _worker(database, mode) as worker:
         worker.convict(_run(), "ended its runner")
-        assert [worker.is_isolated(run) for run in (_run(), _run(suspect=True))] == [isolated, isolated]
+        assert [worker.is_isolated(run) for run in (_run(), _run(suspect=True))] == [isolated, True]
     assert _rows(database) == []
 
 

@@ -45,11 +45,11 @@ def judge(
         if innocent:
             yield execution, Result(How.LOST, error=why, kind="RunnerLost")
         elif runner.lost_its_server:
-            # All runners have ended with it, and it may be any run of any of them that did it. One that is alone counts
-            # its attempts: else a run that ends the fork server would be tried again for ever.
-            alone = runner.dedicated
+            # All runners have ended with it, and it may be any run of any of them that did it. A suspect that is alone
+            # pays for its attempt: else a run that ends the fork server would be tried again for ever.
+            pays = runner.dedicated and execution.run.suspect
             suspect(runner, isolation)
-            yield execution, Result(How.CRASHED if alone else How.SUSPECTED, error=others, kind="RunnerLost")
+            yield execution, Result(How.CRASHED if pays else How.SUSPECTED, error=others, kind="RunnerLost")
         elif runner.culprit is not None and runner.culprit is not execution:
             yield execution, Result(How.LOST, error=why, kind="RunnerLost")
         elif len(ended) == 1 or runner.culprit is execution:
