@@ -225,6 +225,11 @@ class WorkerMetrics(ConsumerMetrics):
         self._blocked = make.counter(
             "orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop of its runner."
         )
+        self._runners_lost = make.counter(
+            "orcheo_dispatch_runners_lost",
+            "Runners that ended in the middle of runs: exited, ended by a signal, or killed by the worker.",
+            how=("exited", "signal", "killed"),
+        )
         self.cron = CronCounters(make, get_args(WorkerCronOutcome))
 
     def message_taken(self, result: MessageResult) -> None:
@@ -271,6 +276,10 @@ class WorkerMetrics(ConsumerMetrics):
     def loop_blocked(self) -> None:
         """Count a run that blocked the loop of its runner."""
         self._blocked().inc()
+
+    def runner_lost(self, how: str) -> None:
+        """Count a runner that ended in the middle of runs: `exited`, by a `signal`, or `killed` by this process."""
+        self._runners_lost(how).inc()
 
 
 def _trigger_labels(settings: Settings) -> tuple[str, ...]:

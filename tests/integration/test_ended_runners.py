@@ -9,12 +9,17 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from ops.real.child import free_port
+from shared.health import ask
 from tests.databases import Database
 from tests.processes import Stack, until
 from tests.runs import all_ended, everything, insert_runs, ledger, read_run
 
 _CRASH = "Runner ended by signal 11 (SIGSEGV) in the middle of the run."
-_ENDS = {"segmentation fault": _CRASH, "os._exit(3)": "Runner exited with status 3 in the middle of the run."}
+_ENDS = [
+    ("segmentation fault", _CRASH, "signal"),
+    ("os._exit(3)", "Runner exited with status 3 in the middle of the run.", "exited"),
+]
 
 
 @pytest.fixture
@@ -53,13 +58,16 @@ def _attempts(database: Database, run_id: str) -> tuple[int, int]:
     return row["attempts"], row["refunded"]
 
 
-@pytest.mark.parametrize(("do", "why"), _ENDS.items())
+@pytest.mark.parametrize(("do", "why", "how"), _ENDS)
 def test_run_that_ends_its_runner_alone_fails_with_what_ended_it(
-    database: Database, playing: Stack, do: str, why: str
+    database: Database, playing: Stack, do: str, why: str, how: str
 ) -> None:
-    with playing.running("dispatcher"), playing.running("worker") as worker:
+    port = free_port()
+    with playing.running("dispatcher"), playing.running("worker", ORCHEO_HEALTH_PORT=str(port)) as worker:
         (guilty,) = _insert(database, do)
         until(lambda: all_ended(database), what="it has ended")
+        counted = ask("127.0.0.1", port, "/metrics")[1]
+        assert f'orcheo_dispatch_runners_lost_total{{how="{how}"}} 1.0' in counted
         assert (read_run(database, guilty)["status"], _error(database, guilty)) == ("failed", why)
         worker.saw("workflow_isolated")
     assert "runner_ended" in worker.log

@@ -110,6 +110,7 @@ def test_worker_counts_what_it_does(worker: WorkerMetrics) -> None:
     worker.beaten(succeeded=False)
     worker.loop_lag(2.5)
     worker.loop_blocked()
+    worker.runner_lost("killed")
     worker.settle_was_stale()
     worker.consumer_stalled()
     assert _value(worker, "messages_total", result="malformed") == 1
@@ -119,6 +120,7 @@ def test_worker_counts_what_it_does(worker: WorkerMetrics) -> None:
     assert _value(worker, "heartbeats_total", result="failed") == 1
     assert _value(worker, "loop_lag_seconds") == 2.5
     assert _value(worker, "loop_blocks_total") == 1
+    assert _value(worker, "runners_lost_total", how="killed") == 1
     assert _value(worker, "stale_settles_total") == 1
     assert _value(worker, "consumer_stalls_total") == 1
 

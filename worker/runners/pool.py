@@ -23,8 +23,8 @@ from worker.runners.placement import Waiting, assign, plan
 from worker.runners.runner import Runner
 from worker.runners.starting import ATTACH_SECONDS, FIRST_SECONDS, Starter
 from worker.runners.trying import Trying
-from worker.runners.verdicts import CancelledTogether, judge, result_of
-from worker.runners.watching import TICK_SECONDS, Watching, holder_of
+from worker.runners.verdicts import CancelledTogether, holder_of, is_excused, judge, result_of
+from worker.runners.watching import TICK_SECONDS, Watching
 
 _CLOSE_SECONDS = 6.0
 
@@ -239,31 +239,26 @@ class RunnerPool:
                 self._cron.take(frame)
 
     def _take_end(self, runner: Runner, execution: Execution, frame: Ended) -> None:
-        stop = execution.stop_reason
-        if frame.how == "cancelled_inside" and stop is None:
+        if frame.how == "cancelled_inside" and execution.stop_reason is None:
             self._cancelled.add(runner, execution)
             return
-        result = result_of(frame, stop, max_output=self._settings.max_output)
-        if _is_excused(runner, execution) and holder_of(runner) is not execution:
-            error = f"Run timed out after {execution.timeout:g} s in an event loop that another run held."
-            result = Result(How.SUSPECTED, error=error, kind="LoopHeld")
-        self._end(runner, execution, result)
+        self._end(runner, execution, result_of(runner, execution, frame, max_output=self._settings.max_output))
 
     def _gone(self, runner: Runner) -> None:
         """Settle what was in a runner that has ended."""
         self._runners.discard(runner)
+        self._cron.gone(runner)
         if not self._closing:
             self._trying.gone(runner)
-        self._cron.gone(runner)
         ended = [each for each in runner.executions.values() if each.result is None]
         runner.executions.clear()
         if ended:
-            log.warning("runner_ended", runner=runner.number, reason=runner.exit_text(), runs=len(ended))
+            self._watching.lost(runner, len(ended))
         innocent = self._closing and runner.killed_for is None
         for execution, result in judge(runner, ended, self._isolation, innocent=innocent):
             self._where.pop(execution.key, None)
-            excused = _is_excused(runner, execution) and result.how is not How.CRASHED
-            if execution.stop_reason is not None and not excused:
+            guilty = result.how is How.CRASHED or not is_excused(runner, execution)
+            if execution.stop_reason is not None and guilty:
                 self._end_stopped(execution, ignored=True)
             else:
                 execution.end(result)
@@ -301,8 +296,3 @@ class RunnerPool:
             task.cancel()
         if self.orders.books is not None:
             await self.orders.books.close()
-
-
-def _is_excused(runner: Runner, execution: Execution) -> bool:
-    """Tell whether a run timed out while its event loop was held, which another one may have done."""
-    return runner.held and execution.stop_reason is Stop.TIMED_OUT

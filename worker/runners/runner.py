@@ -14,8 +14,9 @@ from pathlib import Path
 
 from shared.runs import Run
 from worker.execution import Execution
-from worker.frames import Attach, Attached, Decoder, Frame, FrameError, Held, NotAttached, Ping, Pong, Up, encode
+from worker.frames import Attach, Attached, Frame, Held, NotAttached, Ping, Pong, Up, encode
 from worker.runners.fork_server import Started
+from worker.runners.link import LinkEnd
 
 _SILENT_SECONDS = 1.0
 """How long an answer may take before a runner is given nothing new: its event loop may be stuck for good."""
@@ -103,7 +104,13 @@ class Runner:
         """Read and write its sockets from now on, and notice its end."""
         loop = asyncio.get_running_loop()
         for place, sock in enumerate(self._sockets):
-            end = _End(self, place == 0, self._limit)
+            end = LinkEnd(
+                limit=self._limit,
+                on_frame=self.received,
+                on_unreadable=self.unreadable,
+                # Only the first one tells that the runner is gone.
+                on_closed=self.closed if place == 0 else _nothing,
+            )
             transport, _ = await loop.create_unix_connection(partial(_same, end), sock=sock)
             transport.set_write_buffer_limits(high=1 << 30)
             self._transports.append(transport)
@@ -178,6 +185,13 @@ class Runner:
         if not self._exited:
             with suppress(OSError):
                 self._process.kill()
+
+    @property
+    def exit_kind(self) -> str:
+        """How it ended, as metrics count it."""
+        if self.killed_for is not None:
+            return "killed"
+        return "signal" if (self._process.exitcode or 0) < 0 else "exited"
 
     def exit_text(self) -> str:
         """Return how it ended, as the errors of its runs say it."""
@@ -254,6 +268,10 @@ class Runner:
             self._process.close()
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 def _same[T](value: T) -> T:
     return value
 
@@ -265,32 +283,3 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
-
-
-class _End(asyncio.Protocol):
-    """This process's end of a socket. Only the first one, `main`, tells that the runner is gone."""
-
-    def __init__(self, runner: Runner, main: bool, limit: int) -> None:
-        self._runner = runner
-        self._main = main
-        self._decoder: Decoder[Up] = Decoder(Up, limit=limit)
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the transport."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Take the frames that are complete."""
-        try:
-            for frame in self._decoder.feed(data):
-                self._runner.received(frame)
-        except FrameError as error:
-            assert self._transport is not None
-            self._runner.unreadable(str(error))
-            self._transport.close()
-
-    def connection_lost(self, _: Exception | None, /) -> None:
-        """Note that nothing more will be read."""
-        if self._main:
-            self._runner.closed()

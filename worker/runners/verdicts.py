@@ -20,8 +20,12 @@ _SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}
 """A workflow can write to its runner's socket: what costs no attempt is never taken from there."""
 
 
-def result_of(frame: Ended, stop: Stop | None, *, max_output: int) -> Result:
+def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output: int) -> Result:
     """Return how a run has ended, as its runner says; what was stopped before has been stopped."""
+    stop = execution.stop_reason
+    if is_excused(runner, execution) and holder_of(runner) is not execution:
+        error = f"Run timed out after {execution.timeout:g} s in an event loop that another run held."
+        return Result(How.SUSPECTED, error=error, kind="LoopHeld")
     how = How(frame.how) if frame.how in _SAID_BY_RUNNERS else How.FAILED
     output = frame.output.decode(errors="replace") if frame.output is not None else None
     if output is not None and len(output) > max_output:
@@ -57,6 +61,20 @@ def judge(
             yield execution, Result(How.CRASHED, error=why, kind="RunnerEnded")
         else:
             yield execution, Result(How.SUSPECTED, error=others, kind="RunnerEnded")
+
+
+def is_excused(runner: Runner, execution: Execution) -> bool:
+    """Tell whether a run timed out while its event loop was held, which another one may have done."""
+    return runner.held and execution.stop_reason is Stop.TIMED_OUT
+
+
+def holder_of(runner: Runner) -> Execution | None:
+    """Return the run that holds the event loop of a runner, where it is known."""
+    held, executions = runner.held_by, runner.executions
+    named = executions.get(held.key) if held is not None and held.key is not None else None
+    if named is None and len(executions) == 1 and runner.was_in_order_before:
+        return next(iter(executions.values()))
+    return named
 
 
 class CancelledTogether:

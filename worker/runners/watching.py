@@ -12,11 +12,10 @@ from typing import Any
 from shared.logs import log
 from shared.metrics import WorkerMetrics
 from shared.settings import Settings
-from worker.execution import Execution
 from worker.isolation import Isolation
 from worker.runners.memory import memory_of
 from worker.runners.runner import Runner
-from worker.runners.verdicts import suspect
+from worker.runners.verdicts import holder_of, suspect
 
 LAG_LIMIT_SECONDS = 2.0
 TICK_SECONDS = 0.5
@@ -54,6 +53,11 @@ class Watching:
         if was_held:
             log.info("loop_unblocked", runner=runner.number)
 
+    def lost(self, runner: Runner, runs: int) -> None:
+        """Note that a runner has ended in the middle of so many runs."""
+        self._metrics.runner_lost(runner.exit_kind)
+        log.warning("runner_ended", runner=runner.number, reason=runner.exit_text(), runs=runs)
+
     def _say_held(self, runner: Runner, lag: float) -> None:
         held, holder = runner.held_by, holder_of(runner)
         fields: dict[str, Any] = {"runner": runner.number, "seconds": round(lag, 1)}
@@ -80,12 +84,3 @@ class Watching:
             runner.kill(f"Runner was ended because it took more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
         elif grown > self._max_memory // 2:
             runner.draining = True
-
-
-def holder_of(runner: Runner) -> Execution | None:
-    """Return the run that holds the event loop of a runner, where it is known."""
-    held, executions = runner.held_by, runner.executions
-    named = executions.get(held.key) if held is not None and held.key is not None else None
-    if named is None and len(executions) == 1 and runner.was_in_order_before:
-        return next(iter(executions.values()))
-    return named
