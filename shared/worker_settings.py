@@ -107,6 +107,16 @@ class WorkerSettings(BaseSettings):
     )
 
     @property
+    def capacity(self) -> int:
+        """How many runs a worker executes at a time: no more than it has processes where each run needs its own.
+
+        A run that has begun and waits for a process would use up its timeout, and hold up those behind it.
+        """
+        if self.isolation is WorkerIsolation.PROCESS:
+            return min(self.concurrency, self.max_processes)
+        return self.concurrency
+
+    @property
     def shared_processes(self) -> int:
         """How many processes share the runs of one workspace."""
         return self.processes or len(os.sched_getaffinity(0))

@@ -128,7 +128,7 @@ class Lifecycle:
 
     def _status(self) -> str:
         running = len(self.runtime.executions)
-        return f"draining, runs left: {running}" if self._left else f"runs: {running} of {self._settings.concurrency}"
+        return f"draining, runs left: {running}" if self._left else f"runs: {running} of {self._settings.capacity}"
 
     def _say_stopping(self, **_: Any) -> None:
         self._manager.stopping("draining", self._settings.drain_timeout + self._settings.cancel_grace + _CLOSE_SECONDS)

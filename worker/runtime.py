@@ -52,7 +52,7 @@ class Runtime:
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
-        self.process = Process(ProcessKind.WORKER, concurrency=settings.concurrency)
+        self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
@@ -64,10 +64,10 @@ class Runtime:
             installation,
             self.store,
             worker_id=self.process.id,
-            room=settings.concurrency,
+            room=settings.capacity,
             lease=settings.worker_lease,
         )
-        self.executions = Executions(settings.concurrency)
+        self.executions = Executions(settings.capacity)
         self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
         self.settler = Settler(

@@ -45,6 +45,12 @@ def test_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch: pytest
     assert Settings.load(processes=2).shared_processes == 2
 
 
+def test_worker_begins_no_more_runs_than_it_has_processes_where_each_needs_one() -> None:
+    assert Settings.load(isolation="process", concurrency=100, max_processes=8).capacity == 8
+    assert Settings.load(isolation="process", concurrency=4, max_processes=8).capacity == 4
+    assert Settings.load(isolation="adaptive", concurrency=100, max_processes=8).capacity == 100
+
+
 def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHEO_DISPATCH_TRIGGERS", "webhook, my label ,")
     assert Settings.load().triggers == ("webhook", "my label")

@@ -7,6 +7,7 @@ So nothing is raised here: the first runner reports the error, and it is the wor
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import threading
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ def prepare() -> State:
         variable = os.environ.get("ORCHEO_WORKER_EXECUTOR", "orcheo")
         wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
         return State(None, None, wrong, threading.active_count())
+    # All that a runner is made of. By name: that imports this module.
+    importlib.import_module("worker.runner.process")
     # What is imported lives as long as the process. Looked through by a runner's collector, its pages would be copied.
     gc.collect()
     gc.freeze()

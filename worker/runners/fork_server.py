@@ -41,7 +41,8 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOAD])
+        # The second is where each child finds what it is to execute.
+        self._context.set_forkserver_preload([PRELOAD, __name__])
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True
         """Whether runners share what the fork server has imported."""
@@ -96,10 +97,11 @@ def _run(link: socket.socket, side: socket.socket) -> None:
 
 
 def _hide_main_module() -> None:
-    """Keep children from executing the `celery` script: multiprocessing runs the file of `__main__` in each of them.
+    """Keep children from executing this process's main module: multiprocessing has each of them run it anew.
 
     It does not where `__main__` is a package's, as with `python -m celery`.
     """
     main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is None:
+    name = getattr(main.__spec__, "name", "")
+    if name != "__main__" and not name.endswith(".__main__"):
         main.__spec__ = importlib.util.find_spec("celery.__main__")
