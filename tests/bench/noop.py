@@ -58,7 +58,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     if missing:
         notes.append(f"Without the peers: {', '.join(missing)} not installed.")
     curves = (
-        Curve("noop-rate", "No-op runs a second, with one and with two worker processes", RATE[0]),
+        Curve("noop-rate", "No-op runs a second, with one and with two workers or processes", RATE[0]),
         Curve("noop-cpu", "CPU a no-op run, by process", CPU, parts=PARTS),
     )
     return Measurement("noop", TITLE, tuple(series), _targets(series), curves, tuple(notes))
@@ -152,6 +152,8 @@ def _best(rates: Mapping[str, Series], system: str) -> Series:
 
 
 def _name(system: str, processes: int) -> str:
+    if system == OURS:
+        return f"{system}, {processes} worker{'s' if processes > 1 else ''}"
     return f"{system}, {processes} process{'es' if processes > 1 else ''}"
 
 

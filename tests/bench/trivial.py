@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from ops.demo import WORKFLOW
 from tests.bench.noop import PARTS
-from tests.bench.result import Curve, Measurement, Series, Target, ratios
+from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios
 from tests.bench.rounds import Values, in_turn, say
 from tests.bench.runs import Fired
 from tests.bench.setting import Running, Scale, Setting
@@ -15,7 +15,9 @@ from tests.bench.statements import counted
 
 TITLE = "A trivial Orcheo workflow, all runs pending"
 STOCK = "stock worker, --concurrency=2"
-ONE, TWO = "orcheo-dispatch, 1 process", "orcheo-dispatch, 2 processes"
+ONE, TWO = "orcheo-dispatch, 1 worker", "orcheo-dispatch, 2 workers"
+ISOLATED = "orcheo-dispatch, 1 worker, a process for each run"
+_PROCESS = {"ORCHEO_WORKER_ISOLATION": "process"}
 RATE, CPU = ("rate", "runs/s"), ("CPU, all", "ms/run")
 type Start = Callable[[], AbstractContextManager[Running]]
 
@@ -42,6 +44,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         STOCK: setting.stock,
         ONE: lambda: setting.ours(workers=1),
         TWO: lambda: setting.ours(workers=2),
+        ISOLATED: lambda: setting.ours(_PROCESS),
     }
     with setting.without_api():
         series = in_turn(scale, {name: _round(setting, fired, start) for name, start in systems.items()}, warm_up=False)
@@ -54,7 +57,8 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         f"{count:,} webhooks fired once through the API; each round puts the same rows, run slots and pushed messages "
         "back at once, when all processes are up and have executed 20 others. "
         "The rate is from the first `started_at` to the last `completed_at`. "
-        "Default settings throughout; the stock worker has two processes, without its Beat. "
+        "Default settings throughout, but for `ORCHEO_WORKER_ISOLATION=process` where each run has a process; a worker "
+        "of ours has a runner for each core, the stock worker two processes, without its Beat. "
         "Statements are counted in a round of their own, from the server's log."
     )
     notes = (note, *(words for _, words in statements))
@@ -103,9 +107,13 @@ def _statements(setting: Setting, fired: Fired, name: str, start: Start) -> tupl
 
 def _targets(series: list[Series]) -> tuple[Target, ...]:
     found = {(each.system, each.metric): each.values for each in series}
-    rate = ratios(found[TWO, RATE[0]], found[STOCK, RATE[0]])
-    cpu = ratios(found[TWO, CPU[0]], found[STOCK, CPU[0]])
+    rate = ratios(found[ONE, RATE[0]], found[STOCK, RATE[0]])
+    cpu = ratios(found[ONE, CPU[0]], found[STOCK, CPU[0]])
+    one = ratios(found[ONE, RATE[0]], found[TWO, RATE[0]])
+    more = Spread.of([each - shared for each, shared in zip(found[ISOLATED, CPU[0]], found[ONE, CPU[0]], strict=True)])
     return (
         Target("at least 4 times the stock worker's runs/s with as many processes", rate, 4.0, "times", at_least=True),
         Target("at most a third of its CPU a run", cpu, 1 / 3, "of it", at_least=False),
+        Target("one worker of ours, of the runs/s of two", one, 1.0, "times", at_least=True),
+        Target("CPU that a process for each run costs more", more, 30, "ms/run", at_least=False),
     )

@@ -1,4 +1,4 @@
-"""Runs that wait, many at a time in one process."""
+"""Runs that wait, many at a time in one worker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.bench.usage import (
     resident_bytes,
 )
 
-TITLE = "Runs that wait five seconds each, in one worker process"
-OURS, STOCK = "orcheo-dispatch, 1 process", "stock worker, 2 processes"
+TITLE = "Runs that wait five seconds each, in one worker"
+OURS, STOCK = "orcheo-dispatch, 1 worker", "stock worker, 2 processes"
 WAIT_SECONDS = 5.0
 WORKFLOW = Path(__file__).parent / "workflows" / "wait.py"
 _MAKESPAN, _EXTRA, _EACH, _CONNECTIONS = (
@@ -39,7 +39,7 @@ SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
 
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
-    """Measure ours with all at a time in one process; the stock worker once, with as many as it can end soon."""
+    """Measure ours with all at a time in one worker; the stock worker once, with as many as it can end soon."""
     count, few = scale.size(500, 20), scale.size(20, 4)
     say(f"  firing {count} webhooks")
     fired = Fired(setting, WORKFLOW, count)
@@ -60,7 +60,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
 
 
 def settings_for(count: int) -> dict[str, str]:
-    """Return the settings to use for `count` runs at a time in one process."""
+    """Return the settings to use for `count` runs at a time in one worker."""
     return {
         "ORCHEO_WORKER_CONCURRENCY": str(count),
         "ORCHEO_DISPATCH_MAX_QUEUED": str(count),
@@ -113,7 +113,7 @@ def _execute(setting: Setting, fired: Fired, running: Running) -> Values:
 def _targets(series: list[Series]) -> tuple[Target, ...]:
     found = {each.metric: Spread.of(each.values) for each in series if each.system == OURS}
     return (
-        Target("makespan at most 1.3 times the wait", found[_EXTRA[0]], 1.3, "times", at_least=False),
+        Target("makespan at most 1.15 times the wait", found[_EXTRA[0]], 1.15, "times", at_least=False),
         Target("at most 3 MB a waiting run", found[_EACH[0]], 3.0, "MB", at_least=False),
         Target("at most 20 database connections", found[_CONNECTIONS[0]], 20.0, "", at_least=False),
     )
