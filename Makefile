@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves
 	$(BIN)/orcheo-dispatch demo
 
 test: $(INSTALLED) lint types imports docs  ## Lint, types, import contracts, the documentation site and the whole suite
-	$(BIN)/python -m pytest $(PARALLEL) || $(BIN)/python -m tests.again $$?
+	$(BIN)/python -m pytest --cache-clear $(PARALLEL) || $(BIN)/python -m tests.again $$?
 
 check: test  ## What CI runs
 

@@ -136,7 +136,7 @@ def test_worker_that_cannot_renew_its_lease_stops_its_runs(
         until(lambda: stack.noted("begun"), what="the run begins")
         postgres_server.kill()
         until(lambda: stack.noted("cancelled"), what="the run is stopped", seconds=20)
-        assert "lease_not_renewed" in worker.log
+        worker.saw("lease_not_renewed")
         postgres_server.start()
         until(lambda: read_run(private, run_id)["status"] == "failed", what="the run is settled")
     assert stack.noted("begun") == [run_id]
