@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from signal import Signals
 from uuid import uuid4
 
@@ -202,3 +203,19 @@ def test_run_that_times_out_in_a_stuck_event_loop_is_tried_again_alone(
         until(lambda: all_ended(database), what="all have ended")
         assert {read_run(database, each)["status"] for each in neighbours} == {"succeeded"}
         assert {attempts - refunded for attempts, refunded in (_attempts(database, each) for each in neighbours)} == {1}
+
+
+def test_run_beside_what_an_ended_run_left_behind_is_neither_failed_nor_convicted(
+    database: Database, playing: Stack
+) -> None:
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "requeue", "ORCHEO_WORKER_RUN_TIMEOUT": "5"}
+    with playing.running("dispatcher"), playing.running("worker") as worker:
+        (guilty,) = _insert(database, "block in 4 s")
+        until(lambda: all_ended(database), what="it has ended")
+        time.sleep(1.5)  # So that its runner has answered, and the next run begins in one that is in order.
+        (innocent,) = _insert(database, "wait")
+        worker.saw("loop_blocked")
+        until(lambda: all_ended(database), what="the next run has ended")
+        assert (read_run(database, innocent)["status"], _attempts(database, innocent)) == ("succeeded", (2, 1))
+        assert f"loop_blocked run_id={guilty}" in worker.log
+        assert worker.log.count("workflow_isolated") == 1

@@ -86,6 +86,11 @@ async def _block_later(_: Inputs) -> Any:
     asyncio.get_running_loop().call_later(0.1, time.sleep, _FOREVER)
 
 
+async def _block_in_4_s(_: Inputs) -> Any:
+    """Block when the event loop has answered many times since this run has ended."""
+    asyncio.get_running_loop().call_later(4, time.sleep, _FOREVER)
+
+
 async def _spin(_: Inputs) -> Any:
     deadline = time.monotonic() + _HOLD_SECONDS
     while time.monotonic() < deadline:
@@ -373,6 +378,7 @@ ACTS: dict[str, Callable[[Inputs], Awaitable[Any]]] = {
     "use a thread": _use_thread,
     "block": _block,
     "block later": _block_later,
+    "block in 4 s": _block_in_4_s,
     "spin": _spin,
     "hold the GIL": _hold_gil,
     "backtrack": _backtrack,

@@ -220,7 +220,10 @@ _SHORT_TIMEOUT = (("ORCHEO_WORKER_RUN_TIMEOUT", "5"),)
 _LITTLE_MEMORY = (("ORCHEO_WORKER_MAX_MEMORY", "200"),)
 _SETTINGS = {
     "memory": _LITTLE_MEMORY,
-    **dict.fromkeys(("backtrack", "cancellation swallowed", "SIGSTOP", "clock stopped", "block later"), _SHORT_TIMEOUT),
+    **dict.fromkeys(
+        ("backtrack", "cancellation swallowed", "SIGSTOP", "clock stopped", "block later", "block in 4 s"),
+        _SHORT_TIMEOUT,
+    ),
 }
 _INHERENT = {
     "kill the parent": dict.fromkeys(

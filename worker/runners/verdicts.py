@@ -43,7 +43,9 @@ def judge(
     """
     why = f"{runner.exit_text()} in the middle of the run."
     others = f"{why} {len(ended)} runs were in it." if len(ended) > 1 else why
-    if len(ended) > 1 and runner.culprit is None and not innocent:
+    # In a shared runner that was held, what an ended run has left behind may be the cause.
+    alone = len(ended) == 1 and (runner.dedicated or not runner.held)
+    if ended and not alone and runner.culprit is None and not innocent:
         suspect(runner, isolation)
     for execution in ended:
         if innocent:
@@ -56,7 +58,7 @@ def judge(
             yield execution, Result(How.CRASHED if pays else How.SUSPECTED, error=others, kind="RunnerLost")
         elif runner.culprit is not None and runner.culprit is not execution:
             yield execution, Result(How.LOST, error=why, kind="RunnerLost")
-        elif len(ended) == 1 or runner.culprit is execution:
+        elif alone or runner.culprit is execution:
             isolation.convict(execution.run, "ended its runner")
             yield execution, Result(How.CRASHED, error=why, kind="RunnerEnded")
         else:
@@ -71,10 +73,10 @@ def is_excused(runner: Runner, execution: Execution) -> bool:
 def holder_of(runner: Runner) -> Execution | None:
     """Return the run that holds the event loop of a runner, where it is known."""
     held, executions = runner.held_by, runner.executions
-    named = executions.get(held.key) if held is not None and held.key is not None else None
-    if named is None and len(executions) == 1 and runner.was_in_order_before:
-        return next(iter(executions.values()))
-    return named
+    if held is not None and held.key is not None:
+        # None as well where it is what an ended run has left behind.
+        return executions.get(held.key)
+    return next(iter(executions.values())) if len(executions) == 1 and runner.was_in_order_before else None
 
 
 class CancelledTogether:
