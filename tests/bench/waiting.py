@@ -39,7 +39,7 @@ SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
 
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
-    """Measure ours with all at a time in one worker; the stock worker once, with as many as it can end soon."""
+    """Measure one worker of ours with all runs at once, and the stock worker once with fewer runs."""
     count, few = scale.size(500, 20), scale.size(20, 4)
     say(f"  firing {count} webhooks")
     fired = Fired(setting, WORKFLOW, count)

@@ -56,7 +56,7 @@ def prepare() -> State:
         variable = os.environ.get("ORCHEO_WORKER_EXECUTOR", "orcheo")
         wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
         return State(None, None, wrong, threading.active_count())
-    # All that a runner is made of. By name: that imports this module.
+    # The modules of a runner, so that no child imports them again. By name: they import this module.
     importlib.import_module("worker.runner.process")
     # What is imported lives as long as the process. Looked through by a runner's collector, its pages would be copied.
     gc.collect()

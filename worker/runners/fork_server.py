@@ -41,7 +41,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        # The second is where each child finds what it is to execute.
+        # This module as well: a child unpickles its target function from it.
         self._context.set_forkserver_preload([PRELOAD, __name__])
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True

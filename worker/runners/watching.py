@@ -54,7 +54,7 @@ class Watching:
             log.info("loop_unblocked", runner=runner.number)
 
     def lost(self, runner: Runner, runs: int) -> None:
-        """Note that a runner has ended in the middle of so many runs."""
+        """Count and log a runner that ended while it executed this number of runs."""
         self._metrics.runner_lost(runner.exit_kind)
         log.warning("runner_ended", runner=runner.number, reason=runner.exit_text(), runs=runs)
 
