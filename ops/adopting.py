@@ -14,6 +14,7 @@ from ops.moments import parse_moment
 from ops.ready import Json
 from shared.errors import SettingsError
 from shared.plain import say
+from shared.plugins import keep_plugins_out
 
 _LEAST_SECONDS = 60.0
 
@@ -61,7 +62,7 @@ def adopt(
         raise SettingsError("--repair and --json were both given: add --yes, since nothing can be asked then")
     if repair and not yes and not sys.stdin.isatty():
         raise SettingsError("--repair was given without a terminal to ask on: add --yes")
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    keep_plugins_out()
     from ops import adoption, screen
     from ops.env_advice import advise, cannot_connect, needs_work, read_env_file, settings_of
 

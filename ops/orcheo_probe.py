@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from ops.ready import PLUGINS
+from shared.plugins import let_plugins_in
 
 _MODULE = "worker.orcheo.probe"
 _SECONDS = 300.0
@@ -27,7 +27,8 @@ class Probed:
 def ask() -> Probed:
     """Import Orcheo in another process and return what that found. Never raises."""
     # The command that asks keeps pydantic's plugins out of itself; a worker has them.
-    environment = {name: value for name, value in os.environ.items() if (name, value) != (PLUGINS, "__all__")}
+    environment = dict(os.environ)
+    let_plugins_in(environment)
     try:
         done = subprocess.run(
             [sys.executable, "-m", _MODULE],

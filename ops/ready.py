@@ -7,29 +7,23 @@ completion at a tab and each probe of a container pays for it.
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared import celery_environment
 from shared.errors import SchemaError
+from shared.plugins import keep_plugins_out
 
 if TYPE_CHECKING:
     from shared.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names.")]
 
-PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
-
-def load_settings(*, plugins: bool = False) -> Settings:
-    """Return the settings. Pydantic's plugins stay out of the process, unless it executes runs or somebody chose.
-
-    Orcheo brings one, logfire, which pydantic would load for the settings: 15 MB and half a second.
-    """
-    if not plugins:
-        os.environ.setdefault(PLUGINS, "__all__")
+def load_settings() -> Settings:
+    """Return the settings. Pydantic's plugins stay out of the process, unless somebody chose some."""
+    keep_plugins_out()
     from shared.secret_names import keep_secrets_of
     from shared.settings import Settings
 
@@ -40,13 +34,13 @@ def load_settings(*, plugins: bool = False) -> Settings:
     return settings
 
 
-def ready(*, needs_database: bool = True, plugins: bool = False, writes: bool = False) -> Settings:
+def ready(*, needs_database: bool = True, writes: bool = False) -> Settings:
     """Return the settings, with logging set up and the schema known to be the one that this release needs.
 
     For who `writes`, nothing else in the database stands in the way either. Raises `SchemaError` with a line for each
     thing that does.
     """
-    settings = load_settings(plugins=plugins)
+    settings = load_settings()
     from shared import logs
 
     logs.configure(settings)

@@ -42,7 +42,7 @@ def worker(
     ] = 0,
 ) -> None:
     """Run a worker: execute runs."""
-    settings = _of_instance(ready(plugins=True, writes=True), instance)
+    settings = _of_instance(ready(writes=True), instance)
     raise_file_limit(settings.concurrency)
     refuse_unusable_broker(settings)
     from shared.installation import find_installation

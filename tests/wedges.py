@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_ready
 
 from ops.running import worker
-from shared.consumer import Consumer
+
+if TYPE_CHECKING:
+    from shared.consumer import Consumer
 
 DEAFEN, WEDGE, LIST_MODULES = signal.SIGUSR2, signal.SIGWINCH, signal.SIGURG
 MODULES = "TEST_MODULES"

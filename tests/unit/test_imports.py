@@ -75,15 +75,18 @@ def test_process_goes_without_what_it_never_needs(module: str, make: str, argume
     assert imported & without == set()
 
 
-def test_plugins_of_pydantic_stay_where_somebody_chose_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "other")
+@pytest.mark.parametrize("chosen", ["other", None])
+def test_plugins_of_pydantic_stay_where_somebody_chose_them(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
     monkeypatch.setenv("ORCHEO_POSTGRES_DSN", "postgresql:///none")
-    seen = "import os; from ops.ready import load_settings; load_settings(plugins={}); print(os.environ.get({!r}))"
-    name = "PYDANTIC_DISABLE_PLUGINS"
-    assert _imported_by(seen.format(False, name)) == {"other"}
-    monkeypatch.delenv(name)
-    assert _imported_by(seen.format(False, name)) == {"__all__"}
-    assert _imported_by(seen.format(True, name)) == {"None"}
+    monkeypatch.delenv("PYDANTIC_DISABLE_PLUGINS", raising=False)
+    if chosen:
+        monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", chosen)
+    seen = "import os; from ops.ready import load_settings; load_settings(); {}print(os.environ.get({!r}))"
+    assert _imported_by(seen.format("", "PYDANTIC_DISABLE_PLUGINS")) == {chosen or "__all__"}
+    inherits = "import worker.runner.environment; "
+    assert _imported_by(seen.format(inherits, "PYDANTIC_DISABLE_PLUGINS")) == {str(chosen)}
 
 
 def test_newest_revision_is_alembics_head() -> None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 
+ENVIRONMENT = "worker.runner.environment"
 PRELOAD = "worker.runner.preload"
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
@@ -42,7 +43,7 @@ class ForkServer:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         # This module as well: a child unpickles its target function from it.
-        self._context.set_forkserver_preload([PRELOAD, __name__])
+        self._context.set_forkserver_preload([ENVIRONMENT, PRELOAD, __name__])
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True
         """Whether runners share what the fork server has imported."""
