@@ -28,6 +28,9 @@ class Host:
         # Other tests of this machine may be using the ports that the units name.
         self.ports = {name: free_port() for name in (BEAT, DISPATCHER)}
         self._failed = False
+        # The journal is that of the boot, and other tests have left lines of the same units in it.
+        shown = box.run("journalctl", "--boot", "--lines", "1", "--quiet", "--show-cursor")
+        self._start_of_journal = shown.rpartition("-- cursor: ")[2].strip()
 
     def install(self) -> None:
         """Write units, settings and credentials, as the steps of an installation say."""
@@ -88,9 +91,10 @@ class Host:
         )
 
     def journal(self, unit: str | None = None) -> str:
-        """Return what the journal has of this boot, or of a unit."""
+        """Return what the journal has of this test, or of a unit in it."""
         of_unit = () if unit is None else ("--unit", unit)
-        return self.box.run("journalctl", "--boot", "--no-pager", "--output", "short-precise", *of_unit, expect=None)
+        of_test = ("--after-cursor", self._start_of_journal, "--output", "short-precise")
+        return self.box.run("journalctl", "--no-pager", *of_test, *of_unit, expect=None)
 
     def health(self, port: int, *options: str, expect: int | None = 0) -> dict[str, bool]:
         """Ask a process by the command."""
