@@ -18,7 +18,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from shared.addresses import Origin
+from orcheo_dispatch.shared.settings.addresses import Origin
 
 SOCKET_SECONDS = 10.0
 """Silence after which a connection is given up."""

@@ -1,4 +1,7 @@
-"""The dispatcher process: a small Celery worker that is woken by ticks and hints. `celery -A dispatcher.app worker`."""
+"""The dispatcher process: a small Celery worker that ticks and hints wake.
+
+`celery -A orcheo_dispatch.dispatcher.app worker` starts it as well.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,39 @@ from celery import Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
-from dispatcher.admitting import Admitter
-from dispatcher.backlog import Backlog
-from dispatcher.cron import DispatcherCron
-from dispatcher.hints import HintListener
-from dispatcher.listen import NotifyListener
-from dispatcher.loop import SILENT_INTERVALS, PollLoop
-from dispatcher.page import StatusPage
-from dispatcher.poll import Poller
-from dispatcher.publisher import Publisher
-from dispatcher.steps import Steps
-from dispatcher.upkeep import Upkeep
-from shared.api_table import index_is_valid
-from shared.broker import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
-from shared.celery_app import App
-from shared.checks import condition, progress
-from shared.consumer import Consumer, watch_consumer
-from shared.database import make_engine, transaction
-from shared.entry import fail, lazy_app
-from shared.errors import BrokerError, DatabaseError, DispatchError
-from shared.health import HealthServer, Route, health_routes, serve_health
-from shared.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
-from shared.ledger import PENDING_INDEX, ProcessKind
-from shared.logs import log
-from shared.metrics import DispatcherMetrics
-from shared.notify import ServiceManager
-from shared.plain import plain
-from shared.processes import Process
-from shared.progress import ProgressWatch, Watched, exit_now
-from shared.refused import Refused
-from shared.settings import Settings
-from shared.slots import RunSlots
-from shared.stopping import obey_signals
-from shared.store import Store
+from orcheo_dispatch.dispatcher.backlog import Backlog
+from orcheo_dispatch.dispatcher.cron import DispatcherCron
+from orcheo_dispatch.dispatcher.loop import SILENT_INTERVALS, PollLoop
+from orcheo_dispatch.dispatcher.page import StatusPage
+from orcheo_dispatch.dispatcher.poll import Poller
+from orcheo_dispatch.dispatcher.publishing.publish import Publisher
+from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.dispatcher.upkeep import Upkeep
+from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
+from orcheo_dispatch.dispatcher.wakeups.hints import HintListener
+from orcheo_dispatch.dispatcher.wakeups.listen import NotifyListener
+from orcheo_dispatch.shared.broker.app import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
+from orcheo_dispatch.shared.broker.celery_app import App
+from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
+from orcheo_dispatch.shared.broker.slots import RunSlots
+from orcheo_dispatch.shared.consumer.consumer import Consumer, watch_consumer
+from orcheo_dispatch.shared.database.connections import make_engine, transaction
+from orcheo_dispatch.shared.database.refused import Refused
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchError
+from orcheo_dispatch.shared.health.checks import condition, progress
+from orcheo_dispatch.shared.health.server import HealthServer, Route, health_routes, serve_health
+from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, ProcessKind
+from orcheo_dispatch.shared.ledger.processes import Process
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.process.entry import fail, lazy_app
+from orcheo_dispatch.shared.process.notify import ServiceManager
+from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit_now
+from orcheo_dispatch.shared.process.stopping import obey_signals
+from orcheo_dispatch.shared.schema.api_table import index_is_valid
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.text.plain import plain
 
 _CONNECTIONS = 3
 _LONGEST_HOST, _LARGEST_PID = 255, 2**22

@@ -12,14 +12,21 @@ from typing import Any
 import redis
 from sqlalchemy import Engine, text
 
-from shared.broker import broker_errors
-from shared.cron import CronRecord
-from shared.database import make_engine, transaction
-from shared.errors import BrokerError, DatabaseError, DispatchError
-from shared.installation import Installation
-from shared.ledger import ProcessKind
-from shared.queries import ALIVE_SECONDS, DISPATCH, LATE_SECONDS, SLOTS_DUE, count_isolated, read_others
-from shared.settings import CronMode, Settings
+from orcheo_dispatch.shared.broker.app import broker_errors
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.cron.record import CronRecord
+from orcheo_dispatch.shared.database.connections import make_engine, transaction
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchError
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.status import (
+    ALIVE_SECONDS,
+    DISPATCH,
+    LATE_SECONDS,
+    SLOTS_DUE,
+    count_isolated,
+    read_others,
+)
+from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 COUNTED = 25_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""

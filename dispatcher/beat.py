@@ -1,4 +1,7 @@
-"""Beat's schedule: a tick each poll interval, a cron message each cron interval. `celery -A dispatcher.beat beat`."""
+"""Beat's schedule: one tick per poll interval, one cron message per cron interval.
+
+`celery -A orcheo_dispatch.dispatcher.beat beat` starts it as well.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from celery.beat import Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu.connection import Connection
 
-from dispatcher.beat_installation import BeatInstallation
-from shared.broker import (
+from orcheo_dispatch.dispatcher.beat_installation import BeatInstallation
+from orcheo_dispatch.shared.broker.app import (
     BEAT_HEADER,
     CRON,
     CRON_IN_WORKER,
@@ -26,20 +29,20 @@ from shared.broker import (
     connect,
     make_app,
 )
-from shared.broker_faults import is_read_only
-from shared.broker_state import BrokerState, reconnect
-from shared.checks import condition, progress
-from shared.entry import fail, lazy_app
-from shared.errors import BrokerError, DispatchError
-from shared.health import health_routes, serve_health
-from shared.installation import OLD_DISPATCH_QUEUE, Installation
-from shared.logs import log
-from shared.metrics import BeatMetrics
-from shared.notify import ServiceManager
-from shared.orcheo_names import cron_interval_note
-from shared.progress import ProgressWatch, Watched, exit_now
-from shared.settings import CronMode, Settings
-from shared.stopping import take_hangups
+from orcheo_dispatch.shared.broker.faults import is_read_only
+from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation
+from orcheo_dispatch.shared.broker.state import BrokerState, reconnect
+from orcheo_dispatch.shared.errors import BrokerError, DispatchError
+from orcheo_dispatch.shared.health.checks import condition, progress
+from orcheo_dispatch.shared.health.server import health_routes, serve_health
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import BeatMetrics
+from orcheo_dispatch.shared.process.entry import fail, lazy_app
+from orcheo_dispatch.shared.process.notify import ServiceManager
+from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit_now
+from orcheo_dispatch.shared.process.stopping import take_hangups
+from orcheo_dispatch.shared.settings.environment import cron_interval_note
+from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 _MAX_WAITING_TICKS = 10
 _MAX_WAITING_CRON = 1

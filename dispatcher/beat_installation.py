@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from shared.errors import DatabaseError
-from shared.installation import Installation, find_installation
-from shared.logs import log
-from shared.settings import Settings
+from orcheo_dispatch.shared.broker.installation import Installation, find_installation
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import Settings
 
 _RETRY_SECONDS = (5.0, 300.0)
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 import redis
 
-from dispatcher.api import Answer, ask_api
-from shared.addresses import Origin
-from shared.broker import connect
-from shared.cron import ApiCronOutcome, CronLoop, CronRecord, CronReport, EventPrompts
-from shared.installation import Installation
-from shared.metrics import DispatcherMetrics
-from shared.settings import CronMode, Settings
+from orcheo_dispatch.dispatcher.api import Answer, ask_api
+from orcheo_dispatch.shared.broker.app import connect
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.cron.loop import CronLoop, EventPrompts
+from orcheo_dispatch.shared.cron.record import CronRecord
+from orcheo_dispatch.shared.cron.report import ApiCronOutcome, CronReport
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.settings.addresses import Origin
+from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 PATH = "/api/triggers/cron/dispatch"
 _FIRST_PAUSE_SECONDS = 15.0

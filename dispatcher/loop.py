@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from dispatcher.poll import Poller
-from dispatcher.report import PollReport
-from shared.errors import DatabaseError
-from shared.logs import describe, log
-from shared.metrics import DispatcherMetrics, PollResult
-from shared.processes import Process, ticked_elsewhere
+from orcheo_dispatch.dispatcher.poll import Poller
+from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.processes import Process, ticked_elsewhere
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics, PollResult
 
 SILENT_INTERVALS = 5
 """So many intervals without a tick, and the dispatcher polls by itself."""

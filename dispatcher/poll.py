@@ -8,22 +8,21 @@ from uuid import UUID
 
 import redis
 
-from dispatcher.broker_gate import BrokerGate
-from dispatcher.publisher import Publisher, claims_per_message
-from dispatcher.queue_choice import QueueChoice
-from dispatcher.reap_gate import ReapGate
-from dispatcher.recovery import Recovered, Recovery
-from dispatcher.report import PollReport
-from dispatcher.steps import Steps
-from shared.errors import BrokerError, DatabaseError
-from shared.installation import Installation
-from shared.ledger import TURNS_INDEX, Claim, Look
-from shared.logs import log
-from shared.metrics import DispatcherMetrics
-from shared.processes import Workers
-from shared.settings import Settings
-from shared.store import Store
-from shared.turns import Limits, Turns
+from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
+from orcheo_dispatch.dispatcher.publishing.publish import Publisher, claims_per_message
+from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
+from orcheo_dispatch.dispatcher.recovery import ReapGate, Recovered, Recovery
+from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
+from orcheo_dispatch.shared.ledger.processes import Workers
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.ledger.turns import Limits, Turns
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.settings.model import Settings
 
 _FULL_QUEUE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0

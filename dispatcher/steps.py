@@ -7,13 +7,13 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from shared.errors import DatabaseError, RowLockedError
-from shared.lock_holders import lock_holders
-from shared.logs import describe, log
-from shared.metrics import DispatcherMetrics
-from shared.refused import raised_by_function, reason_of
-from shared.sqlstate import Failure, failure_of
-from shared.step_metrics import StepName
+from orcheo_dispatch.shared.database.lock_holders import lock_holders
+from orcheo_dispatch.shared.database.refused import raised_by_function, reason_of
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
+from orcheo_dispatch.shared.errors import DatabaseError, RowLockedError
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.metrics.steps import StepName
 
 
 class Steps:

@@ -15,16 +15,16 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from dispatcher.admitting import Admitter
-from dispatcher.steps import Steps
-from shared.errors import BrokerError, DatabaseError
-from shared.logs import describe, log
-from shared.metrics import DispatcherMetrics
-from shared.processes import Process, prune_processes
-from shared.settings import Settings
-from shared.slots import RunSlots
-from shared.step_metrics import StepName
-from shared.store import Store
+from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
+from orcheo_dispatch.shared.broker.slots import RunSlots
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.processes import Process, prune_processes
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.metrics.steps import StepName
+from orcheo_dispatch.shared.settings.model import Settings
 
 INTERVAL_SECONDS = 30.0
 SLOT_PATIENCE_SECONDS = 15.0

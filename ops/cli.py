@@ -11,14 +11,19 @@ from typing import Annotated
 
 import typer
 
-from ops import adopting, hosting, isolating, reading, repairing, running
-from ops.ready import Json, load_settings, ready, refuse_unusable_broker
-from shared import __version__
-from shared.entry import fail, unexpected
-from shared.errors import DispatchError, SettingsError
-from shared.first_process import stand_aside
-from shared.plain import say
-from shared.provisions import settle_in
+from orcheo_dispatch import __version__
+from orcheo_dispatch.ops.commands import adopt as adopting
+from orcheo_dispatch.ops.commands import host as hosting
+from orcheo_dispatch.ops.commands import isolate as isolating
+from orcheo_dispatch.ops.commands import look as reading
+from orcheo_dispatch.ops.commands import repair as repairing
+from orcheo_dispatch.ops.commands import run as running
+from orcheo_dispatch.ops.commands.ready import Json, load_settings, ready, refuse_unusable_broker
+from orcheo_dispatch.shared.errors import DispatchError, SettingsError
+from orcheo_dispatch.shared.process.entry import fail, unexpected
+from orcheo_dispatch.shared.process.first_process import stand_aside
+from orcheo_dispatch.shared.process.provisions import settle_in
+from orcheo_dispatch.shared.text.plain import say
 
 app = typer.Typer(
     name="orcheo-dispatch",
@@ -78,8 +83,8 @@ def migrate_command(
     if to and notify:
         raise SettingsError("--to and --notify were both given: an older release does not listen")
     settings = load_settings()
-    from ops import screen
-    from shared.migrate import migrate, migrate_back
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.shared.schema.migrate import migrate, migrate_back
 
     done = migrate_back(settings, to) if to else migrate(settings, index=index, notify=notify)
     if as_json:
@@ -106,7 +111,7 @@ def migrate_command(
 @app.command()
 def roles() -> None:
     """Print SQL that makes roles of least privilege; to be run by the owner of Orcheo's tables, after `migrate`."""
-    from ops import rights
+    from orcheo_dispatch.ops.host import rights
 
     print(rights.roles_sql(), end="")
 
@@ -127,10 +132,10 @@ def poll(as_json: Json = False) -> None:
     refuse_unusable_broker(settings)
     from dataclasses import asdict
 
-    from dispatcher.app import Dispatcher, make_dispatcher_app
-    from ops import screen
-    from shared.errors import BrokerError, DatabaseError
-    from shared.installation import find_installation
+    from orcheo_dispatch.dispatcher.app import Dispatcher, make_dispatcher_app
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.shared.broker.installation import find_installation
+    from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 
     installation = find_installation(settings)
     once = Dispatcher(settings, make_dispatcher_app(settings, installation), installation)
@@ -170,7 +175,7 @@ def demo(
 ) -> None:
     """Run everything for real in a scratch folder: Postgres, Redis, Orcheo's API, and our three processes."""
     try:
-        from ops.demo import run_demo
+        from orcheo_dispatch.ops.demo import run_demo
     except ImportError as error:
         raise SettingsError(f"the demo needs {error.name}: pip install 'orcheo-dispatch[demo]'") from error
 

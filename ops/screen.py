@@ -17,15 +17,15 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from ops.findings import Finding, Grade
-from ops.moments import ago, duration
-from ops.run_list import RunRow
-from ops.run_story import Story, Who
-from ops.unclaimed import Unclaimed
-from shared.errors import DatabaseError
-from shared.isolations import Isolated
-from shared.plain import is_plain, plain, plain_lines
-from shared.queries import ALIVE_SECONDS, Status
+from orcheo_dispatch.ops.host.findings import Finding, Grade
+from orcheo_dispatch.ops.runs.list import RunRow
+from orcheo_dispatch.ops.runs.moments import ago, duration
+from orcheo_dispatch.ops.runs.story import Story, Who
+from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, Status
+from orcheo_dispatch.shared.text.plain import is_plain, plain, plain_lines
 
 _PIPE_WIDTH = 160
 _LONGEST_CELL = 400

@@ -1,1 +1,1 @@
-"""Tests of this project, on real servers always (see `tests/servers.py`)."""
+"""Tests of this project, on real servers always (see `tests/support/servers/servers.py`)."""

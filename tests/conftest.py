@@ -13,12 +13,12 @@ import psycopg
 import pytest
 import redis
 
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.real.orcheo_api import OrcheoApi
-from tests.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
-from tests.orcheo_stack import ApiOnDatabase
-from tests.roles import Roles, made
-from tests.servers import Choice, Lane, Servers, choose, running, scratch, versions_of
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from tests.support.database.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
+from tests.support.database.roles import Roles, made
+from tests.support.orcheo.orcheo_stack import ApiOnDatabase
+from tests.support.servers.servers import Choice, Lane, Servers, choose, running, scratch, versions_of
 
 type Admin = psycopg.Connection[Any]
 

@@ -1,1 +1,1 @@
-"""Executes runs: begin, execute, settle, with a heartbeat beside it. Only `worker.orcheo` imports Orcheo."""
+"""Executes runs: begin, execute, settle, with a heartbeat beside it. Only the folder `orcheo` imports Orcheo."""

@@ -1,4 +1,4 @@
-"""The worker process: a Celery worker whose one task executes a run. `celery -A worker.app worker`."""
+"""The worker process: a Celery worker whose one task executes a run. `celery -A orcheo_dispatch.worker.app worker`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 from kombu.entity import Queue
 
-from shared.broker import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make_app
-from shared.entry import lazy_app
-from shared.installation import Installation, find_installation
-from shared.logs import log
-from shared.settings import Settings
-from shared.stopping import obey_signals
-from worker.lifecycle import Lifecycle
-from worker.message import read_claims
-from worker.run import take
-from worker.wire import Wire
+from orcheo_dispatch.shared.broker.app import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make_app
+from orcheo_dispatch.shared.broker.installation import Installation, find_installation
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.process.entry import lazy_app
+from orcheo_dispatch.shared.process.stopping import obey_signals
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.lifecycle import Lifecycle
+from orcheo_dispatch.worker.messages.message import read_claims
+from orcheo_dispatch.worker.messages.wire import Wire
+from orcheo_dispatch.worker.run import take
 
 _TAKING_THREADS = 2
 """Celery's own concurrency: messages whose runs are being begun at a time. None waits for a run."""

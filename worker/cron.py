@@ -13,13 +13,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.broker import CRON_IN_WORKER, broker_errors, connect, task_name
-from shared.cron import CronLoop, CronRecord, CronReport
-from shared.errors import BrokerError
-from shared.installation import Installation
-from shared.logs import log
-from shared.metrics import WorkerMetrics
-from shared.settings import CronMode, Settings
+from orcheo_dispatch.shared.broker.app import CRON_IN_WORKER, broker_errors, connect, task_name
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.cron.loop import CronLoop
+from orcheo_dispatch.shared.cron.record import CronRecord
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 _BLOCK_SECONDS = 4.0
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from shared.logs import log
-from worker.execution import Execution, Executions, Stop
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.worker.execution import Execution, Executions, Stop
 
 LOOK_SECONDS = 0.1
 

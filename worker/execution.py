@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
-from shared.ledger import Claim
-from shared.runs import Run
-from worker.frames import Fault
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.frames import Fault
 
 _numbers = itertools.count(1)
 

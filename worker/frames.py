@@ -45,7 +45,7 @@ class Start(Frame, frozen=True, tag="start"):
     key: int
     """The run's number in this worker; a number is never used twice."""
     run: dict[str, Any]
-    """Fields of `shared.runs.Run`, without inputs and configuration."""
+    """Fields of `orcheo_dispatch.shared.ledger.runs.Run`, without inputs and configuration."""
     payload: bytes
     """JSON: inputs and configuration of the run."""
     provided: bytes | None
@@ -53,7 +53,7 @@ class Start(Frame, frozen=True, tag="start"):
 
 
 class Stop(Frame, frozen=True, tag="stop"):
-    """Cancel a run; status and reason are those of `worker.executor.Stopped`."""
+    """Cancel a run; status and reason are those of `orcheo_dispatch.worker.executor.protocol.Stopped`."""
 
     key: int
     status: str | None
@@ -106,12 +106,12 @@ class NotAttached(Frame, frozen=True, tag="not_attached"):
     """The executor could not be opened."""
 
     error: str
-    """The class of `shared.errors` to raise."""
+    """The class of `orcheo_dispatch.shared.errors` to raise."""
     reason: str
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True):
-    """Where an error of the platform was raised; see `worker.runner.faults`."""
+    """Where an error of the platform was raised; see `orcheo_dispatch.worker.runner.faults`."""
 
     error: str
     at: str
@@ -167,7 +167,7 @@ class Held(Frame, frozen=True, tag="held"):
 
 
 class CronDone(Frame, frozen=True, tag="cron_done"):
-    """What became of a dispatch of cron triggers: fields of `shared.cron.CronReport`."""
+    """What became of a dispatch of cron triggers: fields of `orcheo_dispatch.shared.cron.report.CronReport`."""
 
     number: int
     outcome: str

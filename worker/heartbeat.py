@@ -5,8 +5,8 @@ a pool that is exhausted, or a lock on the API's table must not cost anybody a l
 of what is due at intervals.
 
 What Postgres refuses for one run, a trigger say, costs the lease of that run alone: the others are renewed in parts
-(`shared/apart.py`), and the refused one is tried last, by itself, from then on. A statement may take a tenth of the
-lease, more where none has succeeded, so that all other runs are renewed within a lease.
+(`shared/database/apart.py`), and the refused one is tried last, by itself, from then on. A statement may take a tenth
+of the lease, more where none has succeeded, so that all other runs are renewed within a lease.
 
 A row that somebody holds is skipped, the others are renewed, and it is tried again several times between two beats.
 Its run need not stop, however long that lasts: nobody can reap, requeue, claim or begin it without a lock on the same
@@ -23,17 +23,17 @@ from collections.abc import Sequence
 
 from sqlalchemy import Engine
 
-from shared.apart import write_apart
-from shared.database import make_engine
-from shared.errors import DatabaseError
-from shared.lasting import LastingThread
-from shared.ledger import Claim
-from shared.logs import log
-from shared.metrics import WorkerMetrics
-from shared.processes import Process
-from shared.settings import Settings
-from shared.store import Store
-from worker.execution import Execution, Executions, Stop
+from orcheo_dispatch.shared.database.apart import write_apart
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.processes import Process
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.lasting import LastingThread
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.execution import Execution, Executions, Stop
 
 _TIMEOUT_OF_LEASE, _MAX_TIMEOUT_OF_LEASE = 1 / 10, 1 / 2
 _RETRIES_PER_BEAT = 4

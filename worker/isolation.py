@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from shared.database import make_engine
-from shared.errors import DatabaseError
-from shared.isolations import Isolations
-from shared.logs import describe, log
-from shared.runs import Run
-from shared.settings import Settings, WorkerIsolation
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.isolations import Isolations
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.settings.model import Settings, WorkerIsolation
 
 REFRESH_SECONDS = 2.0
 _PAUSE_SECONDS = 0.2

@@ -18,20 +18,20 @@ from celery.signals import (
 )
 from celery.worker import state
 
-from shared.broker import connect
-from shared.checks import condition, progress
-from shared.consumer import Consumer, watch_consumer
-from shared.entry import fail
-from shared.errors import DispatchError, SettingsError
-from shared.health import HealthServer, health_routes, serve_health
-from shared.installation import Installation
-from shared.logs import log
-from shared.metrics import WorkerMetrics
-from shared.notify import ServiceManager
-from shared.progress import ProgressWatch
-from shared.settings import LostRuns, Settings, WorkerIsolation, WorkerPool
-from worker.runtime import Runtime, start_runtime
-from worker.wire import Wire
+from orcheo_dispatch.shared.broker.app import connect
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.consumer.consumer import Consumer, watch_consumer
+from orcheo_dispatch.shared.errors import DispatchError, SettingsError
+from orcheo_dispatch.shared.health.checks import condition, progress
+from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.entry import fail
+from orcheo_dispatch.shared.process.notify import ServiceManager
+from orcheo_dispatch.shared.process.progress import ProgressWatch
+from orcheo_dispatch.shared.settings.model import LostRuns, Settings, WorkerIsolation, WorkerPool
+from orcheo_dispatch.worker.messages.wire import Wire
+from orcheo_dispatch.worker.runtime import Runtime, start_runtime
 
 _END_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0

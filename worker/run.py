@@ -1,7 +1,8 @@
-"""What a worker does with the claims of a message: begin, execute, settle. Read from the top.
+"""What a worker does with the claims of a message: begin the runs and have runners execute them.
 
 Runs begin together and are settled together, in one statement each; between the two they are in runner processes. No
-thread waits for a run, so that a run which waits costs the memory of its coroutine and little more.
+thread waits for a run, so a run that waits costs the memory of its coroutine and little more. How a run goes on when
+it has ended: `worker/settle/settle.py`, then `worker/settle/finish.py`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shared.apart import write_apart
-from shared.errors import BrokerError
-from shared.ledger import Claim, Outcome
-from shared.logs import describe, log
-from shared.metrics import MessageResult
-from shared.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Run
-from worker.aftermath import Aftermath
-from worker.beginning import REFUSED, UNAVAILABLE, Begun
-from worker.endings import ending_of, timeout_of
-from worker.ends import End
-from worker.execution import Execution, How, Stop
+from orcheo_dispatch.shared.database.apart import write_apart
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, UNKNOWN, NotBegun, Run
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import MessageResult
+from orcheo_dispatch.worker.begin import REFUSED, UNAVAILABLE, Begun
+from orcheo_dispatch.worker.execution import Execution, Stop
+from orcheo_dispatch.worker.settle.aftermath import Aftermath
+from orcheo_dispatch.worker.settle.endings import timeout_of
 
 if TYPE_CHECKING:
-    from worker.runtime import Runtime
+    from orcheo_dispatch.worker.runtime import Runtime
 
 
 def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
@@ -151,77 +151,3 @@ def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
         parts = write_apart(claims, lambda some: runtime.store.release(some, reason="no_room"))
         released = sum(part.result or 0 for part in parts)
         log.warning("claims_not_handed_back", claims=len(claims), released=released, reason=str(error))
-
-
-# --- and when they have ended
-
-
-def ending_for(runtime: Runtime, execution: Execution) -> Ending | None:
-    """Return what is to be written of an execution that has ended."""
-    assert execution.result is not None
-    return ending_of(runtime.settings, execution.run, execution.result, execution.timeout)
-
-
-def finish(runtime: Runtime, ends: list[End]) -> None:
-    """Do what is left to do for runs that are settled: slots, traces, metrics, a line in the log."""
-    runtime.executions.remove(end.execution for end in ends)
-    for end in ends:
-        try:
-            _finish(runtime, end)
-        except Exception as error:  # noqa: BLE001 - a fault of ours with one run; the others are told of as well
-            log.error("finish_failed", run_id=end.execution.claim.run_id, **describe(error))
-        finally:
-            end.execution.settled.set()
-
-
-def _finish(runtime: Runtime, end: End) -> None:
-    settled = end.settled
-    slot_due_in = settled.slot_due_in if settled is not None else None
-    requeued = settled is not None and settled.outcome is Outcome.REQUEUED
-    open_trace = _has_open_trace(end)
-    if slot_due_in is not None or requeued or open_trace:
-        runtime.aftermaths.put(
-            Aftermath(end.execution.claim.run_id, slot_due_in, trace_open=open_trace, requeued=requeued)
-        )
-    runtime.metrics.run_ended()
-    _say_ended(runtime, end)
-
-
-def abandon(runtime: Runtime, executions: list[Execution]) -> None:
-    """Let go of runs that could not be settled: no heartbeat keeps their leases, so they are reaped."""
-    runtime.executions.remove(executions)
-    for execution in executions:
-        execution.settled.set()
-
-
-def _has_open_trace(end: End) -> bool:
-    """Tell whether the executor did not get to close its trace, or was told to keep off, and the run has ended."""
-    result = end.execution.result
-    assert result is not None
-    ended = end.settled is not None and end.settled.ended
-    left = result.how in (How.CRASHED, How.SUSPECTED, How.LOST) or result.ignored_stop or result.stop is Stop.LEASE_OVER
-    return ended and left
-
-
-def _say_ended(runtime: Runtime, end: End) -> None:
-    execution, settled = end.execution, end.settled
-    run, claim, result = execution.run, execution.claim, execution.result
-    if settled is None:
-        runtime.metrics.settle_was_stale()
-        reason = "not ours" if end.ending is None else "stale"
-        log.warning("run_not_settled", run_id=claim.run_id, fence=claim.fence, reason=reason)
-        return
-    seconds = time.monotonic() - execution.begun_at
-    runtime.metrics.run_settled(settled.outcome, run.triggered_by, seconds)
-    assert result is not None
-    runtime.failing.note(run, result)
-    told = {"error": result.kind, "at": result.at} if result.kind is not None else {}
-    log.info(
-        "run_settled",
-        run_id=claim.run_id,
-        workflow_id=run.workflow_id,
-        fence=claim.fence,
-        outcome=settled.outcome.value,
-        seconds=round(seconds, 3),
-        **told,
-    )

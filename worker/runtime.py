@@ -7,36 +7,37 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from shared.broker import connect
-from shared.cron import CronLoop
-from shared.database import make_engine
-from shared.installation import Installation
-from shared.ledger import ProcessKind
-from shared.logs import describe, log
-from shared.metrics import WorkerMetrics
-from shared.processes import Process
-from shared.progress import ProgressWatch, Watched
-from shared.ration import Ration
-from shared.settings import Settings
-from shared.slots import RunSlots
-from shared.store import Store
-from worker.aftermath import Aftermaths
-from worker.beginning import Beginner
-from worker.cron import make_cron
-from worker.deadlines import Deadlines
-from worker.endings import ending_of_stopped, stopped_status
-from worker.execution import Execution, Executions, Stop
-from worker.failing import Failing
-from worker.heartbeat import Heartbeat
-from worker.isolation import Isolation
-from worker.old_queue import OldQueue
-from worker.run import abandon, ending_for, finish
-from worker.runners.book_keeping import BookKeeper
-from worker.runners.pool import RunnerPool
-from worker.settling import Settler
-from worker.strangers import Strangers
-from worker.upkeep import Upkeep
-from worker.wire import Wire
+from orcheo_dispatch.shared.broker.app import connect
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.broker.slots import RunSlots
+from orcheo_dispatch.shared.cron.loop import CronLoop
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.processes import Process
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.ration import Ration
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.begin import Beginner
+from orcheo_dispatch.worker.cron import make_cron
+from orcheo_dispatch.worker.deadlines import Deadlines
+from orcheo_dispatch.worker.execution import Execution, Executions, Stop
+from orcheo_dispatch.worker.heartbeat import Heartbeat
+from orcheo_dispatch.worker.isolation import Isolation
+from orcheo_dispatch.worker.messages.old_queue import OldQueue
+from orcheo_dispatch.worker.messages.strangers import Strangers
+from orcheo_dispatch.worker.messages.wire import Wire
+from orcheo_dispatch.worker.runners.orders import BookKeeper
+from orcheo_dispatch.worker.runners.pool import RunnerPool
+from orcheo_dispatch.worker.settle.aftermath import Aftermaths
+from orcheo_dispatch.worker.settle.endings import ending_of, ending_of_stopped, stopped_status
+from orcheo_dispatch.worker.settle.failing import Failing
+from orcheo_dispatch.worker.settle.finish import Finisher
+from orcheo_dispatch.worker.settle.settle import Settler
+from orcheo_dispatch.worker.upkeep import Upkeep
 
 _CONNECTIONS = 6
 """Two messages at a time are answered, one batch is settled, parts of others may be, and traces are closed."""
@@ -70,13 +71,6 @@ class Runtime:
         self.executions = Executions(settings.capacity)
         self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
-        self.settler = Settler(
-            self.store,
-            metrics,
-            ending_of=partial(ending_for, self),
-            finish=partial(finish, self),
-            abandon=partial(abandon, self),
-        )
         self.isolation = Isolation(settings)
         self.runners = RunnerPool(
             settings,
@@ -90,6 +84,14 @@ class Runtime:
         self.upkeep = Upkeep(settings, self.process, self.executions, metrics)
         self.aftermaths = Aftermaths(
             self.store, self.slots, wire, metrics, note_slots_returned=self.upkeep.note_slots_returned
+        )
+        finisher = Finisher(self.executions, self.aftermaths, self.failing, metrics)
+        self.settler = Settler(
+            self.store,
+            metrics,
+            ending_of=self._ending_of,
+            finish=finisher.finish,
+            abandon=finisher.abandon,
         )
         self._cron: CronLoop | None = None
         self.on_stalled: Callable[[], None] = _leave_be
@@ -192,6 +194,10 @@ class Runtime:
             and time.monotonic() - self.runners.turned_at < _RUNNERS_PATIENCE_SECONDS
         )
 
+    def _ending_of(self, execution: Execution) -> Ending | None:
+        assert execution.result is not None
+        return ending_of(self.settings, execution.run, execution.result, execution.timeout)
+
     def _told_of(self, execution: Execution, stop: Stop) -> tuple[str | None, str]:
         return stopped_status(stop, ending_of_stopped(self.settings, execution.run, stop, execution.timeout))
 
@@ -214,7 +220,7 @@ def _leave_be() -> None:
 
 def _make_books(settings: Settings, running: Callable[[], int]) -> BookKeeper:
     # Imported by workers alone whose executor wants it.
-    from worker.books.books import Books
+    from orcheo_dispatch.worker.books.books import Books
 
     return Books(settings.postgres_dsn.get_secret_value(), running=running)
 

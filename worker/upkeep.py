@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable
 
 from sqlalchemy import Engine
 
-from shared.apart import write_apart
-from shared.database import make_engine
-from shared.errors import DatabaseError
-from shared.lasting import LastingThread
-from shared.logs import log
-from shared.metrics import WorkerMetrics
-from shared.processes import Process
-from shared.settings import Settings
-from shared.store import Store
-from worker.execution import Executions, Stop
+from orcheo_dispatch.shared.database.apart import write_apart
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.processes import Process
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.lasting import LastingThread
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.execution import Executions, Stop
 
 LOCK_SECONDS = 1.0
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dispatcher.page.routes import page_routes
-from dispatcher.page.watch import Watch
-from shared.checks import Check
-from shared.database import make_engine
-from shared.processes import Process
-from shared.routes import Route
-from shared.settings import Settings
+from orcheo_dispatch.dispatcher.page.routes import page_routes
+from orcheo_dispatch.dispatcher.page.watch import Watch
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.health.checks import Check
+from orcheo_dispatch.shared.health.routes import Route
+from orcheo_dispatch.shared.ledger.processes import Process
+from orcheo_dispatch.shared.settings.model import Settings
 
 
 class StatusPage:

@@ -6,7 +6,7 @@ from base64 import b64encode
 from hashlib import sha256
 from importlib.resources import files
 
-from shared.routes import Answer
+from orcheo_dispatch.shared.health.routes import Answer
 
 # What a browser may do with anything that comes from here; the page alone may do more.
 HEADERS = {

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from shared import overview, queries
-from shared.queries import ALIVE_SECONDS, LATE_SECONDS
+from orcheo_dispatch.shared.ledger import overview
+from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
 
 MISSING_SECONDS = 600
 """A process that said no goodbye is shown as missing for so long after it was last seen."""
@@ -43,7 +44,7 @@ class Figures:
 
 
 def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_trigger: bool) -> Figures:
-    """Return the figures. Raises what the driver raises: see `shared.database.transaction`."""
+    """Return the figures. Raises what the driver raises: see `transaction`."""
     pending = connection.execute(
         queries.PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
     ).one()

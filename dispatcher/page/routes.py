@@ -8,14 +8,14 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from dispatcher.page.document import HEADERS, make_document
-from dispatcher.page.figures import Row, named
-from dispatcher.page.watch import RUNS, Seen, Watch
-from shared import __version__
-from shared.overview import Shown, Wanted
-from shared.probe import PAGE
-from shared.processes import Process
-from shared.routes import Answer, Request, Route
+from orcheo_dispatch import __version__
+from orcheo_dispatch.dispatcher.page.document import HEADERS, make_document
+from orcheo_dispatch.dispatcher.page.figures import Row, named
+from orcheo_dispatch.dispatcher.page.watch import RUNS, Seen, Watch
+from orcheo_dispatch.shared.health.probe import PAGE
+from orcheo_dispatch.shared.health.routes import Answer, Request, Route
+from orcheo_dispatch.shared.ledger.overview import Shown, Wanted
+from orcheo_dispatch.shared.ledger.processes import Process
 
 OVERVIEW = "/overview.json"
 _LONGEST_ID = 200

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from dispatcher.page.figures import Figures
-from shared.checks import Report
-from shared.queries import ALIVE_SECONDS
+from orcheo_dispatch.dispatcher.page.figures import Figures
+from orcheo_dispatch.shared.health.checks import Report
+from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS
 
 _REMEMBERED = 20
 

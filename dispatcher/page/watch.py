@@ -14,15 +14,15 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from dispatcher.page import verdict
-from dispatcher.page.figures import Figures, Row, named, read_figures
-from dispatcher.page.verdict import Problem, Verdict, problems_of
-from shared.checks import Check
-from shared.database import transaction
-from shared.errors import DatabaseError, SchemaError
-from shared.logs import describe, log
-from shared.overview import Wanted, names_of, runs_of
-from shared.sqlstate import Failure, failure_of
+from orcheo_dispatch.dispatcher.page import verdict
+from orcheo_dispatch.dispatcher.page.figures import Figures, Row, named, read_figures
+from orcheo_dispatch.dispatcher.page.verdict import Problem, Verdict, problems_of
+from orcheo_dispatch.shared.database.connections import transaction
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
+from orcheo_dispatch.shared.errors import DatabaseError, SchemaError
+from orcheo_dispatch.shared.health.checks import Check
+from orcheo_dispatch.shared.ledger.overview import Wanted, names_of, runs_of
+from orcheo_dispatch.shared.logs.setup import describe, log
 
 RUNS = 25
 _FRESH_SECONDS = 2.0

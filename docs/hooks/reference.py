@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shared import errors
-from shared.settings import Settings, variables
+from orcheo_dispatch.shared import errors
+from orcheo_dispatch.shared.settings.model import Settings, variables
 
 _SETTINGS = """\
 # Settings
 
-Every environment variable that the processes read, made of `shared/settings.py`. Durations are seconds. An empty
+Every environment variable that the processes read, made of `shared/settings/model.py`. Durations are seconds. An empty
 variable counts as unset. A wrong one is named with what it got and what it takes, and the exit code is 2. Advice on the
 use of each stands in the table of the [overview](../index.md#settings).
 """
@@ -31,7 +31,7 @@ _EXIT_CODES = """
 
 def commands() -> str:
     """Return the page of all commands, as Typer's own `utils docs` writes it, with the exit codes below."""
-    typer = [sys.executable, "-m", "typer", "ops.cli", "utils", "docs", "--name", "orcheo-dispatch"]
+    typer = [sys.executable, "-m", "typer", "orcheo_dispatch.ops.cli", "utils", "docs", "--name", "orcheo-dispatch"]
     written = subprocess.run([*typer, "--title", "Commands"], check=True, capture_output=True, text=True)
     return written.stdout.rstrip() + "\n" + _EXIT_CODES.format(rows="\n".join(_exit_codes()))
 

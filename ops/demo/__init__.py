@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from sqlalchemy import Engine, text
 
-from ops import screen
-from ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
-from ops.real.orcheo_api import OrcheoApi
-from shared import queries
-from shared.broker import HINT_QUEUE, connect
-from shared.database import make_engine, transaction
-from shared.installation import Installation, find_installation
-from shared.migrate import migrate
-from shared.settings import Settings
+from orcheo_dispatch.ops import screen
+from orcheo_dispatch.ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.broker.app import HINT_QUEUE, connect
+from orcheo_dispatch.shared.broker.installation import Installation, find_installation
+from orcheo_dispatch.shared.database.connections import make_engine, transaction
+from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.schema.migrate import migrate
+from orcheo_dispatch.shared.settings.model import Settings
 
 WORKFLOW = Path(__file__).with_name("greet.py")
 _NAMES = ("Ada", "Grace", "Edsger", "Barbara", "Leslie", "Tony", "Radia", "Donald")

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.real.child import end, last_lines, launch
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.real.orcheo_api import OrcheoApi
-from ops.real.orcheo_environment import process_environment
-from shared.errors import DispatchError
-from shared.ledger import ProcessKind
-from shared.settings import Settings
+from orcheo_dispatch.ops.sandbox.child import end, last_lines, launch
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.ops.sandbox.orcheo_environment import process_environment
+from orcheo_dispatch.shared.errors import DispatchError
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.settings.model import Settings
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
@@ -44,7 +44,7 @@ class OurProcess:
     def start(cls, kind: ProcessKind, folder: Path, variables: dict[str, str]) -> Self:
         """Start it; return at once."""
         log = folder / f"{kind}.log"
-        command = [sys.executable, "-m", "ops.cli", kind.value]
+        command = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind.value]
         return cls(kind, log, launch(command, log=log, environment=process_environment(variables), directory=folder))
 
     def at_work(self) -> bool:

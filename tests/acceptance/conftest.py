@@ -11,9 +11,9 @@ from orcheo.config import get_settings
 from orcheo_backend.app import dependencies
 from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
 
-from ops.real.orcheo_environment import orcheo_environment
-from tests.databases import Database
-from tests.logbook import LOGBOOK
+from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment
+from tests.support.database.databases import Database
+from tests.support.processes.logbook import LOGBOOK
 
 _NO_REDIS = "redis://127.0.0.1:1/0"
 # What the webhooks of these tests bring, and what workflows make of it; credentials and what errors quote.

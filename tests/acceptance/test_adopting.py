@@ -11,12 +11,12 @@ import psycopg
 import pytest
 import redis
 
-from ops.real.orcheo_api import OrcheoApi
-from shared.slots import COUNTER
-from tests.databases import Database
-from tests.orcheo_stack import database_of, stack_beside, start_afresh, upload
-from tests.processes import Process, Stack, until
-from tests.runs import everything, execute
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.broker.slots import COUNTER
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, execute
+from tests.support.orcheo.orcheo_stack import database_of, stack_beside, start_afresh, upload
+from tests.support.processes.processes import Process, Stack, until
 
 STOCK = [
     *("-m", "celery", "-A", "orcheo_backend.worker.celery_app", "worker"),

@@ -12,15 +12,15 @@ from typing import Any, cast
 import pytest
 from orcheo_backend.app.dependencies import get_repository
 
-from ops.demo import WORKFLOW
-from tests.databases import Database
-from tests.executions import history, new_run
-from worker.executor import Run
+from orcheo_dispatch.ops.demo import WORKFLOW
+from orcheo_dispatch.worker.executor.protocol import Run
+from tests.support.database.databases import Database
+from tests.support.orcheo.executions import history, new_run
 
 _MAX_ATTACH_MS = 30.0
 _MAIN_HALF = """
 import sys
-import worker.books.books, worker.frames
+import orcheo_dispatch.worker.books.books, orcheo_dispatch.worker.frames
 print(sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -33,7 +33,7 @@ def test_runner_attaches_without_connections_or_imports(orcheo_here: Database) -
             await cast("Any", get_repository()).close()
 
     run = asyncio.run(uploaded())
-    command = [sys.executable, "-m", "tests.forked_runner", json.dumps(asdict(run))]
+    command = [sys.executable, "-m", "tests.support.runners.forked_runner", json.dumps(asdict(run))]
     told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert told.returncode == 0, told.stderr[-2000:]
     cost = json.loads(told.stdout.splitlines()[-1])
@@ -52,7 +52,11 @@ def test_nothing_is_traced_before_the_fork(orcheo_here: Database, monkeypatch: p
     monkeypatch.setenv("LANGSMITH_TRACING", "true")
     monkeypatch.setenv("LANGSMITH_API_KEY", "a key")
     monkeypatch.setenv("LANGSMITH_ENDPOINT", "http://127.0.0.1:1")
-    command = [sys.executable, "-c", "import tests.forked_preload as forked; print(forked.PREPARED.python)"]
+    command = [
+        sys.executable,
+        "-c",
+        "import tests.support.runners.forked_preload as forked; print(forked.PREPARED.python)",
+    ]
     told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert told.returncode == 0, told.stderr[-2000:]
     assert told.stdout.splitlines()[-1] == "1"

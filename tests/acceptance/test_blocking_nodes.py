@@ -6,10 +6,10 @@ import re
 import socket
 from pathlib import Path
 
-from tests.databases import Database
-from tests.processes import ROOT, Stack, until
-from tests.runs import all_ended, insert_runs, read_run
 from tests.stock.blocking import blocking_nodes
+from tests.support.database.databases import Database
+from tests.support.database.runs import all_ended, insert_runs, read_run
+from tests.support.processes.processes import ROOT, Stack, until
 
 _ROW = re.compile(r"^\| `(\w+Node)` \| (.+?) \|$", re.MULTILINE)
 

@@ -13,18 +13,18 @@ import psycopg
 import pytest
 from orcheo_backend.app.dependencies import get_repository
 
-from shared.ledger import Claim
-from tests.databases import Database
-from tests.executions import new_run
-from tests.local_outside import LocalOutside
-from tests.runs import everything, execute, one
-from worker.books.books import Books
-from worker.books.group_commit import Unit
-from worker.books.rows import Rows
-from worker.books.workflows import MAX_VERSIONS, KnownVersions, Provided
-from worker.executor import Run
-from worker.frames import Start
-from worker.orcheo.outbox import MAX_WRITE_BYTES, NotWrittenError, Outbox, parts_of
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.books import Books
+from orcheo_dispatch.worker.books.group_commit import Unit
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.workflows import MAX_VERSIONS, KnownVersions, Provided
+from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.frames import Start
+from orcheo_dispatch.worker.orcheo.saving.outbox import MAX_WRITE_BYTES, NotWrittenError, Outbox, parts_of
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, execute, one
+from tests.support.orcheo.executions import new_run
+from tests.support.runners.local_outside import LocalOutside
 
 MINE, OTHER = str(uuid4()), str(uuid4())
 CLAIM = Claim(MINE, 1)

@@ -12,21 +12,21 @@ import pytest
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from orcheo_backend.app.dependencies import get_repository
 
-from ops.real.child import free_port
-from ops.real.orcheo_environment import orcheo_environment
-from shared.errors import SchemaError
-from shared.ledger import Claim
-from shared.probe import READY, ask
-from tests.changed_libraries import AT_START, changing, hidden
-from tests.databases import Database
-from tests.executions import another, history, new_run, play
-from tests.local_outside import LocalExecutor
-from tests.processes import Process, Stack, until
-from tests.runs import all_ended, everything, execute, insert_runs, statuses
-from worker.failing import STREAK_RUNS
-from worker.orcheo.executor import OrcheoExecutor
-from worker.orcheo.outbox import Outbox
-from worker.orcheo.own_saver import OwnSaver
+from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment
+from orcheo_dispatch.shared.errors import SchemaError
+from orcheo_dispatch.shared.health.probe import READY, ask
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.orcheo.executor import OrcheoExecutor
+from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
+from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
+from orcheo_dispatch.worker.settle.failing import STREAK_RUNS
+from tests.support.database.databases import Database
+from tests.support.database.runs import all_ended, everything, execute, insert_runs, statuses
+from tests.support.orcheo.executions import another, history, new_run, play
+from tests.support.processes.changed_libraries import AT_START, changing, hidden
+from tests.support.processes.processes import Process, Stack, until
+from tests.support.runners.local_outside import LocalExecutor
 
 # All that a worker may need to say what is wrong, the import of Orcheo on a busy machine included.
 _SECONDS = 120.0

@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from orcheo.config import get_settings
 
-from shared.errors import DatabaseError
-from tests import crons
-from tests.databases import Database
-from tests.runs import execute, one
-from worker.orcheo.cron import OrcheoCron
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
+from tests.support.database.databases import Database
+from tests.support.database.runs import execute, one
+from tests.support.orcheo import crons
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 # Lord Howe changes its clocks by half an hour.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.cron import ApiCron
-from ops.real.orcheo_api import OrcheoApi
-from ops.real.orcheo_client import Record
-from shared.addresses import Origin
-from tests import crons
-from tests.databases import Database
+from orcheo_dispatch.dispatcher.cron import ApiCron
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.ops.sandbox.orcheo_client import Record
+from orcheo_dispatch.shared.settings.addresses import Origin
+from tests.support.database.databases import Database
+from tests.support.orcheo import crons
 
 _TOKEN = "only-for-tests-service-token"
 # Orcheo closes no connection of the stores that this process replaces.

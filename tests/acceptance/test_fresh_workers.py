@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ops.real.orcheo_api import OrcheoApi
-from tests.databases import Database
-from tests.orcheo_stack import ended, stack_beside, upload
-from tests.runs import everything, one
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, one
+from tests.support.orcheo.orcheo_stack import ended, stack_beside, upload
 
 RUNS = 20
 _TABLES_OF_WORKERS = ("checkpoints", "checkpoint_writes", "store", "store_migrations")

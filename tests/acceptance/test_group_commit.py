@@ -12,12 +12,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.databases import Database
-from tests.refusals import locked
-from tests.runs import everything, execute
-from worker.books.group_commit import GroupCommit, Unit
-from worker.books.postgres import Pool, make_pool, open_pool
-from worker.books.rows import Rows
+from orcheo_dispatch.worker.books.group_commit import GroupCommit, Unit
+from orcheo_dispatch.worker.books.postgres import Pool, make_pool, open_pool
+from orcheo_dispatch.worker.books.rows import Rows
+from tests.support.database.databases import Database
+from tests.support.database.refusals import locked
+from tests.support.database.runs import everything, execute
 
 _TABLE = "execution_history"
 _REFUSE = """

@@ -18,18 +18,18 @@ import pytest
 from orcheo_backend.app.dependencies import get_repository
 from sqlalchemy import Engine
 
-from ops.real.embedded import EmbeddedRedis
-from ops.real.orcheo_client import Record
-from shared.runs import Run
-from shared.store import Store
-from tests.crons import play
-from tests.databases import Database, cloned
-from tests.orcheo_stack import ApiOnDatabase, stack_beside, upload
-from tests.processes import Process, Stack, until
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_client import Record
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.ledger.store import Store
 from tests.protocol.real import Uncommitted
-from tests.runs import audit, claim_all, everything, insert_runs, read_run, store_of
-from tests.servers import Servers, scratch
-from tests.tenants import slots_of
+from tests.support.database.databases import Database, cloned
+from tests.support.database.runs import audit, claim_all, everything, insert_runs, read_run, store_of
+from tests.support.orcheo.crons import play
+from tests.support.orcheo.orcheo_stack import ApiOnDatabase, stack_beside, upload
+from tests.support.orcheo.tenants import slots_of
+from tests.support.processes.processes import Process, Stack, until
+from tests.support.servers.servers import Servers, scratch
 
 RUNS = 120
 IN_API = "ORCHEO_INPROCESS_EXECUTION"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ops.real.orcheo_api import OrcheoApi
-from tests.orcheo_stack import ended, stack_beside, start_afresh, upload
-from tests.processes import Process, until
-from tests.wedges import LIST_MODULES, MODULES
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from tests.support.orcheo.orcheo_stack import ended, stack_beside, start_afresh, upload
+from tests.support.processes.processes import Process, until
+from tests.support.processes.wedges import LIST_MODULES, MODULES
 
-_OF_RUNNERS = ("worker.runner", "worker.orcheo", "worker.executor")
+_OF_RUNNERS = (
+    "orcheo_dispatch.worker.runner",
+    "orcheo_dispatch.worker.orcheo",
+    "orcheo_dispatch.worker.executor.protocol",
+)
 _OF_WORKFLOWS = {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain", "langchain_core", "greet"}
 _PLUGINS = {"logfire"}
 
@@ -20,7 +24,9 @@ def test_main_process_has_imported_nothing_that_executes_workflows(orcheo: Orche
     stack, listed = stack_beside(orcheo), tmp_path / "modules"
     with (
         stack.running("dispatcher"),
-        Process(["-m", "tests.wedges"], stack.environment_of("worker", **{MODULES: str(listed)})) as worker,
+        Process(
+            ["-m", "tests.support.processes.wedges"], stack.environment_of("worker", **{MODULES: str(listed)})
+        ) as worker,
     ):
         worker.saw(" ready.")
         (run,) = orcheo.fire_webhooks(greet, [{"name": "Ada"}])
@@ -28,6 +34,10 @@ def test_main_process_has_imported_nothing_that_executes_workflows(orcheo: Orche
         worker.signal(LIST_MODULES)
         until(listed.exists, what="the worker has listed its modules")
     modules = listed.read_text().split()
-    assert {"worker.runtime", "worker.runners.pool", "worker.books.books"} <= set(modules)
+    assert {
+        "orcheo_dispatch.worker.runtime",
+        "orcheo_dispatch.worker.runners.pool",
+        "orcheo_dispatch.worker.books.books",
+    } <= set(modules)
     assert [name for name in modules if name.partition(".")[0] in _OF_WORKFLOWS | _PLUGINS] == []
     assert [name for name in modules if f"{name}.".startswith(tuple(f"{each}." for each in _OF_RUNNERS))] == []

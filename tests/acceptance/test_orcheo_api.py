@@ -7,9 +7,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ops.real.orcheo_api import OrcheoApi
-from shared.errors import DispatchError
-from tests.databases import Database
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.errors import DispatchError
+from tests.support.database.databases import Database
 
 GREET = """
 from langgraph.graph import END, StateGraph

@@ -16,13 +16,13 @@ from orcheo_backend.app import dependencies
 from orcheo_backend.app.dependencies import get_repository, get_vault
 from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 
-from tests.databases import Database
-from tests.executions import WORKSPACE, another, history, new_run, play
-from tests.local_outside import LocalExecutor, opened
-from tests.runs import everything, execute
-from worker.executor import RunRejectedError, load_executor
-from worker.orcheo.executor import OrcheoExecutor
-from worker.runner.payload import storable
+from orcheo_dispatch.worker.executor.payload import storable
+from orcheo_dispatch.worker.executor.protocol import RunRejectedError, load_executor
+from orcheo_dispatch.worker.orcheo.executor import OrcheoExecutor
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, execute
+from tests.support.orcheo.executions import WORKSPACE, another, history, new_run, play
+from tests.support.runners.local_outside import LocalExecutor, opened
 
 
 def test_name_orcheo_in_the_settings_stands_for_this_executor() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from tests.databases import Database
-from tests.executions import history, new_run, play
-from tests.local_outside import LocalExecutor
-from tests.runs import everything
-from worker.runner.payload import storable
+from orcheo_dispatch.worker.executor.payload import storable
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything
+from tests.support.orcheo.executions import history, new_run, play
+from tests.support.runners.local_outside import LocalExecutor
 
 
 def test_unstorable_output_leaves_history_whole(orcheo_here: Database) -> None:

@@ -16,17 +16,17 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from shared.ledger import Claim
-from tests.databases import Database
-from tests.executions import another, heard, history, new_run, play, signals, traced
-from tests.local_outside import LocalExecutor, LocalOutside
-from tests.runs import everything, execute, one
-from worker.books.books import Books
-from worker.executor import RunRejectedError
-from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.outbox import NotWrittenError, Outbox
-from worker.orcheo.postgres import LazyPool, make_lazy_pool
-from worker.runner.payload import storable
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.books import Books
+from orcheo_dispatch.worker.executor.payload import storable
+from orcheo_dispatch.worker.executor.protocol import RunRejectedError
+from orcheo_dispatch.worker.orcheo.postgres import LazyPool, make_lazy_pool
+from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
+from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, execute, one
+from tests.support.orcheo.executions import another, heard, history, new_run, play, signals, traced
+from tests.support.runners.local_outside import LocalExecutor, LocalOutside
 
 RUNS = 20
 

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from tests.databases import Database
-from tests.executions import another, heard, history, new_run, play, signals, traced
-from tests.local_outside import LocalExecutor
-from tests.runs import execute, one
-from worker.executor import Stopped
-from worker.orcheo.postgres import POOL_SIZE
+from orcheo_dispatch.worker.executor.protocol import Stopped
+from orcheo_dispatch.worker.orcheo.postgres import POOL_SIZE
+from tests.support.database.databases import Database
+from tests.support.database.runs import execute, one
+from tests.support.orcheo.executions import another, heard, history, new_run, play, signals, traced
+from tests.support.runners.local_outside import LocalExecutor
 
 RUNS = 50
 # Of the history store, the vault and the test's own repository.

@@ -15,11 +15,11 @@ from orcheo_backend.app import dependencies
 from orcheo_backend.app.dependencies import get_vault
 from psycopg import sql
 
-from tests.databases import Database
-from tests.executions import WORKSPACE, history, new_run, play
-from tests.local_outside import LocalExecutor
-from tests.runs import everything
-from tests.session_settings import ALL_AT_ONCE, SINCE, WORKS, give
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything
+from tests.support.database.session_settings import ALL_AT_ONCE, SINCE, WORKS, give
+from tests.support.orcheo.executions import WORKSPACE, history, new_run, play
+from tests.support.runners.local_outside import LocalExecutor
 
 _SETTINGS = {
     **{

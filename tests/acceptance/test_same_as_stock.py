@@ -13,10 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.real.orcheo_api import OrcheoApi
-from tests.orcheo_releases import NO_EGRESS
-from tests.orcheo_stack import stack_beside, start_afresh
-from tests.processes import ROOT, Process
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from tests.stock.differences import TITLES
 from tests.stock.kinds import KINDS, RESTRICTED_KINDS, Between, Kind
 from tests.stock.leftovers import Leftovers
@@ -24,6 +21,9 @@ from tests.stock.mongodb import MISSING, mongodb
 from tests.stock.play import Played, Player
 from tests.stock.plugin import install_plugin
 from tests.stock.site import site
+from tests.support.orcheo.orcheo_releases import NO_EGRESS
+from tests.support.orcheo.orcheo_stack import stack_beside, start_afresh
+from tests.support.processes.processes import ROOT, Process
 
 STOCK = ["-m", "celery", "-A", "orcheo_backend.worker.celery_app", "worker", "--pool=solo", "--loglevel=INFO"]
 # The stock worker never returns these slots.

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from ops.env_advice import read_env_file
-from ops.real.child import free_port
-from ops.real.orcheo_api import OrcheoApi
-from shared.slots import COUNTER
-from tests.compose import environment_of, merged, read_compose
-from tests.namespaces import NOBODY, needs_namespaces, started_after
-from tests.orcheo_stack import stack_beside, start_afresh, upload
-from tests.processes import ROOT, Process, until
+from orcheo_dispatch.ops.adoption.env_advice import read_env_file
+from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.broker.slots import COUNTER
+from tests.support.orcheo.orcheo_stack import stack_beside, start_afresh, upload
+from tests.support.processes.processes import ROOT, Process, until
+from tests.support.servers.compose import environment_of, merged, read_compose
+from tests.support.servers.namespaces import NOBODY, needs_namespaces, started_after
 
 _STACK = ROOT / "tests/stack"
 _SERVICES = {"celery-beat": "beat_started", "dispatcher": "dispatcher_started", "worker": "worker_started"}
@@ -55,7 +55,7 @@ def test_services_execute_the_runs_of_the_api(orcheo: OrcheoApi, tmp_path: Path)
             environment |= {key: orcheo.variables[key] for key in _OURS}
             environment |= {"ORCHEO_HEALTH_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
             command = [*services[name].get("entrypoint", []), *services[name]["command"]]
-            process = running.enter_context(Process(["-m", "ops.cli", *command[1:]], environment))
+            process = running.enter_context(Process(["-m", "orcheo_dispatch.ops.cli", *command[1:]], environment))
             process.saw(started, seconds=200)
         run = orcheo.fire_webhook(greet, {"name": "Ada"})
         until(lambda: orcheo.run(run["id"])["status"] == "succeeded", what="the run succeeds")

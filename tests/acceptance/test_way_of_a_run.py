@@ -17,13 +17,13 @@ import pytest
 import redis
 from redis.client import Monitor
 
-from ops.real.orcheo_api import OrcheoApi
-from shared.slots import RunSlots
-from tests.databases import Database
-from tests.orcheo_releases import CRON_START_AT
-from tests.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
-from tests.processes import DEADLINE_SECONDS, Process, until
-from tests.runs import audit, everything, installation_of, ledger, one, read_run
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.broker.slots import RunSlots
+from tests.support.database.databases import Database
+from tests.support.database.runs import audit, everything, installation_of, ledger, one, read_run
+from tests.support.orcheo.orcheo_releases import CRON_START_AT
+from tests.support.orcheo.orcheo_stack import database_of, ended, stack_beside, start_afresh, upload
+from tests.support.processes.processes import DEADLINE_SECONDS, Process, until
 
 TERMINAL_SECONDS = 10.0
 _END_OF_WIRE = "the end of the wire"

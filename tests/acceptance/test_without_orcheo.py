@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import Database
-from tests.processes import Stack, until
-from tests.runs import insert_runs, ledger
+from tests.support.database.databases import Database
+from tests.support.database.runs import insert_runs, ledger
+from tests.support.processes.processes import Stack, until
 
 # Read by every Python process that has its folder on PYTHONPATH, before anything else is imported.
 _SITECUSTOMIZE = """

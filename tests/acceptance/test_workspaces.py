@@ -16,14 +16,14 @@ import psycopg
 import pytest
 import redis
 
-from ops.real.embedded import EmbeddedRedis
-from tests.databases import Database, cloned
-from tests.logbook import LOGBOOK
-from tests.orcheo_stack import ApiOnDatabase, stack_beside
-from tests.processes import ROOT, Process, until
-from tests.runs import everything, execute
-from tests.servers import Servers, scratch
-from tests.tenants import WAYS, Outcome, Tenant, outcome, slots_of
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
+from tests.support.database.databases import Database, cloned
+from tests.support.database.runs import everything, execute
+from tests.support.orcheo.orcheo_stack import ApiOnDatabase, stack_beside
+from tests.support.orcheo.tenants import WAYS, Outcome, Tenant, outcome, slots_of
+from tests.support.processes.logbook import LOGBOOK
+from tests.support.processes.processes import ROOT, Process, until
+from tests.support.servers.servers import Servers, scratch
 
 STOCK = ["-m", "celery", "-A", "orcheo_backend.worker.celery_app", "worker", "--pool=solo", "--loglevel=INFO"]
 SECRETS = {"a_secret": "quartz-of-tenant-a", "b_secret": "obsidian-of-tenant-b"}

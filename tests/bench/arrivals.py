@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 from psycopg.types.json import Jsonb
 
-from ops.real.orcheo_api import OrcheoApi
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 
 # A copy of a run that the API made, as the API would write it: the same in the columns and in the payload.
 _INSERT = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from contextlib import ExitStack
 
-from shared.database import open_engine
-from shared.settings import Settings
+from orcheo_dispatch.shared.database.connections import open_engine
+from orcheo_dispatch.shared.settings.model import Settings
 from tests.bench import backlog
 from tests.bench.claim_tables import STRETCH, Table, Tables, without_checkpoints
 from tests.bench.claimer import Claimer, Stretch, claimers

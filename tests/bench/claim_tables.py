@@ -13,7 +13,7 @@ import psycopg
 from tests.bench import backlog
 from tests.bench.claimer import Claimers, Stretch
 from tests.bench.setting import Setting
-from tests.databases import Database, create, drop, make_orcheo_tables, migrate
+from tests.support.database.databases import Database, create, drop, make_orcheo_tables, migrate
 
 STRETCH = 8
 """Claims in a timed stretch: so many that eight dispatchers have one each, so few that 10,000 pending runs last."""

@@ -14,10 +14,10 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import Engine, text
 
-from shared.database import make_engine, transaction
-from shared.settings import Settings
-from shared.store import Store
-from shared.turns import Turns
+from orcheo_dispatch.shared.database.connections import make_engine, transaction
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.ledger.turns import Turns
+from orcheo_dispatch.shared.settings.model import Settings
 
 LEASE_SECONDS = 3600.0
 _ANSWER_SECONDS = 300

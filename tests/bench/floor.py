@@ -11,7 +11,7 @@ from functools import partial
 
 import psycopg
 
-from ops.real.orcheo_environment import process_environment
+from orcheo_dispatch.ops.sandbox.orcheo_environment import process_environment
 from tests.bench import runs
 from tests.bench.result import Curve, Measurement, Series
 from tests.bench.rounds import Values, in_turn

@@ -13,7 +13,7 @@ from typing import Any
 
 async def main(how: str, count: int) -> float:
     """Return the milliseconds of CPU a run, the first runs left out."""
-    make: Callable[[], Any] = importlib.import_module("ops.demo.greet").build
+    make: Callable[[], Any] = importlib.import_module("orcheo_dispatch.ops.demo.greet").build
     kept = make().compile()
     began = 0.0
     for number in range(-10, count):

@@ -16,10 +16,10 @@ from typing import Any
 
 import psycopg
 
-from ops.demo import WORKFLOW
-from ops.real.orcheo_api import OrcheoApi
-from shared.migrate import migrate
-from shared.settings import Settings
+from orcheo_dispatch.ops.demo import WORKFLOW
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.schema.migrate import migrate
+from orcheo_dispatch.shared.settings.model import Settings
 from tests.bench.arrivals import Fire, Template, evenly, one_by_one, stream
 from tests.bench.moments import Moments
 from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.bench.setting import Setting
 
 _PACKAGES = ("orcheo-dispatch", "orcheo-backend", "orcheo", "celery", "kombu", "psycopg", "procrastinate", "pgqueuer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worker.executor import Run
+from orcheo_dispatch.worker.executor.protocol import Run
 
 
 async def execute(_run: Run) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from ops.demo import WORKFLOW
+from orcheo_dispatch.ops.demo import WORKFLOW
 from tests.bench.result import Measurement, Series
 from tests.bench.rounds import Values, in_turn
 from tests.bench.setting import Scale, Setting

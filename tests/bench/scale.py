@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from ops.demo import WORKFLOW
+from orcheo_dispatch.ops.demo import WORKFLOW
 from tests.bench import waiting
 from tests.bench.result import Curve, Measurement, Series
 from tests.bench.rounds import Values, in_turn

@@ -20,12 +20,12 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from ops.real.child import end, last_lines, launch
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.real.orcheo_api import OrcheoApi
-from ops.real.orcheo_environment import process_environment
-from shared.migrate import migrate
-from shared.settings import Settings
+from orcheo_dispatch.ops.sandbox.child import end, last_lines, launch
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.ops.sandbox.orcheo_environment import process_environment
+from orcheo_dispatch.shared.schema.migrate import migrate
+from orcheo_dispatch.shared.settings.model import Settings
 from tests.bench.usage import Used, until
 
 ROOT = Path(__file__).parents[2]
@@ -218,7 +218,7 @@ class Setting:
         with ExitStack() as stack:
             running = Running(self)
             for kind, count in (("worker", workers), ("beat", beats), ("dispatcher", dispatchers)):
-                command = [sys.executable, "-m", "ops.cli", kind]
+                command = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind]
                 started = [
                     stack.enter_context(self.process(kind, command, says=f"{kind}_started", **environment))
                     for _ in range(count)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psutil
 
-from ops.demo import WORKFLOW
+from orcheo_dispatch.ops.demo import WORKFLOW
 from tests.bench import runs
 from tests.bench.result import Curve, Measurement, Series, Target
 from tests.bench.rounds import Values, in_turn
@@ -118,7 +118,7 @@ def _start(setting: Setting, command: list[str], query: str, variables: Mapping[
 
 
 def _ours(kind: str) -> list[str]:
-    return [sys.executable, "-m", "ops.cli", kind]
+    return [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind]
 
 
 def _at_rest(setting: Setting, scale: Scale) -> list[Series]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
-from ops.demo import WORKFLOW
+from orcheo_dispatch.ops.demo import WORKFLOW
 from tests.bench.noop import PARTS
 from tests.bench.result import Curve, Measurement, Series, Spread, Target, ratios
 from tests.bench.rounds import Values, in_turn, say

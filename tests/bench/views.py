@@ -9,11 +9,11 @@ from typing import Any
 
 import psycopg
 
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from shared.statements import COUNT_ENDED
-from tests.databases import create, make_orcheo_tables, migrate
-from tests.servers import scratch
-from tests.volume import fill
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.shared.ledger.statements import COUNT_ENDED
+from tests.support.database.databases import create, make_orcheo_tables, migrate
+from tests.support.database.volume import fill
+from tests.support.servers.servers import scratch
 
 _VIEWS = """
 SELECT c.oid::regclass::text FROM pg_class AS c

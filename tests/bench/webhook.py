@@ -7,7 +7,7 @@ import time
 
 import httpx
 
-from ops.demo import WORKFLOW
+from orcheo_dispatch.ops.demo import WORKFLOW
 from tests.bench.arrivals import Template, background
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
 from tests.bench.rounds import Values, say

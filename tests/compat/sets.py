@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.orcheo_releases import FEATURES, Feature
+from tests.support.orcheo.orcheo_releases import FEATURES, Feature
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "compat"

@@ -46,7 +46,7 @@ def carry_out(environment: Environment, tests: tuple[str, ...]) -> Trial:
     """Probe the environment and run the tests in it."""
     began = time.monotonic()
     done = subprocess.run(
-        [environment.python, "-m", "worker.orcheo.probe"],
+        [environment.python, "-m", "orcheo_dispatch.worker.orcheo.opening.probe"],
         cwd=ROOT,
         check=False,
         capture_output=True,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from worker.executor import Run
+from orcheo_dispatch.worker.executor.protocol import Run
 
 BEGUN, DID, ENDED = "begun", "did", "ended"
 """Side effects."""

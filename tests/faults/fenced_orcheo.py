@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.orcheo.executor import OrcheoExecutor
 from tests.faults.acts import fence_of_run
-from worker.executor import Run
-from worker.orcheo.executor import OrcheoExecutor
 
 
 class FencedOrcheo(OrcheoExecutor):

@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from ops.real.embedded import EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 
 _ANSWER_SECONDS = 5.0
 _PATIENCE_SECONDS = 10.0

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import psycopg
 
-from ops.real.embedded import EmbeddedPostgres, EmbeddedRedis
-from ops.real.orcheo_api import OrcheoApi
-from tests.databases import Database, close, create, drop, make_orcheo_tables, migrate
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from tests.faults import history
 from tests.faults.workload import Workflow
-from tests.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
+from tests.support.database.databases import Database, close, create, drop, make_orcheo_tables, migrate
+from tests.support.database.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
 
 _WORKFLOW = Path(__file__).parent / "workflows" / "act.py"
 _NEWEST_VERSION = """

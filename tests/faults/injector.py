@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import redis
 
-from ops.real.embedded import EmbeddedPostgres
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres
 from tests.faults.full_disk import FillableRedis
 from tests.faults.links import Links, Server
 from tests.faults.plan import Fault, Kind

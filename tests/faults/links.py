@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
-from ops.real.child import end, free_port, last_lines, launch
+from orcheo_dispatch.ops.sandbox.child import end, free_port, last_lines, launch
 
 _ROOT = Path(__file__).parents[2]
 _START_SECONDS = 30.0

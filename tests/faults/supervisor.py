@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.real.child import launch
+from orcheo_dispatch.ops.sandbox.child import launch
 
 RESTART_SECONDS = 0.5
 STOP_SECONDS = 25.0

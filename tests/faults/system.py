@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from ops.real.orcheo_environment import orcheo_environment, process_environment
+from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, process_environment
 from tests.faults.links import Links, Server
 from tests.faults.plan import BEATS, DISPATCHERS, WORKERS, Pace
 from tests.faults.supervisor import Unit
@@ -61,7 +61,7 @@ def units(
         }
         if system is System.OURS:
             variables |= _our_settings(pace, lost_runs, execution)
-            command, says = [sys.executable, "-m", "ops.cli", kind], f"{kind}_started"
+            command, says = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind], f"{kind}_started"
         else:
             command, says = _stock(kind, folder / f"{name}.schedule")
         made.append(Unit(name, command, process_environment(variables), says))

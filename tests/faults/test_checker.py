@@ -10,8 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from shared.store import Ending, Run, Store
-from tests.databases import Database
+from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
 from tests.faults import history
 from tests.faults.acts import BEGUN, DID, ENDED
 from tests.faults.checker import Column, check, counts
@@ -19,7 +18,8 @@ from tests.faults.evidence import Evidence, read_notes, read_tables
 from tests.faults.injector import Injected
 from tests.faults.plan import FULL, Act, Kind, Plan, RunPlan
 from tests.faults.supervisor import Exit
-from tests.runs import claim_all, execute, insert_runs, store_of
+from tests.support.database.databases import Database
+from tests.support.database.runs import claim_all, execute, insert_runs, store_of
 
 PID = 77
 SECRET = "the-marker"

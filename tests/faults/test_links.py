@@ -12,7 +12,7 @@ import redis
 
 from tests.faults.full_disk import FillableRedis
 from tests.faults.links import Links, Server
-from tests.servers import Servers, scratch
+from tests.support.servers.servers import Servers, scratch
 
 SHORT_SECONDS = 0.5
 

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from ops.real.embedded import EmbeddedRedis
-from tests.databases import Database
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from tests.faults.checker import Finding, check
 from tests.faults.evidence import Evidence, read_logs, read_notes, read_tables
 from tests.faults.full_disk import FillableRedis
@@ -29,6 +28,7 @@ from tests.faults.recovery import Recovery, recovery_of
 from tests.faults.supervisor import Supervisor
 from tests.faults.system import Execution, System, process_names, units
 from tests.faults.workload import Workload
+from tests.support.database.databases import Database
 
 _REST_SECONDS = 90.0
 _SLOTS_SECONDS = 60.0

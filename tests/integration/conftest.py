@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import Database
-from tests.processes import Stack
+from tests.support.database.databases import Database
+from tests.support.processes.processes import Stack
 
 
 @pytest.fixture

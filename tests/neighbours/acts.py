@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from worker.executor import Run
+from orcheo_dispatch.worker.executor.protocol import Run
 
 _HOLD_SECONDS = 6.0
 _FOREVER = 3600.0

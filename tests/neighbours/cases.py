@@ -13,9 +13,9 @@ from uuid import uuid4
 import psycopg
 import redis
 
-from tests.databases import Database
 from tests.neighbours.acts import OFFENDERS
-from tests.runs import WORKSPACE_ID, execute, insert_runs, insert_workflow, installation_of
+from tests.support.database.databases import Database
+from tests.support.database.runs import WORKSPACE_ID, execute, insert_runs, insert_workflow, installation_of
 
 _LOCK_SECONDS = 20.0
 

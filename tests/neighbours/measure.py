@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import psycopg
 
-from tests.databases import Database
-from tests.runs import WORKSPACE_ID, everything, insert_runs, insert_workflow
+from tests.support.database.databases import Database
+from tests.support.database.runs import WORKSPACE_ID, everything, insert_runs, insert_workflow
 
 DELAYED_SECONDS = 3.0
 _OTHER_WORKSPACE = str(uuid4())

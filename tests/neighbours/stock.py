@@ -21,17 +21,17 @@ from typing import Any
 import redis
 from celery import Celery
 
-from ops.real.child import end, launch
-from ops.real.embedded import EmbeddedRedis
-from ops.real.orcheo_environment import orcheo_environment, process_environment
-from tests.databases import Database
+from orcheo_dispatch.ops.sandbox.child import end, launch
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
+from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, process_environment
 from tests.faults.ground import Ground
 from tests.faults.workload import HINT_TASK, Workflow
 from tests.neighbours.cases import Case
 from tests.neighbours.measure import Harm, measure
 from tests.neighbours.trial import Found
-from tests.processes import ROOT
-from tests.runs import everything, insert_runs, one
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, insert_runs, one
+from tests.support.processes.processes import ROOT
 
 STOCK = "stock"
 PROCESSES = 6

@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.real.embedded import EmbeddedRedis
-from tests.databases import Database
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from tests.faults.ground import Ground
 from tests.neighbours.cases import NOBODY, Case, Place
 from tests.neighbours.measure import Harm, OurWave, measure
-from tests.processes import Process, Stack
+from tests.support.database.databases import Database
+from tests.support.processes.processes import Process, Stack
 
 ISOLATIONS = ("adaptive", "process", "shared")
 POLICIES = ("requeue", "fail")

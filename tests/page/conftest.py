@@ -13,15 +13,15 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from dispatcher.page import StatusPage
-from shared.access import guarded
-from shared.checks import condition
-from shared.health import OPEN_TO_ALL, HealthServer, health_routes
-from shared.ledger import ProcessKind
-from shared.processes import Process
-from tests.databases import Database
-from tests.roles import Kind
-from tests.runs import settings_for
+from orcheo_dispatch.dispatcher.page import StatusPage
+from orcheo_dispatch.shared.health.access import guarded
+from orcheo_dispatch.shared.health.checks import condition
+from orcheo_dispatch.shared.health.server import OPEN_TO_ALL, HealthServer, health_routes
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.processes import Process
+from tests.support.database.databases import Database
+from tests.support.database.roles import Kind
+from tests.support.database.runs import settings_for
 
 
 @dataclass(slots=True)

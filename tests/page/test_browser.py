@@ -10,11 +10,11 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Error, Page, expect
 
-from tests.databases import Database
-from tests.hostile import STORABLE, does_harm
 from tests.page.conftest import Look, Serve, Served
-from tests.page_states import HOSTILE, MARKER, fill_broken, fill_busy
-from tests.runs import execute, insert_runs
+from tests.support.database.databases import Database
+from tests.support.database.runs import execute, insert_runs
+from tests.support.hostile import STORABLE, does_harm
+from tests.support.page_states import HOSTILE, MARKER, fill_broken, fill_busy
 
 TOKEN = "correct-horse-battery-staple"
 _SHIFT = 0.01

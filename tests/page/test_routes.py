@@ -12,17 +12,17 @@ from uuid import uuid4
 
 import pytest
 
-from dispatcher.page import watch
-from dispatcher.page.routes import OVERVIEW
-from shared.ledger import ProcessKind
-from shared.processes import Process
+from orcheo_dispatch.dispatcher.page import watch
+from orcheo_dispatch.dispatcher.page.routes import OVERVIEW
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.processes import Process
 from tests.conftest import Admin
-from tests.databases import Database, close
 from tests.page.conftest import Serve, Served
-from tests.page_states import HOSTILE, MARKER, WORKFLOWS, fill_broken, fill_busy
-from tests.processes import ROOT, Stack, until
-from tests.roles import Kind, Roles
-from tests.runs import claim_all, everything, execute, insert_runs, settings_for, store_of
+from tests.support.database.databases import Database, close
+from tests.support.database.roles import Kind, Roles
+from tests.support.database.runs import claim_all, everything, execute, insert_runs, settings_for, store_of
+from tests.support.page_states import HOSTILE, MARKER, WORKFLOWS, fill_broken, fill_busy
+from tests.support.processes.processes import ROOT, Stack, until
 
 TOKEN = "correct-horse-battery-staple"
 _NAMES = {"dispatcher", "health", "read", "promise", "now", "hour", "runs", "stuck", "lost", "processes", "workflows"}

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from sqlalchemy import TextClause, create_mock_engine
 
-from shared import overview, statements
-from shared.ledger import PENDING_INDEX, TURNS_INDEX
-from shared.runs import Run
-from tests.databases import Database
-from tests.runs import claim_all, insert_workflow, store_of
+from orcheo_dispatch.shared.ledger import overview, statements
+from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, TURNS_INDEX
+from orcheo_dispatch.shared.ledger.runs import Run
+from tests.support.database.databases import Database
+from tests.support.database.runs import claim_all, insert_workflow, store_of
 
 _FILL = """
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,

@@ -10,15 +10,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from dispatcher import backlog
-from shared import queries
-from shared.statements import COUNT_ENDED
+from orcheo_dispatch.dispatcher import backlog
+from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.ledger.statements import COUNT_ENDED
 from tests.conftest import Admin
-from tests.databases import Database, cloned
 from tests.plans.test_plans import _compiled, _explain, _indexes, _scanned_whole
-from tests.servers import Servers
-from tests.views import views_of
-from tests.volume import fill
+from tests.support.database.databases import Database, cloned
+from tests.support.database.views import views_of
+from tests.support.database.volume import fill
+from tests.support.servers.servers import Servers
 
 _RUNS = 200_000
 _BIG = {"workflow_runs", "dispatch"}

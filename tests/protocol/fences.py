@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.ledger import Claim
+from orcheo_dispatch.shared.ledger.model import Claim
 
 _NO_CLAIM = 1
 """The fence of a row that was entered without a claim, so that a slot comes back."""

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sqlalchemy import Engine
 
-from ops.repair import Action
-from ops.run_list import Wanted, find_runs
-from shared.ledger import Claim
-from shared.settings import LostRuns
-from shared.store import Ending
-from tests.databases import Database
+from orcheo_dispatch.ops.runs.list import Wanted, find_runs
+from orcheo_dispatch.ops.runs.repair import Action
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.store import Ending
+from orcheo_dispatch.shared.settings.model import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, LIVE, Model
 from tests.protocol.real import Real, Uncommitted
 from tests.protocol.rules import NOTHING, Seen, check, differences, see
-from tests.runs import execute, insert_workflow, store_of
+from tests.support.database.databases import Database
+from tests.support.database.runs import execute, insert_workflow, store_of
 
 DISPATCHERS = range(2)
 WORKERS = range(3)

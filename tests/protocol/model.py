@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ops.repair import Action
-from shared.ledger import Claim
-from shared.settings import LostRuns
-from shared.store import Ending
+from orcheo_dispatch.ops.runs.repair import Action
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.store import Ending
+from orcheo_dispatch.shared.settings.model import LostRuns
 
 MAX_ATTEMPTS = 2
 ENDED = ("succeeded", "failed", "cancelled")

@@ -11,14 +11,14 @@ from uuid import UUID
 from orcheo.models import WorkflowRun
 from sqlalchemy import Connection, Engine, text
 
-from ops.repair import Action, repair
-from shared.database import transaction
-from shared.ledger import Claim
-from shared.settings import LostRuns
-from shared.store import Ending, Run, Store
+from orcheo_dispatch.ops.runs.repair import Action, repair
+from orcheo_dispatch.shared.database.connections import transaction
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
+from orcheo_dispatch.shared.settings.model import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import MAX_ATTEMPTS
-from tests.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
+from tests.support.database.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
 
 _DAY = 86_400.0
 _LEASE = 3600.0

@@ -10,7 +10,7 @@ from langgraph.graph import END, StateGraph
 from orcheo.graph.state import State
 from orcheo.nodes.storage.mongodb import MongoDBFindNode
 
-from worker.executor import Run
+from orcheo_dispatch.worker.executor.protocol import Run
 
 
 async def play(run: Run) -> Mapping[str, Any]:

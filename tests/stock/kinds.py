@@ -6,15 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from tests.orcheo_releases import DISPATCHED_CONFIG, NO_EGRESS, Feature
-from tests.stock.differences import (
-    CANCELLED_BRANCHES,
-    LONG_ERRORS,
-    MUTE_ERRORS,
-    PASSWORDS,
-    UNSERIALIZABLE,
-    Difference,
-)
+from tests.stock.differences import CANCELLED_BRANCHES, LONG_ERRORS, MUTE_ERRORS, PASSWORDS, UNSERIALIZABLE, Difference
+from tests.support.orcheo.orcheo_releases import DISPATCHED_CONFIG, NO_EGRESS, Feature
 
 
 class Trigger(Enum):

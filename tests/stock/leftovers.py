@@ -10,8 +10,8 @@ from typing import Any
 
 import ormsgpack
 
-from tests.databases import Database
-from tests.runs import everything, one
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything, one
 
 _RUN = "SELECT to_jsonb(r) AS row FROM workflow_runs AS r WHERE id = %s"
 _HISTORY = "SELECT to_jsonb(h) AS row FROM execution_history AS h WHERE execution_id = %s"

@@ -12,8 +12,8 @@ from pathlib import Path
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from ops.real.child import free_port
-from tests.processes import until
+from orcheo_dispatch.ops.sandbox.child import free_port
+from tests.support.processes.processes import until
 
 MISSING = (
     ""

@@ -15,14 +15,14 @@ from celery import Celery
 from orcheo.graph.ingestion import FROZEN_IR_FORMAT
 from orcheo.graph.ir import compile_workflow_to_ir
 
-from ops.real.orcheo_api import OrcheoApi
-from ops.real.orcheo_client import Record
-from tests.orcheo_stack import WORKFLOWS, database_of, ended, ingest
-from tests.processes import until
-from tests.runs import everything, execute
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.ops.sandbox.orcheo_client import Record
 from tests.stock.kinds import Between, Kind, Stored, Trigger
 from tests.stock.leftovers import Leftovers, leftovers, masked
 from tests.stock.site import Site
+from tests.support.database.runs import everything, execute
+from tests.support.orcheo.orcheo_stack import WORKFLOWS, database_of, ended, ingest
+from tests.support.processes.processes import until
 
 _PUSH = "orcheo_backend.worker.tasks.execute_run"
 _CRON = "0 * * * *"

@@ -19,12 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ops.real.child import children_of, end
+from orcheo_dispatch.ops.sandbox.child import children_of, end
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "/opt/orcheo-dispatch/bin/orcheo-dispatch"
 SOURCE = "/opt/source"
-_PACKAGES_OF_OURS = ("shared", "dispatcher", "worker", "ops", "tests")
+PYTHONPATH = f"{SOURCE}:{SOURCE}/src"
+_FOLDERS_OF_OURS = ("src", "shared", "dispatcher", "worker", "ops", "tests")
 _VENV = "/opt/orcheo-dispatch"
 _PYTHON = "/opt/python"
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -127,7 +128,7 @@ class Box:
                     "--system-call-filter=bpf @keyring perf_event_open",
                     f"--bind-ro={sys.base_prefix}:{_PYTHON}",
                     f"--bind-ro={venv / 'lib'}:{_VENV}/lib",
-                    *(f"--bind-ro={ROOT / name}:{SOURCE}/{name}" for name in _PACKAGES_OF_OURS),
+                    *(f"--bind-ro={ROOT / name}:{SOURCE}/{name}" for name in _FOLDERS_OF_OURS),
                     "/box-init",
                 ],
                 stdin=subprocess.DEVNULL,
@@ -209,8 +210,12 @@ class Box:
         text = (Path(sys.prefix) / "pyvenv.cfg").read_text()
         self.put(f"{_VENV}/pyvenv.cfg", text.replace(sys.base_prefix, _PYTHON))
         # As pip writes it; the packages of a development install name this source where it is here, not there.
-        self.put(COMMAND, f"#!{_VENV}/bin/python\nimport sys\nfrom ops.cli import main\nsys.exit(main())\n", 0o755)
-        for folder in (_PYTHON, f"{_VENV}/lib", *(f"{SOURCE}/{name}" for name in _PACKAGES_OF_OURS)):
+        self.put(
+            COMMAND,
+            f"#!{_VENV}/bin/python\nimport sys\nfrom orcheo_dispatch.ops.cli import main\nsys.exit(main())\n",
+            0o755,
+        )
+        for folder in (_PYTHON, f"{_VENV}/lib", *(f"{SOURCE}/{name}" for name in _FOLDERS_OF_OURS)):
             (self._root / folder.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
     def _hierarchies(self) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import Database
+from tests.support.database.databases import Database
 from tests.systemd.box import Box, why_not
 from tests.systemd.host import Host
 

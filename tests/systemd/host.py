@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from ops.real.child import free_port
-from tests.databases import Database
-from tests.processes import until
-from tests.systemd.box import COMMAND, SOURCE, Box
+from orcheo_dispatch.ops.sandbox.child import free_port
+from tests.support.database.databases import Database
+from tests.support.processes.processes import until
+from tests.systemd.box import COMMAND, PYTHONPATH, Box
 
 BEAT, DISPATCHER, API, TARGET = "orcheo-beat", "orcheo-dispatcher", "orcheo-api", "orcheo-dispatch.target"
 WORKERS = ("orcheo-worker@1", "orcheo-worker@2")
@@ -24,7 +24,7 @@ class Host:
         self.box = box
         self.database = database
         self.secrets = dict(zip(_SECRETS, (database.dsn, redis_url, redis_url), strict=True))
-        self.settings = {"PYTHONPATH": SOURCE, "ORCHEO_WORKER_EXECUTOR": "tests.executors:play"}
+        self.settings = {"PYTHONPATH": PYTHONPATH, "ORCHEO_WORKER_EXECUTOR": "tests.support.runners.executors:play"}
         # Other tests of this machine may be using the ports that the units name.
         self.ports = {name: free_port() for name in (BEAT, DISPATCHER)}
         self._failed = False
@@ -55,7 +55,7 @@ class Host:
 
     def command(self, *arguments: str, expect: int | None = 0) -> str:
         """Run `orcheo-dispatch` as root, with no settings at all."""
-        return self.box.run("env", f"PYTHONPATH={SOURCE}", COMMAND, *arguments, expect=expect)
+        return self.box.run("env", f"PYTHONPATH={PYTHONPATH}", COMMAND, *arguments, expect=expect)
 
     def systemctl(self, *arguments: str, expect: int | None = 0) -> str:
         """Run `systemctl`, and show the journal where it fails."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ops.real.child import free_port
-from ops.real.orcheo_client import OrcheoClient
-from ops.real.orcheo_environment import orcheo_environment, process_environment
-from tests.databases import Database
-from tests.processes import until
-from tests.runs import all_are, everything
+from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.ops.sandbox.orcheo_client import OrcheoClient
+from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, process_environment
+from tests.support.database.databases import Database
+from tests.support.database.runs import all_are, everything
+from tests.support.processes.processes import until
 from tests.systemd.box import COMMAND
 from tests.systemd.host import API, CONFIG, OURS, Host
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from tests.databases import Database
-from tests.processes import until
-from tests.runs import all_are, insert_runs, read_run
+from tests.support.database.databases import Database
+from tests.support.database.runs import all_are, insert_runs, read_run
+from tests.support.processes.processes import until
 from tests.systemd.host import API, BEAT, DISPATCHER, OURS, TARGET, UNITS, WORKERS, Host
 
 _LIMITS = {BEAT: 2.0, DISPATCHER: 2.0, WORKERS[0]: 3.0, API: 3.0}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
-from shared.access import COOKIE, LOGIN, LOGOUT, guarded
-from shared.errors import SettingsError
-from shared.health import OPEN_TO_ALL, Answer, Request, Route
-from shared.probe import LIVE, METRICS, PAGE, READY
-from shared.settings import Settings
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.health.access import COOKIE, LOGIN, LOGOUT, guarded
+from orcheo_dispatch.shared.health.probe import LIVE, METRICS, PAGE, READY
+from orcheo_dispatch.shared.health.server import OPEN_TO_ALL, Answer, Request, Route
+from orcheo_dispatch.shared.settings.model import Settings
 
 TOKEN = "correct-horse-battery-staple"
 PATHS = (LIVE, READY, METRICS, PAGE, "/overview.json")

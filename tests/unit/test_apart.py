@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from shared.apart import Part, write_apart
-from shared.errors import DatabaseError
+from orcheo_dispatch.shared.database.apart import Part, write_apart
+from orcheo_dispatch.shared.errors import DatabaseError
 
 
 class _Table:

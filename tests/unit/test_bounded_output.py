@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
-from shared.bounded_output import BoundedOutput
+from orcheo_dispatch.shared.text.bounded_output import BoundedOutput
 
 _WAIT = 1.0
 _LINE = "x" * 1000 + "\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import celery_environment
-from shared.broker import make_app
-from shared.celery_app import Loader
-from shared.celery_environment import OVERRULED, REMOVED
-from shared.settings import Settings
+from orcheo_dispatch.shared.broker import celery_environment
+from orcheo_dispatch.shared.broker.app import make_app
+from orcheo_dispatch.shared.broker.celery_app import Loader
+from orcheo_dispatch.shared.broker.celery_environment import OVERRULED, REMOVED
+from orcheo_dispatch.shared.settings.model import Settings
 
 _BROKER = "redis://127.0.0.1:6379/7"
 _READS = re.compile(

@@ -11,12 +11,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from orcheo_dispatch.worker.orcheo.opening.columns import compare, unknown_migration
+from orcheo_dispatch.worker.orcheo.releases import DISTRIBUTIONS, installed, owner
 from tests.compat.report import PAGE, written_rows
 from tests.compat.sets import SETS
-from tests.orcheo_releases import FEATURES
-from tests.processes import ROOT
-from worker.orcheo.columns import compare, unknown_migration
-from worker.orcheo.releases import DISTRIBUTIONS, installed, owner
+from tests.support.orcheo.orcheo_releases import FEATURES
+from tests.support.processes.processes import ROOT
 
 _FOREIGN = {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain_core"}
 _COMPAT = "worker/orcheo/compat.py"

@@ -13,9 +13,9 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from ops.cli import app
-from shared.settings import Settings, variables
-from worker.runner.threads import MOST_THREADS
+from orcheo_dispatch.ops.cli import app
+from orcheo_dispatch.shared.settings.model import Settings, variables
+from orcheo_dispatch.worker.runner.threads import MOST_THREADS
 
 ROOT = Path(__file__).parents[2]
 CONTAINER = ROOT / "ops/container"

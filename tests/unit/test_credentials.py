@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.credentials import export_credentials, read_credentials
-from shared.environment import export_values
-from shared.errors import SettingsError
-from shared.settings import Settings
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.credentials import export_credentials, read_credentials
+from orcheo_dispatch.shared.settings.environment import export_values
+from orcheo_dispatch.shared.settings.model import Settings
 
 _DSN = "postgresql://me:hunter2@host/db"
 

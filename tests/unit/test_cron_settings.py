@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shared.addresses import Origin
-from shared.errors import SettingsError
-from shared.orcheo_names import cron_interval_note
-from shared.settings import CronMode, Settings
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.addresses import Origin
+from orcheo_dispatch.shared.settings.environment import cron_interval_note
+from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 _API = {"ORCHEO_DISPATCH_CRON": "api"}
 _URL = "http://orcheo:8000"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ops.env_advice import Verdict, advise, needs_work, read_env_file
-from shared.errors import SettingsError
-from shared.settings import Settings
+from orcheo_dispatch.ops.adoption.env_advice import Verdict, advise, needs_work, read_env_file
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.model import Settings
 
 _STACK = Path(__file__).parents[1] / "stack" / "stack.env"
 _GOOD = {

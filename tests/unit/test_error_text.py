@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.log_lines import describe
-from worker.runner.error_text import MAX_CHARACTERS, error_text
+from orcheo_dispatch.shared.logs.lines import describe
+from orcheo_dispatch.worker.executor.error_text import MAX_CHARACTERS, error_text
 
 _SECONDS = 3.0
 """Half a second for the text, and a busy machine."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.errors import SettingsError
-from worker.executor import FunctionExecutor, Run, load_executor
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.worker.executor.protocol import FunctionExecutor, Run, load_executor
 
 
 class Quiet:

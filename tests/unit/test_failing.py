@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from worker.execution import How, Result, Stop
-from worker.executor import Run, RunRejectedError
-from worker.failing import STREAK_RUNS, Failing
-from worker.runner.faults import fault_of
+from orcheo_dispatch.worker.execution import How, Result, Stop
+from orcheo_dispatch.worker.executor.protocol import Run, RunRejectedError
+from orcheo_dispatch.worker.runner.faults import fault_of
+from orcheo_dispatch.worker.settle.failing import STREAK_RUNS, Failing
 
 _UNDEFINED = "raise LookupError('Ada')"
 
@@ -47,20 +47,36 @@ def _run(workflow_id: str = "one") -> Run:
     return Run("run", 1, 1, workflow_id, "version", "a", "webhook", {}, {})
 
 
-_PLATFORM = _passing("worker.execution", "worker.orcheo.executor", "worker.orcheo.postgres", "psycopg.cursor_async")
-_DEFINITION = _passing("worker.execution", "worker.orcheo.workflow", "orcheo.graph.builder")
-_WORKFLOW = _passing("worker.execution", "worker.orcheo.executor", "langgraph.pregel.main", "orcheo.nodes.logic")
+_PLATFORM = _passing(
+    "orcheo_dispatch.worker.execution",
+    "orcheo_dispatch.worker.orcheo.executor",
+    "orcheo_dispatch.worker.orcheo.postgres",
+    "psycopg.cursor_async",
+)
+_DEFINITION = _passing(
+    "orcheo_dispatch.worker.execution", "orcheo_dispatch.worker.orcheo.workflow", "orcheo.graph.builder"
+)
+_WORKFLOW = _passing(
+    "orcheo_dispatch.worker.execution",
+    "orcheo_dispatch.worker.orcheo.executor",
+    "langgraph.pregel.main",
+    "orcheo.nodes.logic",
+)
 
 
 @pytest.mark.parametrize(
     "error",
     [
         _WORKFLOW,
-        _passing("worker.execution", "langgraph.pregel.main", "a_script"),
-        _passing("worker.execution", "langgraph.pregel.main", "a_script", "psycopg.cursor"),
-        _passing("worker.execution", "langgraph.pregel.main", "orcheo.nodes.mongodb", "asyncio.tasks"),
-        _passing("worker.executor", "somebodys.executor"),
-        _from(_passing("orcheo.graph.ingestion.loader", "a_script"), "worker.execution", "orcheo.graph.builder"),
+        _passing("orcheo_dispatch.worker.execution", "langgraph.pregel.main", "a_script"),
+        _passing("orcheo_dispatch.worker.execution", "langgraph.pregel.main", "a_script", "psycopg.cursor"),
+        _passing("orcheo_dispatch.worker.execution", "langgraph.pregel.main", "orcheo.nodes.mongodb", "asyncio.tasks"),
+        _passing("orcheo_dispatch.worker.executor.protocol", "somebodys.executor"),
+        _from(
+            _passing("orcheo.graph.ingestion.loader", "a_script"),
+            "orcheo_dispatch.worker.execution",
+            "orcheo.graph.builder",
+        ),
         RunRejectedError("archived"),
         ValueError("raised nowhere"),
     ],
@@ -72,7 +88,7 @@ def test_error_of_a_workflow_is_no_fault(error: BaseException) -> None:
 
 def test_limit_of_langgraph_that_a_workflow_reaches_is_no_fault() -> None:
     error = "raise type('GraphRecursionError', (RecursionError,), {'__module__': 'langgraph.errors'})()"
-    assert fault_of(_passing("worker.execution", "langgraph.pregel.main", error=error)) is None
+    assert fault_of(_passing("orcheo_dispatch.worker.execution", "langgraph.pregel.main", error=error)) is None
 
 
 @pytest.mark.parametrize(
@@ -80,8 +96,16 @@ def test_limit_of_langgraph_that_a_workflow_reaches_is_no_fault() -> None:
     [
         (_PLATFORM, "/lib/worker.orcheo.postgres.py:2 step", True),
         (_DEFINITION, "/lib/orcheo.graph.builder.py:2 step", False),
-        (_passing("worker.execution", "langgraph.pregel._loop"), "/lib/langgraph.pregel._loop.py:2 step", True),
-        (_passing("worker.orcheo.executor", "json.decoder"), "/lib/worker.orcheo.executor.py:2 step", True),
+        (
+            _passing("orcheo_dispatch.worker.execution", "langgraph.pregel._loop"),
+            "/lib/langgraph.pregel._loop.py:2 step",
+            True,
+        ),
+        (
+            _passing("orcheo_dispatch.worker.orcheo.executor", "json.decoder"),
+            "/lib/worker.orcheo.executor.py:2 step",
+            True,
+        ),
     ],
     ids=["database", "definition", "langgraph", "ours"],
 )

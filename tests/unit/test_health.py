@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from shared import health
-from shared.checks import Check, below, condition, progress
-from shared.errors import SettingsError
-from shared.health import Answer, HealthServer, Request, Route, ask, health_routes, serve_health
-from shared.logs import log
-from shared.settings import Settings
-from tests.processes import until
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.health import server as health
+from orcheo_dispatch.shared.health.checks import Check, below, condition, progress
+from orcheo_dispatch.shared.health.server import Answer, HealthServer, Request, Route, ask, health_routes, serve_health
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import Settings
+from tests.support.processes.processes import until
 
 ROOT = Path(__file__).parents[2]
 NEVER = float("-inf")
@@ -357,10 +357,10 @@ def test_number_of_seconds_has_a_limit() -> None:
 
 _SERVING = """
 import os, sys, threading
-from shared.checks import condition
-from shared.health import HealthServer, health_routes
-from shared.entry import fail
-from shared.errors import DispatchError
+from orcheo_dispatch.shared.health.checks import condition
+from orcheo_dispatch.shared.health.server import HealthServer, health_routes
+from orcheo_dispatch.shared.process.entry import fail
+from orcheo_dispatch.shared.errors import DispatchError
 checks = [condition("poll", lambda: None, "well")]
 routes = health_routes(live=checks, ready=checks, metrics=lambda: (b"", ""))
 server = HealthServer("127.0.0.1", int(sys.argv[1]), routes)

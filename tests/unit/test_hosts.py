@@ -9,13 +9,13 @@ from http.client import HTTPConnection
 
 import pytest
 
-from ops.real.child import free_port
-from shared.errors import SettingsError
-from shared.health import HealthServer, serve_health
-from shared.hosts import is_named, names_of
-from shared.probe import LIVE, METRICS, PAGE, READY
-from shared.routes import Answer, Route
-from shared.settings import Settings
+from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.health.hosts import is_named, names_of
+from orcheo_dispatch.shared.health.probe import LIVE, METRICS, PAGE, READY
+from orcheo_dispatch.shared.health.routes import Answer, Route
+from orcheo_dispatch.shared.health.server import HealthServer, serve_health
+from orcheo_dispatch.shared.settings.model import Settings
 
 MACHINES = (LIVE, READY, METRICS)
 PEOPLE = (PAGE, "/overview.json", "/login", "/something-new")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes.processes import ROOT
 
 _LIGHT = (
     "pydantic",
@@ -25,10 +25,10 @@ _OF_A_PROCESS = """
 import os, sys
 os.environ["ORCHEO_POSTGRES_DSN"] = "postgresql:///none"
 os.environ["ORCHEO_DISPATCH_NAMESPACE"] = "test"
-from ops.ready import load_settings
+from orcheo_dispatch.ops.commands.ready import load_settings
 settings = load_settings()
 from {module} import {make}
-from shared.installation import find_installation
+from orcheo_dispatch.shared.broker.installation import find_installation
 {make}({arguments})
 print(*sys.modules)
 """
@@ -41,14 +41,25 @@ def _imported_by(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["ops.cli", "ops.hosting", "ops.reading", "ops.repairing", "ops.running"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "orcheo_dispatch.ops.cli",
+        "orcheo_dispatch.ops.commands.host",
+        "orcheo_dispatch.ops.commands.look",
+        "orcheo_dispatch.ops.commands.repair",
+        "orcheo_dispatch.ops.commands.run",
+    ],
+)
 def test_command_imports_nothing_heavy_before_it_knows_what_to_do(module: str) -> None:
     assert _imported_by(f"import {module}; {_PRINT}") & set(_LIGHT) == set()
 
 
 def test_probe_imports_nothing_heavy() -> None:
     """Containers probe every few seconds."""
-    asked = "from ops.health import ask_health; ask_health('127.0.0.1', 1, only_live=True, timeout=1)"
+    asked = (
+        "from orcheo_dispatch.ops.host.health import ask_health; ask_health('127.0.0.1', 1, only_live=True, timeout=1)"
+    )
     assert _imported_by(f"{asked}; {_PRINT}") & set(_LIGHT) == set()
 
 
@@ -56,13 +67,13 @@ def test_probe_imports_nothing_heavy() -> None:
     ("module", "make", "arguments", "without"),
     [
         (
-            "dispatcher.beat",
+            "orcheo_dispatch.dispatcher.beat",
             "make_beat_app",
             "settings",
-            {"sqlalchemy", "alembic", "logfire", "dispatcher.loop", "rich.console"},
+            {"sqlalchemy", "alembic", "logfire", "orcheo_dispatch.dispatcher.loop", "rich.console"},
         ),
         (
-            "dispatcher.app",
+            "orcheo_dispatch.dispatcher.app",
             "make_dispatcher_app",
             "settings, find_installation(settings)",
             {"alembic", "logfire", "orcheo", "rich.console"},
@@ -83,9 +94,10 @@ def test_plugins_of_pydantic_stay_where_somebody_chose_them(
     monkeypatch.delenv("PYDANTIC_DISABLE_PLUGINS", raising=False)
     if chosen:
         monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", chosen)
-    seen = "import os; from ops.ready import load_settings; load_settings(); {}print(os.environ.get({!r}))"
+    loaded = "import os; from orcheo_dispatch.ops.commands.ready import load_settings; load_settings(); "
+    seen = loaded + "{}print(os.environ.get({!r}))"
     assert _imported_by(seen.format("", "PYDANTIC_DISABLE_PLUGINS")) == {chosen or "__all__"}
-    inherits = "import worker.runner.environment; "
+    inherits = "import orcheo_dispatch.worker.runner.environment; "
     assert _imported_by(seen.format(inherits, "PYDANTIC_DISABLE_PLUGINS")) == {str(chosen)}
 
 
@@ -93,7 +105,7 @@ def test_newest_revision_is_alembics_head() -> None:
     """It is read off the names of files, so that no process needs Alembic for it."""
     from alembic.script import ScriptDirectory
 
-    from shared.migrate import _config
-    from shared.revision import newest_revision
+    from orcheo_dispatch.shared.schema.migrate import _config
+    from orcheo_dispatch.shared.schema.revision import newest_revision
 
     assert newest_revision() == ScriptDirectory.from_config(_config(None)).get_current_head()

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.report import PollReport
-from ops.adoption import Found
-from ops.env_advice import Advice
-from ops.findings import Finding
-from ops.leaked_slots import LeakedSlots
-from ops.leftovers import LeftRun
-from ops.repair import Repair
-from ops.run_list import RunRow
-from ops.run_story import Event, Story, Who
-from ops.unclaimed import Unclaimed
-from shared.isolations import Isolated
-from shared.migrate import Migration
-from shared.queries import ProcessRow, Status
+from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.ops.adoption.adoption import Found
+from orcheo_dispatch.ops.adoption.env_advice import Advice
+from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots
+from orcheo_dispatch.ops.adoption.leftovers import LeftRun
+from orcheo_dispatch.ops.host.findings import Finding
+from orcheo_dispatch.ops.runs.list import RunRow
+from orcheo_dispatch.ops.runs.repair import Repair
+from orcheo_dispatch.ops.runs.story import Event, Story, Who
+from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
+from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.status import ProcessRow, Status
+from orcheo_dispatch.shared.schema.migrate import Migration
 
 _DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 _ROW = re.compile(r"^\| `(?P<name>[a-z_]+)` \| (?P<type>[^|]+) \|", re.MULTILINE)

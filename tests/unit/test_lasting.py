@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from shared.lasting import LastingThread
-from tests.processes import until
+from orcheo_dispatch.shared.process.lasting import LastingThread
+from tests.support.processes.processes import until
 
 
 @pytest.mark.parametrize("error", [ValueError(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError()])

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import library_logs, logs
-from shared.log_lines import log, within_run
-from shared.redaction import keep_secret, redact
-from shared.settings import Settings
+from orcheo_dispatch.shared.logs import library as library_logs
+from orcheo_dispatch.shared.logs import setup as logs
+from orcheo_dispatch.shared.logs.lines import log, within_run
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.text.redaction import keep_secret, redact
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2"
@@ -148,9 +149,9 @@ def test_secrets_of_the_settings_are_hidden_wherever_they_stand() -> None:
 
 _START = """
 import asyncio, sys, threading, time, warnings
-from shared import logs
-from shared.library_logs import drop_prints
-from shared.settings import Settings
+from orcheo_dispatch.shared.logs import setup as logs
+from orcheo_dispatch.shared.logs.library import drop_prints
+from orcheo_dispatch.shared.settings.model import Settings
 logs.configure(Settings.load(postgres_dsn="postgresql://me:swordfish-dsn@x/y", log_format={form!r}))
 SECRET = "swordfish"
 """
@@ -263,7 +264,7 @@ def _journaled(form: str, *, theirs: bool) -> str:
 
 _FORK = """
 import os, threading, time
-from shared.logs import log
+from orcheo_dispatch.shared.logs.setup import log
 threading.Thread(target=time.sleep, args=[60], daemon=True).start()
 for _ in range(3):
     child = os.fork()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.broker import EXECUTE_RUN, claims_of, task_name
-from shared.ledger import MAX_CLAIMS_PER_MESSAGE, Claim
-from worker.message import read_claims
+from orcheo_dispatch.shared.broker.app import EXECUTE_RUN, claims_of, task_name
+from orcheo_dispatch.shared.ledger.model import MAX_CLAIMS_PER_MESSAGE, Claim
+from orcheo_dispatch.worker.messages.message import read_claims
 
 
 def test_claims_are_read() -> None:

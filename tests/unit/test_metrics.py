@@ -14,10 +14,10 @@ import pytest
 from prometheus_client import REGISTRY, Counter, values
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared import __version__
-from shared.ledger import Outcome
-from shared.metrics import BeatMetrics, DispatcherMetrics, Metrics, WorkerMetrics
-from shared.settings import Settings
+from orcheo_dispatch import __version__
+from orcheo_dispatch.shared.ledger.model import Outcome
+from orcheo_dispatch.shared.metrics.model import BeatMetrics, DispatcherMetrics, Metrics, WorkerMetrics
+from orcheo_dispatch.shared.settings.model import Settings
 
 ROOT = Path(__file__).parents[2]
 ID = UUID("00000000-0000-4000-8000-000000000001")
@@ -190,8 +190,8 @@ def test_nothing_is_kept_where_no_port_is_set() -> None:
 def test_nothing_is_imported_where_no_port_is_set() -> None:
     script = """
 import sys, uuid
-from shared.metrics import DispatcherMetrics
-from shared.settings import Settings
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+from orcheo_dispatch.shared.settings.model import Settings
 DispatcherMetrics(Settings.load(postgres_dsn="postgresql://x"), uuid.uuid4()).claimed(1)
 print("prometheus_client" in sys.modules)
 """
@@ -214,8 +214,8 @@ def test_directory_of_somebody_else_is_not_written_to(monkeypatch: pytest.Monkey
 def test_values_are_in_memory_whatever_the_environment_says(tmp_path: Path) -> None:
     script = """
 import os, uuid
-from shared.metrics import WorkerMetrics
-from shared.settings import Settings
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.settings.model import Settings
 metrics = WorkerMetrics(Settings.load(postgres_dsn="postgresql://x", health_port=9100), uuid.uuid4())
 metrics.message_taken("begun")
 print(b'messages_total{result="begun"} 1.0' in metrics.read()[0], os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]))

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from ops.moments import Moment, ago, duration, parse_moment
-from shared.errors import SettingsError
+from orcheo_dispatch.ops.runs.moments import Moment, ago, duration, parse_moment
+from orcheo_dispatch.shared.errors import SettingsError
 
 
 @pytest.mark.parametrize(

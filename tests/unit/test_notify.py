@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.notify import ServiceManager
-from shared.progress import ProgressWatch, Watched
-from tests.listening import Listener
+from orcheo_dispatch.shared.process.notify import ServiceManager
+from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
+from tests.support.servers.listening import Listener
 
 
 @pytest.mark.parametrize("abstract", [True, False])

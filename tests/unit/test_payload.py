@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from worker.runner.payload import MAX_DEPTH, storable, storable_text
+from orcheo_dispatch.worker.executor.payload import MAX_DEPTH, storable, storable_text
 
 
 class Holder(BaseModel):

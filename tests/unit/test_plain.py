@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from rich.console import RenderableType
 from rich.text import Text
 
-from ops import screen
-from ops.findings import Finding, Grade
-from ops.run_list import RunRow
-from ops.run_story import Story
-from ops.unclaimed import Unclaimed
-from shared.errors import DatabaseError
-from shared.plain import is_plain, plain, plain_lines, say
-from shared.queries import Status
-from tests.hostile import HOSTILE, does_harm
+from orcheo_dispatch.ops import screen
+from orcheo_dispatch.ops.host.findings import Finding, Grade
+from orcheo_dispatch.ops.runs.list import RunRow
+from orcheo_dispatch.ops.runs.story import Story
+from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.status import Status
+from orcheo_dispatch.shared.text.plain import is_plain, plain, plain_lines, say
+from tests.support.hostile import HOSTILE, does_harm
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,12 +146,12 @@ def test_json_is_data_and_ascii(text: str, capsys: pytest.CaptureFixture[str]) -
 
 
 # Files of ours, which are printed to be written somewhere, and lines that are JSON.
-_EXACT = {("ops/cli.py", "roles"), ("ops/hosting.py", "units"), ("ops/screen.py", "print_json")}
-_EXACT |= {("ops/screen.py", "print_json_line"), ("shared/plain.py", "say")}
+_EXACT = {("ops/cli.py", "roles"), ("ops/commands/host.py", "units"), ("ops/screen.py", "print_json")}
+_EXACT |= {("ops/screen.py", "print_json_line"), ("shared/text/plain.py", "say")}
 
 
 def test_nothing_is_printed_past_the_one_place_that_makes_it_harmless() -> None:
-    """Where this is red: print by `shared.plain.say`, or show a view by `ops.screen.console`."""
+    """Where this is red: print by `shared/text/plain.py`, `say`, or show a view by `ops/screen.py`, `console`."""
     found = {(str(path.relative_to(ROOT)), name) for path in _modules() for name in _printing(path)}
     assert found - _EXACT == set()
 
@@ -160,7 +160,7 @@ def _modules() -> Iterator[Path]:
     for folder in ("ops", "shared", "dispatcher", "worker"):
         for path in (ROOT / folder).rglob("*.py"):
             # Tools of the demo and of tests: what they print, they have made.
-            if not {"demo", "real"} & set(path.relative_to(ROOT).parts):
+            if not {"demo", "sandbox"} & set(path.relative_to(ROOT).parts):
                 yield path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shared.settings import variables
+from orcheo_dispatch.shared.settings.model import variables
 
 _README = Path(__file__).parents[2] / "README.md"
 _TABLE = re.compile(r"<!-- settings -->\n(?P<table>.*?)\n<!-- /settings -->", re.DOTALL)

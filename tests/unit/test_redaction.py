@@ -30,17 +30,18 @@ from hypothesis import strategies as st
 from kombu.connection import Connection
 from psycopg.conninfo import make_conninfo
 
-from shared import library_logs, logs
-from shared.broker import broker_errors
-from shared.database import database_errors
-from shared.entry import fail, unexpected
-from shared.errors import DispatchError
-from shared.log_lines import log
-from shared.plain import plain
-from shared.redaction import MIN_CHARACTERS, error_line, keep_secret, redact
-from shared.secret_names import is_secret, secrets_in, secrets_of_environment
-from shared.settings import Settings
-from worker.runner.error_text import MAX_CHARACTERS, error_text
+from orcheo_dispatch.shared.broker.app import broker_errors
+from orcheo_dispatch.shared.database.connections import database_errors
+from orcheo_dispatch.shared.errors import DispatchError
+from orcheo_dispatch.shared.logs import library as library_logs
+from orcheo_dispatch.shared.logs import setup as logs
+from orcheo_dispatch.shared.logs.lines import log
+from orcheo_dispatch.shared.logs.secret_names import is_secret, secrets_in, secrets_of_environment
+from orcheo_dispatch.shared.process.entry import fail, unexpected
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.text.plain import plain
+from orcheo_dispatch.shared.text.redaction import MIN_CHARACTERS, error_line, keep_secret, redact
+from orcheo_dispatch.worker.executor.error_text import MAX_CHARACTERS, error_text
 
 TOKEN = "tok/en+of=16 chärs"
 _PRINTED: dict[str, Callable[[str], str]] = {

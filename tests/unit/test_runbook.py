@@ -16,8 +16,8 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from ops.cli import app
-from shared.settings import variables
+from orcheo_dispatch.ops.cli import app
+from orcheo_dispatch.shared.settings.model import variables
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "ops/runbook.md").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def test_each_event_of_the_table_is_logged() -> None:
 
 def test_each_thing_of_our_schema_exists() -> None:
     made = "\n".join(
-        path.read_text() for path in sorted((ROOT / "shared/migrations/versions").iterdir()) if path.is_file()
+        path.read_text() for path in sorted((ROOT / "shared/schema/migrations/versions").iterdir()) if path.is_file()
     )
     for name in set(re.findall(r"orcheo_dispatch\.([a-z_]+)", RUNBOOK)):
         assert re.search(rf"CREATE (?:OR REPLACE )?(?:VIEW|TABLE) orcheo_dispatch\.{name}\b", made), name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ops.findings import Finding, Grade
-from ops.screen import PlainConsole, findings_view
+from orcheo_dispatch.ops.host.findings import Finding, Grade
+from orcheo_dispatch.ops.screen import PlainConsole, findings_view
 
 
 def test_square_brackets_of_a_finding_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

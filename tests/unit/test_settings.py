@@ -10,10 +10,10 @@ import orcheo
 import pytest
 from pydantic.fields import FieldInfo
 
-from shared.environment import notes
-from shared.errors import SettingsError
-from shared.settings import LostRuns, Settings, variables
-from shared.surroundings import in_container, is_local
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.environment import notes
+from orcheo_dispatch.shared.settings.model import LostRuns, Settings, variables
+from orcheo_dispatch.shared.settings.surroundings import in_container, is_local
 
 ROOT = Path(__file__).parents[2]
 DSN = "postgresql://orcheo:hunter2@db:5432/orcheo"

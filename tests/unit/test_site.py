@@ -12,8 +12,8 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from ops.cli import app
-from shared.settings import variables
+from orcheo_dispatch.ops.cli import app
+from orcheo_dispatch.shared.settings.model import variables
 
 ROOT = Path(__file__).parents[2]
 _TAG = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*>")

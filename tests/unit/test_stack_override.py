@@ -10,10 +10,10 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from ops.cli import app
-from ops.env_advice import read_env_file, settings_of
-from shared.settings import Settings
-from tests.compose import environment_of, merged, read_compose
+from orcheo_dispatch.ops.adoption.env_advice import read_env_file, settings_of
+from orcheo_dispatch.ops.cli import app
+from orcheo_dispatch.shared.settings.model import Settings
+from tests.support.servers.compose import environment_of, merged, read_compose
 
 ROOT = Path(__file__).parents[2]
 STACK = ROOT / "tests/stack"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ops.units import (
+from orcheo_dispatch.ops.host.units import (
     COMMAND,
     ENVIRONMENT,
     NAMES,
@@ -22,9 +22,9 @@ from ops.units import (
     units,
     write,
 )
-from shared.errors import DispatchError, SettingsError
-from shared.settings import Settings, secret_variables, variables
-from worker.runner.threads import MOST_THREADS
+from orcheo_dispatch.shared.errors import DispatchError, SettingsError
+from orcheo_dispatch.shared.settings.model import Settings, secret_variables, variables
+from orcheo_dispatch.worker.runner.threads import MOST_THREADS
 
 ROOT = Path(__file__).parents[2]
 _FOLDER = ROOT / "ops" / "systemd"
@@ -187,7 +187,11 @@ def test_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 def _command(*arguments: str, expect: int = 0) -> tuple[str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "ops.cli", "units", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "orcheo_dispatch.ops.cli", "units", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr

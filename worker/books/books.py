@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from shared.ledger import Claim
-from shared.runs import Run
-from worker.books.foreign import refusal_of
-from worker.books.group_commit import GroupCommit, Unit
-from worker.books.postgres import Pool, make_pool, open_pool
-from worker.books.rows import Rows
-from worker.books.workflows import Provided, Workflows
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.books.foreign import refusal_of
+from orcheo_dispatch.worker.books.group_commit import GroupCommit, Unit
+from orcheo_dispatch.worker.books.postgres import Pool, make_pool, open_pool
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.workflows import Provided, Workflows
 
 _CONNECTIONS = 3
 """One statement reads and one writes at a time."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from worker.books.rows import Rows
+from orcheo_dispatch.worker.books.rows import Rows
 
 FOREIGN_ROWS = "ForeignRows"
 """A row names another run than the one that it was sent for."""

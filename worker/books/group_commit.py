@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from shared.logs import log
-from shared.sqlstate import answered
-from worker.books.postgres import may_pass
-from worker.books.rows import Connections, Rows, execute_rows, statement_of
+from orcheo_dispatch.shared.database.sqlstate import answered
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.worker.books.postgres import may_pass
+from orcheo_dispatch.worker.books.rows import Connections, Rows, execute_rows, statement_of
 
 __all__ = ["GroupCommit", "Rows", "Unit", "execute_rows"]
 

@@ -14,9 +14,9 @@ from psycopg.rows import DictRow, dict_row, scalar_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from shared import session
-from shared.errors import DatabaseError
-from shared.sqlstate import Failure, failure_of
+from orcheo_dispatch.shared.database import session
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
+from orcheo_dispatch.shared.errors import DatabaseError
 
 CONNECTION: Mapping[str, Any] = {
     "autocommit": True,
@@ -103,7 +103,7 @@ outlast_outage = retry(
 async def prepare_session(connection: AsyncConnection[Any], **instead: int) -> bool:
     """Have a session rely on no default of the role; return False, and change nothing, where a pooler lends it.
 
-    `instead` has other values for some of the settings of `shared/session.py`.
+    `instead` has other values for some of the settings of `shared/database/session.py`.
     """
     async with connection.cursor(row_factory=scalar_row) as cursor:
         await cursor.execute("SELECT pg_backend_pid()")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import msgspec
 from psycopg.rows import DictRow
 
-from shared.runs import Run
-from worker.books.postgres import Pool, fetch_all, may_pass
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.books.postgres import Pool, fetch_all, may_pass
 
 MAX_VERSIONS = 256
 """Versions that a runner keeps; an upload is half a megabyte at most, and most are a few kilobytes."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from shared.errors import SettingsError
-from worker.orcheo.releases import REMEDY, installed, owner
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.worker.orcheo.releases import REMEDY, installed, owner
 
 
 def _unimportable(error: Exception) -> Exception:

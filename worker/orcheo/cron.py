@@ -24,11 +24,11 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import DictRow
 
-from shared.cron import CronReport, SkipReason
-from shared.errors import DatabaseError
-from shared.logs import describe, log
-from shared.redaction import error_line
-from worker.orcheo.compat import (
+from orcheo_dispatch.shared.cron.report import CronReport, SkipReason
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.text.redaction import error_line
+from orcheo_dispatch.worker.orcheo.compat import (
     CredentialHealthError,
     CronTriggerConfig,
     CronTriggerState,
@@ -39,7 +39,7 @@ from worker.orcheo.compat import (
     get_settings,
     get_vault,
 )
-from worker.orcheo.cron_repository import Connection, CronRepository, Due, TakenError, begun, connected
+from orcheo_dispatch.worker.orcheo.cron_repository import Connection, CronRepository, Due, TakenError, begun, connected
 
 _TURN = 205392149
 """Key of the advisory lock that one dispatch holds at a time."""

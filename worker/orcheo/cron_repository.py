@@ -13,10 +13,10 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 
-from shared import session
-from shared.database import CONNECT_TIMEOUT_SECONDS
-from worker.books.postgres import prepare_session
-from worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
+from orcheo_dispatch.shared.database import session
+from orcheo_dispatch.shared.database.connections import CONNECT_TIMEOUT_SECONDS
+from orcheo_dispatch.worker.books.postgres import prepare_session
+from orcheo_dispatch.worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
 
 type Connection = AsyncConnection[DictRow]
 

@@ -10,12 +10,13 @@ from contextlib import aclosing
 from typing import Any, cast
 from uuid import UUID
 
-from shared.cron import CronReport
-from shared.logs import describe, log
-from worker.books.workflows import Provided
-from worker.executor import Run, Stopped
-from worker.orcheo.built_in import Saver
-from worker.orcheo.compat import (
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.worker.books.workflows import Provided
+from orcheo_dispatch.worker.executor.error_text import error_text
+from orcheo_dispatch.worker.executor.outside import Outside
+from orcheo_dispatch.worker.executor.protocol import Run, Stopped
+from orcheo_dispatch.worker.orcheo.compat import (
     CredentialAccessContext,
     CredentialResolver,
     RunnableConfigModel,
@@ -27,16 +28,15 @@ from worker.orcheo.compat import (
     merge_runnable_configs,
     split_subgraph_update,
 )
-from worker.orcheo.cron import OrcheoCron
-from worker.orcheo.history import History
-from worker.orcheo.opening import find
-from worker.orcheo.outbox import NotWrittenError, Outbox
-from worker.orcheo.services import Attached, Found, Services, attach, prepare
-from worker.orcheo.warming import warm_up
-from worker.orcheo.workflow import Loaded, Version
-from worker.orcheo.workspace import within_workspace
-from worker.runner.error_text import error_text
-from worker.runner.outside import Outside
+from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
+from orcheo_dispatch.worker.orcheo.opening.open import find
+from orcheo_dispatch.worker.orcheo.opening.warming import warm_up
+from orcheo_dispatch.worker.orcheo.saving.either import Saver
+from orcheo_dispatch.worker.orcheo.saving.history import History
+from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
+from orcheo_dispatch.worker.orcheo.services import Attached, Found, Services, attach, prepare
+from orcheo_dispatch.worker.orcheo.workflow import Loaded, Version
+from orcheo_dispatch.worker.orcheo.workspace import within_workspace
 
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"

@@ -10,8 +10,8 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 
-from worker.books.postgres import Pool, make_pool
-from worker.orcheo.compat import connection_kwargs
+from orcheo_dispatch.worker.books.postgres import Pool, make_pool
+from orcheo_dispatch.worker.orcheo.compat import connection_kwargs
 
 POOL_SIZE = 8
 """Connections of one runner at most; its runs wait for one, not for each other."""

@@ -7,23 +7,23 @@ from typing import Literal
 
 import msgspec
 
-from shared.errors import SettingsError
-from shared.logs import log
-from shared.redaction import redact
-from worker.books.postgres import Pool
-from worker.orcheo.built_in import MakeSaver
-from worker.orcheo.checkpoints import RunSaver
-from worker.orcheo.compat import (
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.text.redaction import redact
+from orcheo_dispatch.worker.books.postgres import Pool
+from orcheo_dispatch.worker.orcheo.compat import (
     AsyncPostgresStore,
     BaseCredentialVault,
     JsonPlusSerializer,
     get_settings,
     load_enabled_plugins,
 )
-from worker.orcheo.own_saver import OwnSaver
-from worker.orcheo.postgres import make_lazy_pool
-from worker.orcheo.vault import LazyVault
-from worker.orcheo.workflow import Versions
+from orcheo_dispatch.worker.orcheo.postgres import make_lazy_pool
+from orcheo_dispatch.worker.orcheo.saving.either import MakeSaver
+from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
+from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+from orcheo_dispatch.worker.orcheo.vault import LazyVault
+from orcheo_dispatch.worker.orcheo.workflow import Versions
 
 
 class Found(msgspec.Struct, frozen=True):

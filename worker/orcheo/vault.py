@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, cast
 
-from worker.orcheo.compat import BaseCredentialVault, get_vault, without_creation
+from orcheo_dispatch.worker.orcheo.compat import BaseCredentialVault, get_vault, without_creation
 
 
 class LazyVault:

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from worker.books.postgres import Pool, fetch_all
-from worker.books.workflows import MAX_VERSIONS, Provided
-from worker.executor import Run, RunRejectedError
-from worker.orcheo.compat import (
+from orcheo_dispatch.worker.books.postgres import Pool, fetch_all
+from orcheo_dispatch.worker.books.workflows import MAX_VERSIONS, Provided
+from orcheo_dispatch.worker.executor.protocol import Run, RunRejectedError
+from orcheo_dispatch.worker.orcheo.compat import (
     LANGGRAPH_SCRIPT_FORMAT,
     StateGraph,
     WorkflowVersion,
@@ -19,7 +19,7 @@ from worker.orcheo.compat import (
     build_graph,
     load_graph_untimed,
 )
-from worker.orcheo.postgres import Clock
+from orcheo_dispatch.worker.orcheo.postgres import Clock
 
 _SELECT_VERSION = """
 SELECT payload::text AS payload FROM workflow_versions WHERE id = %(version_id)s

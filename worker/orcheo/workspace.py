@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worker.orcheo.compat import RunnableConfigModel
+from orcheo_dispatch.worker.orcheo.compat import RunnableConfigModel
 
 _WORKSPACE = "workspace_id"
 """Agent nodes hand it on to their tools, which prefer it to the workspace of the run's own state."""

@@ -1,5 +1,5 @@
 """Imported first by the fork server of a worker: gives runners the environment that the operator chose."""
 
-from shared.plugins import let_plugins_in
+from orcheo_dispatch.shared.process.plugins import let_plugins_in
 
 let_plugins_in()

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from worker.executor import RunRejectedError
-from worker.frames import Fault
+from orcheo_dispatch.worker.executor.protocol import RunRejectedError
+from orcheo_dispatch.worker.frames import Fault
 
-_OURS = ("worker", "shared")
+_OURS = ("orcheo_dispatch",)
 _PLATFORM = (*_OURS, "orcheo", "orcheo_backend", "langgraph", "langchain_core", "psycopg", "psycopg_pool", "tenacity")
 _OF_WORKFLOWS = ("orcheo.nodes", "orcheo.plugins")
 """Parts of the platform that do what a workflow tells them."""

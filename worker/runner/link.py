@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from shared.ledger import Claim
-from worker.books.rows import Rows
-from worker.frames import Decoder, Down, Frame, FrameError, Hasten, Written, encode
-from worker.frames import Rows as RowsFrame
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.frames import Decoder, Down, Frame, FrameError, Hasten, Written, encode
+from orcheo_dispatch.worker.frames import Rows as RowsFrame
 
 
 class Link(asyncio.Protocol):
@@ -46,7 +46,7 @@ class Link(asyncio.Protocol):
 
 
 class Books:
-    """What the executor gets of the main process; see `worker.runner.outside.Outside`."""
+    """What the executor gets of the main process; see `orcheo_dispatch.worker.executor.outside.Outside`."""
 
     def __init__(self, send: Callable[[Frame], None], provided: dict[Claim, bytes]) -> None:
         self._send = send

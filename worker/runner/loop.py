@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from worker.runner.runs import current_run
+from orcheo_dispatch.worker.runner.runs import current_run
 
 
 class SharedLoop(asyncio.SelectorEventLoop):

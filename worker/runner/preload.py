@@ -13,13 +13,13 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from shared import logs
-from shared.errors import DispatchError, SettingsError
-from shared.library_logs import route_again
-from shared.log_lines import describe
-from shared.settings import Settings
-from worker.executor import Executor, load_executor
-from worker.runner.parent import die_with_parent, ignore_stop_signals
+from orcheo_dispatch.shared.errors import DispatchError, SettingsError
+from orcheo_dispatch.shared.logs import setup as logs
+from orcheo_dispatch.shared.logs.library import route_again
+from orcheo_dispatch.shared.logs.lines import describe
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.executor.protocol import Executor, load_executor
+from orcheo_dispatch.worker.runner.parent import die_with_parent, ignore_stop_signals
 
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 """Set by the main process where what is preloaded must not be forked: each runner imports it by itself then."""
@@ -57,7 +57,7 @@ def prepare() -> State:
         wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
         return State(None, None, wrong, threading.active_count())
     # The modules of a runner, so that no child imports them again. By name: they import this module.
-    importlib.import_module("worker.runner.process")
+    importlib.import_module("orcheo_dispatch.worker.runner.process")
     # What is imported lives as long as the process. Looked through by a runner's collector, its pages would be copied.
     gc.collect()
     gc.freeze()

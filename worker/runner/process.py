@@ -7,11 +7,11 @@ import os
 import socket
 from typing import Any
 
-from shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
-from shared.library_logs import drop_prints, route_again
-from shared.logs import describe, log
-from worker.executor import Stopped
-from worker.frames import (
+from orcheo_dispatch.shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
+from orcheo_dispatch.shared.logs.library import drop_prints, route_again
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.worker.executor.protocol import Stopped
+from orcheo_dispatch.worker.frames import (
     PROTOCOL,
     Attach,
     Attached,
@@ -28,13 +28,13 @@ from worker.frames import (
     Stop,
     Written,
 )
-from worker.runner import preload
-from worker.runner.link import Books, Link
-from worker.runner.loop import SharedLoop
-from worker.runner.parent import die_with_parent, ignore_stop_signals
-from worker.runner.runs import Runs, current_run
-from worker.runner.threads import FairThreads
-from worker.runner.watch import Watch
+from orcheo_dispatch.worker.runner import preload
+from orcheo_dispatch.worker.runner.link import Books, Link
+from orcheo_dispatch.worker.runner.loop import SharedLoop
+from orcheo_dispatch.worker.runner.parent import die_with_parent, ignore_stop_signals
+from orcheo_dispatch.worker.runner.runs import Runs, current_run
+from orcheo_dispatch.worker.runner.threads import FairThreads
+from orcheo_dispatch.worker.runner.watch import Watch
 
 EXIT_LOOP_ENDED = 76
 """Exit status of a runner whose event loop was stopped or closed by workflow code."""

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from json import dumps, loads
 from typing import Any
 
-from shared.ledger import Claim
-from shared.log_lines import describe, within_run
-from shared.runs import Run
-from worker.executor import Executor, RunRejectedError, Stopped
-from worker.frames import Ended, Start
-from worker.runner.error_text import error_text
-from worker.runner.faults import fault_of
-from worker.runner.payload import storable
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.logs.lines import describe, within_run
+from orcheo_dispatch.worker.executor.error_text import error_text
+from orcheo_dispatch.worker.executor.payload import storable
+from orcheo_dispatch.worker.executor.protocol import Executor, RunRejectedError, Stopped
+from orcheo_dispatch.worker.frames import Ended, Start
+from orcheo_dispatch.worker.runner.faults import fault_of
 
 _key: contextvars.ContextVar[int | None] = contextvars.ContextVar("run", default=None)
 

@@ -11,9 +11,9 @@ import socket
 import threading
 import time
 
-from worker.frames import Held, encode
-from worker.runner.at_work import at_work
-from worker.runner.runs import run_in
+from orcheo_dispatch.worker.frames import Held, encode
+from orcheo_dispatch.worker.runner.at_work import at_work
+from orcheo_dispatch.worker.runner.runs import run_in
 
 HELD_SECONDS = 1.5
 """Less than the main process waits for an answer, so that the name is there when it asks for one."""

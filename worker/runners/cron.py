@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from shared.cron import CronReport
-from shared.errors import DispatchError
-from worker.frames import Close, Cron, CronDone
-from worker.runners.runner import Runner
-from worker.runners.starting import Starter
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.errors import DispatchError
+from orcheo_dispatch.worker.frames import Close, Cron, CronDone
+from orcheo_dispatch.worker.runners.runner import Runner
+from orcheo_dispatch.worker.runners.starting import Starter
 
 CRON_SECONDS = 300.0
 

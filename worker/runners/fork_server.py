@@ -18,11 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 
-ENVIRONMENT = "worker.runner.environment"
-PRELOAD = "worker.runner.preload"
+ENVIRONMENT = "orcheo_dispatch.worker.runner.environment"
+PRELOAD = "orcheo_dispatch.worker.runner.preload"
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
-"""As in `worker.runner.preload`, which this process does not import."""
+"""As in `orcheo_dispatch.worker.runner.preload`, which this process does not import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class ForkServer:
 
 
 def _run(link: socket.socket, side: socket.socket) -> None:
-    from worker.runner.process import run
+    from orcheo_dispatch.worker.runner.process import run
 
     run(link, side)
 

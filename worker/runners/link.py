@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from worker.frames import Decoder, FrameError, Up
+from orcheo_dispatch.worker.frames import Decoder, FrameError, Up
 
 
 class LinkEnd(asyncio.Protocol):

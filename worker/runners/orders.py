@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from traceback import walk_tb
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
-from shared.ledger import Claim
-from shared.logs import describe
-from worker.books.rows import Rows as BookRows
-from worker.execution import Execution, How, Result, Stop
-from worker.frames import Fault, Rows, Start, Written
-from worker.frames import Stop as StopFrame
-from worker.runners.book_keeping import BookKeeper
-from worker.runners.runner import Runner
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.logs.setup import describe
+from orcheo_dispatch.worker.books.rows import Rows as BookRows
+from orcheo_dispatch.worker.books.workflows import Provided
+from orcheo_dispatch.worker.execution import Execution, How, Result, Stop
+from orcheo_dispatch.worker.frames import Fault, Rows, Start, Written
+from orcheo_dispatch.worker.frames import Stop as StopFrame
+from orcheo_dispatch.worker.runners.runner import Runner
+
+
+class BookKeeper(Protocol):
+    """For the pool's event loop, but for `makes_progress`."""
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether statements are begun while rows wait; may be asked from any thread."""
+
+    async def open(self) -> None:
+        """Connect. Raises `DatabaseError`."""
+
+    async def close(self) -> None:
+        """Write what is left, and disconnect."""
+
+    async def provide(self, run: Run, known_at: str | None) -> Provided:
+        """Return what an executor needs of Orcheo's tables to execute a run."""
+
+    def write(self, run: Claim, rows: BookRows, *, hasten: bool) -> asyncio.Future[str | None]:
+        """Write rows of a run; the result is None, or the class of the error that they were refused with."""
+
+    def hasten(self) -> None:
+        """Write as soon as possible what was given before."""
+
+    def abandon(self, run: Claim) -> None:
+        """Write nothing more of a run."""
+
 
 _FIELDS = (
     "run_id",
@@ -29,6 +58,7 @@ _FIELDS = (
     "pending_for",
     "queued_for",
 )
+_WORKER = "orcheo_dispatch.worker."
 _LOST = (Stop.LOST, Stop.LEASE_OVER)
 """Stops of runs that may be another worker's by now."""
 
@@ -111,7 +141,11 @@ class Orders:
 
 def _raised_at(error: Exception) -> str:
     """Return which line of ours asked for what was refused."""
-    ours = [each for each in walk_tb(error.__traceback__) if each[0].f_globals["__name__"].startswith("worker.")]
+    ours = [
+        each
+        for each in walk_tb(error.__traceback__)
+        if each[0].f_globals["__name__"].startswith("orcheo_dispatch.worker.")
+    ]
     frame, line = ours[-1]
     return f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
 

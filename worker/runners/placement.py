@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
-from worker.execution import Execution
-from worker.runners.runner import Runner
+from orcheo_dispatch.worker.execution import Execution
+from orcheo_dispatch.worker.runners.runner import Runner
 
 _TURN_SECONDS = 1.0
 """How long a runner serves one workspace at least while others wait."""

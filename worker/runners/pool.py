@@ -9,22 +9,21 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from shared.cron import CronReport
-from shared.logs import describe, log
-from shared.metrics import WorkerMetrics
-from shared.settings import Settings
-from worker.execution import Execution, How, Result, Stop
-from worker.frames import Close, CronDone, Ended, Hasten, Pong, Rows, Up
-from worker.isolation import Isolation
-from worker.runners.book_keeping import BookKeeper
-from worker.runners.cron import CRON_SECONDS, CronRunner
-from worker.runners.orders import Orders
-from worker.runners.placement import Waiting, assign, plan
-from worker.runners.runner import Runner
-from worker.runners.starting import ATTACH_SECONDS, FIRST_SECONDS, Starter
-from worker.runners.trying import Trying
-from worker.runners.verdicts import CancelledTogether, holder_of, is_excused, judge, result_of
-from worker.runners.watching import TICK_SECONDS, Watching
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.execution import Execution, How, Result, Stop
+from orcheo_dispatch.worker.frames import Close, CronDone, Ended, Hasten, Pong, Rows, Up
+from orcheo_dispatch.worker.isolation import Isolation
+from orcheo_dispatch.worker.runners.cron import CRON_SECONDS, CronRunner
+from orcheo_dispatch.worker.runners.orders import BookKeeper, Orders
+from orcheo_dispatch.worker.runners.placement import Waiting, assign, plan
+from orcheo_dispatch.worker.runners.runner import Runner
+from orcheo_dispatch.worker.runners.starting import ATTACH_SECONDS, FIRST_SECONDS, Starter
+from orcheo_dispatch.worker.runners.trying import Trying
+from orcheo_dispatch.worker.runners.verdicts import CancelledTogether, holder_of, is_excused, judge, result_of
+from orcheo_dispatch.worker.runners.watching import TICK_SECONDS, Watching
 
 _CLOSE_SECONDS = 6.0
 

@@ -12,11 +12,11 @@ from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from shared.runs import Run
-from worker.execution import Execution
-from worker.frames import Attach, Attached, Frame, Held, NotAttached, Ping, Pong, Up, encode
-from worker.runners.fork_server import Started
-from worker.runners.link import LinkEnd
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.execution import Execution
+from orcheo_dispatch.worker.frames import Attach, Attached, Frame, Held, NotAttached, Ping, Pong, Up, encode
+from orcheo_dispatch.worker.runners.fork_server import Started
+from orcheo_dispatch.worker.runners.link import LinkEnd
 
 _SILENT_SECONDS = 1.0
 """How long an answer may take before a runner is given nothing new: its event loop may be stuck for good."""

@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
-from shared.logs import log
-from worker.frames import Attached, NotAttached, Up
-from worker.runners.fork_server import ForkServer
-from worker.runners.memory import memory_of
-from worker.runners.runner import Runner
+from orcheo_dispatch.shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.worker.frames import Attached, NotAttached, Up
+from orcheo_dispatch.worker.runners.fork_server import ForkServer
+from orcheo_dispatch.worker.runners.memory import memory_of
+from orcheo_dispatch.worker.runners.runner import Runner
 
 FIRST_SECONDS = 300.0
 """How long the first runner may take: it imports the executor, makes tables and tries a run."""

@@ -10,10 +10,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from shared.runs import Run
-from worker.isolation import Isolation
-from worker.runners.runner import Runner
-from worker.runners.watching import LAG_LIMIT_SECONDS
+from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.isolation import Isolation
+from orcheo_dispatch.worker.runners.runner import Runner
+from orcheo_dispatch.worker.runners.watching import LAG_LIMIT_SECONDS
 
 
 class Trying:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-from worker.execution import Execution, How, Result, Stop
-from worker.frames import Ended
-from worker.isolation import Isolation
-from worker.runners.runner import Runner
+from orcheo_dispatch.worker.execution import Execution, How, Result, Stop
+from orcheo_dispatch.worker.frames import Ended
+from orcheo_dispatch.worker.isolation import Isolation
+from orcheo_dispatch.worker.runners.runner import Runner
 
 _TOGETHER_SECONDS = 0.1
 _SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from shared.logs import log
-from shared.metrics import WorkerMetrics
-from shared.settings import Settings
-from worker.isolation import Isolation
-from worker.runners.memory import memory_of
-from worker.runners.runner import Runner
-from worker.runners.verdicts import holder_of, suspect
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.worker.isolation import Isolation
+from orcheo_dispatch.worker.runners.memory import memory_of
+from orcheo_dispatch.worker.runners.runner import Runner
+from orcheo_dispatch.worker.runners.verdicts import holder_of, suspect
 
 LAG_LIMIT_SECONDS = 2.0
 TICK_SECONDS = 0.5

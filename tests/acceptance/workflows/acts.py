@@ -9,7 +9,7 @@ from orcheo.graph.state import State
 from orcheo.nodes.base import TaskNode
 from orcheo.nodes.logic import SetVariableNode
 
-from tests import executions
+from tests.support.orcheo import executions
 
 
 class FailingNode(TaskNode):

@@ -1,0 +1,60 @@
+"""Whether Redis can be published to: asked again after a pause that grows while it cannot."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import probe_writing
+from orcheo_dispatch.shared.broker.state import BrokerState
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
+
+_BACKOFF_SECONDS = (0.25, 4.0)
+
+
+class BrokerGate:
+    """Closed from a failure until a write to `queue` succeeds. Not thread-safe."""
+
+    def __init__(self, broker: redis.Redis, queue: str, metrics: DispatcherMetrics) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._metrics = metrics
+        self._state = BrokerState("publisher")
+        self._failures = 0
+        self._retry_at = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with Redis, in one line; None where the last thing asked of it succeeded."""
+        return self._state.problem
+
+    @property
+    def delay(self) -> float:
+        """Seconds until Redis is asked again."""
+        return max(0.0, self._retry_at - time.monotonic())
+
+    def probe(self) -> str | None:
+        """Return why Redis cannot be published to now; while the gate is closed, Redis is asked only after a pause."""
+        if self._state.problem is None or self.delay:
+            return self._state.problem
+        try:
+            probe_writing(self._broker, self._queue)
+        except BrokerError as error:
+            self.failed(error)
+            return str(error)
+        self._failures = 0
+        self._state.back()
+        return None
+
+    def failed(self, error: BrokerError) -> None:
+        """Note that Redis did not do what it was asked."""
+        self._state.lost(error)
+        self._failures += 1
+        self._metrics.broker_failed()
+        first, last = _BACKOFF_SECONDS
+        pause = min(last, first * 2 ** min(self._failures, 10))
+        # Full jitter, so that many dispatchers do not reconnect in step (AWS Architecture Blog, 2015).
+        self._retry_at = time.monotonic() + random.uniform(first, pause)  # noqa: S311

@@ -1,0 +1,72 @@
+"""Which queue to publish to: our own, or that of earlier releases while workers of theirs are alive.
+
+So in the middle of an upgrade, or on the way back from one, all workers share the work: see
+`orcheo_dispatch.shared.broker.readers`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import broker_errors
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.broker.readers import Readers
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+
+_FRESH_SECONDS = 5.0
+_CONFIRM_SECONDS = 2.0
+"""A Redis that came back empty has no notes of workers, until each has written its own again, within a second."""
+
+
+class QueueChoice:
+    """Chooses, and asks again every five seconds. Not thread-safe.
+
+    The first choice holds at once; later ones for the old queue once they are confirmed two seconds later.
+    """
+
+    def __init__(self, store: Store, broker: redis.Redis, installation: Installation, *, lease: float) -> None:
+        self._broker = broker
+        self._installation = installation
+        self._readers = Readers(broker, installation, store, lease=lease)
+        self._queue = installation.runs
+        self._ask_at = float("-inf")
+        self._confirms = True
+
+    def queue(self) -> str:
+        """Return the queue to publish to. Never raises: what was claimed has to go out.
+
+        To be called while messages wait as well: where the last worker of this release has ended, and others live on,
+        what waits in its queue is moved to theirs.
+        """
+        now = time.monotonic()
+        if now < self._ask_at:
+            return self._queue
+        queue = self._choose()
+        changes = queue != self._queue
+        doubtful = changes and queue == self._installation.old_runs and not self._confirms
+        self._confirms = doubtful
+        self._ask_at = now + (_CONFIRM_SECONDS if doubtful else _FRESH_SECONDS)
+        if changes and not doubtful:
+            log.warning("queue_changed", queue=queue)
+            self._queue = queue
+        return self._queue
+
+    def _choose(self) -> str:
+        try:
+            with broker_errors(self._broker):
+                survey = self._readers.survey()
+                if not survey.old:
+                    return self._installation.runs
+                if not survey.new and (moved := self._readers.put_back()):
+                    log.warning("messages_put_back", queue=self._installation.old_runs, messages=moved)
+        except BrokerError:
+            # Publishing fails as well, and says why.
+            return self._queue
+        except DatabaseError:
+            # The poll says so.
+            return self._queue
+        return self._installation.old_runs

@@ -1,0 +1,1 @@
+"""What wakes a dispatcher besides Beat's ticks: the API's pushes and notifications of Postgres."""

@@ -1,0 +1,48 @@
+"""Runs that are claimed whatever their label: those that the API pushed."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from orcheo_dispatch.shared.ledger.model import Admission
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import Settings
+
+PUSH_PATIENCE_SECONDS = 10.0
+"""Age from which on the push of a run is taken for lost."""
+_BATCH = 1000
+
+
+class Admitter:
+    """Enters runs of other labels than the allow-list's into the ledger, for the next claim to take them."""
+
+    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
+        self._settings = settings
+        self._store = store
+        self._id = dispatcher_id
+
+    def pushed(self, run_id: str, workspace_id: str | None) -> Admission:
+        """Admit a run that the API pushed, if it takes that. Raises `DatabaseError`."""
+        admission = self._store.admit_pushed(
+            run_id,
+            workspace_id,
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            dispatcher_id=self._id,
+        )
+        if admission.refused:
+            log.warning("push_refused", run_id=run_id, reason="workspace_foreign")
+        return admission
+
+    def lost(self) -> None:
+        """Admit runs whose push was lost: Redis was flushed, or unavailable when the API pushed them."""
+        admitted = self._store.admit_labelled(
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            older_than=PUSH_PATIENCE_SECONDS,
+            dispatcher_id=self._id,
+            batch=_BATCH,
+        )
+        for run_id in admitted:
+            log.info("run_admitted", run_id=run_id, reason="push_lost")

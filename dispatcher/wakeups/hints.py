@@ -1,0 +1,162 @@
+"""The API's own push, taken as a hint: it wakes the dispatcher, and names a run and its workspace.
+
+With ORCHEO_INPROCESS_EXECUTION=false the API publishes a Celery message for each run to queue `celery`.
+A queue that nobody empties would grow for ever, so it is emptied: of the API's messages, and of those of Orcheo's
+own Beat. A message of anybody else stays where it is, and so does a push of another installation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from orcheo_dispatch.dispatcher.wakeups.foreign import Foreign
+from orcheo_dispatch.dispatcher.wakeups.push import read_push
+from orcheo_dispatch.shared.broker.app import HINT_QUEUE, broker_errors, task_name
+from orcheo_dispatch.shared.broker.sweep import Sweep
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.logs.setup import describe, log
+
+RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
+CRON_HINT = "orcheo_backend.worker.tasks.dispatch_cron_triggers"
+_HINTS = frozenset({RUN_HINT, CRON_HINT})
+_NEEDLE = "orcheo_backend.worker.tasks."
+"""Part of both names."""
+
+OLD_INBOX = "orcheo.hints"
+"""Where earlier releases looked at a message: one that died there may have left some."""
+_BLOCK_SECONDS = 4
+"""Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
+_NUDGE_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
+_SWEEP_SECONDS = 1.0
+_OLD_INBOX_MESSAGES = 1000
+
+# Back to the end of the queue that it came from; once, whoever else has seen it in the inbox.
+_RETURN = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('RPUSH', KEYS[2], ARGV[1]) end
+"""
+
+
+class HintListener:
+    """Empties the hint queue on a thread of its own and calls back for what it finds.
+
+    `on_run` gets the run and the workspace that a push names and returns whether the run is in this installation's
+    table. A message leaves Redis after its callback: where that raises `DatabaseError`, it is tried again.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        on_run: Callable[[str, str | None], bool],
+        on_cron: Callable[[], None],
+        interval: float,
+    ) -> None:
+        # Tried again here: the client's own tries would wait on beyond a stop.
+        client.set_retry(Retry(NoBackoff(), 0))
+        self._client = client
+        self._on_run = on_run
+        self._on_cron = on_cron
+        self._sweep_seconds = min(interval, _SWEEP_SECONDS)
+        self._stopping = threading.Event()
+        self._foreign = Foreign()
+        self._sweep = Sweep(client, HINT_QUEUE, needle=_NEEDLE, take=self._take)
+        self._sweeping = True
+        self._return = client.register_script(_RETURN)
+        self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
+
+    def start(self) -> None:
+        """Start listening."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Stop listening; a message that was being looked at stays in Redis."""
+        self._stopping.set()
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            # Ends the wait for a message; again and again, for it may have been just about to begin.
+            self._client.connection_pool.disconnect()
+            self._thread.join(_NUDGE_SECONDS)
+
+    def _run(self) -> None:
+        away, settled = False, False
+        while not self._stopping.is_set():
+            try:
+                with broker_errors(self._client):
+                    if not settled:
+                        self._empty_old_inbox()
+                        self._look_through()
+                    elif self._sweeping:
+                        if not self._stopping.wait(self._sweep_seconds):
+                            self._look_through()
+                    else:
+                        self._listen()
+                away, settled = False, True
+            except Exception as error:  # noqa: BLE001
+                if self._stopping.is_set():
+                    # Whatever a connection raises that is closed under its reader.
+                    return
+                if not isinstance(error, BrokerError | DatabaseError):
+                    # A fault of ours must not end the thread: nobody else empties the queue.
+                    log.error("hints_failed", **describe(error))
+                elif not away:
+                    log.warning("hints_away", reason=str(error))
+                away, settled = True, False
+                self._stopping.wait(_RETRY_SECONDS)
+
+    def _listen(self) -> None:
+        """Wait until there is a message and look at the one that is next; it stays where it is meanwhile.
+
+        To move the last message of a list to the end of the same list changes nothing, and waits while there is none.
+        So no message is ever out of its place: another application's consumer finds each in its order.
+        """
+        raw: Any = self._client.blmove(HINT_QUEUE, HINT_QUEUE, _BLOCK_SECONDS, "RIGHT", "RIGHT")
+        if raw is None:
+            return
+        if self._take(raw):
+            self._client.lrem(HINT_QUEUE, -1, raw)
+        else:
+            # It would be the next to come again, so from now on the queue is looked through instead.
+            self._sweeping = True
+
+    def _look_through(self) -> None:
+        """With foreign messages in the queue, take hints from between them, now and then."""
+        self._sweeping = self._sweep.once() > 0
+        if self._sweeping and not self._foreign.said:
+            name = task_name(self._client.lindex(HINT_QUEUE, -1) or b"")
+            # Else it came while the others were being looked at.
+            if name not in _HINTS:
+                self._foreign.say_task(name)
+
+    def _take(self, raw: bytes) -> bool:
+        """Call back for a message and return whether it may be removed."""
+        name = task_name(raw)
+        if name == CRON_HINT:
+            self._on_cron()
+            return True
+        if name != RUN_HINT:
+            self._foreign.say_task(name)
+            return False
+        push = read_push(raw)
+        if push is None:
+            log.warning("malformed_push", queue=HINT_QUEUE)
+            return True
+        if self._foreign.is_kept(push.run_id):
+            return False
+        return self._on_run(push.run_id, push.workspace_id) or not self._foreign.keep(push.run_id)
+
+    def _empty_old_inbox(self) -> None:
+        """Finish what a listener of an earlier release had begun and did not live to end."""
+        messages: Any = self._client.lrange(OLD_INBOX, 0, _OLD_INBOX_MESSAGES - 1)
+        for raw in messages:
+            if task_name(raw) in _HINTS and self._take(raw):
+                self._client.lrem(OLD_INBOX, 1, raw)
+            else:
+                self._return(keys=[OLD_INBOX, HINT_QUEUE], args=[raw])

@@ -1,0 +1,169 @@
+"""LISTEN: a run that is inserted wakes the dispatcher, where `orcheo-dispatch migrate --notify` has made the trigger.
+
+The trigger is the switch: it is looked for at the start and twice a minute, and where there is none no connection is
+held. What is not heard is found by the next poll; so whatever fails here makes a run late and never lost.
+"""
+
+from __future__ import annotations
+
+import random
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import psycopg
+from sqlalchemy import Engine
+
+from orcheo_dispatch.shared.database.connections import (
+    connect,
+    database_errors,
+    prepare_session,
+    through_pooler,
+    transaction,
+)
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.schema.api_table import CHANNEL, TRIGGER_ENABLED, notifies
+from orcheo_dispatch.shared.settings.model import Settings
+
+LOOK_SECONDS = 30.0
+AFTERWARDS_SECONDS = 0.05
+"""A notification stands for those that were silent while it was under way; so long do they have for their commit."""
+_BACKOFF_SECONDS = (0.5, 15.0)
+
+
+class Hearing(Enum):
+    """Whether a notification would be heard, and if not, why."""
+
+    ON = "listening"
+    OFF = "there is no trigger that notifies"
+    POOLER = "a pooler stands between: ORCHEO_DISPATCH_LISTEN_DSN may name a way without one"
+    ELSEWHERE = "ORCHEO_DISPATCH_LISTEN_DSN leads to a database without the trigger"
+    AWAY = "the database is away"
+
+
+class NotifyListener:
+    """Listens on a thread and a connection of its own, and calls back when something was notified."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        *,
+        on_notify: Callable[[], None],
+        on_change: Callable[[bool], None],
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        """`on_change` is told whether a notification would be heard, each time that this changes."""
+        self._dsn = (settings.listen_dsn or settings.postgres_dsn).get_secret_value()
+        self._engine = engine
+        self._on_notify = on_notify
+        self._on_change = on_change
+        self._look_seconds = look_seconds
+        self.hearing = Hearing.OFF
+        self._failures = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listen", daemon=True)
+
+    def start(self) -> None:
+        """Listen from now on, where there is something to listen to."""
+        # Closed to end a wait, however long.
+        self._ear, self._bell = socket.socketpair()
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Listen no more."""
+        self._stopping.set()
+        self._bell.close()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        with self._ear:
+            while not self._stopping.is_set():
+                try:
+                    pause = self._turn()
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread
+                    log.error("listen_failed", **describe(error))
+                    pause = self._backoff()
+                self._stopping.wait(pause)
+
+    def _turn(self) -> float:
+        """Listen for as long as there is a reason to and all goes well; return the seconds until the next turn."""
+        try:
+            with transaction(self._engine) as connection:
+                wanted = notifies(connection)
+        except DatabaseError:
+            # The poll loop says so.
+            return self._backoff()
+        if not wanted:
+            self._note(Hearing.OFF)
+            return self._look_seconds
+        try:
+            with database_errors(), connect(self._dsn, role="listen") as direct:
+                return self._listen(direct)
+        except DatabaseError as error:
+            self._note(Hearing.AWAY, str(error))
+        except psycopg.Error as error:
+            self._note(Hearing.AWAY, type(error).__name__)
+        return self._backoff()
+
+    def _listen(self, connection: psycopg.Connection[Any]) -> float:
+        if through_pooler(connection):
+            self._note(Hearing.POOLER)
+            return self._look_seconds
+        if not _trigger_enabled(connection):
+            self._note(Hearing.ELSEWHERE)
+            return self._look_seconds
+        # A server that ends idle sessions would end this one.
+        prepare_session(connection, idle_session_timeout=0)
+        connection.execute(f"LISTEN {CHANNEL}")
+        self._failures = 0
+        self._note(Hearing.ON)
+        # What came before LISTEN was not heard.
+        self._on_notify()
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection.fileno(), selectors.EVENT_READ)
+            selector.register(self._ear, selectors.EVENT_READ)
+            pause = self._look_seconds
+            while True:
+                # Not by psycopg's own wait: it wakes up ten times a second.
+                ready = selector.select(pause)
+                if self._stopping.is_set():
+                    return 0.0
+                # Many are one: they say no more than that there is something.
+                heard = list(connection.notifies(timeout=0)) if ready else []
+                if heard:
+                    self._on_notify()
+                    pause = AFTERWARDS_SECONDS
+                elif pause == AFTERWARDS_SECONDS:
+                    self._on_notify()
+                    pause = self._look_seconds
+                elif not ready and not _trigger_enabled(connection):
+                    return 0.0
+
+    def _note(self, hearing: Hearing, reason: str | None = None) -> None:
+        """Say whether a notification would be heard, once a change."""
+        if hearing is self.hearing:
+            return
+        self.hearing = hearing
+        self._on_change(hearing is Hearing.ON)
+        match hearing:
+            case Hearing.ON:
+                log.info("listening", channel=CHANNEL)
+            case Hearing.OFF:
+                log.info("not_listening", reason=hearing.value)
+            case _:
+                log.warning("not_listening", reason=reason or hearing.value)
+
+    def _backoff(self) -> float:
+        first, last = _BACKOFF_SECONDS
+        self._failures = min(self._failures + 1, 10)
+        # Full jitter, so that many dispatchers do not come back in step (AWS Architecture Blog, 2015).
+        return random.uniform(first, min(last, first * 2**self._failures))  # noqa: S311
+
+
+def _trigger_enabled(connection: psycopg.Connection[Any]) -> bool:
+    return connection.execute(TRIGGER_ENABLED).fetchone() == (True,)

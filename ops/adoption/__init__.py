@@ -1,0 +1,1 @@
+"""Taking over from Orcheo's own worker."""

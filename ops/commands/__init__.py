@@ -1,0 +1,1 @@
+"""The commands of `orcheo-dispatch`, grouped as in its help."""

@@ -1,0 +1,1 @@
+"""Runs as an operator sees them: found, explained, and repaired by hand."""

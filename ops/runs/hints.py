@@ -1,0 +1,127 @@
+"""What to tell an operator about a run that does not get on: why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from orcheo_dispatch.ops.runs.moments import ago, duration
+from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
+from orcheo_dispatch.shared.settings.model import LostRuns, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Who is alive, how many runs the workers execute and could, and how many claims there are."""
+
+    dispatchers: int
+    workers: int
+    places: int
+    taken: int
+    queued: int
+    """Claims that wait to begin."""
+    of_workflow: int
+    """Runs of the same workflow that are claimed, published or running."""
+    of_workspace: int
+    """The same of its workspace; 0 outside one."""
+
+
+def hints_for(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> list[str]:
+    """Return the hints on a run, in order of weight; none for a run that is well or over.
+
+    `run` has the columns of the run and of its row in the ledger; `worker_seen_ago` is None where the worker is gone.
+    """
+    return list(_hints(run, worker_seen_ago, fleet, settings))
+
+
+def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
+    if run.status is None:
+        yield "the API has deleted this run: only its row in the ledger is left"
+    elif run.status == "pending":
+        yield from _of_pending(run, fleet, settings)
+    elif run.status == "running":
+        yield from _of_running(run, worker_seen_ago, fleet, settings)
+    elif run.state == "running":
+        yield f"the API says {run.status}: its worker stops it at the next heartbeat"
+    if run.slot == "due":
+        yield "its run slot is due: a dispatcher gives it back within a minute, once the Redis of the slots answers"
+
+
+def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
+    # A run with a row in the ledger was pushed by the API, or claimed before: it is claimed whatever its label.
+    if run.fence is None and not settings.takes_every_trigger and run.triggered_by not in settings.triggers:
+        yield (
+            f"nobody dispatches it: {run.triggered_by!r} is not among ORCHEO_DISPATCH_TRIGGERS, and no push of the API "
+            "was seen"
+        )
+        return
+    if run.age > LATE_SECONDS:
+        yield f"late: pending for {duration(run.age)}, the promise is {duration(LATE_SECONDS)}"
+    if not fleet.dispatchers:
+        yield "no dispatcher is alive: start one"
+    if run.state in ("claimed", "published"):
+        yield from _of_queued(run, fleet)
+    elif limit := _limit_reached(fleet, settings):
+        yield f"it waits for others to end: {limit}"
+    elif fleet.queued >= settings.max_queued:
+        yield (
+            f"it waits for room: {fleet.queued} runs are claimed already, "
+            f"ORCHEO_DISPATCH_MAX_QUEUED is {settings.max_queued}"
+        )
+        yield from _of_workers(fleet)
+    elif fleet.dispatchers and run.age > 2 * settings.poll_interval + 1:
+        yield "a dispatcher is alive and has not claimed it: its log says why (broker_away, database_away, poll_failed)"
+
+
+def _limit_reached(fleet: Fleet, settings: Settings) -> str | None:
+    for what, runs, most in (
+        ("WORKFLOW", fleet.of_workflow, settings.max_running_per_workflow),
+        ("WORKSPACE", fleet.of_workspace, settings.max_running_per_workspace),
+    ):
+        if most is not None and runs >= most:
+            of = what.lower()
+            return f"{runs} runs of its {of} are claimed or running, ORCHEO_DISPATCH_MAX_RUNNING_PER_{what} is {most}"
+    return None
+
+
+def _of_queued(run: Any, fleet: Fleet) -> Iterator[str]:
+    if run.state == "claimed":
+        yield "claimed, and not known to be published: Redis may be away; look for broker_away in the log"
+    elif run.reason:
+        yield f"when its lease was over its message was found {run.reason}"
+    if run.lease_left is not None and run.lease_left < 0:
+        yield "its dispatch lease is over: the next poll looks for its message, and claims it anew if it is lost"
+    yield from _of_workers(fleet)
+
+
+def _of_workers(fleet: Fleet) -> Iterator[str]:
+    if not fleet.workers:
+        yield "no worker is alive: start one"
+    elif fleet.taken >= fleet.places:
+        yield f"all {fleet.places} places of the {fleet.workers} workers that are alive are taken: start more"
+
+
+def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
+    if run.state != "running":
+        yield (
+            "somebody else began it (Orcheo's own worker, or the API itself), and nothing here looks after it: "
+            f"if it is dead, 'orcheo-dispatch requeue {run.run_id}' or 'fail {run.run_id}'"
+        )
+        return
+    if run.lease_left is None or run.lease_left >= 0:
+        return
+    seen = "is gone" if worker_seen_ago is None else f"was seen {ago(worker_seen_ago)}"
+    alive = worker_seen_ago is not None and worker_seen_ago < ALIVE_SECONDS
+    yield f"stuck: its lease is over for {duration(-run.lease_left)}; its worker {seen}" + (
+        ", so it executes other runs" if alive else ""
+    )
+    if settings.lost_runs is LostRuns.HOLD:
+        yield (
+            "ORCHEO_DISPATCH_LOST_RUNS is hold: decide by 'orcheo-dispatch requeue', 'fail' or 'cancel' "
+            f"and {run.run_id}"
+        )
+    elif not fleet.dispatchers:
+        yield "no dispatcher is alive to settle it: start one"
+    else:
+        yield f"a dispatcher settles it at its next poll: ORCHEO_DISPATCH_LOST_RUNS is {settings.lost_runs.value}"

@@ -1,0 +1,139 @@
+"""Runs that an operator looks for: by status, workflow, trigger, outcome, age, and what went wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from orcheo_dispatch.ops.runs.moments import ANY_TIME, Moment
+from orcheo_dispatch.shared.database.connections import transaction
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.ledger.model import Outcome
+
+STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+_SHOWN = 3
+
+# A list that is empty, or a time that is null, is no filter.
+_FOUND = text("""
+SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
+       EXTRACT(epoch FROM now() - r.created_at)::float8 AS age,
+       d.state, d.outcome, d.fence, d.attempts, d.reason, d.worker_id::text AS worker_id,
+       EXTRACT(epoch FROM d.begun_at - r.created_at)::float8 AS waited,
+       EXTRACT(epoch FROM COALESCE(d.settled_at, CASE WHEN d.state = 'running' THEN now() END) - d.begun_at)::float8
+           AS ran
+  FROM workflow_runs AS r
+  LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+ WHERE (CAST(:statuses AS text[]) = '{}' OR r.status = ANY (CAST(:statuses AS text[])))
+   AND (CAST(:triggers AS text[]) = '{}' OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND (CAST(:outcomes AS text[]) = '{}' OR d.outcome = ANY (CAST(:outcomes AS text[])))
+   AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
+   AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
+   AND r.created_at <= COALESCE(CAST(:until AS timestamptz), now() - make_interval(secs => :until_ago), 'infinity')
+   AND (NOT :stuck OR (d.state = 'running' AND d.lease_expires_at < now()))
+   AND (NOT :lost OR d.outcome = 'lost' OR (d.outcome = 'requeued' AND d.reason = 'worker_lost'))
+ ORDER BY r.created_at DESC, r.id
+ LIMIT :limit
+""")
+
+_WORKFLOW = text("SELECT EXISTS (SELECT FROM workflow_runs WHERE workflow_id = :given)")
+_WORKFLOWS = text("""
+SELECT DISTINCT workflow_id AS id FROM workflow_runs WHERE starts_with(workflow_id, :given) ORDER BY id LIMIT 4
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which runs to list. What is empty or None filters nothing."""
+
+    statuses: Sequence[str] = ()
+    triggers: Sequence[str] = ()
+    outcomes: Sequence[str] = ()
+    workflow: str | None = None
+    """The id of a workflow, or the beginning of one that no other workflow with runs has."""
+    since: Moment = ANY_TIME
+    until: Moment = ANY_TIME
+    stuck: bool = False
+    """Only those that run although their lease is over."""
+    lost: bool = False
+    """Only those whose worker was lost when they last ran."""
+    limit: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run and its place in the ledger. `age`, `waited` and `ran` are seconds."""
+
+    run_id: str
+    workflow_id: str
+    status: str
+    triggered_by: str
+    created_at: datetime
+    age: float
+    state: str | None
+    outcome: str | None
+    fence: int | None
+    attempts: int | None
+    reason: str | None
+    worker_id: str | None
+    waited: float | None
+    ran: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return asdict(self)
+
+
+def find_runs(engine: Engine, wanted: Wanted) -> list[RunRow]:
+    """Return the newest of the wanted runs first.
+
+    Raises `SettingsError` for a status or outcome that does not exist, or a workflow that is none or several.
+    """
+    _check("--status", wanted.statuses, STATUSES)
+    _check("--outcome", wanted.outcomes, OUTCOMES)
+    with transaction(engine) as connection:
+        workflow = _workflow(connection, wanted.workflow) if wanted.workflow is not None else None
+        rows = connection.execute(
+            _FOUND,
+            {
+                "statuses": list(wanted.statuses),
+                "triggers": list(wanted.triggers),
+                "outcomes": list(wanted.outcomes),
+                "workflow": workflow,
+                "since": wanted.since.at,
+                "since_ago": wanted.since.seconds_ago,
+                "until": wanted.until.at,
+                "until_ago": wanted.until.seconds_ago,
+                "stuck": wanted.stuck,
+                "lost": wanted.lost,
+                "limit": wanted.limit,
+            },
+        )
+        return [RunRow(**row) for row in rows.mappings()]
+
+
+def only_one(option: str, given: str, found: Sequence[str], nothing: str) -> str:
+    """Return the one that begins with `given`. Raises `SettingsError` where that is none (say `nothing`) or several."""
+    if not found:
+        raise SettingsError(f"{option} got {given!r}: {nothing}")
+    if len(found) > 1:
+        shown = ", ".join(found[:_SHOWN]) + (" and more" if len(found) > _SHOWN else "")
+        raise SettingsError(f"{option} got {given!r}, which is the beginning of several: {shown}")
+    return found[0]
+
+
+def _workflow(connection: Connection, given: str) -> str:
+    if connection.scalar(_WORKFLOW, {"given": given}):
+        return given
+    found = [row.id for row in connection.execute(_WORKFLOWS, {"given": given})]
+    return only_one("--workflow", given, found, "no workflow with runs has an id that begins so")
+
+
+def _check(option: str, given: Sequence[str], takes: Sequence[str]) -> None:
+    for each in given:
+        if each not in takes:
+            raise SettingsError.wrong(option, each, "one of " + ", ".join(takes))

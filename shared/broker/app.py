@@ -1,0 +1,238 @@
+"""Redis as the wire: the Celery app all three processes are made of, and what Redis holds of ours."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import batched
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
+from celery.signals import setup_logging
+from kombu.entity import Queue
+from kombu.exceptions import KombuError
+from kombu.exceptions import OperationalError as KombuOperationalError
+
+from orcheo_dispatch.shared.broker import celery_environment
+from orcheo_dispatch.shared.broker.celery_app import App
+from orcheo_dispatch.shared.broker.faults import is_read_only
+from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, OLD_UNACKED, Installation
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.logs import setup as logs
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings import environment
+from orcheo_dispatch.shared.settings.addresses import for_client, for_kombu
+from orcheo_dispatch.shared.settings.model import Settings, variables
+from orcheo_dispatch.shared.text.redaction import error_line
+
+EXECUTE_RUN = "orcheo_dispatch.execute_run"
+TICK = "orcheo_dispatch.tick"
+CRON = "orcheo_dispatch.cron"
+"""Asks a dispatcher to have the API dispatch due cron triggers."""
+CRON_IN_WORKER = "orcheo_dispatch.dispatch_cron"
+"""Asks a worker to dispatch them."""
+HINT_QUEUE = "celery"
+"""Where the API, and Orcheo's own Beat, publish: Celery's default queue."""
+
+BEAT_HEADER = "orcheo_dispatch_beat"
+INSTALLATION_HEADER = "orcheo_dispatch_installation"
+RETURNS_HEADER = "orcheo_dispatch_returns"
+"""How often workers have put a message back whose runs they did not know."""
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+SOCKET_TIMEOUT_SECONDS = 5.0
+"""Redis answers in milliseconds; a connection that is silent for so long is dead."""
+HEALTH_CHECK_SECONDS = 25
+_OVER_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
+_VISIBILITY_TIMEOUT_SECONDS = 86_400
+_POOL_ACQUIRE_SECONDS = 10.0
+_PROBE = "orcheo-dispatch: can this be written?"
+
+
+def make_app(name: str, settings: Settings, installation: Installation | None) -> App:
+    """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
+
+    The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
+    waits for ever for a peer that is gone; reconnecting ends after a hundred tries; a result backend of Redis
+    wedges Beat. Messages are acknowledged as soon as a run is taken up: whether a run is lost is decided by the
+    lease in the ledger, not by Redis.
+    """
+    url = settings.redis_url.get_secret_value()
+    queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
+    unacked = installation.unacked if installation else OLD_UNACKED
+    app = App(name, for_kombu(url))
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_create_missing_queues=True,
+        task_acks_late=False,
+        task_send_sent_event=False,
+        task_queues=[Queue(queue)],
+        task_default_queue=queue,
+        timezone="UTC",
+        enable_utc=True,
+        # Where the URL says nothing of certificates kombu would take any; redis-py, so all else here, takes none.
+        broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else False,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=CONNECT_TIMEOUT_SECONDS,
+        broker_pool_limit=4,
+        broker_pool_acquire_timeout=_POOL_ACQUIRE_SECONDS,
+        broker_transport_options={
+            "visibility_timeout": _VISIBILITY_TIMEOUT_SECONDS,
+            "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": HEALTH_CHECK_SECONDS,
+            # A publisher that meets a dead broker says so at once; who publishes decides about trying again.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.5,
+            # Keys of our own: Orcheo's stock worker may share this Redis, and the shorter visibility timeout would win.
+            "unacked_key": unacked,
+            "unacked_index_key": f"{unacked}_index",
+            "unacked_mutex_key": f"{unacked}_mutex",
+        },
+        broker_channel_error_retry=True,
+        worker_consumer="orcheo_dispatch.shared.consumer.consumer:Consumer",
+        worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_proc_alive_timeout=120.0,
+        beat_max_loop_interval=max(0.05, min(settings.poll_interval, 5.0)),
+    )
+
+    # About messages that are acknowledged late, at each loss of the connection; ours are acknowledged early.
+    warnings.filterwarnings("ignore", r"\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
+
+    def configure_logs(**_: Any) -> None:
+        logs.configure(settings)
+
+    setup_logging.connect(configure_logs, weak=False, dispatch_uid="orcheo-dispatch")
+    if ignored := celery_environment.ignored():
+        log.warning("celery_environment_ignored", variables=", ".join(ignored))
+    for note in environment.notes(variables()):
+        log.warning("setting_read_differently", variable=note.variable, text=note.text)
+    return app
+
+
+def connect(url: str) -> redis.Redis:
+    """Return a Redis client whose every call ends within its timeouts; the URL may be kombu's."""
+    url = for_client(url)
+    # redis-py takes neither for a socket of the file system.
+    over_tcp = {} if url.startswith("unix:") else _OVER_TCP
+    client: redis.Redis = redis.Redis.from_url(
+        url, socket_timeout=SOCKET_TIMEOUT_SECONDS, health_check_interval=HEALTH_CHECK_SECONDS, **over_tcp
+    )
+    return client
+
+
+def probe_writing(client: redis.Redis, queue: str) -> None:
+    """Raise `BrokerError` where a message could not be published to this queue; nobody ever gets the one that tries.
+
+    A server that is full, or a user who lacks a right, answers a PING all the same.
+    """
+    with broker_errors(client), client.pipeline(transaction=True) as pipeline:
+        pipeline.lpush(queue, _PROBE)
+        pipeline.lrem(queue, 1, _PROBE)
+        pipeline.execute()
+
+
+@contextmanager
+def broker_errors(*clients: redis.Redis) -> Iterator[None]:
+    """Translate redis' and kombu's errors into `BrokerError`: one line, no password.
+
+    Where a server takes no writes any more, the connections of `clients` are closed: their address leads elsewhere now.
+    """
+    try:
+        yield
+    except (redis.RedisError, KombuOperationalError, KombuError, OSError) as error:
+        if is_read_only(error):
+            for client in clients:
+                client.connection_pool.disconnect()
+        raise BrokerError(error_line(error)) from error
+
+
+def send_claims(
+    app: Celery,
+    installation: Installation,
+    claims: Sequence[Claim],
+    producer: Any = None,
+    *,
+    queue: str | None = None,
+    returns: int = 0,
+) -> None:
+    """Publish one message that carries these claims: `run_id, fence, run_id, fence, ...` and nothing else.
+
+    Raises redis' and kombu's errors. A message may have reached Redis although its sending failed.
+    """
+    pairs = [part for claim in claims for part in (claim.run_id, claim.fence)]
+    app.send_task(
+        EXECUTE_RUN,
+        args=pairs,
+        queue=queue or installation.runs,
+        producer=producer,
+        retry=False,
+        ignore_result=True,
+        # The body is base64: here reconcile can read which claims a message stands for.
+        headers={"claims": pairs, INSTALLATION_HEADER: installation.name, RETURNS_HEADER: returns},
+        # Celery would make texts of them, to be logged.
+        argsrepr="",
+        kwargsrepr="",
+    )
+
+
+def ask_for_cron(app: Celery, client: redis.Redis, queue: str) -> None:
+    """Ask a worker to dispatch due cron triggers, unless such a message waits already. Raises `BrokerError`."""
+    with broker_errors():
+        if not client.llen(queue):
+            app.send_task(CRON_IN_WORKER, queue=queue, retry=False, ignore_result=True)
+
+
+def read_pairs(pairs: Any) -> list[Claim] | None:
+    """Return the claims of `run_id, fence, run_id, fence, ...`, or None where it is something else."""
+    if not isinstance(pairs, list | tuple) or not pairs or len(pairs) % 2:
+        return None
+    claims = [Claim(run_id, fence) for run_id, fence in batched(pairs, 2)]
+    sound = all(type(claim.run_id) is str and type(claim.fence) is int for claim in claims)
+    return claims if sound else None
+
+
+def task_name(raw: bytes | str) -> str | None:
+    """Return the task that a raw message of kombu's names, or None where it is no such message."""
+    try:
+        name = json.loads(raw)["headers"]["task"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def claims_of(raw: bytes | str) -> list[Claim]:
+    """Return the claims that a raw message carries in its headers; none where it is not one of ours."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return []
+    return claims_in(message)
+
+
+def claims_in(message: Any) -> list[Claim]:
+    """Return the claims that a decoded message carries in its headers; none where it is not one of ours."""
+    headers = message.get("headers") if isinstance(message, dict) else None
+    if not isinstance(headers, dict) or headers.get("task") != EXECUTE_RUN:
+        return []
+    return read_pairs(headers.get("claims", headers.get("claim"))) or []

@@ -1,0 +1,100 @@
+"""What an error of Redis means: the one place that tells an outage from an answer that never gets better.
+
+UNAVAILABLE   it does not answer, or says that it will soon     goes away by itself
+FULL          it answers, and stores nothing more now           goes away when memory or disk is freed
+REFUSED       it answers, and never will do what we ask          somebody has to change rights, address or server
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+
+import redis.exceptions as errors
+
+from orcheo_dispatch.shared.text.redaction import error_line
+
+
+class Fault(StrEnum):
+    """What kind of error it is."""
+
+    UNAVAILABLE = "unavailable"
+    FULL = "full"
+    REFUSED = "refused"
+
+
+_SAYS = {
+    Fault.UNAVAILABLE: "Redis is away",
+    Fault.FULL: "Redis stores nothing",
+    Fault.REFUSED: "Redis refuses",
+}
+
+# redis-py takes the code off some texts and makes a class of it; in a script, and through kombu, the text remains.
+_CLASSES: tuple[tuple[Fault, tuple[type[Exception], ...]], ...] = (
+    (Fault.FULL, (errors.OutOfMemoryError,)),
+    (
+        Fault.REFUSED,
+        (
+            errors.AuthenticationError,
+            errors.AuthorizationError,
+            errors.NoPermissionError,
+            errors.AuthenticationWrongNumberOfArgsError,
+            errors.ClusterCrossSlotError,
+            errors.AskError,
+        ),
+    ),
+    (
+        Fault.UNAVAILABLE,
+        (errors.ReadOnlyError, errors.ClusterDownError, errors.TryAgainError, errors.BusyLoadingError),
+    ),
+)
+_TEXTS = (
+    (Fault.FULL, re.compile(r"\b(OOM|MISCONF|NOREPLICAS)\b|used memory > 'maxmemory'")),
+    (
+        Fault.REFUSED,
+        re.compile(
+            r"\b(NOPERM|WRONGPASS|NOAUTH|WRONGTYPE|CROSSSLOT|MOVED|ASK)\b|DB index|Invalid Database|unknown command"
+            r"|username-password pair|no password is set|CERTIFICATE_VERIFY_FAILED|certificate required"
+            r"|no permissions to|same slot|can't run this command|can't access at least"
+        ),
+    ),
+    (
+        Fault.UNAVAILABLE,
+        re.compile(r"\b(READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY)\b|read only replica|number of clients"),
+    ),
+)
+_READ_ONLY = re.compile(r"\bREADONLY\b|read only replica|instance state changed")
+
+
+def classify(error: BaseException) -> Fault:
+    """Return what this error, or one that caused it, says of Redis; what is not known is an outage."""
+    for each in _chain(error):
+        for fault, classes in _CLASSES:
+            if isinstance(each, classes):
+                return fault
+        for fault, pattern in _TEXTS:
+            if pattern.search(str(each)):
+                return fault
+    return Fault.UNAVAILABLE
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the server takes no writes: a failover has made it a replica, and the address leads elsewhere."""
+    return any(isinstance(each, errors.ReadOnlyError) or _READ_ONLY.search(str(each)) for each in _chain(error))
+
+
+def problem(error: BaseException) -> str:
+    """Return one line for people: what is wrong with Redis, without a password."""
+    fault = classify(error)
+    return _SAYS[fault] if fault is Fault.UNAVAILABLE else f"{_SAYS[fault]}: {error_line(error)}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and those that caused it."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -1,0 +1,93 @@
+"""Which claims have their messages in Redis, read in bounded pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import broker_errors, claims_in, claims_of
+from orcheo_dispatch.shared.broker.installation import OLD_UNACKED, Installation
+from orcheo_dispatch.shared.ledger.model import Claim
+
+_PIECE = 500
+_MOST_MESSAGES = 100_000
+"""Longer queues are not read to their end: who waits behind so many is waiting."""
+_MOST_OLD_MESSAGES = 10_000
+"""Of the queue of earlier releases, which other installations may share: what stands behind them is published again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The claims whose messages Redis holds."""
+
+    waiting: frozenset[Claim]
+    """In the queue: they will be delivered."""
+    delivered: frozenset[Claim]
+    """With a worker that has not acknowledged them: it will in a moment, unless it is dead."""
+
+
+def held_claims(client: redis.Redis, installation: Installation, claims: Collection[Claim]) -> Held:
+    """Return which of these claims have messages in Redis. Raises `BrokerError` when it cannot say."""
+    missing = set(claims)
+    with broker_errors():
+        waiting, all_read = _take(missing, _queued(client, installation.runs, _MOST_MESSAGES))
+        if not all_read:
+            waiting |= missing
+            missing = set()
+        waiting |= _take(missing, _queued(client, installation.old_runs, _MOST_OLD_MESSAGES))[0]
+        delivered = _take(missing, _unacked(client, installation.unacked))[0]
+        delivered |= _take(missing, _unacked(client, OLD_UNACKED))[0]
+    return Held(frozenset(waiting), frozenset(delivered))
+
+
+def _take(missing: set[Claim], pieces: Iterator[list[Claim] | None]) -> tuple[set[Claim], bool]:
+    """Move from `missing` what is found, and return it with whether all was read that could hold the rest."""
+    found: set[Claim] = set()
+    if not missing:
+        return found, True
+    for piece in pieces:
+        if piece is None:
+            return found, False
+        found |= missing.intersection(piece)
+        missing -= found
+        if not missing:
+            break
+    return found, True
+
+
+def _queued(client: redis.Redis, queue: str, most: int) -> Iterator[list[Claim] | None]:
+    """Yield the claims of each piece of a queue; None where it is longer than `most`.
+
+    From the head, where messages are added: what is added meanwhile shifts the rest away from there, so none that
+    waits is missed, though some may be read twice.
+    """
+    for first in range(0, most, _PIECE):
+        piece: Any = client.lrange(queue, first, first + _PIECE - 1)
+        yield [claim for raw in piece for claim in claims_of(raw)]
+        if len(piece) < _PIECE:
+            return
+    yield None
+
+
+def _unacked(client: redis.Redis, key: str) -> Iterator[list[Claim] | None]:
+    """Yield the claims of each piece of what kombu keeps until it is acknowledged: as many as workers hold."""
+    cursor, read = 0, 0
+    while read < _MOST_MESSAGES:
+        answer: Any = client.hscan(key, cursor, count=_PIECE)
+        cursor, piece = answer
+        yield [claim for raw in piece.values() for claim in _claims_of_unacked(raw)]
+        read += len(piece)
+        if cursor == 0:
+            return
+
+
+def _claims_of_unacked(raw: bytes | str) -> list[Claim]:
+    """Return the claims of a message that kombu keeps until it is acknowledged: `[message, exchange, routing key]`."""
+    try:
+        return claims_in(json.loads(raw)[0])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []

@@ -1,0 +1,98 @@
+"""Which installation this process belongs to, and what its queues and keys in Redis are called.
+
+Several installations may use one Redis: staging beside production, or two of them with default settings. Their names
+differ because their databases do. Names with a colon are chosen here alone: no queue of the settings has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import psycopg
+
+from orcheo_dispatch.shared.database import session
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.settings.model import DEFAULT_QUEUE, Settings
+from orcheo_dispatch.shared.text.redaction import error_line
+
+OLD_DISPATCH_QUEUE = "orcheo.dispatch"
+"""Ticks of a Beat that does not know its installation, or is of an earlier release; read by every dispatcher."""
+OLD_UNACKED = "orcheo.unacked"
+_CONNECT_TIMEOUT_SECONDS = 5
+_IDENTITY_CHARACTERS = 12
+# A dump that is restored elsewhere differs in both, a database made from a template in the second one. A copy of the
+# data directory differs in neither.
+_IDENTITY = """
+SELECT s.system_identifier::text || ':' || d.oid::text
+  FROM pg_control_system() AS s, pg_database AS d WHERE d.datname = current_database()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """The name that everything of ours in Redis carries."""
+
+    name: str
+    old_runs: str = DEFAULT_QUEUE
+    """ORCHEO_DISPATCH_QUEUE: what earlier releases called the queue of runs."""
+
+    @property
+    def runs(self) -> str:
+        """The queue of runs."""
+        # A Redis user with the documented rights may use what begins with `orcheo.`.
+        base = f"orcheo.runs:{self.name}"
+        return base if self.old_runs == DEFAULT_QUEUE else f"{base}:{self.old_runs}"
+
+    @property
+    def dispatch(self) -> str:
+        """The queue of ticks."""
+        return f"{OLD_DISPATCH_QUEUE}:{self.name}"
+
+    @property
+    def cron(self) -> str:
+        """The queue of cron messages: workers that know them take from it, on a connection of their own."""
+        return f"orcheo.cron:{self.name}"
+
+    @property
+    def cron_record(self) -> str:
+        """What the keys begin with that say when cron triggers were last dispatched, and why they were not."""
+        return f"orcheo.cron.last:{self.name}"
+
+    def reader(self, worker_id: str) -> str:
+        """Return the key of the note that this worker reads the queue of runs; see `readers`."""
+        return f"orcheo.readers:{self.name}:{worker_id}"
+
+    @property
+    def unacked(self) -> str:
+        """Where kombu keeps what was delivered and not acknowledged."""
+        return f"{OLD_UNACKED}:{self.name}"
+
+
+def find_installation(settings: Settings) -> Installation:
+    """Return the installation of the settings, or of their database. Raises `DatabaseError`.
+
+    Every process of an installation must find the same name, whatever its role and its way to the database.
+    """
+    return Installation(settings.namespace or _identity(settings.postgres_dsn.get_secret_value()), settings.queue)
+
+
+def _identity(dsn: str) -> str:
+    """Return a name for a database that is its own on all servers."""
+    try:
+        # Without SQLAlchemy, which Beat does not import.
+        with psycopg.connect(
+            dsn, connect_timeout=_CONNECT_TIMEOUT_SECONDS, autocommit=True, application_name="orcheo-dispatch start"
+        ) as connection:
+            connection.execute(session.begin(connection.info.server_version).encode())
+            row = connection.execute(_IDENTITY).fetchone()
+            connection.execute("COMMIT")
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction) as error:
+        raise DatabaseError(
+            f"the identity of the database cannot be read ({error_line(error)}): set ORCHEO_DISPATCH_NAMESPACE to a "
+            "name, the same for all processes of this installation"
+        ) from error
+    except psycopg.Error as error:
+        raise DatabaseError(error_line(error)) from error
+    assert row is not None
+    return "db" + hashlib.sha256(str(row[0]).encode()).hexdigest()[:_IDENTITY_CHARACTERS]

@@ -1,0 +1,76 @@
+"""Who reads the queue of runs of this release: each worker says so in Redis, where earlier releases say nothing.
+
+While workers of both releases are alive, as in the middle of an upgrade, runs go to the queue of earlier releases:
+their workers know no other, and those of this release move from there what they have room for. So every worker gets its
+share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import redis
+
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.ledger.store import Store
+
+_NOTE_SECONDS = 30.0
+"""Added to the lease: the note of a worker that was killed must not end before the ledger calls it lost."""
+_MOST_PUT_BACK = 1000
+_NONE, _NEW = 0, 1
+"""What a note says: the worker drains, or it reads the queue of this release."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The live workers by the queue that they read; those that drain read none."""
+
+    new: frozenset[str]
+    """Ids of those that read the queue of this release."""
+    old: frozenset[str]
+    """Ids of those of earlier releases."""
+
+
+class Readers:
+    """Reads and writes the notes. Its methods raise redis' errors, and `DatabaseError` where they read the ledger."""
+
+    def __init__(self, client: redis.Redis, installation: Installation, store: Store, *, lease: float) -> None:
+        """With the lease of workers, in seconds: which of them are alive is what the ledger says."""
+        self._client = client
+        self._installation = installation
+        self._store = store
+        self._lease = lease
+
+    def note(self, worker_id: UUID, *, draining: bool = False) -> None:
+        """Note that this worker reads the queue of this release, or no queue any more; to be repeated each second."""
+        value = _NONE if draining else _NEW
+        self._client.set(self._installation.reader(str(worker_id)), value, px=int(1000 * (self._lease + _NOTE_SECONDS)))
+
+    def forget(self, worker_id: UUID) -> None:
+        """Delete the note of a worker that the ledger does not know any more."""
+        self._client.delete(self._installation.reader(str(worker_id)))
+
+    def survey(self) -> Survey:
+        """Return which live workers read which queue."""
+        ids = sorted(self._store.live_workers(lease=self._lease).ids)
+        if not ids:
+            return Survey(frozenset(), frozenset())
+        notes: Any = self._client.mget([self._installation.reader(each) for each in ids])
+        by_id = dict(zip(ids, notes, strict=True))
+        new = frozenset(each for each, note in by_id.items() if note is not None and int(note) == _NEW)
+        return Survey(new, frozenset(each for each, note in by_id.items() if note is None))
+
+    def put_back(self) -> int:
+        """Move what waits in our queue to that of earlier releases, a thousand messages at most; return how many.
+
+        For when nobody is left who reads ours. The oldest stay in front: they are put where they are taken next.
+        """
+        waiting: Any = self._client.llen(self._installation.runs)
+        moved = 0
+        for _ in range(min(int(waiting), _MOST_PUT_BACK)):
+            moved += (
+                self._client.lmove(self._installation.runs, self._installation.old_runs, "LEFT", "RIGHT") is not None
+            )
+        return moved

@@ -1,0 +1,68 @@
+"""Run slots: the API counts the runs of a workspace in Redis, and whoever ends a run gives its slot back.
+
+The API raises `orcheo:workspace:runs:{workspace_id}` when it creates a run. A slot that is not given back is
+lost to the workspace, one given back twice admits a run too many. The ledger says that a slot is due; Redis
+remembers for a day that it was given back, so that whoever repeats the call changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import broker_errors, connect
+
+COUNTER = "orcheo:workspace:runs:"
+_RECEIPT = "orcheo-dispatch:slot:"
+_RECEIPT_SECONDS = 86_400
+
+# One step in Redis: the receipt and the counter change together, and the counter never falls below zero.
+_GIVE_BACK = """
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 1 end
+if redis.call('DECR', KEYS[1]) <= 0 then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+
+class RunSlots:
+    """Gives run slots back to the API's counters."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._give_back = client.register_script(_GIVE_BACK)
+
+    @classmethod
+    def at(cls, url: str) -> RunSlots:
+        """Return the slots that the Redis at `url` counts."""
+        return cls(connect(url))
+
+    def give_back(self, run_id: str, workspace_id: str) -> bool:
+        """Give back the slot of one run; return False where it had been given back before.
+
+        Raises `BrokerError`; then the slot stays due and the dispatcher tries again.
+        """
+        with broker_errors(self._client):
+            return bool(self._give_back(keys=[COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
+
+    def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
+        """Give back the slots of several runs, `(run_id, workspace_id)` each, in one round trip.
+
+        Raises `BrokerError`; then all of them stay due, and those that had come back change nothing when repeated.
+        """
+        with broker_errors(self._client), self._client.pipeline(transaction=False) as pipeline:
+            for run_id, workspace_id in slots:
+                keys = [COUNTER + workspace_id, _RECEIPT + run_id]
+                self._give_back(keys=keys, args=[_RECEIPT_SECONDS], client=pipeline)
+            pipeline.execute()
+
+    def in_use(self, workspace_id: str) -> int:
+        """Return how many slots of the workspace the API counts as taken."""
+        with broker_errors(self._client):
+            value = self._client.get(COUNTER + workspace_id)
+        return int(value) if isinstance(value, bytes | str) else 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()

@@ -1,0 +1,71 @@
+"""Redis away and back: told once a change of state, and come back to soon."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+from kombu.connection import Connection
+
+from orcheo_dispatch.shared.broker.faults import Fault, classify, problem
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.text.redaction import error_line
+
+RETRY_SECONDS = 1.0
+"""Redis that is away is asked again after so many seconds at most, give or take a fifth."""
+_FIRST_RETRY_SECONDS = 0.1
+
+
+class BrokerState:
+    """Whether Redis is away, told to the log once a change. Thread-safe."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+        self._lock = threading.Lock()
+        self.away = False
+        """Whether Redis did not do what it was last asked, for whatever reason."""
+        self._fault: Fault | None = None
+        self._problem = ""
+        self.on_lost: Callable[[], None] = _nothing
+        """Called each time that Redis did not answer."""
+
+    def lost(self, error: BaseException) -> None:
+        """Note that Redis did not answer."""
+        fault = classify(error)
+        with self._lock:
+            changed = not self.away or fault is not self._fault
+            self.away, self._fault, self._problem = True, fault, problem(error)
+        self.on_lost()
+        if changed:
+            log.warning("broker_away", role=self._role, fault=fault.value, reason=error_line(error))
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in one line, or None: an outage, a server that is full, or one that refuses us."""
+        return self._problem if self.away else None
+
+    def back(self) -> None:
+        """Note that Redis answered."""
+        with self._lock:
+            changed, self.away, self._fault = self.away, False, None
+        if changed:
+            log.info("broker_back", role=self._role)
+
+
+def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[], None] | None = None) -> Connection:
+    """Connect, for as long as it takes; `callback` is called between two tries and may raise to give up."""
+    connection.ensure_connection(
+        lambda error, _: broker.lost(error),
+        None,
+        interval_start=_FIRST_RETRY_SECONDS,
+        interval_step=_FIRST_RETRY_SECONDS,
+        # So that many processes do not come back in step.
+        interval_max=RETRY_SECONDS * random.uniform(0.8, 1.2),  # noqa: S311
+        callback=callback,
+    )
+    return connection
+
+
+def _nothing() -> None:
+    """Do nothing."""

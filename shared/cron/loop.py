@@ -1,0 +1,170 @@
+"""When to dispatch due cron triggers. Who dispatches is the choice of `CronMode`.
+
+Beat sends a message at each interval, and one process takes it. That is a convenience: a process that sees in the
+record that nobody has dispatched for two intervals does so by itself. Neither Beat, nor free run slots, nor Redis are
+needed for cron to go on. Nothing here decides whether a trigger is due, and nothing depends on the record: if Redis
+loses it, triggers are dispatched once more often.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from orcheo_dispatch.shared.cron.record import CronRecord
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.logs.setup import describe, log
+
+SILENT_INTERVALS = 2
+"""Intervals without a dispatch by anybody after which a process dispatches by itself."""
+_JITTER = 0.2
+_STOP_SECONDS = 5.0
+
+
+class Prompts(Protocol):
+    """Where the messages that ask for a dispatch come from."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for one, for so many seconds at most; return whether one came. Never raises."""
+        ...
+
+    def stop(self) -> None:
+        """Let the wait end, from any thread, again and again."""
+        ...
+
+
+class CronMetrics(Protocol):
+    """What counts dispatches."""
+
+    def cron_dispatched(self, report: CronReport) -> None:
+        """Count one dispatch."""
+        ...
+
+
+class EventPrompts:
+    """Prompts that this process gives itself."""
+
+    def __init__(self) -> None:
+        self._given = threading.Event()
+
+    def give(self) -> None:
+        """Ask for a dispatch."""
+        self._given.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for `give`."""
+        given = self._given.wait(seconds)
+        self._given.clear()
+        return given
+
+    def stop(self) -> None:
+        """Let the wait end."""
+        self._given.set()
+
+
+class CronLoop:
+    """Dispatches on a thread of its own: when a message asks for it, and by itself when nobody else does."""
+
+    def __init__(
+        self,
+        dispatch: Callable[[], CronReport | None],
+        prompts: Prompts,
+        record: CronRecord,
+        *,
+        interval: float,
+        metrics: CronMetrics,
+        close: Callable[[], None],
+    ) -> None:
+        """`dispatch` returns None where it may not be tried yet, and never raises; `close` follows the last one."""
+        self._dispatch = dispatch
+        self._prompts = prompts
+        self._record = record
+        self._interval = interval
+        self._metrics = metrics
+        self._close = close
+        self._stopping = threading.Event()
+        self._failed = ""
+        self._dispatched_at = float("-inf")
+        self._look_at = time.monotonic() + min(1.0, interval) * random.random()  # noqa: S311 - many start at once
+        self._thread = threading.Thread(target=self._run, name="cron", daemon=True)
+
+    def start(self) -> None:
+        """Dispatch from now on."""
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Begin no other dispatch; returns at once."""
+        self._stopping.set()
+
+    def stop(self, timeout: float = _STOP_SECONDS) -> None:
+        """Begin no other dispatch, and wait for the one under way."""
+        self._stopping.set()
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._prompts.stop()
+            self._thread.join(0.05)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end cron
+                    log.error("cron_failed", **describe(error))
+                    self._stopping.wait(self._interval)
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        prompted = self._prompts.wait(max(0.0, self._look_at - time.monotonic()))
+        if self._stopping.is_set():
+            return
+        if prompted:
+            self._dispatch_now(by_itself=False)
+        elif time.monotonic() >= self._look_at and self._nobody_dispatches():
+            self._dispatch_now(by_itself=True)
+
+    def _nobody_dispatches(self) -> bool:
+        """Look into the record; where others dispatch, come back when that would be overdue."""
+        try:
+            seen = self._record.success()
+            # Whoever dispatches by itself keeps the interval; Beat is late only after two.
+            limit = self._interval * (1 if seen is None or seen.by_itself else SILENT_INTERVALS)
+            age = limit if seen is None else seen.age
+            if age >= limit and self._record.take_turn(self._interval):
+                return True
+        except BrokerError:
+            # Nobody can be asked, and no message comes: each process dispatches at its own interval.
+            return True
+        self._look_again_in(limit - age if age < limit else self._interval)
+        return False
+
+    def _look_again_in(self, seconds: float) -> None:
+        self._look_at = time.monotonic() + seconds * (1 + _JITTER * random.random())  # noqa: S311
+
+    def _dispatch_now(self, *, by_itself: bool) -> None:
+        self._look_again_in(self._interval * (1 if by_itself else SILENT_INTERVALS))
+        report = self._dispatch()
+        if report is None:
+            if by_itself:
+                self._record.leave_turn()
+            return
+        self._metrics.cron_dispatched(report)
+        self._record.note(report, by_itself=by_itself)
+        self._say(report, by_itself=by_itself)
+
+    def _say(self, report: CronReport, *, by_itself: bool) -> None:
+        """Log what was done, and a failure once for as long as it stays the same."""
+        if report.outcome in ("succeeded", "busy"):
+            recovered, self._failed = bool(self._failed), ""
+            if report.runs or recovered:
+                log.info("cron_dispatched", runs=report.runs, by_itself=by_itself)
+            return
+        failed = f"{report.outcome}: {report.reason}"
+        if failed != self._failed:
+            log.warning("cron_not_dispatched", outcome=report.outcome, reason=report.reason)
+        self._failed = failed

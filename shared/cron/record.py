@@ -1,0 +1,100 @@
+"""The record of when due cron triggers were last dispatched, which all processes share."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import broker_errors
+from orcheo_dispatch.shared.cron.report import CronReport
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.text.redaction import redact
+
+_RECORD_SECONDS = 86_400
+_REASON_CHARACTERS = 500
+_LONGEST_ENTRY = 4096
+_TURN = 0.9
+"""Part of an interval for which nobody else dispatches by itself after one process has begun to."""
+
+
+@dataclass(frozen=True, slots=True)
+class CronSeen:
+    """One entry of the record."""
+
+    age: float
+    """Seconds since then, as Redis counts them."""
+    host: str
+    by_itself: bool
+    """Whether no message of Beat's had asked for it."""
+    outcome: str
+    reason: str
+
+
+class CronRecord:
+    """When cron triggers were last dispatched, and when that last failed: two keys in Redis that expire after a day.
+
+    Ages are counted by Redis from a key's remaining time to live, so no host's clock matters.
+    """
+
+    def __init__(self, client: redis.Redis, name: str) -> None:
+        """`name` is what both keys begin with."""
+        self._client = client
+        self._name = name
+        self._host = socket.gethostname()
+
+    def note(self, report: CronReport, *, by_itself: bool) -> None:
+        """Write down a dispatch. Never raises: without the record others merely dispatch too."""
+        if report.outcome == "busy":
+            return
+        entry = CronSeen(0, self._host, by_itself, report.outcome, report.reason)
+        key = f"{self._name}.{'success' if report.outcome == 'succeeded' else 'failure'}"
+        try:
+            with broker_errors():
+                self._client.set(key, json.dumps(asdict(entry)), ex=_RECORD_SECONDS)
+        except BrokerError as error:
+            log.debug("cron_not_recorded", reason=str(error))
+
+    def take_turn(self, interval: float) -> bool:
+        """Return whether this process may dispatch by itself, of several that look at once. Raises `BrokerError`."""
+        with broker_errors():
+            milliseconds = max(1, int(interval * _TURN * 1000))
+            return bool(self._client.set(f"{self._name}.turn", self._host, nx=True, px=milliseconds))
+
+    def leave_turn(self) -> None:
+        """Let another process dispatch: this one did not. Never raises: the turn expires."""
+        with suppress(BrokerError), broker_errors():
+            self._client.delete(f"{self._name}.turn")
+
+    def success(self) -> CronSeen | None:
+        """Return the last dispatch that succeeded within a day, by any process. Raises `BrokerError`."""
+        return self._read("success")
+
+    def failure(self) -> CronSeen | None:
+        """Return the last one that failed within a day. Raises `BrokerError`."""
+        return self._read("failure")
+
+    def _read(self, which: str) -> CronSeen | None:
+        key = f"{self._name}.{which}"
+        with broker_errors(), self._client.pipeline(transaction=True) as pipeline:
+            # What somebody else wrote there may be of any size.
+            pipeline.getrange(key, 0, _LONGEST_ENTRY - 1)
+            pipeline.pttl(key)
+            raw, left = pipeline.execute()
+        try:
+            entry: dict[str, Any] = json.loads(raw)
+            return CronSeen(
+                age=max(0.0, _RECORD_SECONDS - int(left) / 1000),
+                host=str(entry["host"])[:255],
+                by_itself=bool(entry["by_itself"]),
+                outcome=str(entry["outcome"])[:50],
+                reason=redact(str(entry["reason"]), _REASON_CHARACTERS),
+            )
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # There is none, or somebody else wrote it.
+            return None

@@ -1,0 +1,1 @@
+"""Postgres: connections, sessions, what an error means, and changes of many rows."""

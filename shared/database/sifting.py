@@ -1,0 +1,149 @@
+"""One change of many rows, so that a row which Postgres refuses holds up itself alone.
+
+The change is made for all rows by one statement. Where Postgres refuses that, it is made again in one transaction for
+ever smaller parts of them, each behind a savepoint, until the rows that are refused stand alone. These are remembered
+(`shared/database/refused.py`), and the change of all others is committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from orcheo_dispatch.shared.database.connections import KEEPS_CONNECTION, in_transaction
+from orcheo_dispatch.shared.database.refused import Refused, raised_by_function
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
+from orcheo_dispatch.shared.errors import DatabaseError
+
+_ATTEMPTS = 256
+"""Statements that one sifting makes at most: 100 rows that are all refused take 199. The rest is for the next."""
+_SECONDS = 5.0
+"""The time after which it begins no other attempt."""
+_STATEMENT_TIMEOUT_MILLISECONDS = 2000
+_LOCK_TIMEOUT_SECONDS = 0.2
+# Of these the server is the cause, unless a function raised them or other rows succeed.
+_OF_THE_SERVER = (Failure.OUTAGE, Failure.READ_ONLY, Failure.POOLER)
+
+type Rows = Sequence[Any]
+type Act = Callable[[Connection, Sequence[str]], Rows]
+"""Changes the rows of these runs and returns what was changed; with no run at all it changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of many rows that chooses them itself."""
+
+    step: str
+    """The name under which refusals are remembered and logged."""
+    at_once: Callable[[Connection, list[str]], Rows]
+    """Makes it for all rows but those of the given runs, and returns what was changed."""
+    choose: Callable[[Connection, list[str]], Sequence[str]]
+    """Locks the rows for which it would be made, again but those, and returns their runs."""
+    act: Act
+
+
+def sift(
+    engine: Engine, refused: Refused, change: Change, *, lock_timeout: float | None = None, many_rows: bool = False
+) -> Rows:
+    """Make a change for all rows but those that Postgres refuses; return what was changed.
+
+    Raises `DatabaseError` where it is not a row that is to blame: the server is unavailable, a table is locked, or the
+    statement as such is refused.
+    """
+    skipped = refused.skipped(change.step)
+    try:
+        return in_transaction(
+            engine,
+            lambda connection: change.at_once(connection, skipped),
+            lock_timeout=lock_timeout,
+            many_rows=many_rows,
+        )
+    except DatabaseError as error:
+        if not error.answered:
+            raise
+    sieve = in_transaction(
+        engine,
+        lambda connection: _sieved(connection, change, skipped),
+        timeout_milliseconds=_STATEMENT_TIMEOUT_MILLISECONDS,
+        lock_timeout=_LOCK_TIMEOUT_SECONDS,
+    )
+    for run_id, refusal in sieve.refused.items():
+        refused.note(change.step, run_id, refusal)
+    return sieve.changed
+
+
+@dataclass(slots=True)
+class _Sieve:
+    """What went through, and what did not."""
+
+    changed: list[Any] = field(default_factory=list)
+    succeeded: bool = False
+    refused: dict[str, DBAPIError] = field(default_factory=dict)
+
+
+def _sieved(connection: Connection, change: Change, skipped: list[str]) -> _Sieve:
+    # A row may be refused with an SQLSTATE that would have the connection given up, and the savepoints with it.
+    connection = connection.execution_options(**{KEEPS_CONNECTION: True})
+    sieve = _Sieve()
+    run_ids = list(change.choose(connection, skipped))
+    for part in _parts(run_ids):
+        try:
+            sieve.changed += _behind_savepoint(connection, change.act, part.run_ids)
+            sieve.succeeded = True
+        except DBAPIError as error:
+            if connection.invalidated or connection.closed or _broken(connection):
+                raise
+            if len(part.run_ids) == 1:
+                sieve.refused[part.run_ids[0]] = error
+            else:
+                part.split()
+    if sieve.refused and not sieve.succeeded:
+        _blame(connection, change.act, next(iter(sieve.refused.values())))
+    return sieve
+
+
+@dataclass(slots=True)
+class _Part:
+    run_ids: list[str]
+    rest: list[list[str]]
+
+    def split(self) -> None:
+        """Have both halves tried in its place."""
+        middle = len(self.run_ids) // 2
+        self.rest += [self.run_ids[middle:], self.run_ids[:middle]]
+
+
+def _parts(run_ids: list[str]) -> Iterator[_Part]:
+    """Yield all, and then the halves of what is split, until nothing or no time is left."""
+    rest = [run_ids] if run_ids else []
+    ends_at = time.monotonic() + _SECONDS
+    for _ in range(_ATTEMPTS):
+        if not rest or time.monotonic() > ends_at:
+            return
+        yield _Part(rest.pop(), rest)
+
+
+def _behind_savepoint(connection: Connection, act: Act, run_ids: Sequence[str]) -> Rows:
+    with connection.begin_nested():
+        rows = act(connection, run_ids)
+        # What is checked at COMMIT otherwise would be refused for all.
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        return rows
+
+
+def _blame(connection: Connection, act: Act, error: DBAPIError) -> None:
+    """Raise the error where none of the rows is to blame for it: the change fails for no row as well."""
+    if failure_of(error) in _OF_THE_SERVER and not raised_by_function(error):
+        raise error
+    _behind_savepoint(connection, act, [])
+
+
+def _broken(connection: Connection) -> bool:
+    driver: Any = connection.connection.driver_connection
+    return not isinstance(driver, psycopg.Connection) or driver.closed

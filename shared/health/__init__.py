@@ -1,0 +1,1 @@
+"""Health over HTTP: /livez, /readyz, /metrics and the status page."""

@@ -1,0 +1,71 @@
+"""Which names the health port answers to: a page of somebody else's must not read it through a name of theirs.
+
+A browser shows a page of `evil.example` what `evil.example` answers. Whoever owns that name may have it lead to
+127.0.0.1 a moment later (DNS rebinding), and only the header `Host` tells. An address cannot be led elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from orcheo_dispatch.shared.health.routes import Answer, Request, Route
+
+ANY = "*"
+_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:\[\]/@]+))(?::[0-9]{1,5})?")
+
+
+def answering_to(
+    names: frozenset[str], routes: Mapping[str, Route], *, open_to_all: frozenset[str]
+) -> Mapping[str, Route]:
+    """Return the routes; all but `open_to_all` answer only where the request names an address, or one of the names."""
+    return {path: route if path in open_to_all else _checked(names, route) for path, route in routes.items()}
+
+
+def names_of(bound: str, allowed: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of this machine, that of the address it serves on, and those that the settings allow."""
+    own = socket.gethostname()
+    return frozenset(_same_form(name) for name in ("localhost", own, own.partition(".")[0], bound, *allowed) if name)
+
+
+def is_named(host: str, names: frozenset[str]) -> bool:
+    """Return whether a header `Host` names an address or one of the names; `.example.org` stands for all below it."""
+    found = _HOST.fullmatch(host.strip())
+    if ANY in names:
+        return True
+    if found is None:
+        return False
+    if _is_address(found["six"] or found["name"]):
+        return True
+    name = _same_form(found["name"] or "")
+    parents = name.split(".")
+    return name in names or any(f".{'.'.join(parents[at:])}" in names for at in range(1, len(parents)))
+
+
+def _checked(names: frozenset[str], route: Route) -> Route:
+    def checked(request: Request) -> Answer:
+        host = request.headers.get("host")
+        # Without the header it is no browser: HTTP/1.1 demands it.
+        return route(request) if host is None or is_named(host, names) else _misdirected()
+
+    return checked
+
+
+def _misdirected() -> Answer:
+    body = b"421 Misdirected Request. Not served under this name: ORCHEO_HEALTH_ALLOWED_HOSTS takes names of hosts.\n"
+    return Answer(body, status=HTTPStatus.MISDIRECTED_REQUEST)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_form(name: str) -> str:
+    return name.rstrip(".").lower()

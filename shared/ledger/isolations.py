@@ -1,0 +1,94 @@
+"""Workflows whose runs are executed in processes of their own, as the ledger knows them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine
+
+from orcheo_dispatch.shared.database.connections import in_transaction, transaction
+from orcheo_dispatch.shared.ledger import statements
+
+MOST = 10_000
+"""Rows that are read at most; those that expire soonest are left out."""
+_READ_MILLISECONDS = 2_000
+_LOCK_SECONDS = 1.0
+_ALL_VERSIONS = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """A workflow, or one version of it, whose runs are executed in processes of their own."""
+
+    workflow_id: str
+    workflow_version_id: str | None
+    """None: all versions."""
+    reason: str
+    by: str
+    """`worker`, or the login name of an operator."""
+    since: datetime
+    until: datetime | None
+    """None: until an operator clears it."""
+    last_seen_at: datetime | None
+    """When a worker last saw a run of it do harm; None: never."""
+    times: int
+    """How often workers have seen that."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `--json` prints; these names are stable."""
+        return asdict(self)
+
+
+class Isolations:
+    """Reads and writes them. Each method is one short transaction and raises `DatabaseError`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def held(self) -> list[Isolated]:
+        """Return what holds now, what holds for longest first; `MOST` at most."""
+        with transaction(
+            self._engine, timeout_milliseconds=_READ_MILLISECONDS, lock_timeout=_LOCK_SECONDS, read_only=True
+        ) as connection:
+            return [Isolated(**row) for row in connection.execute(statements.ISOLATED, {"limit": MOST}).mappings()]
+
+    def record_harm(self, workflow_id: str, version_id: str, reason: str, *, times: int) -> None:
+        """Isolate a version for a day from now on, unless it is isolated for longer: its runs did harm `times` times.
+
+        Raises `RowLockedError` where somebody holds the row for a second.
+        """
+        self._write(statements.RECORD_HARM, workflow_id=workflow_id, version_id=version_id, reason=reason, times=times)
+
+    def prune(self) -> None:
+        """Forget what expired a month ago."""
+        self._write(statements.PRUNE_ISOLATION)
+
+    def isolate(
+        self, workflow_id: str, version_id: str | None, *, reason: str, by: str, seconds: float | None
+    ) -> Isolated:
+        """Isolate a workflow, or a version of it, as an operator decided, for `seconds` or until it is cleared."""
+        (row,) = self._write(
+            statements.ISOLATE,
+            workflow_id=workflow_id,
+            version_id=version_id or _ALL_VERSIONS,
+            reason=reason,
+            by=by,
+            seconds=seconds,
+        )
+        return Isolated(**row)
+
+    def clear(self, workflow_id: str, version_id: str | None) -> list[Isolated]:
+        """Have a version share processes again, or without one the workflow and all of its versions; return which."""
+        rows = self._write(statements.CLEAR_ISOLATION, workflow_id=workflow_id, version_id=version_id)
+        return sorted((Isolated(**row) for row in rows), key=lambda each: each.workflow_version_id or _ALL_VERSIONS)
+
+    def _write(self, statement: Any, **parameters: Any) -> list[Any]:
+        return in_transaction(
+            self._engine,
+            lambda connection: (
+                list(result.mappings()) if (result := connection.execute(statement, parameters)).returns_rows else []
+            ),
+            lock_timeout=_LOCK_SECONDS,
+        )

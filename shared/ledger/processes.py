@@ -1,0 +1,86 @@
+"""Who is alive: each process of ours keeps one row in the ledger fresh."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+from sqlalchemy import Engine
+
+from orcheo_dispatch import __version__
+from orcheo_dispatch.shared.database.connections import in_transaction
+from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+
+PROCESS_RETENTION_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One start of one process. The id is new each time: the same host and pid may come back as another."""
+
+    kind: ProcessKind
+    concurrency: int = 1
+    id: UUID = field(default_factory=uuid4)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    triggers: tuple[str, ...] | None = None
+    """Of a dispatcher: which runs it takes, so that views tell ours from others."""
+
+    def seen(self, engine: Engine, *, running: int = 0, lock_timeout: float | None = None) -> None:
+        """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
+        parameters = {
+            "id": str(self.id),
+            "kind": self.kind,
+            "host": self.host,
+            "pid": self.pid,
+            "version": __version__,
+            "concurrency": self.concurrency,
+            "running": running,
+            "triggers": None if self.triggers is None else list(self.triggers),
+        }
+        in_transaction(
+            engine, lambda connection: connection.execute(statements.SEEN, parameters), lock_timeout=lock_timeout
+        )
+
+    def gone(self, engine: Engine) -> None:
+        """Take the row away: this process ended in order. Raises `DatabaseError`."""
+        in_transaction(engine, lambda connection: connection.execute(statements.GONE, {"id": str(self.id)}))
+
+
+def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
+    """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
+    parameters = {"id": str(dispatcher.id), "seconds": seconds}
+    return in_transaction(
+        engine,
+        lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)),
+        lock_timeout=lock_timeout,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The workers that are alive."""
+
+    alive: int = 0
+    smallest: int = 0
+    """Runs that the smallest of them executes at a time."""
+    ids: frozenset[str] = frozenset()
+
+
+def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = None) -> Workers:
+    """Return the workers that were seen within a lease. Raises `DatabaseError`."""
+    row = in_transaction(
+        engine,
+        lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one(),
+        lock_timeout=lock_timeout,
+    )
+    return Workers(row.alive, row.smallest, frozenset(row.ids))
+
+
+def prune_processes(engine: Engine) -> None:
+    """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
+    parameters = {"retention": PROCESS_RETENTION_SECONDS}
+    in_transaction(engine, lambda connection: connection.execute(statements.PRUNE_PROCESSES, parameters))

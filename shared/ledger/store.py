@@ -1,0 +1,96 @@
+"""The ledger, as Python calls: one short transaction each, rows in, small frozen values out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from orcheo_dispatch.shared.database.sifting import Change, sift
+from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
+from orcheo_dispatch.shared.ledger.processes import Workers, live_workers
+from orcheo_dispatch.shared.ledger.recovery import Recovering
+from orcheo_dispatch.shared.ledger.runs import STALE, UNKNOWN, Ending, NotBegun, Reaped, Run, Settled
+from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns
+
+__all__ = ["STALE", "UNKNOWN", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
+
+
+class Store(Recovering):
+    """Every change of a run's status, and every row of the ledger, goes through here.
+
+    Each method is one transaction, but for claims of one statement, and raises `DatabaseError` where Postgres is away.
+    """
+
+    def claim(
+        self,
+        room: int,
+        *,
+        triggers: Sequence[str],
+        every_trigger: bool,
+        lease: float,
+        dispatcher_id: UUID,
+        turns: Turns | None = None,
+        limits: Limits = NO_LIMITS,
+        in_turn: bool = True,
+    ) -> list[Claim]:
+        """Claim up to `room` pending runs for `lease` seconds; no two callers get the same.
+
+        In turn by workspace and workflow, from where `turns` is; without `in_turn` the oldest first, whosever they are.
+        With `limits` one caller claims at a time, so that they hold exactly, if all dispatchers have the same.
+        """
+        allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
+        terms = {**allowed, "lease": lease, "dispatcher_id": str(dispatcher_id)}
+        way = turns or Turns()
+
+        def at_once(connection: Connection, skipped: list[str]) -> list[Claim]:
+            return way.claim(connection, room, {**terms, "skipped": skipped}, limits, in_turn=in_turn)
+
+        def choose(connection: Connection, skipped: list[str]) -> list[str]:
+            return way.choose(connection, room, {**terms, "skipped": skipped}, limits, in_turn=in_turn)
+
+        def act(connection: Connection, run_ids: Sequence[str]) -> list[Claim]:
+            rows = connection.execute(statements.CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)})
+            return [Claim(row.run_id, row.fence) for row in rows]
+
+        change = Change("claim", at_once, choose, act)
+        claims = sift(self._engine, self._refused, change, lock_timeout=self._lock_timeout)
+        for run_id in way.held:
+            self._refused.note_held("claim", run_id)
+        return list(claims)
+
+    def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
+        """Return what there is for a poll to do. Raises `DatabaseError` where the server takes no writes."""
+        (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
+        if row.read_only:
+            # An idle dispatcher writes nothing else. The server's own refusal has all connections to it dropped.
+            self._rows(statements.WRITE_NOTHING)
+        return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn, row.at)
+
+    def queued(self) -> int:
+        """Return how many claims have not begun yet."""
+        return int(self._rows(statements.QUEUED)[0][0])
+
+    def live_workers(self, *, lease: float) -> Workers:
+        """Return the workers that were seen within `lease` seconds."""
+        return live_workers(self._engine, lease=lease, lock_timeout=self._lock_timeout)
+
+    def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
+        """Note that the messages of these claims are in Redis."""
+        self._sifted_claims("publish", statements.MARK_PUBLISHED, claims, lease=lease)
+
+    def release(self, claims: Iterable[Claim], *, reason: str) -> int:
+        """Give claims back that never began; return how many of them were still ours."""
+        return len(self._sifted_claims("release", statements.RELEASE, claims, reason=reason))
+
+    def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
+        """Return claims that nobody answered for a lease, with the reason of their last extension."""
+        skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
+        rows = self._rows(statements.LAPSED, batch=batch, skipped=skipped)
+        return {Claim(row.run_id, row.fence): row.reason for row in rows}
+
+    def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> int:
+        """Give these claims another lease; return how many of them got it."""
+        return len(self._sifted_claims("extend", statements.EXTEND, claims, lease=lease, reason=reason))

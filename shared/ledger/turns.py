@@ -1,0 +1,171 @@
+"""Whose turn it is: where a dispatcher is on its way round the workspaces and workflows with pending runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, zip_longest
+from typing import Any
+
+from sqlalchemy import Connection, TextClause
+
+from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.model import Claim
+
+KEYS = 64
+"""Pairs of workspace and workflow that one statement looks at: at most so many find their turn in it."""
+_STATEMENTS = 8
+"""So many statements make one claim at most; then the next poll goes on, at once."""
+_BLANK_CLAIMS = 8
+"""After so many claims in a row that found nothing, of more pairs than they could look at, the next waits its time."""
+_REMEMBERED = 5000
+"""Workspaces with more workflows than had their turn; of what is beyond, the first ones would come again."""
+
+Ask = Callable[..., Sequence[Any]]
+"""Executes a statement with parameters, and returns its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many runs may be claimed, published or running at a time; None is no limit."""
+
+    per_workflow: int | None = None
+    per_workspace: int | None = None
+    """Runs outside a workspace are not counted as if they shared one."""
+
+    def __bool__(self) -> bool:
+        """Return whether there is any."""
+        return (self.per_workflow, self.per_workspace) != (None, None)
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(slots=True)
+class Turns:
+    """A dispatcher's way round, kept from claim to claim.
+
+    Each claim begins behind those that had their turn in the last one, so that thousands get theirs. Every dispatcher
+    goes its own way; which runs it gets is decided by the database alone.
+    """
+
+    more: bool = False
+    """Whether the last claim left runs that could be claimed at once, as far as it saw."""
+    held: list[str] = field(default_factory=list)
+    """Runs that the last claim passed over because somebody holds their rows in the ledger."""
+    _workspace: str = ""
+    _workflows: dict[str, str] = field(default_factory=dict)
+    """Of a workspace with more workflows than had their turn: the last one that had."""
+    _blank: int = 0
+
+    def claim(
+        self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
+    ) -> list[Claim]:
+        """Claim up to `room` runs in this transaction, in turn or the oldest first; `terms` are the same for all."""
+
+        def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
+            return connection.execute(statement, {**terms, **asdict(limits), **parameters}).all()
+
+        if limits:
+            connection.execute(statements.LIMITED_CLAIMS_LOCK)
+        self.held = []
+        return self._take(room, ask) if in_turn else self._take_oldest(room, ask)
+
+    def choose(
+        self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
+    ) -> list[str]:
+        """Lock the runs that a claim would take now, and return their ids. The way round stays where it is."""
+        if limits:
+            connection.execute(statements.LIMITED_CLAIMS_LOCK)
+        parameters = {**terms, **asdict(limits), "room": room, **(self._window() if in_turn else {})}
+        statement = statements.CLAIMABLE if in_turn else statements.CLAIMABLE_OLDEST_FIRST
+        # There may be more, and those that are refused are passed over from now on.
+        self.more = True
+        return [row.run_id for row in connection.execute(statement, parameters)]
+
+    def _take(self, room: int, ask: Ask) -> list[Claim]:
+        claims: list[Claim] = []
+        given: list[tuple[str, str]] = []
+        seen_all = raced = full = False
+        for _ in range(_STATEMENTS):
+            left = room - len(claims)
+            if given:
+                workspaces, workflows = zip(*given, strict=True)
+                rows = ask(statements.CLAIM_MORE, room=left, workspaces=list(workspaces), workflows=list(workflows))
+            else:
+                rows = ask(statements.CLAIM, room=left, **self._window())
+                seen_all = _saw_all(rows)
+            found = sum(row.found for row in rows)
+            taken = _interleaved(rows)
+            claims += taken
+            held = [run_id for row in rows for run_id in row.held_ids]
+            self.held += held
+            raced = raced or len(taken) < found - len(held)
+            full = found >= left
+            if not given:
+                self._advance(rows, stopped=found >= left)
+            given = [(row.workspace, row.workflow) for row in rows if row.has_more]
+            if full or (seen_all and not given):
+                break
+        self._blank = 0 if claims or seen_all else self._blank + 1
+        unfinished = bool(given) or not seen_all
+        self.more = raced or full or (unfinished and self._blank < _BLANK_CLAIMS)
+        return claims
+
+    def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
+        """Claim up to `room` runs, the oldest first, whosever they are: where no index leads to the turns."""
+        (row,) = ask(statements.CLAIM_OLDEST_FIRST, room=room)
+        claims = _claims(row)
+        self.held = list(row.held_ids)
+        self.more = row.found >= room or len(claims) < row.within_limits - len(self.held)
+        return claims
+
+    def _window(self) -> dict[str, Any]:
+        return {
+            "keys": KEYS,
+            "after_workspace": self._workspace,
+            "workspaces_begun": list(self._workflows),
+            "after_workflows": list(self._workflows.values()),
+        }
+
+    def _advance(self, rows: Sequence[Any], *, stopped: bool) -> None:
+        """Note who had a turn: all that were looked at or, where the room was full before the end, up to the last."""
+        reached = max((n for n, row in enumerate(rows) if row.found), default=0) if stopped else len(rows) - 1
+        for workspace, of_workspace in _grouped(rows).items():
+            had = [row.workflow for n, row in of_workspace if n <= reached]
+            if not had:
+                continue
+            self._workspace = workspace
+            self._workflows.pop(workspace, None)
+            if len(had) < len(of_workspace) or len(of_workspace) >= _workflows_looked_at(rows):
+                self._workflows[workspace] = had[-1]
+        while len(self._workflows) > _REMEMBERED:
+            del self._workflows[next(iter(self._workflows))]
+
+
+def _grouped(rows: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
+    grouped: dict[str, list[tuple[int, Any]]] = {}
+    for n, row in enumerate(rows):
+        grouped.setdefault(row.workspace, []).append((n, row))
+    return grouped
+
+
+def _workflows_looked_at(rows: Sequence[Any]) -> int:
+    """Return how many workflows of each workspace a window may hold, as the statement reckons it."""
+    return max(1, KEYS // max(1, len({row.workspace for row in rows})))
+
+
+def _saw_all(rows: Sequence[Any]) -> bool:
+    grouped = _grouped(rows)
+    most = _workflows_looked_at(rows)
+    return len(grouped) < KEYS and all(len(of_workspace) < most for of_workspace in grouped.values())
+
+
+def _interleaved(rows: Sequence[Any]) -> list[Claim]:
+    """Return the first claim of each row, then the second of each: what is published first waits least."""
+    by_key: Iterable[Iterable[Claim | None]] = zip_longest(*map(_claims, rows))
+    return [claim for claim in chain.from_iterable(by_key) if claim is not None]
+
+
+def _claims(row: Any) -> list[Claim]:
+    return [Claim(run_id, fence) for run_id, fence in zip(row.run_ids, row.fences, strict=True)]

@@ -1,0 +1,1 @@
+"""Logs: event names with fields, on standard error."""

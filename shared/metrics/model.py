@@ -1,0 +1,288 @@
+"""What Prometheus may read of our processes: `orcheo_dispatch_*`. A class for each kind, a verb for what happens.
+
+Nothing is made at import, and nothing at all where no port is set to read it from. Labels take few values, all of
+them known: never a run, a workflow or a text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+from orcheo_dispatch import __version__
+from orcheo_dispatch.shared.cron.report import ApiCronOutcome, WorkerCronOutcome
+from orcheo_dispatch.shared.ledger.model import Outcome, ProcessKind
+from orcheo_dispatch.shared.metrics.cron import CronCounters
+from orcheo_dispatch.shared.metrics.instruments import OTHER, Instruments
+from orcheo_dispatch.shared.metrics.steps import StepCounters
+from orcheo_dispatch.shared.settings.model import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+PollResult = Literal["succeeded", "blocked", "broker_away", "database_away", "failed"]
+MessageResult = Literal["begun", "rejected", "skipped", "stale", "unknown", "malformed", "refused", "database_away"]
+HintKind = Literal["run", "cron", "notify"]
+ReleaseReason = Literal["broker_away", "message_lost"]
+
+_RUN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_POLL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_OUTCOMES = tuple(outcome.value for outcome in Outcome if outcome is not Outcome.RELEASED)
+
+
+class Metrics:
+    """What every kind of process has."""
+
+    kind: ProcessKind
+
+    def __init__(self, settings: Settings, process_id: UUID) -> None:
+        self._settings = settings
+        self._instruments = make = Instruments(on=settings.health_port != 0)
+        make.info(
+            "orcheo_dispatch_process",
+            "What this process is.",
+            kind=self.kind.value,
+            version=__version__,
+            id=str(process_id),
+        )
+        self._broker_errors = make.counter("orcheo_dispatch_broker_errors", "Errors of Redis.")
+        self._database_errors = make.counter("orcheo_dispatch_database_errors", "Errors of Postgres.")
+        self._define(make)
+
+    def broker_failed(self) -> None:
+        """Count an error of Redis."""
+        self._broker_errors().inc()
+
+    def database_failed(self) -> None:
+        """Count an error of Postgres."""
+        self._database_errors().inc()
+
+    def add(self, collector: Any) -> None:
+        """Expose also what `collector.collect()` yields, as prometheus_client has it; asked at each reading."""
+        self._instruments.add(collector)
+
+    def read(self) -> tuple[bytes, str]:
+        """Return the body of /metrics and its content type."""
+        return self._instruments.read(), CONTENT_TYPE
+
+    def close(self) -> None:
+        """Keep nothing from now on."""
+        self._instruments.close()
+
+    def _define(self, make: Instruments) -> None:
+        raise NotImplementedError
+
+
+class BeatMetrics(Metrics):
+    """The metrics of Beat."""
+
+    kind = ProcessKind.BEAT
+
+    def _define(self, make: Instruments) -> None:
+        self._ticks = make.counter("orcheo_dispatch_ticks_sent", "Ticks that Beat has sent.")
+
+    def tick_sent(self) -> None:
+        """Count a tick that went out."""
+        self._ticks().inc()
+
+
+class ConsumerMetrics(Metrics):
+    """What dispatcher and worker have, as takers of messages."""
+
+    def _define(self, make: Instruments) -> None:
+        self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer had ceased to consume.")
+
+    def consumer_stalled(self) -> None:
+        """Count a consumer that had ceased to consume."""
+        self._stalls().inc()
+
+
+class DispatcherMetrics(ConsumerMetrics):
+    """The metrics of a dispatcher."""
+
+    kind = ProcessKind.DISPATCHER
+
+    def _define(self, make: Instruments) -> None:
+        super()._define(make)
+        self._polls = make.counter("orcheo_dispatch_polls", "Polls, by result.", result=get_args(PollResult))
+        self._poll_seconds = make.histogram("orcheo_dispatch_poll_seconds", "Duration of a poll.", _POLL_SECONDS)
+        self._claimed = make.counter("orcheo_dispatch_runs_claimed", "Pending runs that were claimed.")
+        self._published = make.counter("orcheo_dispatch_runs_published", "Claims whose messages were published.")
+        self._released = make.counter(
+            "orcheo_dispatch_claims_released",
+            "Claims given back before their runs began, by reason.",
+            reason=get_args(ReleaseReason),
+        )
+        self._extended = make.counter(
+            "orcheo_dispatch_claims_extended", "Claims extended since Redis still holds their messages."
+        )
+        self._reaped = make.counter(
+            "orcheo_dispatch_runs_reaped",
+            "Runs whose worker was lost, by what became of them.",
+            outcome=(Outcome.LOST.value, Outcome.REQUEUED.value),
+        )
+        self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
+        self._hints = make.counter(
+            "orcheo_dispatch_hints",
+            "Wake-ups between ticks: pushes of the API, and NOTIFY, by kind.",
+            kind=get_args(HintKind),
+        )
+        self._ticks = make.counter("orcheo_dispatch_ticks_received", "Ticks of Beat that were received.")
+        self.steps = StepCounters(make)
+        self._listening = make.gauge(
+            "orcheo_dispatch_listen_up", "1 while NOTIFY would be heard, 0 while it would not."
+        )
+        self._beat_silent = make.gauge("orcheo_dispatch_beat_silent", "1 while Beat is silent, 0 while it ticks.")
+        self.cron = CronCounters(make, get_args(ApiCronOutcome))
+
+    def polled(self, result: PollResult, seconds: float) -> None:
+        """Count a poll and the time that it took."""
+        self._polls(result).inc()
+        self._poll_seconds().observe(seconds)
+
+    def claimed(self, runs: int) -> None:
+        """Count runs that were claimed."""
+        self._claimed().inc(runs)
+
+    def published(self, runs: int) -> None:
+        """Count claims whose messages went out."""
+        self._published().inc(runs)
+
+    def released(self, claims: int, reason: ReleaseReason) -> None:
+        """Count claims that were given back."""
+        self._released(reason).inc(claims)
+
+    def extended(self, claims: int) -> None:
+        """Count claims that got another lease."""
+        self._extended().inc(claims)
+
+    def reaped(self, *, lost: int, requeued: int) -> None:
+        """Count runs whose worker was lost."""
+        self._reaped(Outcome.LOST.value).inc(lost)
+        self._reaped(Outcome.REQUEUED.value).inc(requeued)
+
+    def room(self, runs: int) -> None:
+        """Note how many runs this poll may claim."""
+        self._room().set(runs)
+
+    def hinted(self, kind: HintKind) -> None:
+        """Count a hint: a push of the API, or a notification of Postgres."""
+        self._hints(kind).inc()
+
+    def listens(self, listening: bool) -> None:
+        """Note whether a notification of Postgres would be heard."""
+        self._listening().set(listening)
+
+    def ticked(self) -> None:
+        """Count a tick of Beat."""
+        self._ticks().inc()
+
+    def beat_is_silent(self, silent: bool) -> None:
+        """Note whether Beat is silent."""
+        self._beat_silent().set(silent)
+
+
+class WorkerMetrics(ConsumerMetrics):
+    """The metrics of a worker: of its main process, which also counts what becomes of the runs in its runners."""
+
+    kind = ProcessKind.WORKER
+
+    def _define(self, make: Instruments) -> None:
+        super()._define(make)
+        self._messages = make.counter(
+            "orcheo_dispatch_messages",
+            "Claims taken from messages, by what became of them.",
+            result=get_args(MessageResult),
+        )
+        self._pending_seconds = make.histogram(
+            "orcheo_dispatch_run_pending_seconds",
+            "Time from creation of a run to the claim under which it first began.",
+            _RUN_SECONDS,
+        )
+        self._queued_seconds = make.histogram(
+            "orcheo_dispatch_run_queued_seconds", "Time from a run's claim to its begin.", _RUN_SECONDS
+        )
+        self._running_seconds = make.histogram(
+            "orcheo_dispatch_run_running_seconds", "Time from a run's begin to its settling.", _RUN_SECONDS
+        )
+        self._settled = make.counter(
+            "orcheo_dispatch_runs_settled",
+            "Runs that this worker settled, by outcome and trigger.",
+            outcome=_OUTCOMES,
+            trigger=_trigger_labels(self._settings),
+        )
+        self._stale = make.counter(
+            "orcheo_dispatch_stale_settles", "Runs that were another's when they were to settle."
+        )
+        self._in_flight = make.gauge("orcheo_dispatch_runs_in_flight", "Runs under execution.")
+        self._capacity = make.gauge("orcheo_dispatch_capacity_runs", "Runs that may be under execution at a time.")
+        self._heartbeats = make.counter(
+            "orcheo_dispatch_heartbeats", "Heartbeats, by result.", result=("succeeded", "failed")
+        )
+        self._lag = make.gauge(
+            "orcheo_dispatch_loop_lag_seconds",
+            "How long the event loop of a runner has not answered: the highest of all runners.",
+        )
+        self._blocked = make.counter(
+            "orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop of its runner."
+        )
+        self._runners_lost = make.counter(
+            "orcheo_dispatch_runners_lost",
+            "Runners that ended in the middle of runs: exited, ended by a signal, or killed by the worker.",
+            how=("exited", "signal", "killed"),
+        )
+        self.cron = CronCounters(make, get_args(WorkerCronOutcome))
+
+    def message_taken(self, result: MessageResult) -> None:
+        """Count a message, once it is known what becomes of it."""
+        self._messages(result).inc()
+
+    def run_begun(self) -> None:
+        """Count a run as in flight."""
+        self._in_flight().inc()
+
+    def run_ended(self) -> None:
+        """Count it no more: it is settled, or not ours to settle."""
+        self._in_flight().dec()
+
+    def was_pending(self, seconds: float) -> None:
+        """Note how long a run that begins for the first time had been pending before its claim."""
+        self._pending_seconds().observe(max(0.0, seconds))
+
+    def was_queued(self, seconds: float) -> None:
+        """Note how long a run that begins now has been claimed."""
+        self._queued_seconds().observe(max(0.0, seconds))
+
+    def run_settled(self, outcome: Outcome, trigger: str, seconds: float) -> None:
+        """Count a run that ended here, and the time that it ran."""
+        self._settled(outcome.value, trigger).inc()
+        self._running_seconds().observe(seconds)
+
+    def settle_was_stale(self) -> None:
+        """Count a run that could not be settled: it is another's by now."""
+        self._stale().inc()
+
+    def capacity(self, runs: int) -> None:
+        """Note how many runs this process executes at a time."""
+        self._capacity().set(runs)
+
+    def beaten(self, *, succeeded: bool) -> None:
+        """Count a heartbeat."""
+        self._heartbeats("succeeded" if succeeded else "failed").inc()
+
+    def loop_lag(self, seconds: float) -> None:
+        """Note for how long the loop of a runner has not answered, the highest of all."""
+        self._lag().set(seconds)
+
+    def loop_blocked(self) -> None:
+        """Count a run that blocked the loop of its runner."""
+        self._blocked().inc()
+
+    def runner_lost(self, how: str) -> None:
+        """Count a runner that ended in the middle of runs: `exited`, by a `signal`, or `killed` by this process."""
+        self._runners_lost(how).inc()
+
+
+def _trigger_labels(settings: Settings) -> tuple[str, ...]:
+    named = [trigger for trigger in settings.triggers if trigger != ALL_TRIGGERS]
+    known = DEFAULT_TRIGGERS if settings.takes_every_trigger else ()
+    return tuple(dict.fromkeys([*named, *known, OTHER]))

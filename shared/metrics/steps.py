@@ -1,0 +1,39 @@
+"""What a dispatcher counts of the steps of its polls and of its upkeep."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from orcheo_dispatch.shared.metrics.instruments import Instruments
+
+StepName = Literal[
+    "look", "reap", "reconcile", "room", "claim", "publish",
+    "orphans", "count", "prune", "adopt", "slots", "admit", "processes",
+]  # fmt: skip
+"""The steps of a poll, and those of the upkeep beside it."""
+RefusedStep = Literal[
+    "claim", "publish", "release", "extend", "reap", "orphans", "prune", "adopt", "slots", "admit", "push",
+]  # fmt: skip
+"""What Postgres may refuse for single runs."""
+
+
+class StepCounters:
+    """Counts steps that failed, and runs that were refused."""
+
+    def __init__(self, make: Instruments) -> None:
+        self._failed = make.counter(
+            "orcheo_dispatch_steps_failed", "Steps of polls and upkeep that failed, by step.", step=get_args(StepName)
+        )
+        self._refused = make.gauge(
+            "orcheo_dispatch_refused_runs",
+            "Runs for which Postgres refused a step, or whose row somebody holds; they are tried again later.",
+            step=get_args(RefusedStep),
+        )
+
+    def failed(self, step: StepName) -> None:
+        """Count a step that failed and was passed over."""
+        self._failed(step).inc()
+
+    def refused(self, step: str, runs: int) -> None:
+        """Note for how many runs Postgres refuses this step."""
+        self._refused(step).set(runs)

@@ -1,1 +1,0 @@
-"""Alembic migrations of schema `orcheo_dispatch`; run by `shared/migrate.py`."""

@@ -1,0 +1,1 @@
+"""What each of our processes does about itself: start, signals, progress, the service manager."""

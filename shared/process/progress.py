@@ -1,0 +1,103 @@
+"""Liveness means progress: a thread that watches whether the process gets on, mends what it can, and ends it else.
+
+A process that is up and does nothing is worse than one that is down: nothing starts it again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from orcheo_dispatch.shared.logs.setup import describe, log
+
+EXIT_STALLED = 1
+"""Exit code of a process that does not get on: no code of its own, it is a failure like others."""
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Something that has to get on: `getting_on` is asked each second, and says no for `patience` seconds at most.
+
+    Then the remedies are tried, one each `patience` seconds; the last one is asked again and again.
+    """
+
+    name: str
+    getting_on: Callable[[], bool]
+    remedies: Sequence[Callable[[], None]]
+    patience: float
+
+
+class ProgressWatch:
+    """Looks at everything that has to get on, on a thread of its own.
+
+    After each look that found nothing stalled it calls `on_well`, which feeds the watchdog of a service manager. So
+    that ends what this watch cannot: a process that hangs as a whole, or one whose remedies do not help.
+    """
+
+    def __init__(self, *watched: Watched, on_well: Callable[[], None] | None = None) -> None:
+        self.well_at = time.monotonic()
+        """`time.monotonic()` of the last look that found nothing stalled."""
+        self._on_well = on_well
+        self._states = [_State(each) for each in watched]
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def start(self) -> None:
+        """Look from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more: what ends need not get on."""
+        self._stopping.set()
+
+    def look(self) -> None:
+        """Look once, on the caller's thread."""
+        for state in self._states:
+            try:
+                state.look()
+            except Exception as error:  # noqa: BLE001 - who watches must not be the first to fall
+                log.error("progress_not_seen", what=state.watched.name, **describe(error))
+        if not any(state.stalled for state in self._states):
+            self.well_at = time.monotonic()
+            if self._on_well is not None:
+                self._on_well()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            self.look()
+
+
+class _State:
+    """What the watch knows of one thing."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self._since = time.monotonic()
+        self._tried = 0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a remedy was tried, and it does not get on yet."""
+        return self._tried > 0
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if self.watched.getting_on():
+            if self._tried:
+                log.info("getting_on_again", what=self.watched.name)
+            self._since, self._tried = now, 0
+        elif now - self._since >= self.watched.patience:
+            remedy = self.watched.remedies[min(self._tried, len(self.watched.remedies) - 1)]
+            log.warning("stalled", what=self.watched.name, seconds=round(now - self._since, 1), remedy=remedy.__name__)
+            self._since, self._tried = now, self._tried + 1
+            remedy()
+
+
+def exit_now() -> None:
+    """End this process at once: there is nothing to save, and its service manager starts it again."""
+    log.error("exit_stalled", code=EXIT_STALLED)
+    os._exit(EXIT_STALLED)

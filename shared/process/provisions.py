@@ -1,0 +1,115 @@
+"""What a process needs of its surroundings, and gets where a container or a shell does not provide it.
+
+Standard streams that are open and take any text, a home folder, a name for the user, file descriptors.
+"""
+
+from __future__ import annotations
+
+import getpass
+import io
+import os
+import pwd
+import resource
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+_STREAMS = ("stdin", "stdout", "stderr")
+_MOST_FILES = 65_536
+_FILES_OF_A_PROCESS = 256
+_FILES_PER_RUN = 4
+_HOME, _USER = "HOME", "LOGNAME"
+
+
+def settle_in() -> None:
+    """Provide what is missing: before anything is opened, and before what asks for a home is imported."""
+    _open_closed_streams()
+    _print_any_text()
+    sys.argv = [_readable(each) for each in sys.argv]
+    if not _has_home():
+        os.environ[_HOME] = _makeshift_home()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ[_USER] = f"uid-{os.getuid()}"
+
+
+def raise_file_limit(runs: int = 0) -> None:
+    """Raise the soft limit of open files to the hard one; log where that is few for so many runs at a time.
+
+    Logs as well that a makeshift home is used: what Orcheo keeps there, such as plugins, may be gone after a restart.
+    """
+    # Here, since each start of the command imports this module.
+    from orcheo_dispatch.shared.logs.lines import log
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    needed = _FILES_OF_A_PROCESS + _FILES_PER_RUN * runs
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        log.warning("few_file_descriptors", limit=soft, recommended=needed)
+    if os.environ.get(_HOME) == str(_makeshift_path()):
+        log.warning("home_makeshift", home=os.environ[_HOME])
+
+
+def _readable(argument: str) -> str:
+    """Return an argument that the locale could not decode, with surrogates that no database takes, as UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in the place of standard streams that are closed: a socket would get their numbers."""
+    for number, name in enumerate(_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            stream = os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+
+
+def _print_any_text() -> None:
+    """Have stdout and stderr escape what their encoding cannot express, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _has_home() -> bool:
+    """Tell whether there is a home folder; `/`, which engines give to users without an entry, only where writable."""
+    home = os.environ.get(_HOME)
+    if not home:
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            return False
+    return Path(home).is_dir() and (home != "/" or os.access(home, os.W_OK))
+
+
+def _makeshift_path() -> Path:
+    return Path(tempfile.gettempdir()) / f"orcheo-dispatch-home-{os.getuid()}"
+
+
+def _makeshift_home() -> str:
+    """Make a folder that nobody else may enter; `/` where none can be made."""
+    try:
+        path = _makeshift_path()
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+        if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            return tempfile.mkdtemp(prefix=f"{path.name}-")
+    except OSError:
+        return "/"
+    return str(path)

@@ -1,0 +1,1 @@
+"""The schema `orcheo_dispatch`, and what is ours in the API's tables."""

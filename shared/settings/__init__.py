@@ -1,0 +1,1 @@
+"""Settings: read from the environment and from credentials once, at the entry point."""

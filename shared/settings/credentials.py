@@ -1,0 +1,72 @@
+"""Secrets in files: systemd's `LoadCredential=`, or any folder that `CREDENTIALS_DIRECTORY` names.
+
+A file is named as the variable that it stands for. Where that variable is set too, the environment wins: so
+somebody at a shell, or a drop-in of a unit, can try another value. An empty file or variable counts as unset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.values import clean
+
+DIRECTORY = "CREDENTIALS_DIRECTORY"
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_MOST_BYTES = 1024 * 1024
+"""What systemd takes for all credentials of a unit."""
+
+
+def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the credentials by variable, without those that are empty; none where no folder is named.
+
+    Files that are not named as a variable are somebody else's. Raises `SettingsError`, which quotes no content.
+    """
+    directory = environment.get(DIRECTORY)
+    if not directory:
+        return {}
+    try:
+        paths = sorted(Path(directory).iterdir())
+    except OSError as error:
+        raise SettingsError.wrong(DIRECTORY, directory, f"a folder that can be read: {error.strerror}") from error
+    found = {path.name: _read(path) for path in paths if _VARIABLE.fullmatch(path.name)}
+    return {name: text for name, text in found.items() if text}
+
+
+def export_credentials(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables that credentials stand for, where they are unset: Orcheo reads nothing but its environment.
+
+    Only in this process, after its start: `/proc/PID/environ`, `systemctl show` and the journal do not show them.
+    Raises `SettingsError` as `read_credentials` does.
+    """
+    for name, text in read_credentials(environment).items():
+        if _is_unset(environment.get(name)):
+            environment[name] = text
+
+
+def _is_unset(value: str | None) -> bool:
+    """Return whether a variable counts as unset; one that is no text is somebody's mistake, and is set."""
+    try:
+        return not value or not clean(value)
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"credential {path.name} cannot be read: {error.strerror}") from error
+    if len(raw) > _MOST_BYTES:
+        raise SettingsError(f"credential {path.name} cannot be used: it has more than {_MOST_BYTES} bytes")
+    try:
+        text = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise SettingsError(f"credential {path.name} cannot be used: it is no text in UTF-8") from None
+    if "\0" in text:
+        raise SettingsError(f"credential {path.name} cannot be used: it holds a NUL")
+    return text

@@ -1,0 +1,107 @@
+"""The settings of connections and of dispatchers; see `shared/settings/model.py`."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from orcheo_dispatch.shared.settings.field_types import LONGEST, MOST, LostRunsInAnyCase, Names, PostgresDsn, RedisUrl
+from orcheo_dispatch.shared.settings.policies import LostRuns
+
+DEFAULT_REDIS_URL = "redis://localhost:6379/0"
+DEFAULT_QUEUE = "orcheo.runs"
+ALL_TRIGGERS = "*"
+DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cli", "api", "canvas")
+
+
+class DispatchSettings(BaseSettings):
+    """Where the database and the broker are, what is dispatched and how."""
+
+    postgres_dsn: PostgresDsn = Field(
+        alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
+    )
+    listen_dsn: PostgresDsn | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_LISTEN_DSN",
+        description="The same database without a pooler between, for LISTEN; unset: ORCHEO_POSTGRES_DSN.",
+    )
+    redis_url: RedisUrl = Field(
+        SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker, as Orcheo's Celery app names it."
+    )
+    slots_redis_url: RedisUrl = Field(
+        SecretStr(DEFAULT_REDIS_URL),
+        alias="ORCHEO_REDIS_URL",
+        description="The Redis in which the API counts the run slots of a workspace.",
+    )
+
+    poll_interval: float = Field(
+        1.0, alias="ORCHEO_DISPATCH_POLL_INTERVAL", ge=0.05, le=3600, description="Seconds between two polls."
+    )
+    batch_size: int = Field(
+        100, alias="ORCHEO_DISPATCH_BATCH_SIZE", ge=1, le=10_000, description="Runs claimed by one poll at most."
+    )
+    max_queued: int = Field(
+        200,
+        alias="ORCHEO_DISPATCH_MAX_QUEUED",
+        ge=1,
+        le=1_000_000,
+        description="Runs that may wait in Redis at a time; the rest of the backlog stays in the database.",
+    )
+    max_running_per_workflow: int | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW",
+        ge=1,
+        le=MOST,
+        description="Runs of one workflow that may be claimed, queued or running at a time; unset is no limit.",
+    )
+    max_running_per_workspace: int | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKSPACE",
+        ge=1,
+        le=MOST,
+        description="The same of one workspace; runs outside a workspace are not counted.",
+    )
+    queue: str = Field(
+        DEFAULT_QUEUE,
+        alias="ORCHEO_DISPATCH_QUEUE",
+        pattern=r"^[A-Za-z0-9._\-]{1,100}$",
+        description="The queue in Redis that workers take runs from; the installation's name follows it there.",
+    )
+    namespace: str | None = Field(
+        None,
+        alias="ORCHEO_DISPATCH_NAMESPACE",
+        pattern=r"^[A-Za-z0-9._\-]{1,40}$",
+        description="Name of this installation in Redis; unset: one made of the database's own identity.",
+    )
+    triggers: Names = Field(
+        DEFAULT_TRIGGERS,
+        alias="ORCHEO_DISPATCH_TRIGGERS",
+        min_length=1,
+        description="Runs with these `triggered_by` are dispatched, separated by commas; `*` is all.",
+    )
+    lease: float = Field(
+        60.0,
+        alias="ORCHEO_DISPATCH_LEASE",
+        ge=1,
+        le=86_400,
+        description="Seconds that a claim or a published message may stay unanswered before it is looked into.",
+    )
+    lost_runs: LostRunsInAnyCase = Field(
+        LostRuns.FAIL,
+        alias="ORCHEO_DISPATCH_LOST_RUNS",
+        description="What becomes of a run whose worker is lost: fail, requeue or hold.",
+    )
+    max_attempts: int = Field(
+        3,
+        alias="ORCHEO_DISPATCH_MAX_ATTEMPTS",
+        ge=1,
+        le=1000,
+        description="Times that a run may begin before `requeue` gives it up.",
+    )
+    retention: float = Field(
+        604_800.0,
+        alias="ORCHEO_DISPATCH_RETENTION",
+        ge=60,
+        le=LONGEST,
+        description="Seconds that settled rows stay in the ledger.",
+    )

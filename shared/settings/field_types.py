@@ -1,0 +1,109 @@
+"""Types of the fields of `Settings`: which values each accepts.
+
+An error says what is accepted, as the end of a sentence, and quotes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+
+from orcheo_dispatch.shared.settings.addresses import check_postgres_dsn, check_redis_url
+from orcheo_dispatch.shared.settings.policies import CronMode, LostRuns, WorkerIsolation, WorkerPool
+from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
+
+LONGEST = 1_000_000_000
+"""Seconds, 31 years: what every timer and every interval of Postgres takes."""
+MOST = 1_000_000_000
+"""Runs: what an integer of Postgres holds."""
+
+
+def _split_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name != "*" and not re.fullmatch(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name):
+            raise ValueError("names of hosts without a port, such as page.example.org or .example.org, or *")
+    return names
+
+
+def _check_token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
+        raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
+    return value
+
+
+def _check_service_token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("a token of printable ASCII without a blank: it goes into a header of HTTP")
+    return value
+
+
+def _check_dsn(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    # In a DSN of the form `host=... port=...` blanks separate; elsewhere they are an accident of copying.
+    _refuse_unprintable(text, blanks="://" not in text)
+    return check_postgres_dsn(SecretStr(postgres_dsn(text)[0]))
+
+
+def _check_url(value: SecretStr) -> SecretStr:
+    _refuse_unprintable(value.get_secret_value(), blanks=False)
+    return check_redis_url(value)
+
+
+def _refuse_unprintable(text: str, *, blanks: bool) -> None:
+    """Refuse what a client would leave out silently, or print as it is, in the middle of an address."""
+    if any(not (character.isprintable() or (blanks and character.isspace())) for character in text):
+        raise ValueError("an address without line breaks and characters that cannot be printed")
+    if not blanks and any(character.isspace() for character in text):
+        raise ValueError("an address without a blank in it")
+
+
+def _lowered(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _log_level(value: Any) -> Any:
+    return log_level(str(value)) or "INFO"
+
+
+def _log_format(value: Any) -> Any:
+    return log_format(str(value)) or "json"
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
+"""Separated by commas."""
+PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_hosts)]
+HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
+ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
+CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
+LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
+WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
+WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
+LogLevel = Annotated[
+    Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(_log_level),
+]
+LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_log_format)]
+
+
+def show_default(value: Any) -> str:
+    """Return a default as documentation shows it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(value) or "unset"
+    if isinstance(value, float):
+        return f"{value:g}" if value < 1e6 else str(int(value))
+    if value is None:
+        return "unset"
+    return "required" if repr(value) == "PydanticUndefined" else str(value)

@@ -1,0 +1,161 @@
+"""Every setting, read once at the entry point and passed on as an argument.
+
+Each field is one environment variable (its alias), or a credential of that name. Durations are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.credentials import read_credentials
+from orcheo_dispatch.shared.settings.dispatch import (
+    ALL_TRIGGERS,
+    DEFAULT_QUEUE,
+    DEFAULT_REDIS_URL,
+    DEFAULT_TRIGGERS,
+    DispatchSettings,
+)
+from orcheo_dispatch.shared.settings.environment import OrcheoNames, ValuesSource, slots_follow
+from orcheo_dispatch.shared.settings.explain import explain
+from orcheo_dispatch.shared.settings.field_types import (
+    LONGEST,
+    CronModeInAnyCase,
+    HealthToken,
+    HostNames,
+    LogFormat,
+    LogLevel,
+    RedisUrl,
+    ServiceToken,
+    show_default,
+)
+from orcheo_dispatch.shared.settings.policies import CronMode, LostRuns, WorkerIsolation, WorkerPool, cron_mode
+from orcheo_dispatch.shared.settings.rules import check_api, check_leases, check_queue
+from orcheo_dispatch.shared.settings.values import LEVELS
+from orcheo_dispatch.shared.settings.worker import WorkerSettings
+
+# fmt: off
+__all__ = ["ALL_TRIGGERS", "CronMode", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl",
+           "Settings", "WorkerIsolation", "WorkerPool", "secret_variables", "variables"]
+# fmt: on
+
+
+class Settings(WorkerSettings, DispatchSettings):
+    """The settings of all three processes. Immutable; secrets never show in `repr`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    health_host: str = Field(
+        "127.0.0.1", alias="ORCHEO_HEALTH_HOST", description="Address that /livez, /readyz and /metrics are served on."
+    )
+    health_port: int = Field(
+        0,
+        alias="ORCHEO_HEALTH_PORT",
+        ge=0,
+        le=65_535,
+        description="Their port, one of its own for each process; 0 serves none of them.",
+    )
+    health_token: HealthToken | None = Field(
+        None,
+        alias="ORCHEO_HEALTH_TOKEN",
+        description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
+    )
+
+    health_allowed_hosts: HostNames = Field(
+        (),
+        alias="ORCHEO_HEALTH_ALLOWED_HOSTS",
+        description="Names, separated by commas, that the status page answers to beside this machine's own.",
+    )
+    log_level: LogLevel = Field(
+        "INFO",
+        alias="ORCHEO_LOG_LEVEL",
+        description="The least severe level that is logged: "
+        + ", ".join(LEVELS)
+        + ", or a number of Python's logging.",
+    )
+    log_format: LogFormat = Field(
+        "console",
+        alias="ORCHEO_LOG_FORMAT",
+        description="`console` (or `text`) for people, `json` for journald and log shippers; as Orcheo reads it.",
+    )
+
+    cron: CronModeInAnyCase = Field(
+        CronMode.WORKER,
+        alias="ORCHEO_DISPATCH_CRON",
+        description="Who creates the runs of due cron triggers: worker, api (through ORCHEO_API_URL) or off.",
+    )
+    cron_interval: float = Field(
+        60.0, alias="ORCHEO_CRON_INTERVAL", ge=1, le=LONGEST, description="Seconds between two cron dispatches."
+    )
+    api_url: str | None = Field(None, alias="ORCHEO_API_URL", description="Orcheo's API, for ORCHEO_DISPATCH_CRON=api.")
+    service_token: ServiceToken | None = Field(
+        None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings come from; the first wins: argument, environment, credential, a name of Orcheo's."""
+        environment, credentials = (ValuesSource(settings_cls, found) for found in (os.environ, read_credentials()))
+        return init_settings, environment, credentials, OrcheoNames(settings_cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _slots_follow_the_broker(cls, given: Any) -> Any:
+        named = isinstance(given, dict) and not {"ORCHEO_REDIS_URL", "slots_redis_url"} & given.keys()
+        broker = given.get("redis_url", given.get("REDIS_URL")) if named else None
+        return {**given, "ORCHEO_REDIS_URL": broker} if isinstance(broker, str) and slots_follow(broker) else given
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        check_leases(worker_lease=self.worker_lease, heartbeat=self.heartbeat)
+        check_queue(self.queue)
+        if self.cron_mode is CronMode.API:
+            check_api(self.api_url)
+        return self
+
+    @property
+    def cron_mode(self) -> CronMode:
+        """Who creates the runs of due cron triggers, also where nobody has chosen."""
+        chosen = self.cron if "cron" in self.model_fields_set else None
+        return cron_mode(chosen, executor=self.executor, api_url=self.api_url)
+
+    @property
+    def takes_every_trigger(self) -> bool:
+        """Whether the allow-list of triggers is `*`."""
+        return ALL_TRIGGERS in self.triggers
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Return the settings of the environment, with `overrides` by field name on top.
+
+        Raises `SettingsError`, one line a wrong variable: what it got and what it takes.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            lines = [explain(item, cls.model_fields, secret_variables()) for item in error.errors(include_url=False)]
+            raise SettingsError("\n".join(lines)) from None
+
+
+def variables() -> dict[str, tuple[str, str]]:
+    """Return each variable with its default (as text) and its description, in the order of the class."""
+    found: dict[str, tuple[str, str]] = {}
+    for field in Settings.model_fields.values():
+        found[str(field.alias)] = (show_default(field.get_default()), field.description or "")
+    return found
+
+
+def secret_variables() -> list[str]:
+    """Return the variables whose values are secrets, in the order of the class."""
+    return [str(field.alias) for field in Settings.model_fields.values() if "SecretStr" in str(field.annotation)]

@@ -1,0 +1,35 @@
+"""What must hold between settings, and of one that others depend on; each raises `SettingsError`."""
+
+from __future__ import annotations
+
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.addresses import Origin
+
+_RESERVED_QUEUES = frozenset({"celery", "orcheo.cron", "orcheo.dispatch", "orcheo.hints", "orcheo.unacked"})
+
+
+def check_leases(*, worker_lease: float, heartbeat: float) -> None:
+    """Refuse a lease that one late heartbeat would end."""
+    if worker_lease < 2 * heartbeat:
+        raise SettingsError(
+            f"ORCHEO_WORKER_LEASE got {worker_lease:g}, takes at least twice ORCHEO_WORKER_HEARTBEAT "
+            f"({heartbeat:g}): one late heartbeat must not lose a run"
+        )
+
+
+def check_queue(queue: str) -> None:
+    """Refuse the name of a queue that has another use."""
+    if queue in _RESERVED_QUEUES or queue.startswith("_kombu"):
+        raise SettingsError.wrong(
+            "ORCHEO_DISPATCH_QUEUE", queue, "a name that is none of " + ", ".join(sorted(_RESERVED_QUEUES))
+        )
+
+
+def check_api(api_url: str | None) -> None:
+    """Refuse an API that cannot be asked to dispatch cron triggers; its URL may hold a password and is not quoted."""
+    if api_url is None:
+        raise SettingsError("ORCHEO_API_URL is not set, takes Orcheo's API where ORCHEO_DISPATCH_CRON=api")
+    try:
+        Origin.of(api_url)
+    except ValueError as error:
+        raise SettingsError(f"ORCHEO_API_URL got a value, takes {error}") from None

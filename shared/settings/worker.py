@@ -1,0 +1,122 @@
+"""The settings of workers; see `shared/settings/model.py`."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+from orcheo_dispatch.shared.settings.field_types import LONGEST, MOST, WorkerIsolationInAnyCase, WorkerPoolInAnyCase
+from orcheo_dispatch.shared.settings.policies import WorkerIsolation
+
+
+class WorkerSettings(BaseSettings):
+    """How many runs a worker executes, in which processes, and for how long."""
+
+    concurrency: int = Field(
+        32, alias="ORCHEO_WORKER_CONCURRENCY", ge=1, le=10_000, description="Runs that one worker executes at a time."
+    )
+    isolation: WorkerIsolationInAnyCase = Field(
+        WorkerIsolation.ADAPTIVE,
+        alias="ORCHEO_WORKER_ISOLATION",
+        description="Runs that get a process each: adaptive (of workflows that harm others), process (all), shared.",
+    )
+    processes: int | None = Field(
+        None,
+        alias="ORCHEO_WORKER_PROCESSES",
+        ge=1,
+        le=1000,
+        description="Processes that share the runs of one workspace; unset: one for each core that the worker may use.",
+    )
+    max_processes: int = Field(
+        32,
+        alias="ORCHEO_WORKER_MAX_PROCESSES",
+        ge=2,
+        le=10_000,
+        description="Processes that execute runs at a time; workspaces beyond that take turns.",
+    )
+    max_runs_per_process: int = Field(
+        10_000,
+        alias="ORCHEO_WORKER_MAX_RUNS_PER_PROCESS",
+        ge=1,
+        le=MOST,
+        description="Runs after which a shared process is replaced.",
+    )
+    max_process_age: float = Field(
+        86_400.0,
+        alias="ORCHEO_WORKER_MAX_PROCESS_AGE",
+        ge=1,
+        le=LONGEST,
+        description="Seconds after which a shared process is replaced.",
+    )
+    max_memory: int = Field(
+        2048,
+        alias="ORCHEO_WORKER_MAX_MEMORY",
+        ge=0,
+        le=MOST,
+        description="MiB that a process may grow by before it is ended; replaced from half of it on. 0: no limit.",
+    )
+    max_output: int = Field(
+        67_108_864,
+        alias="ORCHEO_WORKER_MAX_OUTPUT",
+        ge=1024,
+        le=268_435_456,
+        description="Bytes that the output of a run may have as JSON; a run with more fails.",
+    )
+    pool: WorkerPoolInAnyCase | None = Field(
+        None,
+        alias="ORCHEO_WORKER_POOL",
+        description="Of earlier releases: `prefork` is ORCHEO_WORKER_ISOLATION=process now, `threads` has no effect.",
+    )
+    heartbeat: float = Field(
+        5.0, alias="ORCHEO_WORKER_HEARTBEAT", ge=0.1, le=600, description="Seconds between two heartbeats of a worker."
+    )
+    worker_lease: float = Field(
+        30.0,
+        alias="ORCHEO_WORKER_LEASE",
+        ge=0.5,
+        le=3600,
+        description="Seconds without a heartbeat after which a running run counts as lost.",
+    )
+    run_timeout: float = Field(
+        3600.0,
+        alias="ORCHEO_WORKER_RUN_TIMEOUT",
+        gt=0,
+        le=LONGEST,
+        description="Seconds that one run may take.",
+    )
+    cancel_grace: float = Field(
+        5.0,
+        alias="ORCHEO_WORKER_CANCEL_GRACE",
+        ge=0,
+        le=600,
+        description="Seconds that a cancelled run has for its clean-up code.",
+    )
+    drain_timeout: float = Field(
+        60.0,
+        alias="ORCHEO_WORKER_DRAIN_TIMEOUT",
+        ge=0,
+        le=LONGEST,
+        description="Seconds that a stopping worker lets its runs finish.",
+    )
+    executor: str = Field(
+        "orcheo",
+        alias="ORCHEO_WORKER_EXECUTOR",
+        description="What executes a run: `orcheo`, or `package.module:name` (see `worker/executor/protocol.py`).",
+    )
+
+    @property
+    def capacity(self) -> int:
+        """How many runs a worker executes at a time: no more than it has processes where each run needs its own.
+
+        A run that has begun and waits for a process would use up its timeout, and hold up those behind it.
+        """
+        if self.isolation is WorkerIsolation.PROCESS:
+            return min(self.concurrency, self.max_processes)
+        return self.concurrency
+
+    @property
+    def shared_processes(self) -> int:
+        """How many processes share the runs of one workspace."""
+        return self.processes or len(os.sched_getaffinity(0))

@@ -1,0 +1,166 @@
+"""Lost workers and lost messages: reap by lease, reconcile against what Redis holds."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
+from orcheo_dispatch.shared.settings.model import LostRuns
+from tests.support.database.databases import Database
+from tests.support.database.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
+
+
+def _lost(store: Store, database: Database) -> Claim:
+    """Begin a run whose worker is then never heard of again."""
+    (claim,) = claim_all(store)
+    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
+    _expire(database)
+    return claim
+
+
+def _expire(database: Database) -> None:
+    execute(
+        database,
+        "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s' WHERE state <> 'settled'",
+    )
+
+
+def test_lost_run_fails_and_owes_its_slot(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _lost(store, database)
+        (reaped,) = store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
+        assert (reaped.claim, reaped.outcome) == (claim, "lost")
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
+    run, row = read_run(database, run_id), ledger(database, run_id)
+    assert run["status"] == "failed"
+    assert run["payload"]["error"].startswith("Worker lost: no heartbeat since 20")
+    assert run["payload"]["audit_log"][-1]["actor"] == "dispatcher"
+    assert (row["state"], row["outcome"], row["slot"]) == ("settled", "lost", "due")
+
+
+def _open_trace(database: Database, run_id: str) -> None:
+    """Write what Orcheo's history store has written of a run that is under way."""
+    execute(
+        database,
+        "INSERT INTO execution_history (execution_id, workflow_id, inputs, status, started_at)"
+        " VALUES (%s, 'w', '{}', 'running', now())",
+        run_id,
+    )
+    execute(database, "INSERT INTO execution_history_steps VALUES (%s, 0, now(), '{\"start\": {}}')", run_id)
+
+
+def test_trace_of_a_lost_run_is_closed_with_an_error_step(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    _open_trace(database, run_id)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        assert store.close_traces([run_id]) == 0, "the run has not ended"
+        store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
+        assert store.close_traces([run_id]) == 1
+        assert store.close_traces([run_id]) == 0
+    error = read_run(database, run_id)["payload"]["error"]
+    (record,) = everything(database, "SELECT status, error, completed_at FROM execution_history")
+    assert (record["status"], record["error"]) == ("error", error)
+    assert record["completed_at"] is not None
+    steps = everything(database, "SELECT step_index, payload FROM execution_history_steps ORDER BY step_index")
+    assert steps[1] == {"step_index": 1, "payload": {"status": "error", "error": error}}
+
+
+def test_traces_that_orcheo_never_made_cost_nothing(database: Database) -> None:
+    execute(database, "DROP TABLE execution_history_steps, execution_history")
+    with store_of(database) as (store, _):
+        assert store.close_traces(["r1"]) == 0
+
+
+def test_worker_that_comes_back_after_reap_changes_nothing(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _lost(store, database)
+        store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
+        assert store.heartbeat([claim], lease=30) == {}
+        assert store.settle(claim, Ending.succeeded('{"late": true}')) is None
+    assert read_run(database, run_id)["status"] == "failed"
+
+
+def test_live_run_is_not_reaped(database: Database) -> None:
+    insert_runs(database)
+    with store_of(database) as (store, _):
+        claim = _lost(store, database)
+        assert store.heartbeat([claim], lease=30) == {claim: True}
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
+
+
+def test_lost_run_is_requeued_until_its_attempts_are_used_up(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        for attempt in (1, 2):
+            _lost(store, database)
+            (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=10)
+            assert reaped.outcome == "requeued"
+            run = read_run(database, run_id)
+            assert (run["status"], run["payload"]["started_at"]) == ("pending", None)
+            assert ledger(database, run_id)["attempts"] == attempt
+            assert ledger(database, run_id)["slot"] == "held"
+        _lost(store, database)
+        (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=10)
+        assert reaped.outcome == "lost"
+    run = read_run(database, run_id)
+    assert run["status"] == "failed"
+    assert "attempt 3 of 3" in run["payload"]["error"]
+    assert audit(run) == ["run_created", *["run_started", "run_requeued"] * 2, "run_started", "run_failed"]
+
+
+def test_lost_run_is_held_for_an_operator(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        assert store.reap(LostRuns.HOLD, max_attempts=3, lease=0, batch=10) == []
+    assert read_run(database, run_id)["status"] == "running"
+    assert ledger(database, run_id)["state"] == "running"
+
+
+@pytest.mark.parametrize("policy", list(LostRuns))
+def test_lost_run_that_was_cancelled_stays_cancelled(database: Database, policy: LostRuns) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        execute(database, "UPDATE workflow_runs SET status = 'cancelled' WHERE id = %s", run_id)
+        (reaped,) = store.reap(policy, max_attempts=3, lease=0, batch=10)
+    assert reaped.outcome == "cancelled"
+    assert ledger(database, run_id)["slot"] == "due"
+
+
+def test_reap_passes_over_a_run_that_settles_at_this_moment(database: Database) -> None:
+    import psycopg
+
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _), psycopg.connect(database.dsn) as worker:
+        _lost(store, database)
+        worker.execute("SELECT FROM workflow_runs WHERE id = %s FOR UPDATE", (run_id,))
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10) == []
+        worker.rollback()
+        assert len(store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)) == 1
+
+
+def test_lapsed_claims_are_found_and_extended(database: Database) -> None:
+    insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        first, second = sorted(claim_all(store))
+        assert store.lapsed(batch=10) == {}
+        _expire(database)
+        assert sorted(store.lapsed(batch=10)) == [first, second]
+        store.extend([first], lease=60, reason="waiting")
+        assert store.lapsed(batch=10) == {second: None}
+
+
+def test_rows_of_deleted_runs_are_settled(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        execute(database, "DELETE FROM workflow_runs WHERE id = %s", run_id)
+        assert store.reap_orphans() == 1
+    assert ledger(database, run_id)["reason"] == "run is gone"

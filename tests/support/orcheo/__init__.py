@@ -1,0 +1,1 @@
+"""Orcheo's API and its runs, for tests."""

@@ -1,0 +1,1 @@
+"""Our processes, started for tests."""

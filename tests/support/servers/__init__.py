@@ -1,0 +1,1 @@
+"""Servers for tests, and what stands between them and us."""

@@ -1,0 +1,186 @@
+"""Begin the runs of a message: together, in parts where that does not work, and each exactly once.
+
+- A run whose row somebody holds is tried again for `LOCK_SECONDS`, while the others execute; then it is told `locked`.
+- A run whose begin Postgres refuses, whatever the reason, fails with that reason.
+- Where the connection broke, the begin may have been committed although its answer was lost. Then we begin again, and
+  find by our own id and fence what we had begun.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from orcheo_dispatch.shared.database.apart import write_apart
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of_state
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, NotBegun, Run
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+
+LOCK_SECONDS = 0.25
+"""How long the others of a message wait at most, at its end, for a row that somebody holds."""
+STATEMENT_SECONDS = 3.0
+REFUSED = "refused"
+"""Postgres refuses the begin of the run, which has failed if it let us say so."""
+UNAVAILABLE = "unavailable"
+"""Postgres is unavailable: the claim has a lease, and the dispatcher looks after it when that has expired."""
+_ATTEMPTS = 3
+_TABLE_LOCK_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.1
+_OUTAGE_PAUSE_SECONDS = 0.5
+
+Answer = Run | NotBegun
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Answers to some claims, and `time.monotonic()` of the moment before their leases can have begun."""
+
+    since: float
+    answers: list[Answer]
+
+
+@dataclass(slots=True)
+class _Message:
+    """What is known of the claims of one message while it is being answered."""
+
+    began_at: float
+    failures: dict[Claim, int] = field(default_factory=dict)
+    in_doubt_since: dict[Claim, float] = field(default_factory=dict)
+    again: list[Claim] = field(default_factory=list)
+    unavailable: bool = False
+
+
+class Beginner:
+    """Begins runs for one worker."""
+
+    def __init__(self, store: Store, metrics: WorkerMetrics, *, worker_id: UUID, lease: float) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._worker_id = worker_id
+        self._lease = lease
+        self._under_way: set[Claim] = set()
+        self._lock = threading.Lock()
+
+    def begin(self, claims: Sequence[Claim]) -> Iterator[Begun]:
+        """Yield an answer to each of these claims, as they come. Never raises on account of a run or of Postgres."""
+        with self._lock:
+            # The same message twice: whoever is first may still be looking for what it has begun.
+            fresh = dict.fromkeys(claim for claim in claims if claim not in self._under_way)
+            self._under_way.update(fresh)
+        try:
+            repeated: list[Answer] = [NotBegun(claim, STALE) for claim in claims if claim not in fresh]
+            if repeated:
+                yield Begun(time.monotonic(), repeated)
+            yield from self._begin(list(fresh))
+        finally:
+            with self._lock:
+                self._under_way.difference_update(fresh)
+
+    def _begin(self, claims: Sequence[Claim]) -> Iterator[Begun]:
+        message = _Message(time.monotonic())
+        pause = _FIRST_PAUSE_SECONDS
+        while claims:
+            message.again, message.unavailable = [], False
+            started = time.monotonic()
+            for part in write_apart(claims, self._write):
+                if part.result is not None:
+                    yield from self._sort(message, started, part.result)
+                elif part.error is not None:
+                    if part.one:
+                        answers = self._refused(message, part.items[0], part.error)
+                    else:
+                        answers = self._unanswered(message, started, part.items, part.error)
+                    yield Begun(started, answers)
+            claims = message.again
+            if claims:
+                time.sleep(_OUTAGE_PAUSE_SECONDS if message.unavailable else pause)
+                pause = min(_MAX_PAUSE_SECONDS, 2 * pause)
+
+    def _write(self, claims: Sequence[Claim]) -> list[Answer]:
+        return self._store.begin_all(
+            claims,
+            worker_id=self._worker_id,
+            lease=self._lease,
+            lock_timeout=_TABLE_LOCK_SECONDS,
+            timeout=STATEMENT_SECONDS,
+        )
+
+    def _sort(self, message: _Message, started: float, answers: list[Answer]) -> Iterator[Begun]:
+        """Yield what is final; what was begun before, without our knowing, among it."""
+        final: list[Answer] = []
+        stale: list[Claim] = []
+        for answer in answers:
+            if isinstance(answer, NotBegun) and answer.reason == LOCKED:
+                final.extend(self._locked(message, answer))
+            elif isinstance(answer, NotBegun) and answer.reason == STALE and answer.claim in message.in_doubt_since:
+                stale.append(answer.claim)
+            else:
+                final.append(answer)
+        yield Begun(started, final)
+        if not stale:
+            return
+        try:
+            ours = {run.claim: run for run in self._store.begun_by(self._worker_id, stale)}
+        except DatabaseError as error:
+            yield Begun(started, self._unanswered(message, started, stale, error))
+            return
+        for claim in stale:
+            run = ours.get(claim)
+            if run is not None:
+                log.warning("begin_recovered", run_id=claim.run_id, fence=claim.fence)
+            yield Begun(message.in_doubt_since[claim], [run or NotBegun(claim, STALE)])
+
+    def _locked(self, message: _Message, answer: NotBegun) -> list[NotBegun]:
+        if time.monotonic() - message.began_at < LOCK_SECONDS or self._in_doubt(message, answer.claim):
+            message.again.append(answer.claim)
+            return []
+        return [answer]
+
+    def _in_doubt(self, message: _Message, claim: Claim) -> bool:
+        """Return whether it may have begun, with a lease that has not expired."""
+        since = message.in_doubt_since.get(claim)
+        return since is not None and time.monotonic() - since < self._lease
+
+    def _unanswered(
+        self, message: _Message, started: float, claims: Sequence[Claim], error: DatabaseError
+    ) -> list[Answer]:
+        self._metrics.database_failed()
+        message.unavailable = True
+        if error.in_doubt:
+            for claim in claims:
+                message.in_doubt_since.setdefault(claim, started)
+        final: list[Answer] = []
+        for claim in claims:
+            if self._in_doubt(message, claim):
+                message.again.append(claim)
+                continue
+            log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=str(error))
+            final.append(NotBegun(claim, UNAVAILABLE))
+        return final
+
+    def _refused(self, message: _Message, claim: Claim, error: DatabaseError) -> list[Answer]:
+        """Fail a run that failed to begin alone, while Postgres took the same statement without it."""
+        failure = failure_of_state(error.sqlstate or "")
+        if failure is Failure.LOCKED:
+            return list(self._locked(message, NotBegun(claim, LOCKED)))
+        message.failures[claim] = message.failures.get(claim, 0) + 1
+        if failure is not Failure.REFUSED and message.failures[claim] < _ATTEMPTS:
+            message.again.append(claim)
+            return []
+        log.error("begin_refused", run_id=claim.run_id, fence=claim.fence, error=error.what)
+        slot_due_in = None
+        try:
+            text = f"Postgres refused the begin of this run: {error.what}."
+            slot_due_in = self._store.refuse(
+                {claim: text}, worker_id=self._worker_id, lock_timeout=_TABLE_LOCK_SECONDS
+            ).get(claim)
+        except DatabaseError as another:
+            log.warning("run_not_begun", run_id=claim.run_id, fence=claim.fence, reason=another.what)
+        return [NotBegun(claim, REFUSED, slot_due_in)]

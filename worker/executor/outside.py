@@ -1,0 +1,28 @@
+"""What an executor may ask of the main process of its worker: rows to be written, and what was read for a run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.rows import Rows
+
+
+class Outside(Protocol):
+    """The other end of the runner's socket, as an executor sees it. For the event loop's thread only."""
+
+    def provided(self, claim: Claim) -> bytes | None:
+        """Return what the main process has read for this run: see `orcheo_dispatch.worker.books.workflows.Provided`."""
+        ...
+
+    def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
+        """Have these rows of a run written, soon or as soon as possible.
+
+        The future's result is None when they are, or the class of the error by which Postgres refused them.
+        """
+        ...
+
+    def hasten(self) -> None:
+        """Have the rows that were given before written as soon as possible."""
+        ...

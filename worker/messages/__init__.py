@@ -1,0 +1,1 @@
+"""What a worker reads from Redis and sends to it."""

@@ -1,0 +1,179 @@
+"""The queue of runs of earlier releases, whose name says nothing of the installation: ours are moved to our own.
+
+A dispatcher of an earlier release publishes there, and so does that of any other installation on this Redis. A message
+is ours where the ledger knows its runs. Everything else stays where it is, in its order. While workers of an earlier
+release are alive, only as much is moved as finds room here: the rest is theirs to take.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import EXECUTE_RUN, broker_errors, claims_of
+from orcheo_dispatch.shared.broker.installation import Installation
+from orcheo_dispatch.shared.broker.readers import Readers
+from orcheo_dispatch.shared.broker.sweep import Sweep
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+
+_IDLE_SECONDS = 1.0
+_BUSY_SECONDS = 0.05
+_STOP_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 30.0
+_SURVEY_SECONDS = 5.0
+_OTHERS_REMEMBERED = 10_000
+_LEAST_WAITING = 8
+"""Messages that may wait in our queue at least, where a worker has room for fewer runs."""
+
+# Moved in one step, by value: it is never in neither queue, and two workers that see it move it once. Where a limit is
+# given, not while so many wait in the new queue already.
+_MOVE = """
+local most = tonumber(ARGV[2])
+if most >= 0 and redis.call('LLEN', KEYS[2]) >= most then return -1 end
+local moved = redis.call('LREM', KEYS[1], -1, ARGV[1])
+if moved > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
+return moved
+"""
+
+
+class OldQueue:
+    """Moves our messages from the old queue to the new one, on a thread of its own.
+
+    A worker that ends takes nothing any more. It puts back what waits in the new queue where only workers of an
+    earlier release live on.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        installation: Installation,
+        store: Store,
+        *,
+        worker_id: UUID,
+        room: int,
+        lease: float,
+    ) -> None:
+        """With the runs that this worker executes at a time, and its lease in seconds."""
+        self._client = client
+        self._installation = installation
+        self._store = store
+        self._worker_id = worker_id
+        self._most_waiting = max(room, _LEAST_WAITING)
+        self._readers = Readers(client, installation, store, lease=lease)
+        self._shared = False
+        """Whether workers of an earlier release are alive."""
+        self._surveyed_at = float("-inf")
+        self._full = False
+        self._move = client.register_script(_MOVE)
+        self._sweep = Sweep(client, installation.old_runs, needle=EXECUTE_RUN, take=self._look_at)
+        self._moved = 0
+        self._left = 0
+        self._said_left = False
+        self._others: dict[str, float] = {}
+        """Runs that are not in our ledger, and until when that is not asked again."""
+        self._draining = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="old-queue", daemon=True)
+
+    def start(self) -> None:
+        """Say that our own queue is read, and look at the old one from now on."""
+        self._turn_once(self._note)
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Move nothing any more: this worker takes nothing. Others that drain need not wait for it."""
+        self._draining = True
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._stopping.set()
+        self._thread.join(_STOP_SECONDS)
+        self._turn_once(self._note)
+        self._turn_once(self._put_back)
+
+    def close(self) -> None:
+        """Say no more that our own queue is read; to be called when the ledger does not know this worker any more."""
+        self._turn_once(lambda: self._readers.forget(self._worker_id))
+        self._client.close()
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            self._moved, self._full = 0, False
+            self._turn_once(self._turn)
+            pause = _BUSY_SECONDS if self._moved or self._full else _IDLE_SECONDS
+
+    def _turn_once(self, step: Callable[[], None]) -> None:
+        try:
+            with broker_errors(self._client):
+                step()
+        except (BrokerError, DatabaseError) as error:
+            # The consumer and the heartbeat say that a server is unavailable; what waits here waits on.
+            log.debug("old_queue_not_read", reason=str(error))
+
+    def _turn(self) -> None:
+        self._note()
+        if self._draining:
+            self._put_back()
+        elif self._client.llen(self._installation.old_runs):
+            self._sweep_once()
+
+    def _note(self) -> None:
+        self._readers.note(self._worker_id, draining=self._draining)
+
+    def _put_back(self) -> None:
+        """Put back what waits in the new queue where nobody else reads it and workers of an earlier release live on."""
+        if not self._client.llen(self._installation.runs):
+            return
+        survey = self._readers.survey()
+        if survey.old and not survey.new - {str(self._worker_id)}:
+            log.info("messages_put_back", queue=self._installation.old_runs, messages=self._readers.put_back())
+
+    def _sweep_once(self) -> None:
+        """Sweep the old queue for what is ours, as far as there is room."""
+        now = time.monotonic()
+        if now - self._surveyed_at >= _SURVEY_SECONDS:
+            self._shared = bool(self._readers.survey().old)
+            self._surveyed_at = now
+        self._full = self._shared and self._client.llen(self._installation.runs) >= self._most_waiting
+        if self._full:
+            return
+        self._left = 0
+        self._sweep.once()
+        if self._left and not self._said_left:
+            self._said_left = True
+            log.warning("foreign_messages_left_alone", queue=self._installation.old_runs, messages=self._left)
+
+    def _look_at(self, raw: bytes) -> bool:
+        """Move a message of ours while there is room; never have the sweep remove any."""
+        if self._full:
+            return False
+        claims = claims_of(raw)
+        # A message's claims are of one dispatcher, so the first one answers for all.
+        if claims and self._is_ours(claims[0].run_id):
+            most = self._most_waiting if self._shared else -1
+            moved: Any = self._move(keys=[self._installation.old_runs, self._installation.runs], args=[raw, most])
+            self._full = moved < 0
+            self._moved += max(0, moved)
+        else:
+            self._left += 1
+        return False
+
+    def _is_ours(self, run_id: str) -> bool:
+        now = time.monotonic()
+        if now < self._others.get(run_id, now):
+            return False
+        if self._store.known([run_id]):
+            self._others.pop(run_id, None)
+            return True
+        while len(self._others) >= _OTHERS_REMEMBERED:
+            del self._others[next(iter(self._others))]
+        self._others[run_id] = now + _ASK_AGAIN_SECONDS
+        return False

@@ -1,0 +1,84 @@
+"""Messages of ours by form whose runs this ledger has never heard of: another installation's, under the same name.
+
+They are put back for a worker that knows them, after a pause: else the same two processes would pass one message to
+and fro as fast as they can. Nobody else may exist, for the ledger may have been restored from before the claim; so a
+message that has been put back often is dropped. Whoever claimed the run claims it again when its lease has expired.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.logs.ration import Ration
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.worker.messages.wire import Wire
+
+_PAUSE_SECONDS = (0.3, 1.7)
+"""At random: consumers wait for a second at a time; in step with them the same one would always be first in line."""
+_MOST_RETURNS = 120
+"""With the pause more than a dispatch lease, and with two workers that take turns enough to find the right one."""
+_MOST_MESSAGES = 1000
+_STOP_SECONDS = 5.0
+
+
+class Strangers:
+    """Puts messages back. Thread-safe; its thread starts with the first message."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Sequence[Claim], int]] = []
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._said = Ration()
+
+    def put_back(self, claims: Sequence[Claim], returns: int | None) -> None:
+        """Put these back after the pause; `returns` says how often that happened before.
+
+        With None the message names no installation, so it is none of ours or of anybody else's: it is dropped.
+        """
+        put_back = returns is not None and returns < _MOST_RETURNS and self._add(claims, returns + 1)
+        if not returns or not put_back:
+            self._say(claims, dropped=not put_back)
+
+    def _add(self, claims: Sequence[Claim], returns: int) -> bool:
+        with self._lock:
+            if len(self._waiting) >= _MOST_MESSAGES or self._stopping.is_set():
+                return False
+            self._waiting.append((claims, returns))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="strangers", daemon=True)
+                self._thread.start()
+            return True
+
+    def stop(self) -> None:
+        """Put back at once what waits, and end."""
+        with self._lock:
+            self._stopping.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join(_STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(random.uniform(*_PAUSE_SECONDS)):  # noqa: S311
+            self._send()
+        self._send()
+
+    def _send(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for claims, returns in waiting:
+            try:
+                self._wire.hand_back(claims, returns=returns)
+            except BrokerError as error:
+                # Whoever published them finds them lost and publishes them again.
+                log.warning("claims_not_handed_back", claims=len(claims), released=0, reason=str(error))
+
+    def _say(self, claims: Sequence[Claim], *, dropped: bool) -> None:
+        for claim in claims:
+            if (fields := self._said.take()) is not None:
+                log.warning("run_unknown", run_id=claim.run_id, fence=claim.fence, dropped=dropped, **fields)

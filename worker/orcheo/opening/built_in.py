@@ -1,0 +1,111 @@
+"""A built-in workflow, executed twice by the very code that executes runs: it shows that the installed releases fit.
+
+Twice, because the second build of a graph goes another way than the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+from uuid import uuid4
+
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.logs.setup import describe
+from orcheo_dispatch.worker.books.postgres import may_pass
+from orcheo_dispatch.worker.executor.outside import Outside
+from orcheo_dispatch.worker.executor.payload import storable
+from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, WorkflowVersion
+from orcheo_dispatch.worker.orcheo.postgres import Clock
+from orcheo_dispatch.worker.orcheo.releases import REMEDY, installed
+from orcheo_dispatch.worker.orcheo.saving.either import MakeSaver
+from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
+from orcheo_dispatch.worker.orcheo.workflow import Loaded, Version
+
+_SOURCE = """
+from langgraph.graph import END, StateGraph
+from orcheo.graph.state import State
+from orcheo.nodes.logic import SetVariableNode
+
+def build():
+    graph = StateGraph(State)
+    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables={"said": "{{inputs.line}}"}))
+    graph.set_entry_point("rehearsal")
+    graph.add_edge("rehearsal", END)
+    return graph
+"""
+_LINE = "ready"
+
+type Perform = Callable[[Run, Loaded, Outbox, MakeSaver], Awaitable[Mapping[str, Any] | None]]
+"""Executes a run with this outbox and such a checkpointer."""
+
+
+class ClosingOutside(Outside, Protocol):
+    """An outside that can be waited for."""
+
+    async def close(self) -> None:
+        """Wait until all is written."""
+        ...
+
+
+async def play(perform: Perform, outside: ClosingOutside, make_saver: MakeSaver, clock: Clock) -> None:
+    """Execute the workflow twice. Raises `SettingsError` where it cannot be executed, and what a server raised."""
+    version = Version(_built_in())
+    for build in ("first", "second"):
+        run = _run(version)
+        outbox = Outbox(outside, run.claim)
+        output = await _perform(perform, run, Loaded(version, False, False, clock), outbox, make_saver, build)
+        _check_output(output, build)
+        await outside.close()
+
+
+async def _perform(
+    perform: Perform,
+    run: Run,
+    loaded: Loaded,
+    outbox: Outbox,
+    make_saver: MakeSaver,
+    build: str,
+) -> Mapping[str, Any] | None:
+    try:
+        return await perform(run, loaded, outbox, make_saver)
+    except Exception as error:
+        if may_pass(error):
+            raise
+        told = describe(error)
+        where = f"{told['error']} at {told.get('at', '?')}"
+        raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
+
+
+def _check_output(output: Mapping[str, Any] | None, build: str) -> None:
+    stored = json.loads(json.dumps(storable(dict(output or {})), allow_nan=False))
+    try:
+        line = stored["final_state"]["node_results"]["rehearsal"]["said"]
+    except (KeyError, TypeError):
+        line = None
+    if line != _LINE:
+        raise SettingsError(f"the built-in workflow returned a wrong output, {build} build {_releases()}")
+
+
+def _built_in() -> WorkflowVersion:
+    graph = {"format": LANGGRAPH_SCRIPT_FORMAT, "source": _SOURCE, "entrypoint": "build"}
+    return WorkflowVersion.model_construct(id=uuid4(), workflow_id=uuid4(), graph=graph, runnable_config=None)
+
+
+def _run(version: Version) -> Run:
+    return Run(
+        run_id=str(uuid4()),
+        fence=1,
+        attempt=1,
+        workflow_id=str(version.stored.workflow_id),
+        workflow_version_id=str(version.stored.id),
+        workspace_id=str(uuid4()),
+        triggered_by="rehearsal",
+        inputs={"line": _LINE},
+        runnable_config={},
+    )
+
+
+def _releases() -> str:
+    return f"({', '.join(str(release) for release in installed())}): {REMEDY}"

@@ -1,0 +1,30 @@
+"""Imports what a worker imports of Orcheo and prints as JSON what is wrong.
+
+A process of its own, so that whoever asks need neither import Orcheo nor survive that.
+"""
+
+from __future__ import annotations
+
+import json
+
+from orcheo_dispatch.shared.errors import SettingsError
+from orcheo_dispatch.shared.settings.credentials import export_credentials
+
+
+def probe() -> dict[str, str | None]:
+    """Import what a worker imports, and look at its names and signatures.
+
+    `wrong` says why no worker can start, `unfit` why checkpoints are written by LangGraph's own saver.
+    """
+    try:
+        export_credentials()
+        from orcheo_dispatch.worker.orcheo import compat
+
+        compat.check_calls()
+        return {"wrong": None, "unfit": compat.group_commit_lacks()}
+    except (SettingsError, ImportError) as error:
+        return {"wrong": " ".join(str(error).split()), "unfit": None}
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe()))

@@ -1,0 +1,76 @@
+"""The built-in workflow without a database: what the first run of a process imports and works out is there before.
+
+Executed in the fork server, so that no runner has to do it, nor keeps its own copy of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.orcheo.compat import AsyncPostgresStore, JsonPlusSerializer, group_commit_lacks, untraced
+from orcheo_dispatch.worker.orcheo.opening.built_in import play
+from orcheo_dispatch.worker.orcheo.postgres import Clock, make_lazy_pool
+from orcheo_dispatch.worker.orcheo.saving.either import MakeSaver, Saver
+from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
+from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+from orcheo_dispatch.worker.orcheo.services import Services
+from orcheo_dispatch.worker.orcheo.vault import LazyVault
+from orcheo_dispatch.worker.orcheo.workflow import Loaded
+
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
+type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, Any] | None]]
+
+
+def warm_up(perform: Perform) -> None:
+    """Have `perform` execute the built-in workflow. Raises `SettingsError` where it cannot be executed.
+
+    It connects to nothing, and does nothing where LangGraph's own saver has to write the checkpoints. What LangChain
+    would send to LangSmith is switched off: its client starts a thread.
+    """
+    if group_commit_lacks():
+        return
+    with untraced():
+        asyncio.run(_warm_up(perform))
+
+
+async def _warm_up(perform: Perform) -> None:
+    pool, serde = make_lazy_pool(""), JsonPlusSerializer()
+    store, vault = AsyncPostgresStore(pool), LazyVault().as_vault()
+
+    def make_saver(run_id: str, outbox: Outbox) -> Saver:
+        return RunSaver(pool, outbox, run_id, serde)
+
+    def without_database(
+        run: Run, loaded: Loaded, outbox: Outbox, make_saver: MakeSaver
+    ) -> Awaitable[Mapping[str, Any] | None]:
+        return perform(Services(store, vault, make_saver), run, loaded, outbox)
+
+    await play(without_database, _Nowhere(), make_saver, Clock(_ANY_TIME, time.monotonic()))
+
+
+class _Nowhere:
+    """An outside that forgets what it is given."""
+
+    def provided(self, claim: Claim) -> bytes | None:  # noqa: ARG002 - of the protocol
+        """Return nothing: what is executed is built in."""
+        return None
+
+    def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:  # noqa: ARG002
+        """Forget the rows."""
+        written: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
+
+    def hasten(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,13 @@
+"""A checkpointer: ours, or where the tables do not fit our statements LangGraph's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
+from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
+from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+
+type Saver = RunSaver | OwnSaver
+type MakeSaver = Callable[[str, Outbox], Saver]
+"""Makes the checkpointer of the run with this id."""

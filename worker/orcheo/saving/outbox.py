@@ -1,0 +1,134 @@
+"""What one run leaves in Orcheo's tables, on its way to the main process, which writes it together with other runs'."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.worker.books.group_commit import SOON_SECONDS, Unit
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.executor.outside import Outside
+
+MAX_WRITE_BYTES = 16_000_000
+"""Rows of one unit that are larger are written one part after the other."""
+
+
+class NotWrittenError(Exception):
+    """Rows of a run were not written: Postgres refused them, or was unavailable for too long."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        """The class of the error."""
+
+
+class Outbox:
+    """Sends the units of one run, each when somebody waits for it, or soon.
+
+    A unit may grow until it is sealed, which it is when it is sent. Nothing is sent while something that was sent
+    before is not written: in one statement, two units of a run would not see each other's rows.
+    """
+
+    def __init__(self, outside: Outside, run: Claim) -> None:
+        self._outside = outside
+        self._run = run
+        self._queued: list[Unit] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        """Whether what is queued is to be sent as soon as it may be."""
+        self._under_way = 0
+        """Units that are sent and not written."""
+        self._hastened = False
+        """Whether somebody waits for what is queued or under way."""
+
+    def add(self, unit: Unit) -> None:
+        """Send the unit soon."""
+        self._queued.append(unit)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SOON_SECONDS, self._send_soon)
+
+    def drop(self, unit: Unit) -> None:
+        """Do not send the unit, unless it has been sent."""
+        if not unit.sealed:
+            self._queued.remove(unit)
+            unit.sealed = True
+            unit.written.set_result(None)
+
+    def hasten(self) -> None:
+        """Have all that is queued or under way written as soon as possible."""
+        self._due = True
+        if self._under_way and not self._hastened:
+            self._outside.hasten()
+        self._hastened = True
+        self._send()
+
+    def close(self) -> None:
+        """Send all that is queued, soon or not."""
+        self._due = True
+        self._send()
+
+    def _send_soon(self) -> None:
+        self._due = True
+        self._send()
+
+    def _send(self) -> None:
+        if self._under_way or not self._due:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        units, self._queued, self._timer, self._due = self._queued, [], None, False
+        hasten, self._hastened = self._hastened, self._hastened and bool(units)
+        self._under_way = len(units)
+        for unit in units:
+            unit.sealed = True
+        for place, unit in enumerate(units, 1):
+            # The last one hastens them all, so that they are written together.
+            self._send_part(unit, parts_of(unit.rows()), hasten=hasten and place == len(units))
+
+    def _send_part(self, unit: Unit, parts: Iterator[Rows], *, hasten: bool) -> None:
+        part = next(parts, None)
+        if part is None:
+            self._end(unit, None)
+            return
+        answer = self._outside.write(self._run, part, hasten=hasten)
+        answer.add_done_callback(partial(self._answered, unit, parts, hasten))
+
+    def _answered(self, unit: Unit, parts: Iterator[Rows], hasten: bool, answer: asyncio.Future[str | None]) -> None:
+        error = asyncio.CancelledError.__name__ if answer.cancelled() else answer.result()
+        if error is None:
+            self._send_part(unit, parts, hasten=hasten or self._hastened)
+        else:
+            self._end(unit, NotWrittenError(error))
+
+    def _end(self, unit: Unit, error: NotWrittenError | None) -> None:
+        unit.written.set_result(error)
+        self._under_way -= 1
+        if not self._under_way:
+            # Whoever waits for what is queued has said so since, or is about to.
+            self._hastened = self._hastened and self._due
+            self._send()
+
+
+def parts_of(rows: Rows) -> Iterator[Rows]:
+    """Yield rows in parts that are not too large, what a checkpoint needs before the checkpoint."""
+    if rows.size() <= MAX_WRITE_BYTES:
+        if rows.texts:
+            yield rows
+        return
+    part, size = Rows(), 0
+    for table in sorted(rows.texts, key="checkpoints".__eq__):
+        contents = rows.contents.get(table)
+        for place, text in enumerate(rows.texts[table]):
+            content = contents[place] if contents is not None else None
+            more = len(text) + len(content or b"")
+            if size and size + more > MAX_WRITE_BYTES:
+                yield part
+                part, size = Rows(), 0
+            size += more
+            if contents is None:
+                part.add(table, text)
+            else:
+                part.add_bytes(table, text, content)
+    yield part

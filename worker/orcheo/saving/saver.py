@@ -1,0 +1,229 @@
+"""The checkpoints of a run: LangGraph's rows, written with the rest of what the run leaves, read back from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import DictRow
+
+from orcheo_dispatch.worker.books.group_commit import Unit
+from orcheo_dispatch.worker.books.postgres import Pool, outlast_outage
+from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.orcheo.compat import (
+    AsyncPostgresSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    RunnableConfig,
+    SerializerProtocol,
+    get_checkpoint_id,
+    is_delta_snapshot,
+    serializable_metadata,
+    write_indexes,
+)
+from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
+
+_Key = tuple[str, str]
+"""A namespace, and the id of a checkpoint in it."""
+
+
+@dataclass(slots=True)
+class _Saved:
+    """A checkpoint as its row holds it."""
+
+    parent_id: str | None
+    checkpoint: str
+    metadata: str
+
+
+@dataclass(slots=True)
+class _Write:
+    """A write of a task that belongs to a checkpoint, as its row holds it."""
+
+    task_path: str
+    channel: str
+    type: str
+    content: bytes
+
+
+class _Unsaved(Unit):
+    """What a saver holds that is not in the tables yet."""
+
+    def __init__(self, saver: RunSaver) -> None:
+        super().__init__(saver.run_id)
+        self._saver = saver
+        self.blobs: dict[tuple[str, str, str], None] = {}
+        self.checkpoints: dict[_Key, None] = {}
+        self.writes: dict[tuple[_Key, str, int], None] = {}
+
+    def rows(self) -> Rows:
+        """Return the rows."""
+        return self._saver.rows(self)
+
+
+class RunSaver(AsyncPostgresSaver):
+    """The checkpointer of one run, whose thread has no checkpoint in the tables as the run begins.
+
+    It knows all checkpoints of the run, so it reads none. What it is given goes into the outbox:
+    `saved` says when. Whatever else LangGraph asks of it, LangGraph's own statements answer, when all is written.
+    """
+
+    def __init__(
+        self, pool: Pool | AsyncConnection[DictRow], outbox: Outbox, run_id: str, serde: SerializerProtocol
+    ) -> None:
+        super().__init__(pool, serde=serde)
+        self._outbox = outbox
+        self.run_id = self._thread = run_id
+        self._checkpoints: dict[_Key, _Saved] = {}
+        self._latest: dict[str, str] = {}
+        self._blobs: dict[tuple[str, str, str], tuple[str, bytes | None]] = {}
+        self._writes: dict[_Key, dict[tuple[str, int], _Write]] = {}
+        self._units: list[_Unsaved] = []
+
+    def config(self) -> RunnableConfig:
+        """Return what names the latest checkpoint of the run's own graph."""
+        return {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
+
+    async def saved(self) -> None:
+        """Wait until the tables hold what it was given. Raises `NotWrittenError` where they do not."""
+        while self._units:
+            self._outbox.hasten()
+            error = await asyncio.shield(self._units[0].written)
+            if error is not None:
+                raise error
+            del self._units[:1]
+
+    def abandon(self) -> None:
+        """Write nothing more, not even what was not written yet."""
+        for unit in self._units:
+            self._outbox.drop(unit)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Return the checkpoint of `config`."""
+        thread_id, namespace = config["configurable"]["thread_id"], config["configurable"].get("checkpoint_ns", "")
+        if thread_id != self._thread:
+            return await outlast_outage(super().aget_tuple)(config)
+        key = (namespace, get_checkpoint_id(config) or self._latest.get(namespace, ""))
+        return self._tuple(key) if key in self._checkpoints else None
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Take a checkpoint; LangGraph's own says what belongs in which table."""
+        configurable = config["configurable"]
+        if configurable["thread_id"] != self._thread:
+            return await super().aput(config, checkpoint, metadata, new_versions)
+        namespace = configurable["checkpoint_ns"]
+        unit = self._growing()
+        inline: dict[str, Any] = {}
+        blobs: dict[str, Any] = {}
+        for channel, value in checkpoint["channel_values"].items():
+            if value is None or isinstance(value, str | int | float | bool):
+                inline[channel] = value
+                continue
+            blobs[channel] = value
+            if is_delta_snapshot(value):
+                inline[channel] = True
+        for channel, version in new_versions.items():
+            if channel in blobs:
+                place = (namespace, channel, cast("str", version))
+                self._blobs[place] = self.serde.dumps_typed(blobs[channel])
+                unit.blobs[place] = None
+        key = (namespace, checkpoint["id"])
+        self._checkpoints[key] = _Saved(
+            configurable.get("checkpoint_id"),
+            json.dumps({**checkpoint, "channel_values": inline}),
+            json.dumps(serializable_metadata(config, metadata)),
+        )
+        self._latest[namespace] = max(self._latest.get(namespace, ""), checkpoint["id"])
+        unit.checkpoints[key] = None
+        return _config(self._thread, namespace, checkpoint["id"])
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Take the writes of one task."""
+        configurable = config["configurable"]
+        if configurable["thread_id"] != self._thread:
+            await super().aput_writes(config, writes, task_id, task_path)
+            return
+        key = (configurable["checkpoint_ns"], configurable["checkpoint_id"])
+        unit = self._growing()
+        taken = self._writes.setdefault(key, {})
+        replaces = all(channel in write_indexes for channel, _ in writes)
+        for place, (channel, value) in enumerate(writes):
+            index = write_indexes.get(channel, place)
+            if replaces or (task_id, index) not in taken:
+                taken[task_id, index] = _Write(task_path, channel, *self.serde.dumps_typed(value))
+                unit.writes[key, task_id, index] = None
+
+    def rows(self, unit: _Unsaved) -> Rows:
+        """Return what `unit` has to write."""
+        rows = Rows()
+        for namespace, channel, version in unit.blobs:
+            kind, content = self._blobs[namespace, channel, version]
+            row = self._row(namespace, {"channel": channel, "version": version, "type": kind})
+            rows.add_bytes("blobs", row, content)
+        for namespace, checkpoint_id in unit.checkpoints:
+            saved = self._checkpoints[namespace, checkpoint_id]
+            text = self._row(namespace, {"checkpoint_id": checkpoint_id, "parent_checkpoint_id": saved.parent_id})
+            rows.add("checkpoints", f'{text[:-1]}, "checkpoint": {saved.checkpoint}, "metadata": {saved.metadata}}}')
+        for (namespace, checkpoint_id), task_id, index in unit.writes:
+            write = self._writes[namespace, checkpoint_id][task_id, index]
+            place = {"checkpoint_id": checkpoint_id, "task_id": task_id, "task_path": write.task_path, "idx": index}
+            row = self._row(namespace, {**place, "channel": write.channel, "type": write.type})
+            rows.add_bytes("writes", row, write.content)
+        return rows
+
+    def _row(self, namespace: str, columns: dict[str, Any]) -> str:
+        return json.dumps({"thread_id": self._thread, "checkpoint_ns": namespace, **columns})
+
+    def _growing(self) -> _Unsaved:
+        if not self._units or self._units[-1].sealed:
+            self._units.append(_Unsaved(self))
+            self._outbox.add(self._units[-1])
+        return self._units[-1]
+
+    def _tuple(self, key: _Key) -> CheckpointTuple:
+        """Return a checkpoint as if it were read from the tables: what a codec makes of a value is part of it."""
+        namespace, checkpoint_id = key
+        saved = self._checkpoints[key]
+        checkpoint = json.loads(saved.checkpoint)
+        values = checkpoint["channel_values"]
+        for channel, version in checkpoint["channel_versions"].items():
+            kind, content = self._blobs.get((namespace, channel, version), ("empty", None))
+            if kind != "empty":
+                values[channel] = self.serde.loads_typed((kind, content or b""))
+        writes = sorted(
+            self._writes.get(key, {}).items(),
+            key=lambda item: (item[1].task_path, *item[0]),
+        )
+        return CheckpointTuple(
+            _config(self._thread, namespace, checkpoint_id),
+            checkpoint,
+            json.loads(saved.metadata),
+            _config(self._thread, namespace, saved.parent_id) if saved.parent_id else None,
+            [(task, write.channel, self.serde.loads_typed((write.type, write.content))) for (task, _), write in writes],
+        )
+
+    @asynccontextmanager
+    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """Have LangGraph's own statements see all that it was given."""
+        await self.saved()
+        async with super()._cursor(pipeline=pipeline) as cursor:
+            yield cursor
+
+
+def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": checkpoint_id}}

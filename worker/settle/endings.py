@@ -1,0 +1,100 @@
+"""How a run ends, made of how it ended in its runner: status, error, output, and what the ledger may say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from orcheo_dispatch.shared.ledger.model import Outcome
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import LostRuns, Settings
+from orcheo_dispatch.worker.execution import How, Result, Stop
+
+TIMEOUT_KEY = "run_timeout_seconds"
+"""Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""
+
+
+def timeout_of(run: Run, limit: float) -> float:
+    """Return the seconds that this run may take: the setting, or less where its own configuration says so."""
+    config: object = run.runnable_config
+    metadata = config.get("metadata") if isinstance(config, Mapping) else None
+    wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
+    if wanted is None:
+        return limit
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
+        log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
+        return limit
+    # Compared before it is converted: JSON has integers that no float can hold.
+    return float(min(limit, wanted))
+
+
+def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> Ending | None:
+    """Turn how a run ended in its runner into how the run ends; None where that is not this worker's to say."""
+    if result.stop is not None:
+        return ending_of_stopped(settings, run, result.stop, timeout)
+    error = result.error or result.kind or "The run failed."
+    match result.how:
+        case How.SUCCEEDED:
+            return Ending.succeeded(result.output or "{}")
+        case How.REJECTED:
+            return Ending.cancelled(error)
+        case How.CRASHED:
+            return _ending_of_crashed(settings, run, error)
+        case How.SUSPECTED:
+            return _ending_of_lost(settings, error, suspect=True)
+        case How.LOST:
+            return _ending_of_lost(settings, error, suspect=False)
+        case _:
+            return Ending.failed(error, reason=result.kind or "failed")
+
+
+def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) -> Ending | None:
+    """Turn a stop into how the run ends; None where it is left to others."""
+    match stop:
+        case Stop.CANCELLED:
+            # The API's word stands already; this only closes our side.
+            return Ending.cancelled("Run was cancelled.")
+        case Stop.TIMED_OUT:
+            error = f"Run timed out after {timeout:g} s."
+            return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT)
+        case Stop.LOST:
+            return None
+        case Stop.DRAINED:
+            why, reason = "Worker stopped before the run ended.", "drained"
+        case Stop.LEASE_OVER:
+            why, reason = "Worker could not renew its lease.", "lease_over"
+    # The policy for lost runs, as the dispatcher would apply it once the lease is over.
+    if settings.lost_runs is LostRuns.HOLD:
+        return None
+    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+        return Ending.requeued(why)
+    return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
+
+
+def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
+    """Return what an executor is told of its cancellation: the status that the run will have, if known, and why."""
+    if ending is None or stop is Stop.LEASE_OVER:
+        return None, "The run may be another worker's by now."
+    return ending.status, ending.why
+
+
+def unstorable(error: BaseException) -> Ending:
+    """Return the ending of a run whose output nobody can store."""
+    return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
+
+
+def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
+    """Of a run that ended its runner: tried again where the policy says so, and failed after its last attempt."""
+    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+        return Ending.requeued(why, suspect=True)
+    return Ending.failed(why, reason="crashed")
+
+
+def _ending_of_lost(settings: Settings, why: str, *, suspect: bool) -> Ending | None:
+    """Of a run whose runner ended, and not, or not certainly, because of it: the attempt does not count."""
+    if settings.lost_runs is LostRuns.HOLD:
+        return None
+    if settings.lost_runs is LostRuns.REQUEUE:
+        return Ending.requeued(why, suspect=suspect, refund=True)
+    return Ending.failed(why, reason="runner_lost", outcome=Outcome.LOST)

@@ -1,0 +1,183 @@
+"""Settle what has ended: all that waits in one statement, in parts where that does not work.
+
+As many runs as end while one statement is under way share the next one and its commit ("group commit"; D. DeWitt et
+al., "Implementation techniques for main memory database systems", 1984). So a lone run waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.lasting import Inbox, LastingThread
+from orcheo_dispatch.worker.execution import Execution
+from orcheo_dispatch.worker.settle.ends import End, write
+from orcheo_dispatch.worker.settle.unsettled import Unsettled
+
+__all__ = ["End", "Settler"]
+
+_MAX_BATCH = 500
+BATCH_SECONDS = 5.0
+"""How long the statement for a batch may take, and so delay the next one, whatever one of its runs does there."""
+_IDLE_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 1.0
+"""Before a row that somebody holds is tried again: the API, and our own dispatchers, hold one for milliseconds."""
+_OUTAGE_PAUSE_SECONDS = 5.0
+
+
+class Settler:
+    """Settles executions as they end, on threads of its own that nothing ends but `stop`.
+
+    `ending_of` says what is to be written of one, and `finish` does what is left to do when it is written. Should
+    either fail, by a fault of ours, `abandon` lets go of that run: its lease expires, and it is reaped.
+
+    A run whose row somebody holds is skipped and tried again, after 5 ms at first and each second at last, for as
+    long as it is held. It delays no other. What Postgres refuses is settled apart; see `worker/settle/unsettled.py`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        metrics: WorkerMetrics,
+        *,
+        ending_of: Callable[[Execution], Ending | None],
+        finish: Callable[[list[End]], None],
+        abandon: Callable[[list[Execution]], None],
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._ending_of = ending_of
+        self._finish = finish
+        self._abandon = abandon
+        self._ended: Inbox[Execution | End] = Inbox()
+        self._held: list[tuple[float, int, End]] = []
+        self._pauses: dict[Claim, float] = {}
+        self._numbers = itertools.count()
+        self._unsettled = Unsettled(
+            partial(write, store), metrics, finish=self._finish_each, later=self._try_later, abandon=abandon
+        )
+        self._thread = LastingThread(
+            "settle", self._turn, idle=lambda: self._ended.empty() and not self._held, inbox=self._ended
+        )
+
+    def start(self) -> None:
+        """Settle from now on."""
+        self._thread.start()
+        self._unsettled.start()
+
+    def put(self, execution: Execution) -> None:
+        """Have this execution settled, from any thread."""
+        self._ended.put(execution)
+
+    def stop(self) -> None:
+        """Settle what is left, and end."""
+        self._thread.stop()
+        self._unsettled.stop()
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether batches are begun as they are due; whether Postgres takes them is another matter."""
+        return self._thread.makes_progress and self._unsettled.makes_progress
+
+    @property
+    def turned_at(self) -> float:
+        """`time.monotonic()` of the last attempt at a batch, or of the last look for one."""
+        return self._thread.turned_at
+
+    def _turn(self) -> None:
+        batch = self._next_batch()
+        left = list(batch)
+        try:
+            ends = [end for each in batch if (end := self._end_of(each)) is not None]
+            theirs = [end for end in ends if end.ending is None]
+            if theirs:
+                self._finish_each(theirs)
+            left = [end for end in ends if end.ending is not None]
+            if left:
+                self._settle([end for end in ends if end.ending is not None])
+        except BaseException as error:
+            self._give_up([each.execution if isinstance(each, End) else each for each in left], error)
+            raise
+
+    def _next_batch(self) -> list[Execution | End]:
+        """Wait for what has ended, or for a held row to be due; return all of it that fits into a statement."""
+        now = time.monotonic()
+        wait = min(_IDLE_SECONDS, max(0.0, self._held[0][0] - now)) if self._held else _IDLE_SECONDS
+        batch = self._ended.take(wait, most=_MAX_BATCH)
+        now = time.monotonic()
+        while self._held and self._held[0][0] <= now and len(batch) < _MAX_BATCH:
+            batch.append(heapq.heappop(self._held)[2])
+        return batch
+
+    def _end_of(self, each: Execution | End) -> End | None:
+        if isinstance(each, End):
+            return each
+        try:
+            return End(each, self._ending_of(each))
+        except BaseException as error:  # noqa: BLE001 - a fault of ours with one run must not cost the others their ends
+            self._give_up([each], error)
+            return None
+
+    def _settle(self, ends: list[End]) -> None:
+        """Write these endings, for as long as it takes: finished runs keep their outcomes while Postgres is away."""
+        attempts = 0
+        while True:
+            self._thread.note_progress()
+            try:
+                written = write(self._store, ends, BATCH_SECONDS)
+                break
+            except DatabaseError as error:
+                if error.answered:
+                    self._unsettled.put(ends)
+                    return
+                self._metrics.database_failed()
+                if attempts == 0:
+                    for end in ends:
+                        claim = end.execution.claim
+                        log.warning(
+                            "settle_waits_for_database", run_id=claim.run_id, fence=claim.fence, reason=error.what
+                        )
+                attempts += 1
+                time.sleep(min(_OUTAGE_PAUSE_SECONDS, 0.1 * 2 ** min(attempts, 10)))
+        if written.done:
+            self._unsettled.note_written()
+            self._finish_each(written.done)
+        if written.locked:
+            self._hold(written.locked)
+
+    def _try_later(self, ends: Iterable[End]) -> None:
+        for end in ends:
+            self._ended.put(end)
+
+    def _hold(self, ends: list[End]) -> None:
+        for end in ends:
+            pause = self._pauses.get(end.execution.claim, _FIRST_PAUSE_SECONDS)
+            self._pauses[end.execution.claim] = min(_MAX_PAUSE_SECONDS, 2 * pause)
+            heapq.heappush(self._held, (time.monotonic() + pause, next(self._numbers), end))
+
+    def _finish_each(self, ends: list[End]) -> None:
+        for end in ends:
+            self._pauses.pop(end.execution.claim, None)
+        try:
+            self._finish(ends)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._give_up([end.execution for end in ends], error)
+
+    def _give_up(self, executions: list[Execution], error: BaseException) -> None:
+        for execution in executions:
+            # One by one, and whatever fails now as well: each that is left would be kept alive by heartbeats for ever.
+            with contextlib.suppress(BaseException):
+                self._abandon([execution])
+            self._pauses.pop(execution.claim, None)
+        if executions:
+            log.error("settle_failed", runs=len(executions), **describe(error))

@@ -1,0 +1,264 @@
+"""Endings that could not be written together with others: settled in parts, then one by one, until each is decided.
+
+A trigger, a constraint or a policy that refuses the end of one run, with whatever SQLSTATE, holds up nobody else: its
+batch is divided (`shared/database/apart.py`), and the run that fails alone is tried again by itself. It is bad, and not
+the server, if others can be written meanwhile. Then it fails with the reason; if Postgres refuses that as well, it is
+abandoned: its lease expires, and it is reaped.
+
+Bounds: a batch with one bad run delays the others in it by the timeout of a statement for each division, 12 s at most
+for 64 runs and 15 s for 500; by milliseconds where Postgres refuses at once. Runs in other batches wait for none of
+this, but for the first attempt at the batch, which ends after `BATCH_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from orcheo_dispatch.shared.database.apart import write_apart
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of_state
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.process.lasting import Inbox, LastingThread
+from orcheo_dispatch.worker.execution import Execution
+from orcheo_dispatch.worker.settle.endings import unstorable
+from orcheo_dispatch.worker.settle.ends import End, Written
+
+PART_SECONDS = 3.0
+"""How long a part of a batch, or a run alone, may take at the first attempt."""
+_MAX_SECONDS = 10.0
+_PATIENCE_SECONDS = 10.0
+_PATIENCE_ATTEMPTS = 3
+_LOCK_PATIENCE_SECONDS = 60.0
+"""A trigger may wait for a lock that somebody holds for a while."""
+_SCARCE_PATIENCE_SECONDS = 300.0
+"""A full disk may refuse a large output only: while no other run can be settled, so long nobody is blamed."""
+_REFUSED_PATIENCE_SECONDS = 3.0
+_IDLE_SECONDS = 1.0
+_MOST_BATCHES = 1000
+_MAX_PAUSE_SECONDS = 2.0
+_UNSTORABLE_CLASSES = {"22", "54"}
+_SCARCE_CLASSES = {"53", "58"}
+
+Write = Callable[[Sequence[End], float], Written]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Suspect:
+    """A run whose end Postgres refused when it was written by itself."""
+
+    due: float
+    number: int
+    """Of two that are due, the first comes first."""
+    end: End
+    since: float
+    attempts: int = 1
+    failing: bool = False
+    """Its own ending was given up: what is written is that Postgres refused it."""
+
+
+class Unsettled:
+    """Settles, on two threads, what a batch could not settle.
+
+    `write` writes some endings in one transaction, within so many seconds. `finish` is given what is settled, `later`
+    what somebody holds the row of, and `abandon` what is given up.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        metrics: WorkerMetrics,
+        *,
+        finish: Callable[[list[End]], None],
+        later: Callable[[Iterable[End]], None],
+        abandon: Callable[[list[Execution]], None],
+    ) -> None:
+        self._write = write
+        self._metrics = metrics
+        self._finish = finish
+        self._later = later
+        self._abandon = abandon
+        self._batches: Inbox[Sequence[End]] = Inbox()
+        self._found: Inbox[_Suspect] = Inbox()
+        self._suspects: list[_Suspect] = []
+        self._numbers = itertools.count()
+        self._written_at = float("-inf")
+        self._waits = 0
+        self._dividing = LastingThread("settle-apart", self._divide, idle=self._batches.empty, inbox=self._batches)
+        self._repeating = LastingThread(
+            "settle-again", self._repeat, idle=lambda: self._found.empty() and not self._suspects, inbox=self._found
+        )
+
+    def start(self) -> None:
+        """Settle from now on."""
+        self._dividing.start()
+        self._repeating.start()
+
+    def stop(self) -> None:
+        """Settle what is left, and end."""
+        self._dividing.stop()
+        self._repeating.stop()
+
+    @property
+    def makes_progress(self) -> bool:
+        """Whether both threads turn."""
+        return self._dividing.makes_progress and self._repeating.makes_progress
+
+    def put(self, ends: Sequence[End]) -> None:
+        """Settle these, of which at least one could not be written."""
+        self._batches.put(ends)
+
+    def note_written(self) -> None:
+        """Take note that Postgres has just settled some run: it is available."""
+        self._written_at = time.monotonic()
+
+    # --- in parts
+
+    def _divide(self) -> None:
+        batch = [end for ends in self._batches.take(_IDLE_SECONDS, most=_MOST_BATCHES) for end in ends]
+        if not batch:
+            return
+        left = {id(end): end for end in batch}
+        try:
+            for part in write_apart(batch, self._write_part):
+                for end in part.items:
+                    left.pop(id(end), None)
+                if part.result is not None:
+                    self._take(part.result)
+                elif part.one and part.error is not None:
+                    self._suspect(part.items[0], part.error)
+                else:
+                    self._wait_with(part.items, part.error)
+        except BaseException as error:
+            self._give_up(list(left.values()), error)
+            raise
+
+    def _write_part(self, ends: Sequence[End]) -> Written:
+        self._dividing.note_progress()
+        return self._write(ends, PART_SECONDS)
+
+    def _wait_with(self, ends: Sequence[End], error: DatabaseError | None) -> None:
+        """Keep what could not be written for want of a server: finished runs keep their outcomes meanwhile."""
+        self._metrics.database_failed()
+        if self._waits == 0:
+            for end in ends:
+                claim = end.execution.claim
+                reason = error.what if error is not None else "?"
+                log.warning("settle_waits_for_database", run_id=claim.run_id, fence=claim.fence, reason=reason)
+        self._waits += 1
+        self._dividing.pause(min(_MAX_PAUSE_SECONDS, 0.1 * 2 ** min(self._waits, 10)))
+        self._batches.put(ends)
+
+    # --- one by one
+
+    def _suspect(self, end: End, error: DatabaseError) -> None:
+        """Consider a run that failed alone, while the same statement worked without it."""
+        now = time.monotonic()
+        suspect = _Suspect(now, self._next_number(), end, since=now)
+        self._judge(suspect, error, available=True)
+
+    def _repeat(self) -> None:
+        now = time.monotonic()
+        wait = min(_IDLE_SECONDS, max(0.0, self._suspects[0].due - now)) if self._suspects else _IDLE_SECONDS
+        for found in self._found.take(wait, most=_MOST_BATCHES):
+            heapq.heappush(self._suspects, found)
+        if not self._suspects or self._suspects[0].due > time.monotonic():
+            return
+        suspect = heapq.heappop(self._suspects)
+        try:
+            self._try(suspect)
+        except BaseException as error:
+            self._give_up([suspect.end], error)
+            raise
+
+    def _try(self, suspect: _Suspect) -> None:
+        try:
+            written = self._write([suspect.end], min(_MAX_SECONDS, PART_SECONDS * 2**suspect.attempts))
+        except DatabaseError as error:
+            if not error.answered:
+                self._metrics.database_failed()
+                # Nobody's patience runs while the server is unavailable.
+                self._again(replace(suspect, since=time.monotonic()))
+                return
+            self._judge(replace(suspect, attempts=suspect.attempts + 1), error, available=False)
+        else:
+            self._take(written)
+
+    def _judge(self, suspect: _Suspect, error: DatabaseError, *, available: bool) -> None:
+        """Decide whether to try again, to fail the run instead, or to abandon it."""
+        if not self._is_bad(suspect, error, available=available):
+            self._again(suspect)
+            return
+        claim = suspect.end.execution.claim
+        fields = {"run_id": claim.run_id, "fence": claim.fence, "error": error.what}
+        if suspect.failing:
+            log.error("run_abandoned", **fields)
+            self._abandon([suspect.end.execution])
+            return
+        if (error.sqlstate or "")[:2] in _UNSTORABLE_CLASSES:
+            log.error("output_refused", **fields)
+            ending = unstorable(getattr(error.__cause__, "orig", None) or error)
+        else:
+            log.error("end_refused", **fields)
+            ending = Ending.failed(f"Postgres refused the end of this run: {error.what}.", reason="end_refused")
+        now = time.monotonic()
+        self._found.put(
+            _Suspect(now, self._next_number(), End(suspect.end.execution, ending), since=now, attempts=0, failing=True)
+        )
+
+    def _is_bad(self, suspect: _Suspect, error: DatabaseError, *, available: bool) -> bool:
+        sqlstate = error.sqlstate or ""
+        failure, waited = failure_of_state(sqlstate), time.monotonic() - suspect.since
+        if failure is not Failure.REFUSED:
+            if suspect.failing:
+                patience = _REFUSED_PATIENCE_SECONDS
+            elif failure is Failure.LOCKED:
+                patience = _LOCK_PATIENCE_SECONDS
+            else:
+                patience = _PATIENCE_SECONDS
+            if waited < patience or suspect.attempts < _PATIENCE_ATTEMPTS:
+                return False
+            if self._written_at > suspect.since:
+                return True
+            if sqlstate[:2] in _SCARCE_CLASSES:
+                return waited >= _SCARCE_PATIENCE_SECONDS
+        return available or self._written_at > suspect.since or self._is_available()
+
+    def _is_available(self) -> bool:
+        """Ask whether Postgres takes the same statement for no runs."""
+        try:
+            self._write([], PART_SECONDS)
+        except DatabaseError:
+            return False
+        return True
+
+    def _again(self, suspect: _Suspect) -> None:
+        pause = min(_MAX_PAUSE_SECONDS, 0.1 * 2 ** min(suspect.attempts, 10))
+        self._found.put(replace(suspect, due=time.monotonic() + pause))
+
+    def _next_number(self) -> int:
+        return next(self._numbers)
+
+    # --- and then
+
+    def _take(self, written: Written) -> None:
+        if written.done:
+            self._waits = 0
+            self.note_written()
+            self._finish(written.done)
+        if written.locked:
+            self._later(written.locked)
+
+    def _give_up(self, ends: list[End], error: BaseException) -> None:
+        for end in ends:
+            # One by one, and whatever fails now as well: each that is left would be kept alive by heartbeats for ever.
+            with contextlib.suppress(BaseException):
+                self._abandon([end.execution])
+        if ends:
+            log.error("settle_failed", runs=len(ends), **describe(error))
