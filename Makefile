@@ -10,10 +10,10 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults neighbours systemd compat bench format clean
+.PHONY: help demo test check lint types imports docs unit acceptance faults neighbours systemd compat bench release-check format clean
 
 help:  ## Say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves nothing running
 	$(BIN)/orcheo-dispatch demo
@@ -56,6 +56,17 @@ compat: $(INSTALLED)  ## Older and the newest releases of Orcheo, an environment
 
 bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machine; ARGS='--only noop', '--write'
 	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)
+
+release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the wheel in an empty environment
+	rm -rf build/dist build/release
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group release
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m twine check --strict build/dist/*
+	$(PYTHON) -m venv build/release
+	build/release/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
+	build/release/bin/orcheo-dispatch check --help
+	$(BIN)/cyclonedx-py environment --output-file build/dist/sbom.json build/release
+	cd build/dist && sha256sum *.whl *.tar.gz sbom.json | tee SHA256SUMS
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .

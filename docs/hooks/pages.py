@@ -24,7 +24,6 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "ops/runbook.md": "runbook.md",
 }
 MADE: dict[str, Callable[[], str]] = {
     "reference/commands.md": reference.commands,

@@ -15,7 +15,7 @@ _SETTINGS = """\
 
 Every environment variable that the processes read, made of `shared/settings/model.py`. Durations are seconds. An empty
 variable counts as unset. A wrong one is named with what it got and what it takes, and the exit code is 2. Advice on the
-use of each stands in the table of the [overview](../index.md#settings).
+use of each is in the [table of settings](../settings.md).
 """
 
 _EXIT_CODES = """

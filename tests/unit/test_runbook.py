@@ -20,7 +20,7 @@ from orcheo_dispatch.ops.cli import app
 from orcheo_dispatch.shared.settings.model import variables
 
 ROOT = Path(__file__).parents[2]
-RUNBOOK = (ROOT / "ops/runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
 ALERTS = ROOT / "ops/prometheus/alerts.yml"
 
 _CONSOLE = re.compile(r"^ *```console\n(?P<lines>.*?)^ *```$", re.DOTALL | re.MULTILINE)

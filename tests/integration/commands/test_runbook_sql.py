@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.schema.migrate import migrate
 from tests.support.database.databases import Database
 from tests.support.database.runs import everything, settings_for
 
-RUNBOOK = (Path(__file__).parents[3] / "ops/runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (Path(__file__).parents[3] / "docs/runbook.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"^ *```sql\n(?P<sql>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _TABLE = """
 CREATE TABLE workflow_runs (id text PRIMARY KEY, workflow_id text NOT NULL, workflow_version_id text NOT NULL,

@@ -1,4 +1,4 @@
-"""The README's table of settings says what the settings say."""
+"""The table of settings in docs/settings.md says what the settings say."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 from orcheo_dispatch.shared.settings.model import variables
 
-_README = Path(__file__).parents[2] / "README.md"
+_PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 _TABLE = re.compile(r"<!-- settings -->\n(?P<table>.*?)\n<!-- /settings -->", re.DOTALL)
 _NAME = re.compile(r"`(?P<name>[A-Z_]+)`")
 
 
-def test_readme_lists_every_setting_with_its_default() -> None:
+def test_settings_page_lists_every_setting_with_its_default() -> None:
     documented = {name: default for name, default, _, _ in _rows()}
     defaults = {name: default for name, (default, _) in variables().items()}
     assert documented == defaults
 
 
-def test_readme_lists_each_setting_once_in_order() -> None:
+def test_settings_page_lists_each_setting_once_in_order() -> None:
     assert [name for name, *_ in _rows()] == list(variables())
 
 
-def test_readme_gives_every_setting_a_unit_and_a_meaning() -> None:
+def test_settings_page_gives_every_setting_a_unit_and_a_meaning() -> None:
     assert [name for name, _, unit, meaning in _rows() if not unit or not meaning] == []
 
 
 def _rows() -> list[tuple[str, str, str, str]]:
     """Return the rows of the table: name, default, unit, meaning."""
-    found = _TABLE.search(_README.read_text(encoding="utf-8"))
-    assert found is not None, "README.md has no table between <!-- settings --> and <!-- /settings -->"
+    found = _TABLE.search(_PAGE.read_text(encoding="utf-8"))
+    assert found is not None, "docs/settings.md has no table between <!-- settings --> and <!-- /settings -->"
     header, rule, *lines = found["table"].splitlines()
     assert _cells(header) == ["variable", "default", "unit", "meaning"]
     assert set(rule) <= set("|- ")
