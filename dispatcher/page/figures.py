@@ -75,8 +75,8 @@ def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_tri
             "slots_due": connection.scalar(queries.SLOTS_DUE) or 0,
         },
         hour=_hour(connection),
-        stuck=overview.rows_of(connection, overview.STUCK, limit=_LISTED),
-        lost=overview.rows_of(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
+        stuck=overview.shown(connection, overview.STUCK, limit=_LISTED),
+        lost=overview.shown(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
         processes=processes,
         workflows=[
             row["workflow_id"]

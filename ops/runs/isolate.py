@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Engine, TextClause
 from orcheo_dispatch.ops.runs.list import only_one
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.isolations import Isolated, Isolations
+from orcheo_dispatch.shared.ledger.statements.isolate import FIND_VERSION, FIND_WORKFLOW
 from orcheo_dispatch.shared.text.redaction import redact
 
 _NO_REASON = "by an operator"
@@ -51,10 +51,10 @@ def login_name() -> str:
 
 def _find(engine: Engine, workflow: str, version: str | None) -> tuple[str, str | None]:
     with transaction(engine) as connection:
-        workflow_id = _one(connection, "workflow", statements.FIND_WORKFLOW, workflow)
+        workflow_id = _one(connection, "workflow", FIND_WORKFLOW, workflow)
         if version is None:
             return workflow_id, None
-        return workflow_id, _one(connection, "version", statements.FIND_VERSION, version, workflow_id=workflow_id)
+        return workflow_id, _one(connection, "version", FIND_VERSION, version, workflow_id=workflow_id)
 
 
 def _one(connection: Connection, what: str, statement: TextClause, given: str, **parameters: str) -> str:

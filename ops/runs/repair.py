@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orcheo_dispatch.shared.database.connections import in_transaction
-from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.statements.recover import REPAIR
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.text.redaction import redact
 
@@ -65,7 +65,7 @@ def _repair_one(engine: Engine, run_id: str, action: Action, reason: str, dry_ru
         "reason": reason,
         "dry_run": dry_run,
     }
-    row = in_transaction(engine, lambda connection: connection.execute(statements.REPAIR, parameters).one_or_none())
+    row = in_transaction(engine, lambda connection: connection.execute(REPAIR, parameters).one_or_none())
     if row is None:
         return Repair(run_id, None, None, "there is no such run")
     if row.refused:

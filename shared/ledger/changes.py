@@ -39,18 +39,20 @@ class Changes:
         self._lock_timeout = lock_timeout
         self._worker_id = str(worker_id) if worker_id else None
 
-    def _sifted(self, step: str, choice: TextClause, change: TextClause, /, **parameters: Any) -> Sequence[Any]:
+    def _sifted(self, step: str, change: TextClause, /, **parameters: Any) -> Sequence[Any]:
         """Make a change of rows that it chooses itself, for all but those that Postgres refuses."""
 
+        def execute(connection: Connection, **what: Any) -> Sequence[Any]:
+            return connection.execute(change, {**parameters, **what}).all()
+
         def at_once(connection: Connection, skipped: list[str]) -> Sequence[Any]:
-            return connection.execute(change, {**parameters, "skipped": skipped, "chosen": None}).all()
+            return execute(connection, skipped=skipped, chosen=None, choose=False)
 
         def choose(connection: Connection, skipped: list[str]) -> list[str]:
-            rows = connection.execute(choice, {**parameters, "skipped": skipped, "chosen": None})
-            return [row.run_id for row in rows]
+            return [row.run_id for row in execute(connection, skipped=skipped, chosen=None, choose=True)]
 
         def act(connection: Connection, run_ids: Sequence[str]) -> Sequence[Any]:
-            return connection.execute(change, {**parameters, "skipped": [], "chosen": list(run_ids)}).all()
+            return execute(connection, skipped=[], chosen=list(run_ids), choose=False)
 
         return self._sift(Change(step, at_once, choose, act))
 

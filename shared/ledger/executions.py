@@ -11,10 +11,19 @@ from typing import Any
 from uuid import UUID
 
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.changes import Changes, arrays
 from orcheo_dispatch.shared.ledger.model import ACTOR_WORKER, Claim, Outcome, State
 from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Run, Settled, Settlement
+from orcheo_dispatch.shared.ledger.statements.execute import (
+    BEGIN,
+    BEGUN,
+    ENDED_BY_API,
+    HEARTBEAT,
+    KNOWN,
+    REFUSE,
+    SETTLE,
+)
+from orcheo_dispatch.shared.ledger.statements.recover import CLOSE_TRACES
 from orcheo_dispatch.shared.logs.setup import log
 
 
@@ -39,7 +48,7 @@ class Executing(Changes):
         Every later call with the same fence is told `stale`. A run whose row somebody holds is told `locked`.
         """
         rows = self._rows(
-            statements.BEGIN,
+            BEGIN,
             lock_timeout,
             timeout,
             lease=lease,
@@ -54,13 +63,13 @@ class Executing(Changes):
 
     def begun_by(self, worker_id: UUID, claims: Iterable[Claim]) -> list[Run]:
         """Return those of these runs that this worker has begun, as `begin_all` returned them."""
-        rows = self._rows(statements.BEGUN, worker_id=str(worker_id), **arrays(claims))
+        rows = self._rows(BEGUN, worker_id=str(worker_id), **arrays(claims))
         return [run for run in map(_begun, rows) if isinstance(run, Run)]
 
     def refuse(self, errors: Mapping[Claim, str], *, worker_id: UUID, lock_timeout: float) -> dict[Claim, str | None]:
         """Fail pending runs that cannot begin, each with its error; return them with the workspace a slot is due in."""
         rows = self._rows(
-            statements.REFUSE,
+            REFUSE,
             lock_timeout,
             run_ids=[claim.run_id for claim in errors],
             fences=[claim.fence for claim in errors],
@@ -72,7 +81,7 @@ class Executing(Changes):
 
     def known(self, run_ids: Sequence[str]) -> frozenset[str]:
         """Return those of these runs that the ledger has a row of, whatever their state."""
-        return frozenset(row.run_id for row in self._rows(statements.KNOWN, run_ids=list(run_ids)))
+        return frozenset(row.run_id for row in self._rows(KNOWN, run_ids=list(run_ids)))
 
     def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
         """End one run; see `settle_all`."""
@@ -92,7 +101,7 @@ class Executing(Changes):
         """
         each = endings.values()
         rows = self._rows(
-            statements.SETTLE,
+            SETTLE,
             lock_timeout,
             timeout,
             run_ids=[claim.run_id for claim in endings],
@@ -131,14 +140,12 @@ class Executing(Changes):
 
         They are not where somebody holds the row. The API's table is neither read nor locked.
         """
-        rows = self._rows(
-            statements.HEARTBEAT, lock_timeout, timeout, lease=lease, worker_id=self._worker_id, **arrays(claims)
-        )
+        rows = self._rows(HEARTBEAT, lock_timeout, timeout, lease=lease, worker_id=self._worker_id, **arrays(claims))
         return {Claim(row.run_id, row.fence): row.renewed for row in rows}
 
     def ended_by_api(self, claims: Iterable[Claim], *, lock_timeout: float | None = None) -> frozenset[Claim]:
         """Return those of these running claims whose runs the API has ended or deleted."""
-        rows = self._rows(statements.ENDED_BY_API, lock_timeout, worker_id=self._worker_id, **arrays(claims))
+        rows = self._rows(ENDED_BY_API, lock_timeout, worker_id=self._worker_id, **arrays(claims))
         return frozenset(Claim(row.run_id, row.fence) for row in rows)
 
     def close_traces(self, run_ids: Iterable[str], *, lock_timeout: float | None = None) -> int:
@@ -147,7 +154,7 @@ class Executing(Changes):
         Never raises: a trace is not worth a poll or a run. Orcheo makes the tables when it first writes a trace.
         """
         try:
-            return len(self._rows(statements.CLOSE_TRACES, lock_timeout, run_ids=list(run_ids)))
+            return len(self._rows(CLOSE_TRACES, lock_timeout, run_ids=list(run_ids)))
         except DatabaseError as error:
             log.warning("traces_not_closed", reason=str(error))
             return 0

@@ -9,7 +9,13 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orcheo_dispatch.shared.database.connections import in_transaction, transaction
-from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.statements.isolate import (
+    CLEAR_ISOLATION,
+    ISOLATE,
+    ISOLATED,
+    PRUNE_ISOLATION,
+    RECORD_HARM,
+)
 
 MOST = 10_000
 """Rows that are read at most; those that expire soonest are left out."""
@@ -52,25 +58,25 @@ class Isolations:
         with transaction(
             self._engine, timeout_milliseconds=_READ_MILLISECONDS, lock_timeout=_LOCK_SECONDS, read_only=True
         ) as connection:
-            return [Isolated(**row) for row in connection.execute(statements.ISOLATED, {"limit": MOST}).mappings()]
+            return [Isolated(**row) for row in connection.execute(ISOLATED, {"limit": MOST}).mappings()]
 
     def record_harm(self, workflow_id: str, version_id: str, reason: str, *, times: int) -> None:
         """Isolate a version for a day from now on, unless it is isolated for longer: its runs did harm `times` times.
 
         Raises `RowLockedError` where somebody holds the row for a second.
         """
-        self._write(statements.RECORD_HARM, workflow_id=workflow_id, version_id=version_id, reason=reason, times=times)
+        self._write(RECORD_HARM, workflow_id=workflow_id, version_id=version_id, reason=reason, times=times)
 
     def prune(self) -> None:
         """Forget what expired a month ago."""
-        self._write(statements.PRUNE_ISOLATION)
+        self._write(PRUNE_ISOLATION)
 
     def isolate(
         self, workflow_id: str, version_id: str | None, *, reason: str, by: str, seconds: float | None
     ) -> Isolated:
         """Isolate a workflow, or a version of it, as an operator decided, for `seconds` or until it is cleared."""
         (row,) = self._write(
-            statements.ISOLATE,
+            ISOLATE,
             workflow_id=workflow_id,
             version_id=version_id or _ALL_VERSIONS,
             reason=reason,
@@ -81,7 +87,7 @@ class Isolations:
 
     def clear(self, workflow_id: str, version_id: str | None) -> list[Isolated]:
         """Have a version share processes again, or without one the workflow and all of its versions; return which."""
-        rows = self._write(statements.CLEAR_ISOLATION, workflow_id=workflow_id, version_id=version_id)
+        rows = self._write(CLEAR_ISOLATION, workflow_id=workflow_id, version_id=version_id)
         return sorted((Isolated(**row) for row in rows), key=lambda each: each.workflow_version_id or _ALL_VERSIONS)
 
     def _write(self, statement: Any, **parameters: Any) -> list[Any]:

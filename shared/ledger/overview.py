@@ -59,8 +59,8 @@ SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS
  ORDER BY m.minute
 """)
 
-# Each part ends after :limit rows of an index. A run that was released or requeued is pending again.
-_RUNS = """
+# The runs to show: each part ends after :limit rows of an index. A run that was released or requeued is pending again.
+RUNS = text("""
 WITH pending AS (
     SELECT r.id AS run_id FROM workflow_runs AS r
      WHERE r.status = 'pending' AND :with_pending
@@ -81,40 +81,34 @@ WITH pending AS (
      WHERE outcome = ANY (CAST(:outcomes AS text[]))
        AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
      ORDER BY settled_at DESC LIMIT :limit
-), chosen AS (
-    SELECT run_id FROM pending UNION SELECT run_id FROM live UNION SELECT run_id FROM ended
 )
-"""
+SELECT run_id FROM pending UNION SELECT run_id FROM live UNION SELECT run_id FROM ended
+""")
+STUCK = text("""
+SELECT run_id FROM orcheo_dispatch.dispatch
+ WHERE state = 'running' AND lease_expires_at < now()
+ ORDER BY lease_expires_at LIMIT :limit
+""")
+LOST = text("""
+SELECT run_id
+  FROM (SELECT run_id, outcome, settled_at FROM orcheo_dispatch.dispatch
+         WHERE state = 'settled' AND settled_at > now() - interval '1 day'
+         ORDER BY settled_at DESC LIMIT :newest) AS newest
+ WHERE outcome = 'lost'
+ ORDER BY settled_at DESC LIMIT :limit
+""")
 
-_STUCK = """
-WITH chosen AS (
-    SELECT run_id FROM orcheo_dispatch.dispatch
-     WHERE state = 'running' AND lease_expires_at < now()
-     ORDER BY lease_expires_at LIMIT :limit
-)
-"""
-
-_LOST = """
-WITH chosen AS (
-    SELECT run_id
-      FROM (SELECT run_id, outcome, settled_at FROM orcheo_dispatch.dispatch
-             WHERE state = 'settled' AND settled_at > now() - interval '1 day'
-             ORDER BY settled_at DESC LIMIT :newest) AS newest
-     WHERE outcome = 'lost'
-     ORDER BY settled_at DESC LIMIT :limit
-)
-"""
-
-# `reason` is an operator's word or the name of a class of errors; any other text stays where it is.
-_ROWS = """, rows AS (
+# What is shown of a run. `reason` is an operator's word or the name of a class of errors; any other text is left out.
+ROWS = text("""
+WITH rows AS (
     SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
            d.lease_expires_at < now() AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.settled_at END AS ended_at,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.outcome END AS outcome,
            CASE WHEN d.reason ~ '^[A-Za-z_][A-Za-z0-9_.]{0,79}$' OR d.reason = 'by hand' THEN d.reason END AS reason
-      FROM chosen AS c
-      JOIN workflow_runs AS r ON r.id = c.run_id
+      FROM workflow_runs AS r
       LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+     WHERE r.id = ANY (CAST(:run_ids AS text[]))
 )
 SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, attempts, reason, worker_id,
        state = 'running' AND stuck AS stuck,
@@ -128,9 +122,7 @@ SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, at
   FROM rows
  ORDER BY changed_ago, run_id
  LIMIT :limit
-"""
-
-RUNS, STUCK, LOST = text(_RUNS + _ROWS), text(_STUCK + _ROWS), text(_LOST + _ROWS)
+""")
 
 # What to choose from when runs are filtered.
 WORKFLOWS = text("""
@@ -198,7 +190,7 @@ def runs_of(
     """Return runs, the last to begin, to end or to be created first."""
     status = wanted.status
     chosen = [outcome for each, outcomes in _OUTCOMES.items() if status in (None, each) for outcome in outcomes]
-    return rows_of(
+    return shown(
         connection,
         RUNS,
         limit=limit,
@@ -219,6 +211,12 @@ def names_of(connection: Connection, workflows: Sequence[str]) -> dict[str, str]
         return {}
     rows = connection.execute(_NAMES if may.name else _HANDLES, {"ids": list(workflows)})
     return {row.id: row.name[:120] for row in rows if row.name}
+
+
+def shown(connection: Connection, choice: TextClause, *, limit: int, **parameters: Any) -> list[dict[str, Any]]:
+    """Return what is shown of the runs that a statement chooses, at most `limit`."""
+    run_ids = connection.scalars(choice, {**parameters, "limit": limit}).all()
+    return rows_of(connection, ROWS, run_ids=list(run_ids), limit=limit) if run_ids else []
 
 
 def rows_of(connection: Connection, statement: TextClause, **parameters: Any) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 
 from orcheo_dispatch import __version__
 from orcheo_dispatch.shared.database.connections import in_transaction
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.statements.processes import GONE, PRUNE_PROCESSES, SEEN, TICKED_ELSEWHERE, WORKERS
 
 PROCESS_RETENTION_SECONDS = 86_400.0
 
@@ -41,13 +41,11 @@ class Process:
             "running": running,
             "triggers": None if self.triggers is None else list(self.triggers),
         }
-        in_transaction(
-            engine, lambda connection: connection.execute(statements.SEEN, parameters), lock_timeout=lock_timeout
-        )
+        in_transaction(engine, lambda connection: connection.execute(SEEN, parameters), lock_timeout=lock_timeout)
 
     def gone(self, engine: Engine) -> None:
         """Take the row away: this process ended in order. Raises `DatabaseError`."""
-        in_transaction(engine, lambda connection: connection.execute(statements.GONE, {"id": str(self.id)}))
+        in_transaction(engine, lambda connection: connection.execute(GONE, {"id": str(self.id)}))
 
 
 def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
@@ -55,7 +53,7 @@ def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, loc
     parameters = {"id": str(dispatcher.id), "seconds": seconds}
     return in_transaction(
         engine,
-        lambda connection: bool(connection.scalar(statements.TICKED_ELSEWHERE, parameters)),
+        lambda connection: bool(connection.scalar(TICKED_ELSEWHERE, parameters)),
         lock_timeout=lock_timeout,
     )
 
@@ -74,7 +72,7 @@ def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = N
     """Return the workers that were seen within a lease. Raises `DatabaseError`."""
     row = in_transaction(
         engine,
-        lambda connection: connection.execute(statements.WORKERS, {"lease": lease}).one(),
+        lambda connection: connection.execute(WORKERS, {"lease": lease}).one(),
         lock_timeout=lock_timeout,
     )
     return Workers(row.alive, row.smallest, frozenset(row.ids))
@@ -83,4 +81,4 @@ def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = N
 def prune_processes(engine: Engine) -> None:
     """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
     parameters = {"retention": PROCESS_RETENTION_SECONDS}
-    in_transaction(engine, lambda connection: connection.execute(statements.PRUNE_PROCESSES, parameters))
+    in_transaction(engine, lambda connection: connection.execute(PRUNE_PROCESSES, parameters))

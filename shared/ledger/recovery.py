@@ -11,10 +11,19 @@ from sqlalchemy import Connection
 from orcheo_dispatch.shared.database.refused import raised_by_function
 from orcheo_dispatch.shared.database.sifting import Change
 from orcheo_dispatch.shared.errors import DatabaseError, RefusedError
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.executions import Executing
 from orcheo_dispatch.shared.ledger.model import ACTOR_DISPATCHER, Admission, Claim, Outcome
 from orcheo_dispatch.shared.ledger.runs import Reaped
+from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT_PUSHED
+from orcheo_dispatch.shared.ledger.statements.count import COUNT_ENDED, PRUNE_ENDED
+from orcheo_dispatch.shared.ledger.statements.recover import (
+    ADOPT_CANCELLED,
+    PRUNE,
+    REAP,
+    REAP_ORPHANS,
+    SLOTS_DUE,
+    SLOTS_RETURNED,
+)
 from orcheo_dispatch.shared.settings.model import LostRuns
 
 
@@ -36,7 +45,7 @@ class Recovering(Executing):
         """
         try:
             rows = self._rows(
-                statements.ADMIT_PUSHED,
+                ADMIT_PUSHED,
                 run_id=run_id,
                 workspace_id=workspace_id,
                 triggers=list(triggers),
@@ -57,8 +66,7 @@ class Recovering(Executing):
         """Have runs of manual dispatches claimed whose push was lost; return which."""
         rows = self._sifted(
             "admit",
-            statements.LABELLED,
-            statements.ADMIT_LABELLED,
+            ADMIT_LABELLED,
             triggers=list(triggers),
             every_trigger=every_trigger,
             older_than=older_than,
@@ -71,8 +79,7 @@ class Recovering(Executing):
         """End or requeue runs whose worker missed its lease; none for `lease` seconds after a start of Postgres."""
         rows = self._sifted(
             "reap",
-            statements.LOST,
-            statements.REAP,
+            REAP,
             policy=policy.value,
             max_attempts=max_attempts,
             lease=lease,
@@ -83,7 +90,7 @@ class Recovering(Executing):
 
     def reap_orphans(self, *, batch: int = 1000) -> int:
         """Settle the rows of runs that are gone from the API's table; return how many."""
-        return len(self._sifted("orphans", statements.ORPHANS, statements.REAP_ORPHANS, batch=batch))
+        return len(self._sifted("orphans", REAP_ORPHANS, batch=batch))
 
     def adopt_cancelled(
         self, *, triggers: Sequence[str], every_trigger: bool, younger_than: float, dispatcher_id: UUID, batch: int
@@ -91,8 +98,7 @@ class Recovering(Executing):
         """Enter runs that were cancelled before any claim, so that their slots are given back; return how many."""
         rows = self._sifted(
             "adopt",
-            statements.CANCELLED,
-            statements.ADOPT_CANCELLED,
+            ADOPT_CANCELLED,
             triggers=list(triggers),
             every_trigger=every_trigger,
             younger_than=younger_than,
@@ -104,7 +110,7 @@ class Recovering(Executing):
     def slots_due(self, *, older_than: float, batch: int) -> list[tuple[str, str]]:
         """Return `(run_id, workspace_id)` of the slots that have been due for `older_than` seconds."""
         skipped = self._refused.skipped("slots")
-        rows = self._rows(statements.SLOTS_DUE, older_than=older_than, batch=batch, skipped=skipped)
+        rows = self._rows(SLOTS_DUE, older_than=older_than, batch=batch, skipped=skipped)
         return [(row.run_id, row.workspace_id) for row in rows]
 
     def slots_returned(self, run_ids: Iterable[str]) -> None:
@@ -112,7 +118,7 @@ class Recovering(Executing):
         given = sorted(set(run_ids))
 
         def act(connection: Connection, run_ids: Sequence[str]) -> Sequence[Any]:
-            return connection.execute(statements.SLOTS_RETURNED, {"run_ids": list(run_ids)}).all()
+            return connection.execute(SLOTS_RETURNED, {"run_ids": list(run_ids)}).all()
 
         self._sift(
             Change("slots", lambda connection, _skipped: act(connection, given), lambda _c, _skipped: given, act),
@@ -121,9 +127,9 @@ class Recovering(Executing):
 
     def prune(self, *, retention: float, batch: int) -> int:
         """Delete rows settled more than `retention` seconds ago; return how many."""
-        return len(self._sifted("prune", statements.OLD, statements.PRUNE, retention=retention, batch=batch))
+        return len(self._sifted("prune", PRUNE, retention=retention, batch=batch))
 
     def count_ended(self) -> None:
         """Count what ended up to two minutes ago, six hours of it at most, and forget what ended a month ago."""
-        self._rows(statements.COUNT_ENDED)
-        self._rows(statements.PRUNE_ENDED)
+        self._rows(COUNT_ENDED)
+        self._rows(PRUNE_ENDED)

@@ -8,11 +8,13 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.database.sifting import Change, sift
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
 from orcheo_dispatch.shared.ledger.processes import Workers, live_workers
 from orcheo_dispatch.shared.ledger.recovery import Recovering
 from orcheo_dispatch.shared.ledger.runs import STALE, UNKNOWN, Ending, NotBegun, Reaped, Run, Settled
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM_GIVEN
+from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED, WRITE_NOTHING
+from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, MARK_PUBLISHED, RELEASE
 from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns
 
 __all__ = ["STALE", "UNKNOWN", "Ending", "NotBegun", "Reaped", "Run", "Settled", "Store"]
@@ -52,7 +54,7 @@ class Store(Recovering):
             return way.choose(connection, room, {**terms, "skipped": skipped}, limits, in_turn=in_turn)
 
         def act(connection: Connection, run_ids: Sequence[str]) -> list[Claim]:
-            rows = connection.execute(statements.CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)})
+            rows = connection.execute(CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)})
             return [Claim(row.run_id, row.fence) for row in rows]
 
         change = Change("claim", at_once, choose, act)
@@ -63,15 +65,15 @@ class Store(Recovering):
 
     def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
         """Return what there is for a poll to do. Raises `DatabaseError` where the server takes no writes."""
-        (row,) = self._rows(statements.LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
+        (row,) = self._rows(LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
         if row.read_only:
             # An idle dispatcher writes nothing else. The server's own refusal has all connections to it dropped.
-            self._rows(statements.WRITE_NOTHING)
+            self._rows(WRITE_NOTHING)
         return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn, row.at)
 
     def queued(self) -> int:
         """Return how many claims have not begun yet."""
-        return int(self._rows(statements.QUEUED)[0][0])
+        return int(self._rows(QUEUED)[0][0])
 
     def live_workers(self, *, lease: float) -> Workers:
         """Return the workers that were seen within `lease` seconds."""
@@ -79,18 +81,18 @@ class Store(Recovering):
 
     def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
         """Note that the messages of these claims are in Redis."""
-        self._sifted_claims("publish", statements.MARK_PUBLISHED, claims, lease=lease)
+        self._sifted_claims("publish", MARK_PUBLISHED, claims, lease=lease)
 
     def release(self, claims: Iterable[Claim], *, reason: str) -> int:
         """Give claims back that never began; return how many of them were still ours."""
-        return len(self._sifted_claims("release", statements.RELEASE, claims, reason=reason))
+        return len(self._sifted_claims("release", RELEASE, claims, reason=reason))
 
     def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
         """Return claims that nobody answered for a lease, with the reason of their last extension."""
         skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
-        rows = self._rows(statements.LAPSED, batch=batch, skipped=skipped)
+        rows = self._rows(LAPSED, batch=batch, skipped=skipped)
         return {Claim(row.run_id, row.fence): row.reason for row in rows}
 
     def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> int:
         """Give these claims another lease; return how many of them got it."""
-        return len(self._sifted_claims("extend", statements.EXTEND, claims, lease=lease, reason=reason))
+        return len(self._sifted_claims("extend", EXTEND, claims, lease=lease, reason=reason))

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_FIRST, LIMITED_CLAIMS_LOCK
 
 KEYS = 64
 """Pairs of workspace and workflow that one statement looks at: at most so many find their turn in it."""
@@ -64,10 +64,10 @@ class Turns:
         """Claim up to `room` runs in this transaction, in turn or the oldest first; `terms` are the same for all."""
 
         def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
-            return connection.execute(statement, {**terms, **asdict(limits), **parameters}).all()
+            return connection.execute(statement, {**terms, **asdict(limits), "choose": False, **parameters}).all()
 
         if limits:
-            connection.execute(statements.LIMITED_CLAIMS_LOCK)
+            connection.execute(LIMITED_CLAIMS_LOCK)
         self.held = []
         return self._take(room, ask) if in_turn else self._take_oldest(room, ask)
 
@@ -76,12 +76,13 @@ class Turns:
     ) -> list[str]:
         """Lock the runs that a claim would take now, and return their ids. The way round stays where it is."""
         if limits:
-            connection.execute(statements.LIMITED_CLAIMS_LOCK)
-        parameters = {**terms, **asdict(limits), "room": room, **(self._window() if in_turn else {})}
-        statement = statements.CLAIMABLE if in_turn else statements.CLAIMABLE_OLDEST_FIRST
+            connection.execute(LIMITED_CLAIMS_LOCK)
+        statement = CLAIM if in_turn else CLAIM_OLDEST_FIRST
+        window = self._window() if in_turn else {}
+        parameters = {**terms, **asdict(limits), "room": room, "choose": True, **window}
         # There may be more, and those that are refused are passed over from now on.
         self.more = True
-        return [row.run_id for row in connection.execute(statement, parameters)]
+        return [run_id for row in connection.execute(statement, parameters) for run_id in row.chosen_ids]
 
     def _take(self, room: int, ask: Ask) -> list[Claim]:
         claims: list[Claim] = []
@@ -89,11 +90,8 @@ class Turns:
         seen_all = raced = full = False
         for _ in range(_STATEMENTS):
             left = room - len(claims)
-            if given:
-                workspaces, workflows = zip(*given, strict=True)
-                rows = ask(statements.CLAIM_MORE, room=left, workspaces=list(workspaces), workflows=list(workflows))
-            else:
-                rows = ask(statements.CLAIM, room=left, **self._window())
+            rows = ask(CLAIM, room=left, **self._window(given))
+            if not given:
                 seen_all = _saw_all(rows)
             found = sum(row.found for row in rows)
             taken = _interleaved(rows)
@@ -114,14 +112,17 @@ class Turns:
 
     def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
         """Claim up to `room` runs, the oldest first, whosever they are: where no index leads to the turns."""
-        (row,) = ask(statements.CLAIM_OLDEST_FIRST, room=room)
+        (row,) = ask(CLAIM_OLDEST_FIRST, room=room)
         claims = _claims(row)
         self.held = list(row.held_ids)
         self.more = row.found >= room or len(claims) < row.within_limits - len(self.held)
         return claims
 
-    def _window(self) -> dict[str, Any]:
+    def _window(self, given: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+        """Return which keys to look at: those that are given or, where none is, the next in turn."""
         return {
+            "workspaces": [workspace for workspace, _ in given] or None,
+            "workflows": [workflow for _, workflow in given] or None,
             "keys": KEYS,
             "after_workspace": self._workspace,
             "workspaces_begun": list(self._workflows),

@@ -11,9 +11,14 @@ import psycopg
 import pytest
 from sqlalchemy import TextClause, create_mock_engine
 
-from orcheo_dispatch.shared.ledger import overview, statements
+from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, TURNS_INDEX
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_GIVEN, CLAIM_OLDEST_FIRST
+from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, SETTLE
+from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
+from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, RELEASE
+from orcheo_dispatch.shared.ledger.statements.recover import PRUNE, REAP, REAP_ORPHANS, SLOTS_DUE
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, insert_workflow, store_of
 
@@ -56,45 +61,54 @@ _CLAIM: dict[str, Any] = {
     "per_workflow": None,
     "per_workspace": None,
     "skipped": [],
+    "choose": False,
 }
 _RUNS: dict[str, Any] = {"run_ids": ["x"] * 32, "fences": [1] * 32}
-_WINDOW: dict[str, Any] = {**_CLAIM, "keys": 64, "after_workspace": "", "workspaces_begun": [], "after_workflows": []}
-_GIVEN: dict[str, Any] = {**_CLAIM, "workspaces": ["", "a"], "workflows": ["w1", "w2"]}
+_WINDOW: dict[str, Any] = {
+    **_CLAIM,
+    "workspaces": None,
+    "workflows": None,
+    "keys": 64,
+    "after_workspace": "",
+    "workspaces_begun": [],
+    "after_workflows": [],
+}
+_GIVEN = {**_WINDOW, "workspaces": ["", "a"], "workflows": ["w1", "w2"]}
 _LIMITS = {"per_workflow": 10, "per_workspace": 20}
-_ANY: dict[str, Any] = {"skipped": [], "chosen": None}
+_ANY: dict[str, Any] = {"skipped": [], "chosen": None, "choose": False}
 _CASES = {
-    "claim": (statements.CLAIM, _WINDOW, TURNS_INDEX),
-    "claim more": (statements.CLAIM_MORE, _GIVEN, TURNS_INDEX),
-    "claim under limits": (statements.CLAIM, {**_WINDOW, **_LIMITS}, TURNS_INDEX),
-    "claim oldest first": (statements.CLAIM_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
-    "look": (statements.LOOK, {"triggers": ["webhook"], "every_trigger": False, "index": TURNS_INDEX}, "dispatch_live"),
-    "queued": (statements.QUEUED, {}, "dispatch_live"),
-    "lapsed": (statements.LAPSED, {"batch": 100, "skipped": []}, "dispatch_live"),
+    "claim": (CLAIM, _WINDOW, TURNS_INDEX),
+    "claim more": (CLAIM, _GIVEN, TURNS_INDEX),
+    "claim under limits": (CLAIM, {**_WINDOW, **_LIMITS}, TURNS_INDEX),
+    "claim oldest first": (CLAIM_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
+    "look": (LOOK, {"triggers": ["webhook"], "every_trigger": False, "index": TURNS_INDEX}, "dispatch_live"),
+    "queued": (QUEUED, {}, "dispatch_live"),
+    "lapsed": (LAPSED, {"batch": 100, "skipped": []}, "dispatch_live"),
     "reap": (
-        statements.REAP,
+        REAP,
         {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "dispatcher", **_ANY},
         "dispatch_live",
     ),
-    "slots": (statements.SLOTS_DUE, {"older_than": 15.0, "batch": 100, "skipped": []}, "dispatch_slots_due"),
+    "slots": (SLOTS_DUE, {"older_than": 15.0, "batch": 100, "skipped": []}, "dispatch_slots_due"),
     "lost": (
-        statements.LOST,
-        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, **_ANY},
+        REAP,
+        {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "x", **_ANY, "choose": True},
         "dispatch_live",
     ),
-    "orphans": (statements.REAP_ORPHANS, {"batch": 100, **_ANY}, "dispatch_live"),
-    "prune": (statements.PRUNE, {"retention": 86_400.0, "batch": 100, **_ANY}, "dispatch_settled"),
-    "claimable": (statements.CLAIMABLE, _WINDOW, TURNS_INDEX),
-    "claimable oldest first": (statements.CLAIMABLE_OLDEST_FIRST, _CLAIM, PENDING_INDEX),
-    "claim given": (statements.CLAIM_GIVEN, {**_CLAIM, "run_ids": ["x"] * 32}, "workflow_runs_pkey"),
-    "release": (statements.RELEASE, {"reason": "x", **_RUNS}, "dispatch_pkey"),
-    "extend": (statements.EXTEND, {"reason": "x", "lease": 60.0, **_RUNS}, "dispatch_pkey"),
+    "orphans": (REAP_ORPHANS, {"batch": 100, **_ANY}, "dispatch_live"),
+    "prune": (PRUNE, {"retention": 86_400.0, "batch": 100, **_ANY}, "dispatch_settled"),
+    "claimable": (CLAIM, {**_WINDOW, "choose": True}, TURNS_INDEX),
+    "claimable oldest first": (CLAIM_OLDEST_FIRST, {**_CLAIM, "choose": True}, PENDING_INDEX),
+    "claim given": (CLAIM_GIVEN, {**_CLAIM, "run_ids": ["x"] * 32}, "workflow_runs_pkey"),
+    "release": (RELEASE, {"reason": "x", **_RUNS}, "dispatch_pkey"),
+    "extend": (EXTEND, {"reason": "x", "lease": 60.0, **_RUNS}, "dispatch_pkey"),
     "begin": (
-        statements.BEGIN,
+        BEGIN,
         {**_RUNS, "actor": "worker", "lease": 30.0, "worker_id": str(uuid4())},
         "workflow_runs_pkey",
     ),
     "settle": (
-        statements.SETTLE,
+        SETTLE,
         {
             **_RUNS,
             "actor": "worker",
@@ -110,7 +124,7 @@ _CASES = {
         },
         "workflow_runs_pkey",
     ),
-    "heartbeat": (statements.HEARTBEAT, {"lease": 30.0, "worker_id": str(uuid4()), **_RUNS}, "dispatch_pkey"),
+    "heartbeat": (HEARTBEAT, {"lease": 30.0, "worker_id": str(uuid4()), **_RUNS}, "dispatch_pkey"),
 }
 
 
@@ -130,6 +144,7 @@ _OF_THE_PAGE = {
     "one workflow": (overview.RUNS, {**_CHOSEN, "workflow": "w7", "outcomes": ["lost"]}, {"dispatch_settled"}),
     "stuck": (overview.STUCK, {"limit": 10}, {"dispatch_live"}),
     "lost": (overview.LOST, {"limit": 10, "newest": 20_000}, {"dispatch_settled"}),
+    "rows": (overview.ROWS, {"run_ids": ["x"] * 25, "limit": 25}, {"workflow_runs_pkey", "dispatch_pkey"}),
     "workflows": (overview.WORKFLOWS, {"limit": 50, "newest": 5_000}, {"dispatch_settled"}),
 }
 
@@ -161,7 +176,7 @@ def test_statements_use_their_indexes_with_bound_parameters(busy: psycopg.Connec
 
 def test_claims_work_without_the_indexes(busy: psycopg.Connection[Any]) -> None:
     busy.execute(f"DROP INDEX {PENDING_INDEX}, {TURNS_INDEX}")
-    for statement, parameters in ((statements.CLAIM, _WINDOW), (statements.CLAIM_OLDEST_FIRST, _CLAIM)):
+    for statement, parameters in ((CLAIM, _WINDOW), (CLAIM_OLDEST_FIRST, _CLAIM)):
         with busy.transaction(force_rollback=True):
             rows = busy.execute(_compiled(statement), parameters).fetchall()
             assert sum(len(run_ids) for row in rows for run_ids in row if isinstance(run_ids, list)) == 200

@@ -31,7 +31,8 @@ SELECT EXISTS (SELECT FROM admitted) AS admitted, r.unlisted AND NOT r.same_work
 
 # Pushes that Redis lost. Only a manual dispatch notes an actor that is not the label: `POST .../runs` and ChatKit note
 # the label for both. The API pushes each run of a manual dispatch.
-_LABELLED = """
+ADMIT_LABELLED = text("""
+WITH labelled AS MATERIALIZED (
     SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at
       FROM workflow_runs AS r
      WHERE r.status = 'pending' AND NOT :every_trigger AND NOT (r.triggered_by = ANY (CAST(:triggers AS text[])))
@@ -43,17 +44,16 @@ _LABELLED = """
        AND (CAST(:chosen AS text[]) IS NULL OR r.id = ANY (CAST(:chosen AS text[])))
      ORDER BY r.created_at, r.id
      LIMIT :batch
-"""
-LABELLED = text(_LABELLED)
-ADMIT_LABELLED = text(f"""
-WITH labelled AS MATERIALIZED ({_LABELLED})
-INSERT INTO orcheo_dispatch.dispatch
-       (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
-        dispatcher_id, reason, created_at)
-SELECT r.run_id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'released', 1,
-       CASE WHEN r.workspace_id IS NULL THEN 'none' ELSE 'held' END, now(), now(),
-       CAST(:dispatcher_id AS uuid), 'push_lost', r.created_at
-  FROM labelled AS r
-    ON CONFLICT (run_id) DO NOTHING
-RETURNING run_id
+), admitted AS (
+    INSERT INTO orcheo_dispatch.dispatch AS d
+           (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+            dispatcher_id, reason, created_at)
+    SELECT r.run_id, r.workflow_id, r.workspace_id, r.triggered_by, 'settled', 'released', 1,
+           CASE WHEN r.workspace_id IS NULL THEN 'none' ELSE 'held' END, now(), now(),
+           CAST(:dispatcher_id AS uuid), 'push_lost', r.created_at
+      FROM labelled AS r WHERE NOT :choose
+        ON CONFLICT (run_id) DO NOTHING
+    RETURNING d.run_id
+)
+SELECT r.run_id FROM labelled AS r LEFT JOIN admitted AS a ON a.run_id = r.run_id WHERE :choose OR a.run_id IS NOT NULL
 """)

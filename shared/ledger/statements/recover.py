@@ -1,7 +1,7 @@
 """Runs whose worker is lost, slots that are owed, rows that are old; and what operators do by hand.
 
-What chooses its rows itself comes in two forms: the choice alone, and the change of what it chooses. :skipped are never
-chosen; where :chosen is given, nothing else is. So a change that Postgres refuses for one row is made for the others.
+A statement that chooses its rows itself never chooses :skipped and, where :chosen is given, nothing else. With :choose
+it only locks the rows and says which they are. So a change that Postgres refuses for one row is made for the others.
 """
 
 from sqlalchemy import text
@@ -9,7 +9,8 @@ from sqlalchemy import text
 # End, or hand back, the runs whose worker has not been heard of for a lease. FOR UPDATE with SKIP LOCKED on both:
 # a worker that beats or settles at this moment is alive. For a lease after a start of Postgres nobody is called
 # lost: nobody could beat. Under 'hold' only the rows of runs that the API has ended are settled.
-_LOST = """
+REAP = text("""
+WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,
            CASE WHEN r.status <> 'running' THEN 'keep'
                 WHEN :policy = 'requeue' AND d.attempts - d.refunded < :max_attempts THEN 'requeue'
@@ -27,10 +28,7 @@ _LOST = """
      ORDER BY d.lease_expires_at
      LIMIT :batch
        FOR UPDATE OF r, d SKIP LOCKED
-"""
-LOST = text(_LOST)
-REAP = text(f"""
-WITH lost AS MATERIALIZED ({_LOST}), settled AS (
+), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = 'worker_lost',
            outcome = CASE WHEN l.verdict = 'requeue' THEN 'requeued' WHEN l.verdict = 'fail' THEN 'lost'
@@ -38,7 +36,7 @@ WITH lost AS MATERIALIZED ({_LOST}), settled AS (
            slot = CASE WHEN d.slot = 'held' AND l.verdict <> 'requeue' AND l.status <> 'pending' THEN 'due'
                        ELSE d.slot END
       FROM lost AS l
-     WHERE d.run_id = l.run_id AND d.fence = l.fence AND d.state = 'running'
+     WHERE d.run_id = l.run_id AND d.fence = l.fence AND d.state = 'running' AND NOT :choose
     RETURNING d.run_id, d.fence, d.outcome, d.worker_id, d.workflow_id, l.verdict, l.error
 ), ended AS (
     UPDATE workflow_runs AS r
@@ -52,11 +50,14 @@ WITH lost AS MATERIALIZED ({_LOST}), settled AS (
       FROM settled AS s
      WHERE r.id = s.run_id AND r.status = 'running' AND s.verdict IN ('fail', 'requeue')
 )
-SELECT s.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id FROM settled AS s
+SELECT l.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id
+  FROM lost AS l LEFT JOIN settled AS s ON s.run_id = l.run_id
+ WHERE :choose OR s.run_id IS NOT NULL
 """)
 
 # Settle the rows of runs that are gone from the API's table.
-_ORPHANS = """
+REAP_ORPHANS = text("""
+WITH orphan AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
      WHERE d.state IN ('claimed', 'published', 'running') AND d.lease_expires_at < now()
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id)
@@ -65,20 +66,20 @@ _ORPHANS = """
      ORDER BY d.lease_expires_at
      LIMIT :batch
        FOR UPDATE OF d SKIP LOCKED
-"""
-ORPHANS = text(_ORPHANS)
-REAP_ORPHANS = text(f"""
-WITH orphan AS MATERIALIZED ({_ORPHANS})
-UPDATE orcheo_dispatch.dispatch AS d
-   SET state = 'settled', settled_at = now(), lease_expires_at = NULL, outcome = 'skipped', reason = 'run is gone',
-       slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
-  FROM orphan AS o WHERE d.run_id = o.run_id
-RETURNING d.run_id, d.fence
+), settled AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET state = 'settled', settled_at = now(), lease_expires_at = NULL, outcome = 'skipped', reason = 'run is gone',
+           slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
+      FROM orphan AS o WHERE d.run_id = o.run_id AND NOT :choose
+    RETURNING d.run_id
+)
+SELECT o.run_id FROM orphan AS o LEFT JOIN settled AS s ON s.run_id = o.run_id WHERE :choose OR s.run_id IS NOT NULL
 """)
 
 # Runs that the API cancelled before anybody claimed them, or after their claim was released or they were requeued.
 # It took a slot for each, and gives none back.
-_CANCELLED = """
+ADOPT_CANCELLED = text("""
+WITH cancelled AS MATERIALIZED (
     SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by,
            EXISTS (SELECT FROM orcheo_dispatch.dispatch AS a WHERE a.run_id = r.id) AS in_ledger
       FROM workflow_runs AS r
@@ -92,27 +93,26 @@ _CANCELLED = """
        AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND (CAST(:chosen AS text[]) IS NULL OR r.id = ANY (CAST(:chosen AS text[])))
      LIMIT :batch
-"""
-CANCELLED = text(_CANCELLED)
-ADOPT_CANCELLED = text(f"""
-WITH cancelled AS MATERIALIZED ({_CANCELLED}), free_row AS MATERIALIZED (
+), free_row AS MATERIALIZED (
     SELECT d.run_id
       FROM cancelled AS c
      CROSS JOIN LATERAL (
         SELECT l.run_id FROM orcheo_dispatch.dispatch AS l WHERE l.run_id = c.run_id FOR UPDATE SKIP LOCKED) AS d
      WHERE c.in_ledger
+), adopted AS (
+    INSERT INTO orcheo_dispatch.dispatch AS d
+           (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
+            dispatcher_id, reason)
+    SELECT c.run_id, c.workflow_id, c.workspace_id, c.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
+           CAST(:dispatcher_id AS uuid), 'never claimed'
+      FROM cancelled AS c
+     WHERE NOT :choose AND (NOT c.in_ledger OR c.run_id IN (SELECT f.run_id FROM free_row AS f))
+        ON CONFLICT (run_id) DO UPDATE
+       SET outcome = 'cancelled', slot = 'due', settled_at = now(), reason = 'never claimed again'
+     WHERE d.state = 'settled' AND d.slot = 'held'
+    RETURNING d.run_id
 )
-INSERT INTO orcheo_dispatch.dispatch AS d
-       (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
-        dispatcher_id, reason)
-SELECT c.run_id, c.workflow_id, c.workspace_id, c.triggered_by, 'settled', 'cancelled', 1, 'due', now(), now(),
-       CAST(:dispatcher_id AS uuid), 'never claimed'
-  FROM cancelled AS c
- WHERE NOT c.in_ledger OR c.run_id IN (SELECT f.run_id FROM free_row AS f)
-    ON CONFLICT (run_id) DO UPDATE
-   SET outcome = 'cancelled', slot = 'due', settled_at = now(), reason = 'never claimed again'
- WHERE d.state = 'settled' AND d.slot = 'held'
-RETURNING d.run_id
+SELECT c.run_id FROM cancelled AS c LEFT JOIN adopted AS a ON a.run_id = c.run_id WHERE :choose OR a.run_id IS NOT NULL
 """)
 
 # Run slots of ended runs that nobody has given back for a while: their worker died in between.
@@ -136,7 +136,8 @@ RETURNING d.run_id
 """)
 
 # Rows that stand for a pending run keep its fence, and rows that owe a slot keep the debt.
-_OLD = """
+PRUNE = text("""
+WITH old AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
      WHERE d.state = 'settled' AND d.settled_at < now() - make_interval(secs => :retention) AND d.slot <> 'due'
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id AND r.status IN ('pending', 'running'))
@@ -145,12 +146,11 @@ _OLD = """
      ORDER BY d.settled_at
      LIMIT :batch
        FOR UPDATE OF d SKIP LOCKED
-"""
-OLD = text(_OLD)
-PRUNE = text(f"""
-WITH old AS MATERIALIZED ({_OLD})
-DELETE FROM orcheo_dispatch.dispatch AS d USING old WHERE d.run_id = old.run_id
-RETURNING d.run_id
+), deleted AS (
+    DELETE FROM orcheo_dispatch.dispatch AS d USING old AS o WHERE d.run_id = o.run_id AND NOT :choose
+    RETURNING d.run_id
+)
+SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHERE :choose OR d.run_id IS NOT NULL
 """)
 
 # What an operator does by hand to one run: :action is cancel, fail or requeue. Refuses what a live worker holds

@@ -15,7 +15,7 @@ from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
 from orcheo_dispatch.shared.broker.installation import find_installation
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.ledger import statements
+from orcheo_dispatch.shared.ledger.statements.look import QUEUED
 from orcheo_dispatch.shared.schema.migrate import migrate
 from orcheo_dispatch.shared.settings.model import Settings
 from tests.support.database.databases import Database
@@ -98,7 +98,7 @@ def test_statement_that_comes_again_is_planned_once(database: Database) -> None:
             store.queued()
         with transaction(engine) as connection:
             prepared = connection.execute(text("SELECT statement, generic_plans FROM pg_prepared_statements")).all()
-    assert [plans > 0 for statement, plans in prepared if statement == str(statements.QUEUED)] == [True]
+    assert [plans > 0 for statement, plans in prepared if statement == str(QUEUED)] == [True]
 
 
 def test_pooler_that_passed_for_a_server_is_found_out(database: Database) -> None:

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from orcheo_dispatch.shared.ledger import statements
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM
 from orcheo_dispatch.shared.ledger.store import Ending, NotBegun, Run
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, execute, insert_runs, ledger, nth_claim, store_of
@@ -82,7 +82,7 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                END $$""",
         )
         gate.execute("SELECT pg_advisory_xact_lock(42)")
-        slowed = text(statements.CLAIM.text.replace("AND r.id NOT IN (", "AND stop_once(r.id) AND r.id NOT IN ("))
+        slowed = text(CLAIM.text.replace("AND r.id NOT IN (", "AND stop_once(r.id) AND r.id NOT IN ("))
         taken: list[Claim] = []
         failures: list[BaseException] = []
 

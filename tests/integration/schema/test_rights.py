@@ -23,7 +23,7 @@ from orcheo_dispatch.ops.runs.list import Wanted, find_runs
 from orcheo_dispatch.ops.sandbox.binaries import postgres_binaries
 from orcheo_dispatch.shared.database.connections import database_errors
 from orcheo_dispatch.shared.errors import SchemaError
-from orcheo_dispatch.shared.ledger import overview, statements
+from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
 from orcheo_dispatch.shared.ledger.store import Ending, Run
 from orcheo_dispatch.shared.schema import revision
@@ -40,40 +40,12 @@ from tests.support.database.runs import (
     settings_for,
     store_of,
 )
+from tests.support.database.statements import PARAMETERS, STATEMENTS
 from tests.support.database.views import views_of
 from tests.support.processes.processes import Stack
 
 pytestmark = pytest.mark.usefixtures("roles")
 
-_ID = str(uuid4())
-_PARAMETERS: dict[str, Any] = {
-    **dict.fromkeys(("fence", "room", "batch", "limit", "max_attempts", "pid", "concurrency", "running", "times"), 1),
-    **dict.fromkeys(("newest", "hour_rows", "sampled"), 1),
-    **dict.fromkeys(("lease", "late", "alive", "missing", "retention", "older_than", "younger_than", "seconds"), 1.0),
-    **dict.fromkeys(("id", "worker_id", "dispatcher_id"), _ID),
-    **dict.fromkeys(
-        ("run_id", "workspace_id", "actor", "reason", "host", "version", "workflow_id", "version_id", "by", "given"),
-        "x",
-    ),
-    **dict.fromkeys(("outcome", "status"), "failed"),
-    **{key: ["{}"] for key in ("metadata", "changes")},
-    **dict.fromkeys(("every_trigger", "dry_run", "stuck", "with_pending", "with_running"), False),
-    "run_ids": ["x"],
-    "skipped": ["x"],
-    "chosen": None,
-    "fences": [1],
-    **{key: [False] for key in ("refunds", "suspects")},
-    "triggers": ["webhook"],
-    "outcomes": ["failed"],
-    **{key: ["failed"] for key in ("statuses", "actions", "reasons", "errors")},
-    "policy": "fail",
-    "action": "cancel",
-    "kind": "worker",
-    "workflow": None,
-    **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
-    **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
-    **dict.fromkeys(("after_workspace", "index"), "x"),
-}
 # Whether to show runs that are running; elsewhere it is how many are.
 _OF_THE_PAGE = {"running": False}
 _PAGE = [query for query in vars(overview).values() if isinstance(query, TextClause)]
@@ -89,7 +61,7 @@ _QUERIES = [
 
 
 def _statements_of(kind: Kind) -> list[TextClause]:
-    every = set(statements.__all__)
+    every = set(STATEMENTS)
     names = {
         Kind.DISPATCHER: every - _OF_A_WORKER_ALONE,
         Kind.WORKER: _OF_A_WORKER_ALONE | _OF_BOTH,
@@ -98,7 +70,7 @@ def _statements_of(kind: Kind) -> list[TextClause]:
     read = [] if kind is Kind.WORKER else _QUERIES
     if kind is Kind.DISPATCHER:
         read = [*read, *_GAUGES]
-    return [text(revision._REVISION), *read, *(getattr(statements, name) for name in sorted(names))]
+    return [text(revision._REVISION), *read, *(STATEMENTS[name] for name in sorted(names))]
 
 
 @contextmanager
@@ -110,7 +82,7 @@ def _connected(database: Database, kind: Kind) -> Iterator[Connection]:
 def _try_all(connection: Connection, kind: Kind) -> None:
     """Run each statement of this kind of process; what they find does not matter."""
     for statement in _statements_of(kind):
-        values = _PARAMETERS | (_OF_THE_PAGE if statement in _PAGE else {})
+        values = PARAMETERS | (_OF_THE_PAGE if statement in _PAGE else {})
         parameters = {name: values[name] for name in statement.compile().params}
         try:
             with database_errors():
@@ -162,7 +134,7 @@ def test_dashboard_reads_what_status_and_runs_show(database: Database) -> None:
 
 def test_every_statement_is_somebodys() -> None:
     used = {id(statement) for kind in Kind for statement in _statements_of(kind)}
-    assert [name for name in statements.__all__ if id(getattr(statements, name)) not in used] == []
+    assert [name for name, statement in STATEMENTS.items() if id(statement) not in used] == []
 
 
 @pytest.mark.parametrize("kind", Kind)

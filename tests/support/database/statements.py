@@ -1,0 +1,51 @@
+"""Every statement of the ledger, and values for the parameters of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import TextClause
+
+from orcheo_dispatch.shared.ledger import statements
+
+_MODULES = [
+    importlib.import_module(f"{statements.__name__}.{each.name}") for each in pkgutil.iter_modules(statements.__path__)
+]
+STATEMENTS: dict[str, TextClause] = {
+    name: value for module in _MODULES for name, value in vars(module).items() if isinstance(value, TextClause)
+}
+"""Each by its name."""
+
+_ID = str(uuid4())
+PARAMETERS: dict[str, Any] = {
+    **dict.fromkeys(("fence", "room", "batch", "limit", "max_attempts", "pid", "concurrency", "running", "times"), 1),
+    **dict.fromkeys(("newest", "hour_rows", "sampled"), 1),
+    **dict.fromkeys(("lease", "late", "alive", "missing", "retention", "older_than", "younger_than", "seconds"), 1.0),
+    **dict.fromkeys(("id", "worker_id", "dispatcher_id"), _ID),
+    **dict.fromkeys(
+        ("run_id", "workspace_id", "actor", "reason", "host", "version", "workflow_id", "version_id", "by", "given"),
+        "x",
+    ),
+    **dict.fromkeys(("outcome", "status"), "failed"),
+    **{key: ["{}"] for key in ("metadata", "changes")},
+    **dict.fromkeys(("every_trigger", "choose", "dry_run", "stuck", "with_pending", "with_running"), False),
+    "run_ids": ["x"],
+    "skipped": ["x"],
+    "chosen": None,
+    "fences": [1],
+    **{key: [False] for key in ("refunds", "suspects")},
+    "triggers": ["webhook"],
+    "outcomes": ["failed"],
+    **{key: ["failed"] for key in ("statuses", "actions", "reasons", "errors")},
+    "policy": "fail",
+    "action": "cancel",
+    "kind": "worker",
+    "workflow": None,
+    **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
+    **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
+    **dict.fromkeys(("after_workspace", "index"), "x"),
+}
+"""One for each name; what a statement finds with them does not matter."""
