@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,9 @@ from orcheo_dispatch.shared.broker.app import BEAT_HEADER, CRON, TICK, ask_for_c
 from orcheo_dispatch.shared.broker.celery_app import App
 from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
 from orcheo_dispatch.shared.broker.slots import RunSlots
-from orcheo_dispatch.shared.consumer.consumer import Consumer, watch_consumer
+from orcheo_dispatch.shared.consumer.consumer import Consumer
+from orcheo_dispatch.shared.consumer.intake import PoolIntake
+from orcheo_dispatch.shared.consumer.progress import watch_consumer
 from orcheo_dispatch.shared.database.connections import make_engine, transaction
 from orcheo_dispatch.shared.database.refused import Refused
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchError
@@ -133,7 +136,7 @@ class Dispatcher:
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         keeping = Watched("upkeep", lambda: not self.upkeep.overdue(_UPKEEP_PATIENCE_SECONDS), (exit_now,), patience=0)
         taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
-        # Not by /livez: that is red while Postgres is away as well, and a new process would not bring it back.
+        # Not by /livez: that is red while Postgres is unavailable as well, and a new process would not bring it back.
         self._progress = ProgressWatch(taking, polls, keeping, on_well=self._feed)
         self._manager.ready("polling")
         self._progress.start()
@@ -143,7 +146,7 @@ class Dispatcher:
         self._manager.stopping("finishing the poll under way")
 
     def stop(self) -> None:
-        """Finish the poll under way and say goodbye. Claims that are out keep their leases."""
+        """Finish the poll under way and deregister. Claims that are out keep their leases."""
         if self._progress is not None:
             self._progress.stop()
         self._hints.stop()
@@ -154,7 +157,7 @@ class Dispatcher:
         try:
             self.process.gone(self.engine)
         except DatabaseError as error:
-            log.warning("goodbye_not_said", reason=str(error))
+            log.warning("deregister_failed", reason=str(error))
         self.close()
         log.info("dispatcher_stopped", dispatcher_id=str(self.process.id))
 
@@ -178,7 +181,7 @@ class Dispatcher:
                 if not index_is_valid(connection):
                     log.warning("index_missing", index=PENDING_INDEX, mend="orcheo-dispatch migrate")
         except DatabaseError as error:
-            log.warning("index_not_looked_for", reason=str(error))
+            log.warning("index_check_failed", reason=str(error))
 
     def _routes(self) -> dict[str, Route]:
         limit = max(_POLL_LIMIT_SECONDS, SILENT_INTERVALS * self._settings.poll_interval)
@@ -188,7 +191,7 @@ class Dispatcher:
         return {**routes, **self._page.routes([*live, broker])}
 
     def _feed(self) -> None:
-        problem = "Postgres is away" if self.loop.database_away else self._broker_problem()
+        problem = "Postgres is unavailable" if self.loop.database_away else self._broker_problem()
         self._manager.status(problem or "polling")
         self._manager.feed()
 
@@ -220,7 +223,7 @@ class Dispatcher:
             ask_for_cron(self._app, self.broker, self._installation.cron)
         except BrokerError as error:
             # Workers see by themselves that nobody dispatches.
-            log.debug("cron_not_asked_for", reason=str(error))
+            log.debug("cron_prompt_missing", reason=str(error))
 
 
 def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
@@ -264,6 +267,11 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
         while running:
             running.pop().stop()
 
+    def broker_lost() -> None:
+        for dispatcher in running:
+            dispatcher.metrics.broker_failed()
+
+    app.conf.worker_consumer = partial(Consumer, intake=PoolIntake(), on_lost=broker_lost)
     obey_signals(app)
     worker_init.connect(start, weak=False)
     worker_ready.connect(watch, weak=False)

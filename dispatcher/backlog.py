@@ -95,7 +95,7 @@ class Backlog:
         self._closed = False
 
     def collect(self) -> Iterator[Any]:
-        """Yield the gauges. A server that is away has its `_up` at 0, and what it would have told is left out."""
+        """Yield the gauges. Where a server is unavailable its `_up` is 0, and what it would have told is left out."""
         from prometheus_client.core import GaugeMetricFamily
 
         def gauge(name: str, what: str, value: float | None) -> Any:
@@ -116,7 +116,7 @@ class Backlog:
         yield gauge("pending_oldest_age_seconds", "Age of the oldest; 0 where there is none.", of.get("oldest"))
         yield gauge("claimed_runs", "Runs claimed and not published yet.", of.get("claimed"))
         yield gauge("published_runs", "Runs published and not begun yet.", of.get("published"))
-        yield gauge("stuck_runs", "Runs that are running although their lease is over.", of.get("stuck"))
+        yield gauge("stuck_runs", "Runs that are running although their lease has expired.", of.get("stuck"))
         yield gauge("unclaimed_runs", "Pending runs that no dispatcher will claim.", of.get("unclaimed"))
         yield gauge(
             "begun_elsewhere_runs",
@@ -146,7 +146,7 @@ class Backlog:
         yield gauge_by_kind("alive_processes", "Processes seen in the last 30 seconds, by kind.", found.alive)
         yield gauge_by_kind(
             "vanished_processes",
-            "Processes of the last 24 hours that ceased to be seen without a goodbye, by kind; a beat says none.",
+            "Processes of the last 24 hours that were last seen alive and never deregistered, by kind; not of beats.",
             found.vanished,
         )
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -58,22 +59,29 @@ class TickScheduler(Scheduler):
     by one host's clock and read by another's. Instead none is sent while a few wait.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.broker = BrokerState("beat")
+    def __init__(
+        self,
+        *args: Any,
+        installation: Callable[[], Installation | None],
+        metrics: BeatMetrics,
+        on_closing: Callable[[], None],
+        **kwargs: Any,
+    ) -> None:
+        """`installation` returns to whose dispatchers the ticks go, None: to those of all. The rest is Celery's."""
+        self.broker = BrokerState("beat", metrics.broker_failed)
         self.turned_at = time.monotonic()
         """`time.monotonic()` of the last entry that was handled, whatever came of it."""
         self.sent_at = float("-inf")
         """The same of the last tick that went out."""
-        self.on_sent: Callable[[], None] = _nothing
-        self.on_closing: Callable[[], None] = _nothing
-        self.installation: Callable[[], Installation | None] = _unknown
-        """Returns to whose dispatchers the ticks go; None: to those of all."""
+        self._installation = installation
+        self._metrics = metrics
+        self._on_closing = on_closing
         super().__init__(*args, **kwargs)
         self._client = connect(self.app.broker_url)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send what is due, unless enough of it waits; never raises."""
-        installation = self.installation()
+        installation = self._installation()
         queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
         if entry.task == CRON_IN_WORKER:
             if installation is None:
@@ -91,7 +99,7 @@ class TickScheduler(Scheduler):
                 self.apply_async(entry, producer=producer, advance=False)
                 if is_tick:
                     self.sent_at = time.monotonic()
-                    self.on_sent()
+                    self._metrics.tick_sent()
         except (SchedulingError, BrokerError) as error:
             self.broker.lost(error)
             if is_read_only(error):
@@ -105,7 +113,7 @@ class TickScheduler(Scheduler):
 
     def close(self) -> None:
         """Say so, and end: there is nothing to save."""
-        self.on_closing()
+        self._on_closing()
         super().close()
 
     def _leave_server(self) -> None:
@@ -131,18 +139,15 @@ def make_beat_app(settings: Settings) -> Celery:
     beat_id = str(uuid4())
     manager = ServiceManager()
     identity = {BEAT_HEADER: {"id": beat_id, "host": socket.gethostname(), "pid": os.getpid()}}
+    metrics = BeatMetrics(settings, UUID(beat_id))
+    installation = BeatInstallation(settings)
     patience = max(_PATIENCE_SECONDS, _PATIENCE_INTERVALS * settings.poll_interval)
 
     def start(sender: Any, **_: Any) -> None:
         scheduler: TickScheduler = sender.scheduler
-        metrics = BeatMetrics(settings, UUID(beat_id))
-        scheduler.on_sent = metrics.tick_sent
-        scheduler.broker.on_lost = metrics.broker_failed
-        installation = BeatInstallation(settings)
         installation.start()
-        scheduler.installation = lambda: installation.known
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
-        # Not sent while Redis is away, nor while nobody takes what was sent.
+        # Not sent while Redis is unavailable, nor while nobody takes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
         try:
             broker = condition("broker", lambda: scheduler.broker.problem, "Redis answers")
@@ -155,7 +160,6 @@ def make_beat_app(settings: Settings) -> Celery:
             manager.status(scheduler.broker.problem or "ticking")
             manager.feed()
 
-        scheduler.on_closing = lambda: manager.stopping("stopping")
         end_in_order = signal.getsignal(signal.SIGTERM)
         assert callable(end_in_order)
         signal.signal(signal.SIGQUIT, end_in_order)
@@ -164,10 +168,15 @@ def make_beat_app(settings: Settings) -> Celery:
         ProgressWatch(ticking, on_well=on_well).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval, cron=settings.cron_mode.value)
         if (note := cron_interval_note()) is not None:
-            log.info("cron_interval_of_orcheo", **note)
+            log.info("cron_interval_from_orcheo", **note)
 
     beat_init.connect(start, weak=False)
-    app.conf.beat_scheduler = f"{__name__}:{TickScheduler.__name__}"
+    app.conf.beat_scheduler = partial(
+        TickScheduler,
+        installation=lambda: installation.known,
+        metrics=metrics,
+        on_closing=lambda: manager.stopping("stopping"),
+    )
     app.conf.beat_schedule = {
         "tick": {
             "task": TICK,
@@ -183,14 +192,6 @@ def make_beat_app(settings: Settings) -> Celery:
             "options": {"retry": False},
         }
     return app
-
-
-def _unknown() -> None:
-    """Know no installation."""
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 def __getattr__(name: str) -> Any:

@@ -84,10 +84,10 @@ class PollLoop:
         if self._beat_silent:
             self._beat_silent = False
             self._metrics.beat_is_silent(False)
-            log.info("beat_back")
+            log.info("beat_recovered")
 
     def overdue(self, seconds: float) -> bool:
-        """Return whether a poll has not come to its end, or not begun, for so many seconds more than it should."""
+        """Return whether a poll has not come to its end, or not begun, for this many seconds more than it should."""
         return time.monotonic() > self._due_at + seconds
 
     def _run(self) -> None:
@@ -121,7 +121,7 @@ class PollLoop:
             self._metrics.polled("database_away", time.monotonic() - began)
             if not self.database_away:
                 self.database_away = True
-                log.warning("database_away", reason=str(error))
+                log.warning("database_unavailable", reason=str(error))
             return _DATABASE_RETRY_SECONDS
         except Exception as error:  # noqa: BLE001
             # A fault of ours must not end dispatching: say so, with the place, and go on.
@@ -130,7 +130,7 @@ class PollLoop:
             return _DATABASE_RETRY_SECONDS
         if self.database_away:
             self.database_away = False
-            log.info("database_back")
+            log.info("database_reconnected")
         now = time.monotonic()
         if report.dispatches:
             self.polled_at = now

@@ -238,7 +238,7 @@ class Poller:
     def _note_index(self, there: bool) -> None:
         """Say once a change whether claims can be made in turn."""
         if there and not self._in_turn:
-            log.info("index_back", index=TURNS_INDEX)
+            log.info("index_found", index=TURNS_INDEX)
         elif not there and self._in_turn:
             log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
         self._in_turn = there

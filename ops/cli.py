@@ -127,7 +127,7 @@ app.command()(hosting.units)
 
 @app.command()
 def poll(as_json: Json = False) -> None:
-    """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is away."""
+    """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is unavailable."""
     settings = ready(writes=True)
     refuse_unusable_broker(settings)
     from dataclasses import asdict

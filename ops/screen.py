@@ -253,7 +253,7 @@ def _who(who: Who | None) -> str:
 
 def findings_view(findings: Iterable[Finding]) -> RenderableType:
     """Return the table of `check`."""
-    table = Table("what", "", "found", "how to mend it")
+    table = Table("what", "", "found", "how to fix it")
     for finding in findings:
         table.add_row(finding.what, _coloured(finding.grade.value, _GRADES[finding.grade]), finding.found, finding.mend)
     return table

@@ -2,12 +2,12 @@
 
 DispatchError                  the command prints it as one line and exits with `exit_code`
 |-- SettingsError         2    a setting or an argument is wrong
-|-- DatabaseError         3    Postgres is away, refuses us, or lacks what we need
+|-- DatabaseError         3    Postgres is unavailable, refuses us, or lacks what we need
 |   |-- SchemaError       3    Orcheo's tables or our schema are missing or too old
 |   |-- RowLockedError    3    somebody holds a row for longer than we are willing to wait
 |   |-- ConflictError     3    other transactions made Postgres roll ours back, several times in a row
 |   `-- RefusedError      3    Postgres will never take a value: a constraint, a trigger, a policy or a limit
-`-- BrokerError           4    Redis is away or refuses us
+`-- BrokerError           4    Redis is unavailable or refuses us
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import ClassVar
 
 
 class DispatchError(Exception):
-    """Something failed that an operator can mend; the text is one line and holds no secret."""
+    """Something failed that an operator can fix; the text is one line and holds no secret."""
 
     exit_code: ClassVar[int] = 1
 
 
 class SettingsError(DispatchError):
-    """A setting or an argument is wrong: says which, what it got and what it takes."""
+    """A setting or an argument is invalid: the text names it, its value and what is expected."""
 
     exit_code: ClassVar[int] = 2
 
     @classmethod
     def wrong(cls, variable: str, got: object, takes: str) -> SettingsError:
-        """Return the error for `variable`, which got `got` and takes `takes`."""
-        return cls(f"{variable} got {got!r}, takes {takes}")
+        """Return the error for a variable or option that has the value `got` and accepts `takes`."""
+        return cls(f"{variable}={got!r} is invalid: expected {takes}")
 
 
 class DatabaseError(DispatchError):
@@ -81,6 +81,6 @@ class RefusedError(DatabaseError):
 
 
 class BrokerError(DispatchError):
-    """Redis is away or refuses us."""
+    """Redis is unavailable or refuses us."""
 
     exit_code: ClassVar[int] = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
@@ -10,6 +11,7 @@ from kombu.entity import Queue
 
 from orcheo_dispatch.shared.broker.app import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make_app
 from orcheo_dispatch.shared.broker.installation import Installation, find_installation
+from orcheo_dispatch.shared.consumer.consumer import Consumer
 from orcheo_dispatch.shared.logs.setup import log
 from orcheo_dispatch.shared.process.entry import lazy_app
 from orcheo_dispatch.shared.process.stopping import obey_signals
@@ -33,6 +35,7 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
         task_default_queue=installation.runs,
     )
     lifecycle = Lifecycle(settings, installation, Wire(app, installation))
+    app.conf.worker_consumer = partial(Consumer, intake=lifecycle, on_lost=lifecycle.metrics.broker_failed)
     obey_signals(app, lifecycle.cuts_short)
     lifecycle.connect()
 

@@ -40,7 +40,7 @@ class QueuePrompts:
         self._stopping = threading.Event()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a message, for so many seconds at most and never for longer than a few."""
+        """Wait for a message, for this many seconds at most and never for longer than a few."""
         try:
             with broker_errors():
                 found: Any = self._client.brpop(

@@ -137,11 +137,11 @@ class Execution:
 class Executions:
     """The runs that this process executes now, for all who look after them. Thread-safe."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, on_room: Callable[[], None] | None = None) -> None:
+        """`on_room` is called when there is room for a run again."""
         self.capacity = capacity
         """Runs that this process executes at a time."""
-        self.on_room: Callable[[], None] = _nothing
-        """Called when there is room for a run again."""
+        self._on_room = on_room
         self._changed = threading.Condition()
         self._running: dict[Claim, Execution] = {}
         self._reserved = 0
@@ -182,7 +182,8 @@ class Executions:
             for execution in executions:
                 self._running.pop(execution.claim, None)
             self._changed.notify_all()
-        self.on_room()
+        if self._on_room is not None:
+            self._on_room()
 
     def get(self, claim: Claim) -> Execution | None:
         """Return the execution under this claim, if it is here."""
@@ -198,7 +199,3 @@ class Executions:
     def stop_all(self, why: Stop, *, where: Callable[[Execution], bool] = lambda _: True) -> int:
         """Stop every run; return how many were not stopped before."""
         return sum(execution.stop(why) for execution in self if where(execution))
-
-
-def _nothing() -> None:
-    """Do nothing."""

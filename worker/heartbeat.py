@@ -119,7 +119,7 @@ class Heartbeat:
         else:
             self._metrics.beaten(succeeded=True)
             if self._unavailable:
-                log.info("heartbeat_back")
+                log.info("heartbeat_recovered")
             self._unavailable = False
 
     def _renew(self, claims: Sequence[Claim]) -> None:

@@ -20,7 +20,8 @@ from celery.worker import state
 
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.installation import Installation
-from orcheo_dispatch.shared.consumer.consumer import Consumer, watch_consumer
+from orcheo_dispatch.shared.consumer.consumer import Consumer
+from orcheo_dispatch.shared.consumer.progress import watch_consumer
 from orcheo_dispatch.shared.errors import DispatchError, SettingsError
 from orcheo_dispatch.shared.health.checks import condition, progress
 from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
@@ -31,7 +32,7 @@ from orcheo_dispatch.shared.process.notify import ServiceManager
 from orcheo_dispatch.shared.process.progress import ProgressWatch
 from orcheo_dispatch.shared.settings.model import LostRuns, Settings, WorkerIsolation, WorkerPool
 from orcheo_dispatch.worker.messages.wire import Wire
-from orcheo_dispatch.worker.runtime import Runtime, start_runtime
+from orcheo_dispatch.worker.runtime import Runtime
 
 _END_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0
@@ -47,7 +48,7 @@ _POOL = "threads"
 
 
 class Lifecycle:
-    """Ties a runtime to the Celery worker around it.
+    """Ties a runtime to the Celery worker around it; the `Intake` of its consumer.
 
     A second signal to stop, or SIGQUIT, ends the drain: runs that still execute are stopped at once.
     """
@@ -89,36 +90,61 @@ class Lifecycle:
             given = pool.__module__.rpartition(".")[2]
             fail(
                 SettingsError(
-                    f"celery -P got {given!r}, expected {_POOL!r} or no -P: runs have processes of their own by "
+                    f"celery -P={given!r} is invalid: expected {_POOL!r} or no -P: runs have processes of their own by "
                     "ORCHEO_WORKER_ISOLATION"
                 )
             )
 
     def _start(self, **_: Any) -> None:
         try:
-            self._runtime = start_runtime(self._settings, self._installation, self.metrics, self._wire)
+            runtime = Runtime(
+                self._settings,
+                self._installation,
+                self.metrics,
+                self._wire,
+                on_room=self._room_made,
+                on_stalled=self._give_up,
+            )
+            runtime.start()
+            self._runtime = runtime
         except DispatchError as error:
             fail(error)
 
     def _watch(self, sender: Consumer, **_: Any) -> None:
         """Watch from now on whether the consumer of this process takes what waits."""
-        runtime = self.runtime
+        self._consumer = sender
         self._broker = connect(self._settings.redis_url.get_secret_value())
         watched = watch_consumer(sender, self._broker, self._installation.runs, self.metrics)
         self._progress = ProgressWatch(watched, on_well=self._feed)
         self._serve_health(sender)
         self._manager.ready(self._status())
         self._progress.start()
-        executions, runners = runtime.executions, runtime.runners
-        # What no runner could execute is better begun by another worker.
-        sender.paused = lambda: runners.starter.problem is not None or executions.full
-        sender.gives_back = lambda: executions.full and runners.starter.problem is None
-        sender.busy = lambda: len(executions) > 0
-        # Never more than Celery's own count: what it receives and then drops must not close this door for ever.
-        sender.in_hand = lambda: min(self._in_hand, len(state.reserved_requests))
-        runtime.on_stalled = sender.give_up
-        executions.on_room = sender.room_made
-        self._consumer = sender
+
+    def paused(self) -> bool:
+        """Return whether there is no room, or no runner can be started: another worker had better begin the runs."""
+        runtime = self._runtime
+        return runtime is None or runtime.runners.starter.problem is not None or runtime.executions.full
+
+    def gives_back(self) -> bool:
+        """Return whether a message that comes all the same goes back to Redis."""
+        runtime = self._runtime
+        return runtime is not None and runtime.executions.full and runtime.runners.starter.problem is None
+
+    def busy(self) -> bool:
+        """Return whether runs are under way."""
+        return self._runtime is not None and len(self._runtime.executions) > 0
+
+    def in_hand(self) -> int:
+        """Return how many messages are being taken, at most Celery's own count: what it drops must not stay counted."""
+        return min(self._in_hand, len(state.reserved_requests))
+
+    def _room_made(self) -> None:
+        if self._consumer is not None:
+            self._consumer.room_made()
+
+    def _give_up(self) -> None:
+        if self._consumer is not None:
+            self._consumer.give_up()
 
     def _feed(self) -> None:
         """Feed the watchdog where the runtime is well too."""
@@ -171,8 +197,7 @@ class Lifecycle:
         """Say that a message has been taken: its runs execute, and the next one may come."""
         with self._in_hand_lock:
             self._in_hand -= 1
-        if self._consumer is not None:
-            self._consumer.room_made()
+        self._room_made()
 
     def _drain(self, sig: str = "", **_: Any) -> None:
         self._left = True

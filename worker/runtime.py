@@ -49,7 +49,17 @@ _HEARTBEAT_PATIENCE_SECONDS = 60.0
 class Runtime:
     """The runners, the heartbeat, the settler and the connections of one worker."""
 
-    def __init__(self, settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        installation: Installation,
+        metrics: WorkerMetrics,
+        wire: Wire,
+        *,
+        on_room: Callable[[], None] | None = None,
+        on_stalled: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_room` is called when there is room for a run again, `on_stalled` when this process cannot go on."""
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
@@ -68,7 +78,7 @@ class Runtime:
             room=settings.capacity,
             lease=settings.worker_lease,
         )
-        self.executions = Executions(settings.capacity)
+        self.executions = Executions(settings.capacity, on_room)
         self.failing = Failing()
         self.deadlines = Deadlines(self.executions, grace=settings.cancel_grace)
         self.isolation = Isolation(settings)
@@ -94,8 +104,7 @@ class Runtime:
             abandon=finisher.abandon,
         )
         self._cron: CronLoop | None = None
-        self.on_stalled: Callable[[], None] = _leave_be
-        """What to do where this process cannot execute runs any more."""
+        self._on_stalled = on_stalled
         self._progress = ProgressWatch(
             Watched("runners", self._runners_get_on, (self._stalled,), _RUNNERS_PATIENCE_SECONDS),
             Watched("heartbeat", self._heartbeat_gets_on, (self._stalled,), _HEARTBEAT_PATIENCE_SECONDS),
@@ -159,7 +168,7 @@ class Runtime:
         log.info("drain_begun", running=len(self.executions), seconds=seconds)
 
     def stop(self) -> None:
-        """End in order: wait for the runs under way, close the executor, say goodbye, close the connections."""
+        """End in order: wait for the runs under way, close the executor, deregister, close the connections."""
         self.executions.wait_until_none()
         self.strangers.stop()
         self._old_queue.stop()
@@ -206,7 +215,8 @@ class Runtime:
         return self.heartbeat.gets_on
 
     def _stalled(self) -> None:
-        self.on_stalled()
+        if self._on_stalled is not None:
+            self._on_stalled()
 
     def _stop_runs(self) -> None:
         stopped = self.executions.stop_all(Stop.DRAINED)
@@ -214,19 +224,8 @@ class Runtime:
             log.warning("drain_timed_out", stopped=stopped)
 
 
-def _leave_be() -> None:
-    """Do nothing."""
-
-
 def _make_books(settings: Settings, running: Callable[[], int]) -> BookKeeper:
     # Imported by workers alone whose executor wants it.
     from orcheo_dispatch.worker.books.books import Books
 
     return Books(settings.postgres_dsn.get_secret_value(), running=running)
-
-
-def start_runtime(settings: Settings, installation: Installation, metrics: WorkerMetrics, wire: Wire) -> Runtime:
-    """Return a started runtime. Raises `DispatchError` where it cannot start."""
-    runtime = Runtime(settings, installation, metrics, wire)
-    runtime.start()
-    return runtime

@@ -56,7 +56,7 @@ class Upkeep:
             self._note_slots()
             self._process.gone(self._engine)
         except DatabaseError as error:
-            log.warning("goodbye_not_said", reason=str(error))
+            log.warning("deregister_failed", reason=str(error))
         self._engine.dispose()
 
     @property
@@ -102,7 +102,7 @@ class Upkeep:
             if part.error is None:
                 continue
             if part.one:
-                # It stays due, and the dispatcher gives it back once more, to no effect.
+                # It stays due, and the dispatcher returns it once more, to no effect.
                 log.warning("slot_not_noted", run_id=part.items[0], error=part.error.what)
                 continue
             self.note_slots_returned(part.items)

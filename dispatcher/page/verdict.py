@@ -61,7 +61,7 @@ _POLL = "The polls of this dispatcher do not succeed"
 
 
 def problems_of(trouble: Problem | None, checks: Sequence[Report], figures: Figures | None) -> list[Problem]:
-    """Return all that is wrong, the worst first. Where the database is away, nothing is told of what it held."""
+    """Return all that is wrong, the worst first. Where the database is unavailable, nothing is told of what it held."""
     found = [] if trouble is None else [trouble]
     away = trouble is not None and trouble.level is Level.UNHEALTHY
     # A poll without a database cannot succeed: told once is enough.
@@ -76,7 +76,7 @@ def _failed(check: Report) -> Problem:
         return Problem(
             "broker",
             Level.UNHEALTHY,
-            "Redis is away. Pending runs wait in the database; none is lost.",
+            "Redis is unavailable. Pending runs wait in the database; none is lost.",
             "See that it runs, and that REDIS_URL leads to it.",
             "orcheo-dispatch check",
         )

@@ -182,7 +182,7 @@ class Watch:
         except DatabaseError as error:
             return _trouble_of(error)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread: say so, with the place
-            log.error("page_not_read", **describe(error))
+            log.error("page_read_failed", **describe(error))
             return verdict.DATABASE_SLOW
         with self._change:
             if figures is not self._figures:

@@ -21,8 +21,7 @@ class BrokerGate:
     def __init__(self, broker: redis.Redis, queue: str, metrics: DispatcherMetrics) -> None:
         self._broker = broker
         self._queue = queue
-        self._metrics = metrics
-        self._state = BrokerState("publisher")
+        self._state = BrokerState("publisher", metrics.broker_failed)
         self._failures = 0
         self._retry_at = 0.0
 
@@ -53,7 +52,6 @@ class BrokerGate:
         """Note that Redis did not do what it was asked."""
         self._state.lost(error)
         self._failures += 1
-        self._metrics.broker_failed()
         first, last = _BACKOFF_SECONDS
         pause = min(last, first * 2 ** min(self._failures, 10))
         # Full jitter, so that many dispatchers do not reconnect in step (AWS Architecture Blog, 2015).

@@ -62,7 +62,7 @@ class QueueChoice:
                 if not survey.old:
                     return self._installation.runs
                 if not survey.new and (moved := self._readers.put_back()):
-                    log.warning("messages_put_back", queue=self._installation.old_runs, messages=moved)
+                    log.warning("messages_returned", queue=self._installation.old_runs, messages=moved)
         except BrokerError:
             # Publishing fails as well, and says why.
             return self._queue

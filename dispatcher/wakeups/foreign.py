@@ -32,7 +32,7 @@ class Foreign:
         label = (name or "not a task")[:200]
         if label not in self._named and len(self._named) < _TASKS_NAMED:
             self._named.add(label)
-            log.warning("foreign_task_left_alone", queue=HINT_QUEUE, task=label)
+            log.warning("foreign_task_ignored", queue=HINT_QUEUE, task=label)
 
     def is_kept(self, run_id: str) -> bool:
         """Return whether this push was found to be another installation's, less than `KEPT_SECONDS` ago."""
@@ -50,5 +50,5 @@ class Foreign:
         self._kept[run_id] = now + KEPT_SECONDS
         if now - self._said_at >= _SAY_SECONDS:
             self._said_at = now
-            log.warning("foreign_push_left_alone", queue=HINT_QUEUE, run_id=run_id, pushes=len(self._kept))
+            log.warning("foreign_push_ignored", queue=HINT_QUEUE, run_id=run_id, pushes=len(self._kept))
         return True

@@ -107,7 +107,7 @@ class HintListener:
                     # A fault of ours must not end the thread: nobody else empties the queue.
                     log.error("hints_failed", **describe(error))
                 elif not away:
-                    log.warning("hints_away", reason=str(error))
+                    log.warning("hints_unavailable", reason=str(error))
                 away, settled = True, False
                 self._stopping.wait(_RETRY_SECONDS)
 

@@ -42,7 +42,7 @@ class Hearing(Enum):
     OFF = "there is no trigger that notifies"
     POOLER = "a pooler stands between: ORCHEO_DISPATCH_LISTEN_DSN may name a way without one"
     ELSEWHERE = "ORCHEO_DISPATCH_LISTEN_DSN leads to a database without the trigger"
-    AWAY = "the database is away"
+    AWAY = "the database is unavailable"
 
 
 class NotifyListener:

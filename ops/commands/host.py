@@ -23,7 +23,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is right and wrong with settings, database, broker and Orcheo, and how to mend it."""
+    """Say what is right and wrong with settings, database, broker and Orcheo, and how to fix it."""
     settings = load_settings()
     from orcheo_dispatch.ops import screen
     from orcheo_dispatch.ops.host import check as checks
@@ -47,7 +47,7 @@ def health(
 ) -> None:
     """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set."""
     if url is not None and port is not None:
-        raise SettingsError("--url and --port got a value each, take one of the two")
+        raise SettingsError("--url and --port were both given: expected one of the two")
     at, number = address_of(url) if url is not None else own_address(port)
     found = ask_health(at, number, only_live=live, timeout=timeout)
     if as_json:

@@ -32,7 +32,7 @@ def status(
 ) -> None:
     """Show runs by status, how old pending runs are, what is under way and who is alive.
 
-    With --watch, Ctrl-C ends it with exit code 0. While the database is away it says so, and goes on when it is
+    With --watch, Ctrl-C ends it with exit code 0. While the database is unavailable it says so, and goes on when it is
     back. Where the output is not a terminal it prints one status after the other, with --json each on one line.
     """
     settings = ready()
@@ -70,7 +70,9 @@ def runs(
         str | None, typer.Option(help="Only runs created since: 15m, 2h, 3d ago, or 2026-11-23T12:00 (UTC).")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Only runs created until: as --since.")] = None,
-    stuck: Annotated[bool, typer.Option("--stuck", help="Only runs that run although their lease is over.")] = False,
+    stuck: Annotated[
+        bool, typer.Option("--stuck", help="Only runs that run although their lease has expired.")
+    ] = False,
     lost: Annotated[bool, typer.Option("--lost", help="Only runs whose worker was lost when they last ran.")] = False,
     unclaimed: Annotated[
         bool,

@@ -22,7 +22,7 @@ def status_of(engine: Engine, settings: Settings) -> queries.Status:
 
 
 def watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool) -> None:
-    """Show it again and again, for ever; while the database is away say so. Raises `SchemaError`."""
+    """Show it again and again, for ever; while the database is unavailable say so. Raises `SchemaError`."""
     pause = threading.Event()
     if as_json or not sys.stdout.isatty():
         while True:
@@ -43,7 +43,7 @@ def watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool)
 
 
 def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
-    """Print one status; where the database is away, one line on stderr, so that stdout stays what it is."""
+    """Print one status; where the database is unavailable, one line on stderr, so that stdout stays what it is."""
     try:
         found = status_of(engine, settings)
     except SchemaError:

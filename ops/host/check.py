@@ -1,4 +1,4 @@
-"""Is this host ready? Look at settings, database, broker and Orcheo, and say how to mend what is not right."""
+"""Is this host ready? Look at settings, database, broker and Orcheo, and say how to fix what is not right."""
 
 from __future__ import annotations
 

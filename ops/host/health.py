@@ -60,7 +60,7 @@ def address_of(url: str) -> tuple[str, int]:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme != "http" or not host or parts.username is not None:
         # Not quoted: it may hold a password.
-        raise SettingsError(f"--url got a value, takes {_TAKES}")
+        raise SettingsError(f"--url has an invalid value: expected {_TAKES}")
     return host, port or 80
 
 

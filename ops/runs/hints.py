@@ -1,4 +1,4 @@
-"""What to tell an operator about a run that does not get on: why, and what to do."""
+"""What to tell an operator about a run that makes no progress: why, and what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Sett
     elif run.state == "running":
         yield f"the API says {run.status}: its worker stops it at the next heartbeat"
     if run.slot == "due":
-        yield "its run slot is due: a dispatcher gives it back within a minute, once the Redis of the slots answers"
+        yield "its run slot is due: a dispatcher returns it within a minute, once the Redis of the slots answers"
 
 
 def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
@@ -71,7 +71,10 @@ def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
         )
         yield from _of_workers(fleet)
     elif fleet.dispatchers and run.age > 2 * settings.poll_interval + 1:
-        yield "a dispatcher is alive and has not claimed it: its log says why (broker_away, database_away, poll_failed)"
+        yield (
+            "a dispatcher is alive and has not claimed it: its log says why "
+            "(broker_unavailable, database_unavailable, poll_failed)"
+        )
 
 
 def _limit_reached(fleet: Fleet, settings: Settings) -> str | None:
@@ -87,11 +90,11 @@ def _limit_reached(fleet: Fleet, settings: Settings) -> str | None:
 
 def _of_queued(run: Any, fleet: Fleet) -> Iterator[str]:
     if run.state == "claimed":
-        yield "claimed, and not known to be published: Redis may be away; look for broker_away in the log"
+        yield "claimed, and not known to be published: Redis may be unavailable; look for broker_unavailable in the log"
     elif run.reason:
-        yield f"when its lease was over its message was found {run.reason}"
+        yield f"when its lease had expired its message was found {run.reason}"
     if run.lease_left is not None and run.lease_left < 0:
-        yield "its dispatch lease is over: the next poll looks for its message, and claims it anew if it is lost"
+        yield "its dispatch lease has expired: the next poll looks for its message, and claims it anew if it is lost"
     yield from _of_workers(fleet)
 
 
@@ -113,7 +116,7 @@ def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings:
         return
     seen = "is gone" if worker_seen_ago is None else f"was seen {ago(worker_seen_ago)}"
     alive = worker_seen_ago is not None and worker_seen_ago < ALIVE_SECONDS
-    yield f"stuck: its lease is over for {duration(-run.lease_left)}; its worker {seen}" + (
+    yield f"stuck: its lease expired {duration(-run.lease_left)} ago; its worker {seen}" + (
         ", so it executes other runs" if alive else ""
     )
     if settings.lost_runs is LostRuns.HOLD:

@@ -58,7 +58,7 @@ class Wanted:
     since: Moment = ANY_TIME
     until: Moment = ANY_TIME
     stuck: bool = False
-    """Only those that run although their lease is over."""
+    """Only those that run although their lease has expired."""
     lost: bool = False
     """Only those whose worker was lost when they last ran."""
     limit: int = 20
@@ -119,10 +119,10 @@ def find_runs(engine: Engine, wanted: Wanted) -> list[RunRow]:
 def only_one(option: str, given: str, found: Sequence[str], nothing: str) -> str:
     """Return the one that begins with `given`. Raises `SettingsError` where that is none (say `nothing`) or several."""
     if not found:
-        raise SettingsError(f"{option} got {given!r}: {nothing}")
+        raise SettingsError(f"{option}={given!r} is invalid: {nothing}")
     if len(found) > 1:
         shown = ", ".join(found[:_SHOWN]) + (" and more" if len(found) > _SHOWN else "")
-        raise SettingsError(f"{option} got {given!r}, which is the beginning of several: {shown}")
+        raise SettingsError(f"{option}={given!r} is invalid: the beginning of several: {shown}")
     return found[0]
 
 

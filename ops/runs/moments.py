@@ -17,7 +17,7 @@ _TAKES = "a span such as 90s, 15m, 2h, 3d or 1w, or a time such as 2026-11-23T12
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point in time: so many seconds before the database's now, or a time of its own; or none."""
+    """A point in time: this many seconds before the database's now, or a time of its own; or none."""
 
     seconds_ago: float | None = None
     at: datetime | None = None

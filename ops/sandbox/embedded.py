@@ -64,7 +64,7 @@ class EmbeddedPostgres(EmbeddedServer):
         """Kill the server and each of its backends, as a power cut would; the data stays."""
         if self._process is None:
             return
-        # Stopped and killed last: it must start no backend that we miss, and no backend may say goodbye.
+        # Stopped and killed last: it must start no backend that we miss, and no backend may deregister.
         self._process.send_signal(signal.SIGSTOP)
         kill_all(children_of(self._process.pid))
         super().kill()

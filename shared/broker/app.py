@@ -104,7 +104,6 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
             "unacked_mutex_key": f"{unacked}_mutex",
         },
         broker_channel_error_retry=True,
-        worker_consumer="orcheo_dispatch.shared.consumer.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,

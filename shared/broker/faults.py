@@ -25,7 +25,7 @@ class Fault(StrEnum):
 
 
 _SAYS = {
-    Fault.UNAVAILABLE: "Redis is away",
+    Fault.UNAVAILABLE: "Redis is unavailable",
     Fault.FULL: "Redis stores nothing",
     Fault.REFUSED: "Redis refuses",
 }

@@ -13,22 +13,22 @@ from orcheo_dispatch.shared.logs.setup import log
 from orcheo_dispatch.shared.text.redaction import error_line
 
 RETRY_SECONDS = 1.0
-"""Redis that is away is asked again after so many seconds at most, give or take a fifth."""
+"""Redis that is unavailable is asked again after this many seconds at most, give or take a fifth."""
 _FIRST_RETRY_SECONDS = 0.1
 
 
 class BrokerState:
-    """Whether Redis is away, told to the log once a change. Thread-safe."""
+    """Whether Redis is unavailable, told to the log once a change. Thread-safe."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, on_lost: Callable[[], None] | None = None) -> None:
+        """`on_lost` is called each time that Redis did not answer."""
         self._role = role
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self.away = False
         """Whether Redis did not do what it was last asked, for whatever reason."""
         self._fault: Fault | None = None
         self._problem = ""
-        self.on_lost: Callable[[], None] = _nothing
-        """Called each time that Redis did not answer."""
 
     def lost(self, error: BaseException) -> None:
         """Note that Redis did not answer."""
@@ -36,9 +36,10 @@ class BrokerState:
         with self._lock:
             changed = not self.away or fault is not self._fault
             self.away, self._fault, self._problem = True, fault, problem(error)
-        self.on_lost()
+        if self._on_lost is not None:
+            self._on_lost()
         if changed:
-            log.warning("broker_away", role=self._role, fault=fault.value, reason=error_line(error))
+            log.warning("broker_unavailable", role=self._role, fault=fault.value, reason=error_line(error))
 
     @property
     def problem(self) -> str | None:
@@ -50,7 +51,7 @@ class BrokerState:
         with self._lock:
             changed, self.away, self._fault = self.away, False, None
         if changed:
-            log.info("broker_back", role=self._role)
+            log.info("broker_reconnected", role=self._role)
 
 
 def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[], None] | None = None) -> Connection:
@@ -65,7 +66,3 @@ def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[]
         callback=callback,
     )
     return connection
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -1,4 +1,4 @@
-"""Celery's consumer, with manners: it comes back soon, logs a change of state once, and survives any message.
+"""Celery's consumer, changed: it reconnects soon, logs a change of state once, and survives any message.
 
 Celery's own prints the whole body of a message that it cannot use, ends on one that is not even JSON, backs off
 for up to half a minute, and can go on without consuming. See `shared/broker/app.py` for the settings beside it.
@@ -20,86 +20,33 @@ from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError as KombuOperationalError
-from kombu.transport.redis import Channel as RedisChannel
-from kombu.transport.redis import QoS as RedisQoS
 
-from orcheo_dispatch.shared.broker.app import broker_errors
 from orcheo_dispatch.shared.broker.state import RETRY_SECONDS, BrokerState, reconnect
-from orcheo_dispatch.shared.errors import BrokerError
-from orcheo_dispatch.shared.logs.setup import describe, log
-from orcheo_dispatch.shared.metrics.model import ConsumerMetrics
-from orcheo_dispatch.shared.process.progress import EXIT_STALLED, Watched, exit_now
+from orcheo_dispatch.shared.consumer.channel import Channel, say_malformed
+from orcheo_dispatch.shared.consumer.intake import Intake
+from orcheo_dispatch.shared.process.progress import EXIT_STALLED, exit_now
 
 _LOGGER = logging.getLogger(__name__)
-CONSUMER_PATIENCE_SECONDS = 5.0
 _STEADY_SECONDS = 2.0
-_GIVEN_SECONDS = 2.0
-"""Redis is asked to wait for a message for a second, so by then it has answered. Short runs have made room before."""
 
 # The connection's own errors; what a message can cause is none of them, but for kombu, who counts KeyError in.
 _CONNECTION_ERRORS = (OSError, redis.ConnectionError, redis.TimeoutError, redis.ResponseError, KombuOperationalError)
 
 
-class QoS(RedisQoS):
-    """How much a channel takes: nothing while its consumer is paused, but for what Redis gave it before."""
-
-    def can_consume(self) -> bool:
-        """Return whether to take one more message, or the one that Redis has given already."""
-        consumer, channel = self.channel.consumer, self.channel
-        if consumer.may_take() and super().can_consume():
-            return True
-        given = channel._in_poll and channel.asked_at + _GIVEN_SECONDS < time.monotonic()  # noqa: SLF001 - of kombu's
-        return bool(given and consumer.gives_back())
-
-
-class Channel(RedisChannel):
-    """A channel that drops what is no message; kombu's would end the worker, or reconnect for it."""
-
-    QoS = QoS
-
-    def __init__(self, consumer: Consumer, *args: Any, **kwargs: Any) -> None:
-        self.consumer = consumer
-        self.asked_at = time.monotonic()
-        """`time.monotonic()` of when a message was last asked for."""
-        super().__init__(*args, **kwargs)
-
-    def _brpop_start(self, timeout: float | None = None) -> None:
-        self.asked_at = time.monotonic()
-        super()._brpop_start(timeout)
-
-    def _brpop_read(self, **options: Any) -> Any:
-        try:
-            return super()._brpop_read(**options)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-            _warn(error)
-            return True
-
-
 class Consumer(CeleryConsumer):
-    """The consumer of dispatchers and workers, put in by the setting `worker_consumer`."""
+    """The consumer of dispatchers and workers, named by the setting `worker_consumer` of their apps."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.broker = BrokerState("consumer")
+    def __init__(self, *args: Any, intake: Intake, on_lost: Callable[[], None], **kwargs: Any) -> None:
+        """`on_lost` is called each time that Redis did not answer; the rest is Celery's."""
+        self.broker = BrokerState("consumer", on_lost)
+        self.intake = intake
         self.received = 0
         """Messages that came so far."""
-        self.paused: Callable[[], bool] = _never
-        """Whether to take nothing now, although there is room."""
-        self.in_hand: Callable[[], int] = lambda: len(state.reserved_requests)
-        """Messages that are being seen to; no more are taken than the pool has room for."""
-        self.gives_back: Callable[[], bool] = _never
-        """Whether what there is no room for goes back to Redis. Then a message is read that Redis gave while the last
-        room went; it would stay in the socket until there is room again, however long that takes."""
-        self.busy: Callable[[], bool] = lambda: bool(state.reserved_requests)
-        """Whether there is work left that could have something to save."""
-        self.while_connecting: Callable[[], None] = _nothing
-        """Called after each try to connect that failed, about once a second."""
         self._connected_at = float("-inf")
         self._given_up = False
         self._held = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         super().__init__(*args, **kwargs)
-
-    # --- connecting
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         """Return a connection whose channels survive any message, and take none while this consumer is paused."""
@@ -109,14 +56,10 @@ class Consumer(CeleryConsumer):
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect, for as long as it takes."""
-        reconnect(conn, self.broker, self._between_tries)
+        reconnect(conn, self.broker, state.maybe_shutdown)
         self._connected_at = time.monotonic()
         self.first_connection_attempt = False
         return conn
-
-    def _between_tries(self) -> None:
-        self.while_connecting()
-        state.maybe_shutdown()
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
         """Say so once."""
@@ -145,13 +88,11 @@ class Consumer(CeleryConsumer):
         if self.connection is not None and time.monotonic() - self._connected_at >= _STEADY_SECONDS:
             self.broker.back()
 
-    # --- consuming
-
     def may_take(self) -> bool:
         """Return whether to take one more message; from the event loop, before each."""
         # Set first: whoever makes room in between sees it, and has us look again.
         self._held = True
-        self._held = self.paused() or self.in_hand() >= self.pool.num_processes
+        self._held = self.intake.paused() or self.intake.in_hand() >= self.pool.num_processes
         return not self._held
 
     def room_made(self) -> None:
@@ -176,8 +117,8 @@ class Consumer(CeleryConsumer):
         return (
             self.connection is not None
             and self.blueprint.state == bootsteps.RUN
-            and not self.paused()
-            and self.in_hand() < self.pool.num_processes
+            and not self.intake.paused()
+            and self.intake.in_hand() < self.pool.num_processes
         )
 
     def restart_connection(self) -> None:
@@ -194,7 +135,7 @@ class Consumer(CeleryConsumer):
             self._given_up = True
             signals.worker_shutting_down.send(sender=self.hostname, sig="STALLED", how="Warm", exitcode=EXIT_STALLED)
             state.should_stop = EXIT_STALLED
-        elif not self.busy():
+        elif not self.intake.busy():
             exit_now()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
@@ -231,67 +172,13 @@ class Consumer(CeleryConsumer):
         self._refuse(message, exc)
 
     def _refuse(self, message: Any, error: BaseException) -> None:
-        _warn(error)
+        say_malformed(error)
         if not message.acknowledged:
             message.reject_log_error(_LOGGER, self.connection_errors)
 
 
-class ConsumerProgress:
-    """Whether a consumer takes what waits: messages in its queue and room in the process, but none comes.
-
-    Redis serves whoever waits for a message at once. So a queue that is found with messages again and again
-    while this process has room and gets none of them means that it is not waiting, whatever its connection says.
-    """
-
-    def __init__(self, consumer: Consumer, client: redis.Redis, queue: str) -> None:
-        self._consumer = consumer
-        self._client = client
-        self._queue = queue
-        self._received = -1
-
-    def __call__(self) -> bool:
-        """Return whether the consumer gets on; a Redis that is away is not its fault."""
-        self._consumer.note_steady()
-        received, self._received = self._received, self._consumer.received
-        if received != self._received or not self._consumer.has_room():
-            return True
-        try:
-            with broker_errors():
-                return not self._client.llen(self._queue)
-        except BrokerError:
-            return True
-
-
-def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
-    """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
-    consumer.broker.on_lost = metrics.broker_failed
-
-    def restart_connection() -> None:
-        metrics.consumer_stalled()
-        consumer.restart_connection()
-
-    return Watched(
-        "consumer",
-        ConsumerProgress(consumer, client, queue),
-        (restart_connection, consumer.give_up),
-        CONSUMER_PATIENCE_SECONDS,
-    )
-
-
 def _is_delayed(headers: Any) -> bool:
     return isinstance(headers, dict) and any(headers.get(name) for name in ("eta", "expires", "group", "chord"))
-
-
-def _warn(error: BaseException) -> None:
-    log.warning("malformed_message", **describe(error))
-
-
-def _nothing() -> None:
-    """Do nothing."""
-
-
-def _never() -> bool:
-    return False
 
 
 def _fail() -> None:

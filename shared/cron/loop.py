@@ -29,7 +29,7 @@ class Prompts(Protocol):
     """Where the messages that ask for a dispatch come from."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait for one, for so many seconds at most; return whether one came. Never raises."""
+        """Wait for one, for this many seconds at most; return whether one came. Never raises."""
         ...
 
     def stop(self) -> None:

@@ -49,7 +49,7 @@ class Process:
 
 
 def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
-    """Return whether another live dispatcher has been ticked within so many seconds. Raises `DatabaseError`."""
+    """Return whether another live dispatcher has been ticked within this many seconds. Raises `DatabaseError`."""
     parameters = {"id": str(dispatcher.id), "seconds": seconds}
     return in_transaction(
         engine,

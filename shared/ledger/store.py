@@ -23,7 +23,7 @@ __all__ = ["STALE", "UNKNOWN", "Ending", "NotBegun", "Reaped", "Run", "Settled",
 class Store(Recovering):
     """Every change of a run's status, and every row of the ledger, goes through here.
 
-    Each method is one transaction, but for claims of one statement, and raises `DatabaseError` where Postgres is away.
+    Each method is one transaction, and raises `DatabaseError` where Postgres is unavailable.
     """
 
     def claim(

@@ -44,14 +44,14 @@ class ServiceManager:
             self._send(f"STATUS={status}")
 
     def feed(self) -> None:
-        """Say that the process gets on. May be called as often as one likes."""
+        """Say that the process makes progress. May be called as often as one likes."""
         now = time.monotonic()
         if self.watchdog and now - self._fed_at >= self.watchdog / _FEEDS_A_TIMEOUT:
             self._fed_at = now
             self._send("WATCHDOG=1")
 
     def stopping(self, status: str, seconds: float = 0.0) -> None:
-        """Say that the process ends by itself, and that this may take so many seconds whatever its unit says."""
+        """Say that the process ends by itself, and that this may take this many seconds whatever its unit says."""
         longer = [f"EXTEND_TIMEOUT_USEC={int(seconds * _MICROSECONDS)}"] if seconds else []
         self._status = status
         self._send("STOPPING=1", f"STATUS={status}", *longer)

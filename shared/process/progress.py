@@ -1,4 +1,4 @@
-"""Liveness means progress: a thread that watches whether the process gets on, mends what it can, and ends it else.
+"""Liveness means progress: a thread watches what has to make progress, tries remedies, and then ends the process.
 
 A process that is up and does nothing is worse than one that is down: nothing starts it again.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from orcheo_dispatch.shared.logs.setup import describe, log
 
 EXIT_STALLED = 1
-"""Exit code of a process that does not get on: no code of its own, it is a failure like others."""
+"""Exit code of a process that makes no progress: no code of its own, it is a failure like others."""
 LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Something that has to get on: `getting_on` is asked each second, and says no for `patience` seconds at most.
+    """Something that has to make progress: `getting_on` is asked each second, and may be False for `patience` seconds.
 
-    Then the remedies are tried, one each `patience` seconds; the last one is asked again and again.
+    Then the remedies are tried, one each `patience` seconds; the last one is tried again and again.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Watched:
 
 
 class ProgressWatch:
-    """Looks at everything that has to get on, on a thread of its own.
+    """Looks at everything that has to make progress, on a thread of its own.
 
     After each look that found nothing stalled it calls `on_well`, which feeds the watchdog of a service manager. So
     that ends what this watch cannot: a process that hangs as a whole, or one whose remedies do not help.
@@ -51,7 +51,7 @@ class ProgressWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more: what ends need not get on."""
+        """Look no more: what ends need not make progress."""
         self._stopping.set()
 
     def look(self) -> None:
@@ -60,7 +60,7 @@ class ProgressWatch:
             try:
                 state.look()
             except Exception as error:  # noqa: BLE001 - who watches must not be the first to fall
-                log.error("progress_not_seen", what=state.watched.name, **describe(error))
+                log.error("progress_check_failed", what=state.watched.name, **describe(error))
         if not any(state.stalled for state in self._states):
             self.well_at = time.monotonic()
             if self._on_well is not None:
@@ -81,14 +81,14 @@ class _State:
 
     @property
     def stalled(self) -> bool:
-        """Whether a remedy was tried, and it does not get on yet."""
+        """Whether a remedy was tried, and it makes no progress yet."""
         return self._tried > 0
 
     def look(self) -> None:
         now = time.monotonic()
         if self.watched.getting_on():
             if self._tried:
-                log.info("getting_on_again", what=self.watched.name)
+                log.info("recovered", what=self.watched.name)
             self._since, self._tried = now, 0
         elif now - self._since >= self.watched.patience:
             remedy = self.watched.remedies[min(self._tried, len(self.watched.remedies) - 1)]

@@ -51,9 +51,9 @@ def raise_file_limit(runs: int = 0) -> None:
             soft = allowed
     needed = _FILES_OF_A_PROCESS + _FILES_PER_RUN * runs
     if soft != resource.RLIM_INFINITY and soft < needed:
-        log.warning("few_file_descriptors", limit=soft, recommended=needed)
+        log.warning("file_descriptors_low", limit=soft, recommended=needed)
     if os.environ.get(_HOME) == str(_makeshift_path()):
-        log.warning("home_makeshift", home=os.environ[_HOME])
+        log.warning("home_replaced", home=os.environ[_HOME])
 
 
 def _readable(argument: str) -> str:

@@ -74,7 +74,7 @@ def _ignore(*_: Any) -> None:
 
 
 def _log_hangup() -> None:
-    log.warning("hangup_ignored")
+    log.warning("sighup_ignored")
 
 
 def _has_terminal() -> bool:

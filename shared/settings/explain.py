@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in one line: its variable, what it got, and what it takes."""
+"""What is wrong with a setting, in one line: its variable, its value, and what is expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from orcheo_dispatch.shared.settings.credentials import read_credentials
 from orcheo_dispatch.shared.text.redaction import redact
 
-_TAKES = {
+_EXPECTED = {
     "float_parsing": "a valid number, such as 5 or 0.5, without a unit",
     "int_parsing": "a valid integer, such as 5, without a unit",
 }
@@ -24,8 +24,10 @@ def explain(item: Any, fields: Mapping[str, FieldInfo], secret: Collection[str])
     field = fields.get(str(location)) or next((each for each in fields.values() if each.alias == location), None)
     variable = str(getattr(field, "alias", None) or location)
     if item["type"] == "missing":
-        return f"{variable} is not set, takes {field.description if field else 'a value'}"
+        return f"{variable} is not set: expected {field.description if field else 'a value'}"
     hidden = variable in secret or (not os.environ.get(variable) and variable in read_credentials())
-    got = "a value" if hidden else redact(repr(item["input"]), _SHOWN_CHARACTERS)
-    takes = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{variable} got {got}, takes {_TAKES.get(item['type'], takes)}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = _EXPECTED.get(item["type"], message)
+    if hidden:
+        return f"{variable} has an invalid value: expected {expected}"
+    return f"{variable}={redact(repr(item['input']), _SHOWN_CHARACTERS)} is invalid: expected {expected}"

@@ -139,7 +139,7 @@ class Settings(WorkerSettings, DispatchSettings):
     def load(cls, **overrides: Any) -> Settings:
         """Return the settings of the environment, with `overrides` by field name on top.
 
-        Raises `SettingsError`, one line a wrong variable: what it got and what it takes.
+        Raises `SettingsError`, one line per invalid variable: its value and what is expected.
         """
         try:
             return cls(**overrides)

@@ -12,7 +12,7 @@ def check_leases(*, worker_lease: float, heartbeat: float) -> None:
     """Refuse a lease that one late heartbeat would end."""
     if worker_lease < 2 * heartbeat:
         raise SettingsError(
-            f"ORCHEO_WORKER_LEASE got {worker_lease:g}, takes at least twice ORCHEO_WORKER_HEARTBEAT "
+            f"ORCHEO_WORKER_LEASE={worker_lease:g} is invalid: expected at least twice ORCHEO_WORKER_HEARTBEAT "
             f"({heartbeat:g}): one late heartbeat must not lose a run"
         )
 
@@ -28,8 +28,8 @@ def check_queue(queue: str) -> None:
 def check_api(api_url: str | None) -> None:
     """Refuse an API that cannot be asked to dispatch cron triggers; its URL may hold a password and is not quoted."""
     if api_url is None:
-        raise SettingsError("ORCHEO_API_URL is not set, takes Orcheo's API where ORCHEO_DISPATCH_CRON=api")
+        raise SettingsError("ORCHEO_API_URL is not set: expected Orcheo's API where ORCHEO_DISPATCH_CRON=api")
     try:
         Origin.of(api_url)
     except ValueError as error:
-        raise SettingsError(f"ORCHEO_API_URL got a value, takes {error}") from None
+        raise SettingsError(f"ORCHEO_API_URL has an invalid value: expected {error}") from None

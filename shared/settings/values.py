@@ -40,7 +40,7 @@ def read(variable: str, raw: str) -> str:
     try:
         return clean(raw)
     except ValueError as error:
-        raise SettingsError(f"{variable} got a value, takes {error}") from None
+        raise SettingsError(f"{variable} has an invalid value: expected {error}") from None
 
 
 def clean(text: str) -> str:

@@ -318,7 +318,7 @@ def test_worker_whose_runs_all_fail_of_the_platform_is_not_ready(installation: _
         execute(installation.database, "ALTER TABLE workflow_versions RENAME COLUMN changed_at TO updated_at")
         execute(installation.database, "DELETE FROM workflow_runs")
         installation.finish(1)
-        worker.saw("runs_succeeding")
+        worker.saw("runs_recovered")
         assert ask("127.0.0.1", port, READY)[0]
     assert worker.log.count("runs_failing") == 1
 

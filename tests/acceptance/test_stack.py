@@ -32,7 +32,7 @@ def test_orcheo_executes_for_a_user_id_without_a_name_or_a_home(orcheo: OrcheoAp
     prelude = f"{NOBODY}\nif {home!r}: os.environ['HOME'] = {home!r}"
     with stack.running("dispatcher"), started_after(stack, prelude, "worker") as worker:
         worker.saw("worker_started", seconds=200)
-        assert "home_makeshift" in worker.log
+        assert "home_replaced" in worker.log
         run = orcheo.fire_webhook(greet, {"name": "Ada"})
         until(lambda: orcheo.run(run["id"])["status"] == "succeeded", what="the run succeeds")
 

@@ -127,7 +127,7 @@ class Workload:
             self._pushes.submit(self._push, plan.run_id)
 
     def _push(self, run_id: str) -> None:
-        """Push as the API does: where Redis is away, the run is left as it is."""
+        """Push as the API does: where Redis is unavailable, the run is left as it is."""
         headers = {"workspace_id": self._workflow.workspace_id}
         with contextlib.suppress(Exception):
             self._api.send_task(HINT_TASK, args=(run_id,), headers=headers, queue="celery", retry=False)

@@ -72,7 +72,7 @@ def _run(place: Place, **inputs: Any) -> str:
 
 @contextmanager
 def _locking(place: Place, statement: str, *parameters: Any, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Hold what a statement locks, for as long as the block lasts or for so many seconds."""
+    """Hold what a statement locks, for as long as the block lasts or for this many seconds."""
     with psycopg.connect(place.database.dsn) as holder:
         holder.execute(statement, parameters)
         release = threading.Timer(seconds, holder.rollback)

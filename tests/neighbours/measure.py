@@ -148,7 +148,7 @@ def measure(
 
 
 def _until(look: Callable[[], bool], seconds: float) -> None:
-    """Wait until something is so, for so many seconds at most; what is not so then is counted."""
+    """Wait until something is so, for this many seconds at most; what is not so then is counted."""
     deadline = time.monotonic() + seconds
     while not look() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -31,7 +31,7 @@ def _state(name: str, database: Database, serve: Serve) -> Served:
     _STATES[name](database)
     served = serve(database)
     if name == "broken":
-        served.wrong["broker"] = "Redis is away"
+        served.wrong["broker"] = "Redis is unavailable"
     return served
 
 
@@ -74,7 +74,7 @@ def test_broken_page_names_what_is_wrong_and_what_mends_it(database: Database, s
     expect(page.get_by_role("heading", level=1)).to_have_text("5 things are wrong")
     problems = page.get_by_role("list", name="What is wrong").get_by_role("listitem")
     expect(problems).to_have_count(5)
-    expect(problems.first).to_contain_text("Redis is away")
+    expect(problems.first).to_contain_text("Redis is unavailable")
     expect(problems.nth(1)).to_contain_text("orcheo-dispatch worker")
     expect(page.locator("#stuck-rows li")).to_have_count(7)
     expect(page.locator("#processes-rows .missing")).to_have_count(3)

@@ -132,7 +132,7 @@ def test_latency_is_the_ledgers(database: Database, serve: Serve) -> None:
 def test_broken_system_names_each_thing_that_is_wrong(database: Database, serve: Serve) -> None:
     fill_broken(database)
     served = serve(database)
-    served.wrong["broker"] = "Redis is away"
+    served.wrong["broker"] = "Redis is unavailable"
     seen = _overview(served)
     health = seen["health"]
     assert health["level"] == "unhealthy"
@@ -166,7 +166,7 @@ def test_level_tells_since_when_and_what_was_before(
     fill_busy(database)
     served = serve(database)
     assert _overview(served)["health"]["level"] == "healthy"
-    served.wrong["broker"] = "Redis is away"
+    served.wrong["broker"] = "Redis is unavailable"
     # Nobody looks meanwhile.
     until(lambda: len(served.page._watch._verdict._changes) == 2, what="the change noted")  # type: ignore[union-attr]
     served.wrong.clear()

@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
         self._sound = True
 
     def teardown(self) -> None:
-        """Where nothing has gone wrong yet, let all end well: no more faults, and one poll when all leases are over."""
+        """Where nothing has gone wrong yet, let all end well: no more faults, and a poll when leases have expired."""
         if not self._sound:
             return
         for claim in [claim for held in self.held for claim in held]:

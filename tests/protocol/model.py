@@ -1,7 +1,7 @@
 """What every verb of the protocol must do to every run: the table of docs/architecture.md, a second time.
 
-Without SQL and without time: a lease is over, or it is not. `Real` has the same verbs, with the same arguments, on the
-database; the answers compare.
+Without SQL and without time: a lease has expired, or it has not. `Real` has the same verbs, with the same arguments,
+on the database; the answers compare.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Model:
         return [run for run in self._free() if run.status == "pending" and run.state not in LIVE]
 
     def claim(self, dispatcher: int, room: int) -> list[Claim]:
-        # Two keys have their turn, the workspace before what is outside of any; what one leaves the other gets.
+        # Two keys are next, the workspace before what is outside of any; what one leaves the other gets.
         inside, outside = self.by_key()
         share = (room + 1) // 2
         first = min(len(inside), max(share, room - len(outside)))

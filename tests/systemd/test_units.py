@@ -167,7 +167,7 @@ def test_servers_that_are_away_at_the_start_are_waited_for(host: Host, database:
 def test_wrong_setting_is_one_line_in_the_journal(host: Host) -> None:
     host.configure(ORCHEO_DISPATCH_LEASE="soon")
     host.systemctl("start", DISPATCHER, expect=1)
-    assert "ORCHEO_DISPATCH_LEASE got 'soon', takes" in host.journal(DISPATCHER)
+    assert "ORCHEO_DISPATCH_LEASE='soon' is invalid: expected" in host.journal(DISPATCHER)
     assert "Traceback" not in host.journal(DISPATCHER)
 
 

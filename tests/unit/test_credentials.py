@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_named_and_not_quoted(folder: Path) -> None:
 
 def test_folder_that_is_none_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder / "nowhere"))
-    with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY got .*, takes a folder that can be read"):
+    with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY=.* is invalid: expected a folder that can be read"):
         Settings.load()
 
 
@@ -80,7 +80,7 @@ def test_wrong_value_of_a_credential_is_not_quoted(folder: Path) -> None:
     (folder / "ORCHEO_WORKER_CONCURRENCY").write_text("hunter2")
     with pytest.raises(SettingsError) as raised:
         Settings.load()
-    assert str(raised.value).startswith("ORCHEO_WORKER_CONCURRENCY got a value, takes")
+    assert str(raised.value).startswith("ORCHEO_WORKER_CONCURRENCY has an invalid value: expected")
     assert "hunter2" not in str(raised.value)
 
 

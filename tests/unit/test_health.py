@@ -72,14 +72,14 @@ def test_checks_that_are_ok_answer_200_and_say_why(serve: Serve) -> None:
 
 
 def test_one_check_that_fails_answers_503_with_all_of_them(serve: Serve) -> None:
-    server = serve(_routes(_well(), condition("broker", lambda: "Redis is away", "connected")))
+    server = serve(_routes(_well(), condition("broker", lambda: "Redis is unavailable", "connected")))
     response, body = _request(server, "/readyz")
     assert response.status == 503
     assert json.loads(body) == {
         "ok": False,
         "checks": [
             {"name": "poll", "ok": True, "why": "all is well"},
-            {"name": "broker", "ok": False, "why": "Redis is away"},
+            {"name": "broker", "ok": False, "why": "Redis is unavailable"},
         ],
     }
 
@@ -261,7 +261,7 @@ def test_port_in_use_is_named(serve: Serve) -> None:
     with pytest.raises(SettingsError) as raised:
         HealthServer("127.0.0.1", server.port, _routes()).start()
     assert str(raised.value) == (
-        f"ORCHEO_HEALTH_PORT got {server.port}, takes a port that is free on 127.0.0.1: this one is in use, "
+        f"ORCHEO_HEALTH_PORT={server.port} is invalid: expected a port that is free on 127.0.0.1: this one is in use, "
         "and each process needs one of its own"
     )
     assert raised.value.exit_code == 2
@@ -269,7 +269,9 @@ def test_port_in_use_is_named(serve: Serve) -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "nowhere.invalid"])
 def test_host_that_is_not_this_machine_is_named(host: str) -> None:
-    with pytest.raises(SettingsError, match=f"ORCHEO_HEALTH_HOST got '{host}', takes an address of this machine"):
+    with pytest.raises(
+        SettingsError, match=f"ORCHEO_HEALTH_HOST='{host}' is invalid: expected an address of this machine"
+    ):
         HealthServer(host, 0, _routes()).start()
 
 
@@ -308,7 +310,7 @@ def test_settings_say_where_it_is_served() -> None:
 @pytest.mark.parametrize("port", ["-1", "65536", "http"])
 def test_wrong_port_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("ORCHEO_HEALTH_PORT", port)
-    with pytest.raises(SettingsError, match=f"ORCHEO_HEALTH_PORT got '{port}', takes"):
+    with pytest.raises(SettingsError, match=f"ORCHEO_HEALTH_PORT='{port}' is invalid: expected"):
         Settings.load(postgres_dsn="postgresql://x")
 
 
@@ -398,7 +400,7 @@ def test_second_process_on_the_port_ends_with_exit_code_2_and_one_line(serve: Se
         _, complaints = process.communicate(timeout=30)
     assert process.returncode == 2
     assert complaints == (
-        f"orcheo-dispatch: ORCHEO_HEALTH_PORT got {server.port}, takes a port that is free on 127.0.0.1: "
+        f"orcheo-dispatch: ORCHEO_HEALTH_PORT={server.port} is invalid: expected a port that is free on 127.0.0.1: "
         "this one is in use, and each process needs one of its own\n"
     )
 

@@ -449,7 +449,7 @@ def test_no_text_of_a_library_reaches_a_log_with_a_secret(
     monkeypatch.setenv("OPENAI_API_KEY", f" {secret}\r\n")
     logs.configure(Settings.load(postgres_dsn="postgresql://x/y", log_format=form))
     error = _raised(call, secret)
-    log.warning("broker_away", reason=error_line(error))
+    log.warning("broker_unavailable", reason=error_line(error))
     logging.getLogger("kombu").error("gave up: %s", error)
     logging.getLogger("psycopg.pool").warning("error connecting: %r", error)
     for translate in (broker_errors, database_errors):

@@ -61,34 +61,78 @@ def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("ORCHEO_DISPATCH_POLL_INTERVAL", "soon", "got 'soon', takes a valid number"),
-        ("ORCHEO_DISPATCH_POLL_INTERVAL", "0", "got '0', takes greater than or equal to 0.05"),
-        ("ORCHEO_DISPATCH_BATCH_SIZE", "-1", "got '-1', takes greater than or equal to 1"),
-        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "got 'retry', takes 'fail', 'requeue' or 'hold'"),
-        ("ORCHEO_WORKER_POOL", "gevent", "got 'gevent', takes 'threads' or 'prefork'"),
-        ("ORCHEO_WORKER_HEARTBEAT", "5s", "got '5s', takes a valid number, such as 5 or 0.5, without a unit"),
-        ("ORCHEO_WORKER_RUN_TIMEOUT", "inf", "got 'inf', takes less than or equal to 1000000000"),
-        ("ORCHEO_DISPATCH_RETENTION", "3e9", "got '3e9', takes less than or equal to 1000000000"),
-        ("ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW", "3000000000", "got '3000000000', takes less than or equal to"),
-        ("ORCHEO_SERVICE_TOKEN", "two words", "got a value, takes a token of printable ASCII without a blank"),
-        ("ORCHEO_SERVICE_TOKEN", "t\nhunter2", "got a value, takes a token of printable ASCII without a blank"),
-        ("REDIS_URL", "redis://:hunter2\n@host:6379/0", "got a value, takes an address without line breaks"),
-        ("REDIS_URL", "redis://host /0", "got a value, takes an address without a blank"),
-        ("ORCHEO_POSTGRES_DSN", "postgresql://me:hun\tter2@host/db", "got a value, takes an address without line"),
-        ("ORCHEO_DISPATCH_QUEUE", "redis://me:hunter2@host", "got 'redis://me:***@host', takes"),
-        ("ORCHEO_LOG_LEVEL", "DEBUG\udcff", "got a value, takes a text in UTF-8"),
-        ("ORCHEO_WORKER_LEASE", "6", "got 6, takes at least twice ORCHEO_WORKER_HEARTBEAT (5)"),
-        ("REDIS_URL", "http://me:hunter2@x", "got a value, takes a URL that begins with redis://"),
-        ("REDIS_URL", "redis://:hunter2/x@host:6379/0", "got a value, takes a URL with a number for its port"),
-        ("REDIS_URL", "redis://:123/hunter2@host:6379/0", "got a value, takes a URL with a number after the host"),
-        ("REDIS_URL", "redis://host/0?socket_timeout=5", "got a value, takes a URL without parameters, or rediss://"),
-        ("REDIS_URL", "rediss://host/0?ssl_cert_reqs=1", "got a value, takes ssl_cert_reqs=required or optional or"),
-        ("REDIS_URL", "unix://host/redis.sock", "got a value, takes a URL such as unix:///run/redis/redis.sock"),
-        ("ORCHEO_POSTGRES_DSN", "mysql:hunter2", "got a value, takes a Postgres DSN"),
-        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@hunter2@host/db", "got a value, takes a Postgres DSN"),
-        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@/hunter2@host/db", "got a value, takes a Postgres DSN"),
-        ("ORCHEO_POSTGRES_DSN", "postgresql://me:hunter2/x@host/db", "got a value, takes a Postgres DSN"),
-        ("ORCHEO_POSTGRES_DSN", "host=host password=x hunter2", "got a value, takes a Postgres DSN"),
+        ("ORCHEO_DISPATCH_POLL_INTERVAL", "soon", "='soon' is invalid: expected a valid number"),
+        ("ORCHEO_DISPATCH_POLL_INTERVAL", "0", "='0' is invalid: expected greater than or equal to 0.05"),
+        ("ORCHEO_DISPATCH_BATCH_SIZE", "-1", "='-1' is invalid: expected greater than or equal to 1"),
+        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "='retry' is invalid: expected 'fail', 'requeue' or 'hold'"),
+        ("ORCHEO_WORKER_POOL", "gevent", "='gevent' is invalid: expected 'threads' or 'prefork'"),
+        (
+            "ORCHEO_WORKER_HEARTBEAT",
+            "5s",
+            "='5s' is invalid: expected a valid number, such as 5 or 0.5, without a unit",
+        ),
+        ("ORCHEO_WORKER_RUN_TIMEOUT", "inf", "='inf' is invalid: expected less than or equal to 1000000000"),
+        ("ORCHEO_DISPATCH_RETENTION", "3e9", "='3e9' is invalid: expected less than or equal to 1000000000"),
+        (
+            "ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW",
+            "3000000000",
+            "='3000000000' is invalid: expected less than or equal to",
+        ),
+        (
+            "ORCHEO_SERVICE_TOKEN",
+            "two words",
+            "has an invalid value: expected a token of printable ASCII without a blank",
+        ),
+        (
+            "ORCHEO_SERVICE_TOKEN",
+            "t\nhunter2",
+            "has an invalid value: expected a token of printable ASCII without a blank",
+        ),
+        (
+            "REDIS_URL",
+            "redis://:hunter2\n@host:6379/0",
+            "has an invalid value: expected an address without line breaks",
+        ),
+        ("REDIS_URL", "redis://host /0", "has an invalid value: expected an address without a blank"),
+        (
+            "ORCHEO_POSTGRES_DSN",
+            "postgresql://me:hun\tter2@host/db",
+            "has an invalid value: expected an address without line",
+        ),
+        ("ORCHEO_DISPATCH_QUEUE", "redis://me:hunter2@host", "='redis://me:***@host' is invalid: expected"),
+        ("ORCHEO_LOG_LEVEL", "DEBUG\udcff", "has an invalid value: expected a text in UTF-8"),
+        ("ORCHEO_WORKER_LEASE", "6", "=6 is invalid: expected at least twice ORCHEO_WORKER_HEARTBEAT (5)"),
+        ("REDIS_URL", "http://me:hunter2@x", "has an invalid value: expected a URL that begins with redis://"),
+        (
+            "REDIS_URL",
+            "redis://:hunter2/x@host:6379/0",
+            "has an invalid value: expected a URL with a number for its port",
+        ),
+        (
+            "REDIS_URL",
+            "redis://:123/hunter2@host:6379/0",
+            "has an invalid value: expected a URL with a number after the host",
+        ),
+        (
+            "REDIS_URL",
+            "redis://host/0?socket_timeout=5",
+            "has an invalid value: expected a URL without parameters, or rediss://",
+        ),
+        (
+            "REDIS_URL",
+            "rediss://host/0?ssl_cert_reqs=1",
+            "has an invalid value: expected ssl_cert_reqs=required or optional or",
+        ),
+        (
+            "REDIS_URL",
+            "unix://host/redis.sock",
+            "has an invalid value: expected a URL such as unix:///run/redis/redis.sock",
+        ),
+        ("ORCHEO_POSTGRES_DSN", "mysql:hunter2", "has an invalid value: expected a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@hunter2@host/db", "has an invalid value: expected a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:x@/hunter2@host/db", "has an invalid value: expected a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "postgresql://me:hunter2/x@host/db", "has an invalid value: expected a Postgres DSN"),
+        ("ORCHEO_POSTGRES_DSN", "host=host password=x hunter2", "has an invalid value: expected a Postgres DSN"),
     ],
 )
 def test_wrong_value_is_named_with_what_it_takes(
@@ -137,7 +181,7 @@ def test_number_that_no_process_can_use_is_refused_in_one_line(
     monkeypatch.setenv(str(field.alias), value)
     with pytest.raises(SettingsError) as raised:
         Settings.load()
-    assert str(raised.value).startswith(f"{field.alias} got {value!r}, takes ")
+    assert str(raised.value).startswith(f"{field.alias}={value!r} is invalid: expected ")
     assert len(str(raised.value).splitlines()) == 1
 
 

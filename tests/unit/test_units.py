@@ -142,11 +142,11 @@ def test_each_process_of_a_host_has_a_health_port_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"user": "no body"}, "--user got 'no body', takes"),
+        ({"user": "no body"}, "--user='no body' is invalid: expected"),
         ({"user": "x\nExecStart=/bin/evil"}, "--user got"),
-        ({"command": Path("relative")}, "--command got 'relative', takes an absolute path"),
+        ({"command": Path("relative")}, "--command='relative' is invalid: expected an absolute path"),
         ({"command": Path("/opt/100%/orcheo")}, "--command got"),
-        ({"config": Path("/etc/a b")}, "--config got '/etc/a b', takes an absolute path"),
+        ({"config": Path("/etc/a b")}, "--config='/etc/a b' is invalid: expected an absolute path"),
     ],
 )
 def test_what_no_unit_can_say_is_refused(arguments: dict[str, object], says: str) -> None:
@@ -209,4 +209,4 @@ def test_command_prints_writes_and_shows_what_differs(tmp_path: Path) -> None:
     assert "-User=orcheo\n+User=robot\n" in printed
     assert said.splitlines()[-1] == "orcheo-dispatch: nothing was written: --force replaces what differs"
     _command("--write", str(tmp_path), "--user", "robot", "--force")
-    assert "NAME got 'nobody', takes orcheo-api.service" in _command("nobody", expect=2)[1]
+    assert "NAME='nobody' is invalid: expected orcheo-api.service" in _command("nobody", expect=2)[1]

@@ -116,7 +116,7 @@ class OldQueue:
                 step()
         except (BrokerError, DatabaseError) as error:
             # The consumer and the heartbeat say that a server is unavailable; what waits here waits on.
-            log.debug("old_queue_not_read", reason=str(error))
+            log.debug("old_queue_read_failed", reason=str(error))
 
     def _turn(self) -> None:
         self._note()
@@ -134,7 +134,7 @@ class OldQueue:
             return
         survey = self._readers.survey()
         if survey.old and not survey.new - {str(self._worker_id)}:
-            log.info("messages_put_back", queue=self._installation.old_runs, messages=self._readers.put_back())
+            log.info("messages_returned", queue=self._installation.old_runs, messages=self._readers.put_back())
 
     def _sweep_once(self) -> None:
         """Sweep the old queue for what is ours, as far as there is room."""
@@ -149,7 +149,7 @@ class OldQueue:
         self._sweep.once()
         if self._left and not self._said_left:
             self._said_left = True
-            log.warning("foreign_messages_left_alone", queue=self._installation.old_runs, messages=self._left)
+            log.warning("foreign_messages_ignored", queue=self._installation.old_runs, messages=self._left)
 
     def _look_at(self, raw: bytes) -> bool:
         """Move a message of ours while there is room; never have the sweep remove any."""

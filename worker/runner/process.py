@@ -82,7 +82,7 @@ class _Runner:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
                 # A workflow that calls sys.exit() ends its own run, not its neighbours'.
-                log.warning("exit_of_workflow_refused", **describe(error))
+                log.warning("sys_exit_blocked", **describe(error))
                 continue
             except BaseException as error:  # noqa: BLE001 - the loop itself was broken by workflow code
                 log.error("loop_failed", **describe(error))

@@ -277,7 +277,7 @@ class RunnerPool:
                     self._spawn(self._start_spare())
                 self._place()
             except Exception as error:  # noqa: BLE001 - a fault of ours with one runner must not end the watch
-                log.error("runners_not_watched", **describe(error))
+                log.error("runner_watch_failed", **describe(error))
 
     async def _close(self) -> None:
         self._closing = True

@@ -78,7 +78,7 @@ class Starter:
             return False
         if self._failing_since is not None:
             self._failing_since = None
-            log.info("runner_started_again")
+            log.info("runner_start_recovered")
         return True
 
     async def for_cron(self, adopt: Callable[[Runner], None]) -> Runner:

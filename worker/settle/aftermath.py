@@ -86,7 +86,7 @@ class Aftermaths:
         try:
             self._slots.give_back_all(slots)
         except BrokerError as error:
-            # They stay due in the ledger, and the dispatcher gives them back.
+            # They stay due in the ledger, and the dispatcher returns them.
             self._metrics.broker_failed()
             for run_id, _ in slots:
                 log.warning("slot_not_returned", run_id=run_id, reason=str(error))

@@ -64,7 +64,7 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
             why, reason = "Worker stopped before the run ended.", "drained"
         case Stop.LEASE_OVER:
             why, reason = "Worker could not renew its lease.", "lease_over"
-    # The policy for lost runs, as the dispatcher would apply it once the lease is over.
+    # The policy for lost runs, as the dispatcher would apply it once the lease has expired.
     if settings.lost_runs is LostRuns.HOLD:
         return None
     if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:

@@ -38,7 +38,7 @@ class Written:
 
 
 def write(store: Store, ends: Sequence[End], seconds: float) -> Written:
-    """Write these endings in one transaction, within so many seconds and some more for large outputs.
+    """Write these endings in one transaction, within this many seconds and some more for large outputs.
 
     Raises `DatabaseError`; then none of them was written, or nobody knows whether they were.
     """

@@ -56,5 +56,5 @@ class Failing:
 
     def _clear(self) -> None:
         if self._why is not None:
-            log.info("runs_succeeding")
+            log.info("runs_recovered")
         self._fault, self._runs, self._workflows, self._why = None, 0, set(), None

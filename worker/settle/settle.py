@@ -129,7 +129,7 @@ class Settler:
             return None
 
     def _settle(self, ends: list[End]) -> None:
-        """Write these endings, for as long as it takes: finished runs keep their outcomes while Postgres is away."""
+        """Write these endings, for as long as it takes: outcomes are kept while Postgres is unavailable."""
         attempts = 0
         while True:
             self._thread.note_progress()

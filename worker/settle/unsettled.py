@@ -66,7 +66,7 @@ class _Suspect:
 class Unsettled:
     """Settles, on two threads, what a batch could not settle.
 
-    `write` writes some endings in one transaction, within so many seconds. `finish` is given what is settled, `later`
+    `write` writes some endings in one transaction, within this many seconds. `finish` is given what is settled, `later`
     what somebody holds the row of, and `abandon` what is given up.
     """
 

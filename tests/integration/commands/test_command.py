@@ -102,7 +102,7 @@ def test_migrate_on_an_empty_database_says_what_is_missing(
 def test_wrong_setting_exits_with_two_and_one_line(stack: Stack, command: str) -> None:
     log = _ran(stack, command, ORCHEO_DISPATCH_POLL_INTERVAL="soon", expect=2)
     assert log.count("\n") == 1
-    assert log.startswith("orcheo-dispatch: ORCHEO_DISPATCH_POLL_INTERVAL got 'soon', takes a valid number")
+    assert log.startswith("orcheo-dispatch: ORCHEO_DISPATCH_POLL_INTERVAL='soon' is invalid: expected a valid number")
 
 
 @pytest.mark.parametrize("isolation", ["adaptive", "process"])

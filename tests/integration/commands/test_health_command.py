@@ -33,11 +33,11 @@ def test_health_says_whether_a_process_is_live_and_ready_and_why(
         assert _ran(stack, "health", "--port", port).splitlines()[:2][0] == "live: yes"
         assert "poll: last poll succeeded" in _ran(stack, "health", "--url", f"http://127.0.0.1:{port}/livez")
         redis_server.stop()
-        dispatcher.saw("broker_away")
-        until(lambda: "broker: Redis is away" in _log(stack, "health", **here), what="it is not ready")
+        dispatcher.saw("broker_unavailable")
+        until(lambda: "broker: Redis is unavailable" in _log(stack, "health", **here), what="it is not ready")
         answer = json.loads(_ran(stack, "health", "--json", expect=1, **here))
         assert [(each["name"], each["ok"]) for each in answer] == [("live", True), ("ready", False)]
-        assert answer[1]["why"] == ["broker: Redis is away"]
+        assert answer[1]["why"] == ["broker: Redis is unavailable"]
         # Nothing that a restart would mend.
         assert "ready" not in _ran(stack, "health", "--live", expect=0, **here)
     assert "no answer from http://127.0.0.1" in _ran(stack, "health", expect=1, **here)
@@ -47,11 +47,11 @@ def test_health_says_whether_a_process_is_live_and_ready_and_why(
     ("arguments", "variables", "says"),
     [
         ([], {}, "ORCHEO_HEALTH_PORT is not set"),
-        ([], {"ORCHEO_HEALTH_PORT": "many"}, "ORCHEO_HEALTH_PORT got 'many', takes a port"),
-        (["--url", "ftp://x"], {}, "--url got a value, takes a URL such as"),
-        (["--url", "http://me:hunter2@x"], {}, "--url got a value, takes a URL such as"),
-        (["--url", "http://x:y"], {}, "--url got a value, takes a URL such as"),
-        (["--url", "http://x", "--port", "1"], {}, "--url and --port got a value each"),
+        ([], {"ORCHEO_HEALTH_PORT": "many"}, "ORCHEO_HEALTH_PORT='many' is invalid: expected a port"),
+        (["--url", "ftp://x"], {}, "--url has an invalid value: expected a URL such as"),
+        (["--url", "http://me:hunter2@x"], {}, "--url has an invalid value: expected a URL such as"),
+        (["--url", "http://x:y"], {}, "--url has an invalid value: expected a URL such as"),
+        (["--url", "http://x", "--port", "1"], {}, "--url and --port were both given"),
     ],
 )
 def test_health_without_an_address_exits_with_two(
@@ -85,7 +85,7 @@ def test_instance_of_a_worker_has_a_port_above_its_base(stack: Stack) -> None:
     with stack.command("worker", "--instance", "3", ORCHEO_HEALTH_PORT=str(port)) as worker:
         worker.saw("worker_started")
         until(lambda: "live: yes" in _log(stack, "health", "--port", str(port + 3)), what="it answers there")
-    assert "ORCHEO_HEALTH_PORT got 65535, takes" in _ran(
+    assert "ORCHEO_HEALTH_PORT=65535 is invalid: expected" in _ran(
         stack, "worker", "--instance", "3", ORCHEO_HEALTH_PORT="65535", expect=2
     )
 

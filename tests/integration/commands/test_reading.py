@@ -82,11 +82,20 @@ def test_lost_and_stuck_runs_are_found(database: Database, stack: Stack) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--status", "done"], "--status got 'done', takes one of pending, running, succeeded, failed, cancelled"),
-        (["--outcome", "won"], "--outcome got 'won', takes one of succeeded, failed, cancelled, timed_out, lost,"),
-        (["--since", "soon"], "--since got 'soon', takes a span such as 90s, 15m, 2h, 3d or 1w, or a time such as"),
-        (["--workflow", "%"], "--workflow got '%': no workflow with runs has an id that begins so"),
-        (["--workflow", "w"], "--workflow got 'w', which is the beginning of several: w-1, w-2"),
+        (
+            ["--status", "done"],
+            "--status='done' is invalid: expected one of pending, running, succeeded, failed, cancelled",
+        ),
+        (
+            ["--outcome", "won"],
+            "--outcome='won' is invalid: expected one of succeeded, failed, cancelled, timed_out, lost,",
+        ),
+        (
+            ["--since", "soon"],
+            "--since='soon' is invalid: expected a span such as 90s, 15m, 2h, 3d or 1w, or a time such as",
+        ),
+        (["--workflow", "%"], "--workflow='%' is invalid: no workflow with runs has an id that begins so"),
+        (["--workflow", "w"], "--workflow='w' is invalid: the beginning of several: w-1, w-2"),
     ],
 )
 def test_wrong_filter_is_one_line_that_says_what_is_taken(
@@ -188,10 +197,10 @@ def test_hints_say_why_a_run_does_not_get_on(database: Database, stack: Stack) -
     _ran(stack, "poll")
     assert _hints(stack, queued)[-1] == "no worker is alive: start one"
     execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
-    assert any("its dispatch lease is over" in hint for hint in _hints(stack, queued))
+    assert any("its dispatch lease has expired" in hint for hint in _hints(stack, queued))
     _begin_long_ago(database, queued)
     stuck, what = _hints(stack, queued)
-    assert stuck.startswith("stuck: its lease is over for ")
+    assert stuck.startswith("stuck: its lease has expired for ")
     assert stuck.endswith("its worker is gone")
     assert what == "no dispatcher is alive to settle it: start one"
     held = _hints(stack, queued, ORCHEO_DISPATCH_LOST_RUNS="hold")[-1]
@@ -211,7 +220,7 @@ def test_run_that_is_not_there_or_is_several_is_one_line(database: Database, sta
     assert _ran(stack, "run", "", expect=1) == "orcheo-dispatch: there is no run ''\n"
     twice = next(digit for digit in "0123456789abcdef" if _begins(database, digit) > 1)
     log = _ran(stack, "run", twice, expect=2)
-    assert log.startswith(f"orcheo-dispatch: run got '{twice}', which is the beginning of several: ")
+    assert log.startswith(f"orcheo-dispatch: run='{twice}' is invalid: the beginning of several: ")
     assert log.count("\n") == 1
 
 
@@ -242,7 +251,7 @@ def _begin_long_ago(database: Database, run_id: str) -> None:
 
 @contextmanager
 def _refusing(admin: psycopg.Connection[Any], database: Database) -> Iterator[None]:
-    """Have the server refuse the database for a while, as one does that is away."""
+    """Have the server refuse the database for a while, as one does that is unavailable."""
     allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     admin.execute(allow.format(sql.Identifier(database.name), sql.SQL("false")))
     admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database.name])

@@ -98,18 +98,18 @@ def test_dispatcher_says_what_redis_refuses_and_recovers(
         until(lambda: _readiness(port) == "Redis answers", what="the dispatcher is ready")
         with _broken(how, chief, installation_of(database).runs):
             insert_runs(database, 3)
-            dispatcher.saw("broker_away role=publisher")
-            line = next(line for line in dispatcher.lines if "broker_away role=publisher" in line)
+            dispatcher.saw("broker_unavailable role=publisher")
+            line = next(line for line in dispatcher.lines if "broker_unavailable role=publisher" in line)
             assert f"fault={fault.value}" in line
             assert says in line
             until(lambda: says in _readiness(port), what="readiness says so")
             # Not once per retry, nor as if it came and went.
             until(lambda: _polls(dispatcher, port) > 3, what="some more polls")
-            assert dispatcher.log.count("broker_away role=publisher") == 1
-            assert "broker_back role=publisher" not in dispatcher.log
+            assert dispatcher.log.count("broker_unavailable role=publisher") == 1
+            assert "broker_reconnected role=publisher" not in dispatcher.log
         with stack.running("worker"):
             until(lambda: all_are(database, "succeeded"), what="every run succeeded")
-        dispatcher.saw("broker_back role=publisher")
+        dispatcher.saw("broker_reconnected role=publisher")
         until(lambda: _readiness(port) == "Redis answers", what="the dispatcher is ready again")
 
 

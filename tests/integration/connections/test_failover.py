@@ -42,16 +42,16 @@ def test_read_only_server_is_noticed_and_outcomes_are_kept(private: Database, re
     ):
         until(lambda: stack.noted("begun"), what="the run begins")
         _set_read_only(private, True)
-        dispatcher.saw("database_away")
+        dispatcher.saw("database_unavailable")
         worker.saw("heartbeat_failed")
         worker.saw("settle_waits_for_database")
         assert "read-only" in dispatcher.log
         assert read_run(private, run_id)["status"] == "running"
         _set_read_only(private, False)
         until(lambda: read_run(private, run_id)["status"] == "succeeded", what="the outcome is written", seconds=15)
-        dispatcher.saw("database_back")
-        worker.saw("heartbeat_back")
-        assert dispatcher.log.count("database_away") == 1
+        dispatcher.saw("database_reconnected")
+        worker.saw("heartbeat_recovered")
+        assert dispatcher.log.count("database_unavailable") == 1
     assert stack.noted("begun") == [run_id]
 
 

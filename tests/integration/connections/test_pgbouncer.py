@@ -102,9 +102,9 @@ def test_pooler_that_restarts_is_as_a_database_that_was_away(
         insert_runs(database)
         until(lambda: all_are(database, "succeeded"), what="the first run succeeded")
         bouncer.kill()
-        dispatcher.saw("database_away")
+        dispatcher.saw("database_unavailable")
         bouncer.start()
-        dispatcher.saw("database_back")
+        dispatcher.saw("database_reconnected")
         insert_runs(database)
         until(lambda: all_are(database, "succeeded"), what="the second run succeeded")
 

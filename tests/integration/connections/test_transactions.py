@@ -70,7 +70,7 @@ def test_no_transaction_is_open_while_redis_does_not_answer(database: Database, 
 
 
 def test_run_survives_a_restart_of_postgres(postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path) -> None:
-    """A run that ends while Postgres is away keeps its outcome and writes it when Postgres is back."""
+    """A run that ends while Postgres is unavailable keeps its outcome and writes it when Postgres is back."""
     database = Database("postgres", postgres_server.url)
     from tests.support.database.databases import make_orcheo_tables
 
@@ -84,10 +84,10 @@ def test_run_survives_a_restart_of_postgres(postgres_server: EmbeddedPostgres, r
     ):
         until(lambda: stack.noted("begun"), what="the run begins")
         postgres_server.kill()
-        dispatcher.saw("database_away")
+        dispatcher.saw("database_unavailable")
         worker.saw("settle_waits_for_database")
         postgres_server.start()
-        dispatcher.saw("database_back")
+        dispatcher.saw("database_reconnected")
         until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
     assert stack.noted("begun") == [run_id]
 

@@ -133,10 +133,10 @@ def test_cron_goes_on_while_redis_is_unavailable_and_after(
     with stack.running("worker") as worker, stack.running("beat"):
         _more(stack)
         redis_server.kill()
-        worker.saw("broker_away")
+        worker.saw("broker_unavailable")
         _more(stack)
         redis_server.start()
-        worker.saw("broker_back")
+        worker.saw("broker_reconnected")
         _more(stack)
         worker.signal(signal.SIGTERM)
         assert worker.exit_code() == 0

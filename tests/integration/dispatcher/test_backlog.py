@@ -1,4 +1,4 @@
-"""The gauges of what waits: what a dispatcher says at a scrape, and what it does not where a server is away."""
+"""The gauges of what waits: what a dispatcher says at a scrape, and what it does not where a server is unavailable."""
 
 from __future__ import annotations
 

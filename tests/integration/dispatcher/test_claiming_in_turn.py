@@ -156,7 +156,7 @@ def test_without_the_index_the_oldest_are_claimed_first_and_that_is_said(
         dispatcher.saw("published=50")
         assert not _claimed_of(database, "ten")
         migrate(settings_for(database))
-        dispatcher.saw(f"index_back index={TURNS_INDEX}")
+        dispatcher.saw(f"index_found index={TURNS_INDEX}")
 
 
 def _claimed_of(database: Database, workflow: str) -> int:

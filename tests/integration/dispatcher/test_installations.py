@@ -156,7 +156,7 @@ def test_worker_executes_what_a_dispatcher_of_the_last_release_published(
     _publish_as_before(other, redis_url, theirs[3:])
     with stack.running("worker") as worker, stack.running("worker"):
         until(lambda: all_are(database, "succeeded"), what="every run of ours succeeded")
-        worker.saw("foreign_messages_left_alone")
+        worker.saw("foreign_messages_ignored")
     left = [json.loads(raw)["headers"]["claims"] for raw in client.lrange("orcheo.runs", 0, -1)]
     assert left == [[claim.run_id, claim.fence] for claim in reversed(theirs)]
     assert len(stack.noted("begun")) == _RUNS
@@ -226,7 +226,7 @@ def test_what_waits_for_workers_of_this_release_is_put_back_when_only_old_ones_a
         _publish_as_before(database, redis_url, claims[3:])
     _worker_of_the_last_release(database)
     with stack.command("poll", **_LONG_LEASE) as poll:
-        poll.saw("messages_put_back queue=orcheo.runs messages=3")
+        poll.saw("messages_returned queue=orcheo.runs messages=3")
         assert poll.exit_code() == 0
     assert client.llen(installation.runs) == 0
     waiting = [json.loads(raw)["headers"]["claims"][0] for raw in reversed(client.lrange("orcheo.runs", 0, -1))]

@@ -234,4 +234,4 @@ def test_upkeep_that_cannot_reach_postgres_is_logged_while_polls_go_on(database:
         execute(database, f"ALTER DATABASE {database.name} CONNECTION LIMIT -1")
         dispatcher.saw("upkeep_resumed", seconds=30)
         assert dispatcher.log.count("upkeep_postponed") == 1
-        assert "database_away" not in dispatcher.log
+        assert "database_unavailable" not in dispatcher.log

@@ -1,4 +1,4 @@
-"""Real processes tell a service manager how they are, and feed its watchdog for as long as they get on."""
+"""Real processes tell a service manager how they are, and feed its watchdog for as long as they make progress."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def test_process_whose_redis_is_away_is_fed_on(
     with _started(stack, kind, listener) as process:
         listener.hears(_FED)
         redis_server.stop()
-        process.saw("broker_away")
+        process.saw("broker_unavailable")
         listener.hears(_FED, times=listener.count(_FED) + 5)
         if kind in {"beat", "dispatcher"}:
-            listener.hears("STATUS=Redis is away")
+            listener.hears("STATUS=Redis is unavailable")
         redis_server.start()
-        process.saw("broker_back")
+        process.saw("broker_reconnected")
 
 
 def test_dispatcher_whose_postgres_is_away_is_fed_on(
@@ -96,8 +96,8 @@ def test_dispatcher_whose_postgres_is_away_is_fed_on(
     with _started(stack, "dispatcher", listener) as process:
         listener.hears(_FED)
         postgres_server.stop()
-        process.saw("database_away")
-        listener.hears("STATUS=Postgres is away")
+        process.saw("database_unavailable")
+        listener.hears("STATUS=Postgres is unavailable")
         listener.hears(_FED, times=listener.count(_FED) + 5)
 
 

@@ -48,7 +48,7 @@ def test_dispatcher_without_beat_polls_by_itself_and_says_so(database: Database,
         insert_runs(database, 3)
         until(lambda: all_are(database, "succeeded"), what="every run succeeded")
         with stack.running("beat"):
-            dispatcher.saw("beat_back")
+            dispatcher.saw("beat_recovered")
 
 
 def test_ticks_that_reach_other_dispatchers_are_no_silence(database: Database, stack: Stack) -> None:
@@ -204,7 +204,7 @@ def test_hints_of_the_api_are_taken_and_wake_the_dispatcher(database: Database, 
         until(lambda: everything(database, "SELECT FROM orcheo_dispatch.dispatch"), what="the run is claimed")
         api.send_task("somebody.elses.task", queue="celery")
         api.send_task("orcheo_backend.worker.tasks.dispatch_cron_triggers", queue="celery")
-        dispatcher.saw("foreign_task_left_alone")
+        dispatcher.saw("foreign_task_ignored")
         with redis.Redis.from_url(redis_url) as client:
             until(
                 lambda: client.llen(installation_of(database).cron) == 1,
@@ -213,5 +213,5 @@ def test_hints_of_the_api_are_taken_and_wake_the_dispatcher(database: Database, 
             messages = client.lrange("celery", 0, -1)
             assert any(b"somebody.elses.task" in message for message in messages)
             assert not any(b"orcheo_backend.worker.tasks.execute_run" in message for message in messages)
-    assert dispatcher.log.count("foreign_task_left_alone") == 1
+    assert dispatcher.log.count("foreign_task_ignored") == 1
     api.close()

@@ -1,4 +1,4 @@
-"""Liveness means progress: a process that is up and does nothing mends itself, or ends for its service manager."""
+"""Liveness means progress: a process that is up and does nothing fixes itself, or ends for its service manager."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_processes_are_back_within_seconds_of_redis_and_say_so_once(
         redis_server.kill()
         insert_runs(database)
         for process in processes:
-            process.saw("broker_away")
+            process.saw("broker_unavailable")
         for kind in ("dispatcher", "worker"):
             until(lambda port=ports[kind]: "Redis" in ask("127.0.0.1", port, "/readyz")[1], what=kind)  # type: ignore[misc]
             assert not ask("127.0.0.1", ports[kind], "/readyz")[0], kind
@@ -120,12 +120,12 @@ def test_processes_are_back_within_seconds_of_redis_and_say_so_once(
         redis_server.start()
         until(lambda: _ended(database) == 2, what="the second run ends", seconds=5)
         for process in processes:
-            process.saw("broker_back")
+            process.saw("broker_reconnected")
         for kind, port in ports.items():
             until(lambda port=port: ask("127.0.0.1", port, "/readyz")[0], what=f"{kind} is ready")  # type: ignore[misc]
         assert "orcheo_dispatch_broker_errors_total 0" not in ask("127.0.0.1", ports["dispatcher"], "/metrics")[1]
         for process in processes:
-            noisy = [line for line in process.lines if "broker_away" in line]
+            noisy = [line for line in process.lines if "broker_unavailable" in line]
             assert len(noisy) <= 2, noisy
             assert "Traceback" not in process.log
             process.signal(signal.SIGTERM)
@@ -144,11 +144,11 @@ def test_redis_that_refuses_to_write_is_outlasted(
             client.config_set("replica-serve-stale-data", "yes")
             for process in (beat, worker, dispatcher):
                 if process is not dispatcher:
-                    process.saw("broker_away")
+                    process.saw("broker_unavailable")
             insert_runs(database)
-            dispatcher.saw("broker_away")
+            dispatcher.saw("broker_unavailable")
             client.execute_command("REPLICAOF", "NO", "ONE")
         until(lambda: _ended(database) == 1, what="the run ends", seconds=10)
-        worker.saw("broker_back")
+        worker.saw("broker_reconnected")
         for process in (beat, dispatcher, worker):
-            assert len([line for line in process.lines if "broker_away" in line]) <= 3, process.log
+            assert len([line for line in process.lines if "broker_unavailable" in line]) <= 3, process.log

@@ -92,7 +92,7 @@ def test_sighup_is_ignored_and_logged_and_no_run_is_lost(database: Database, sta
         until(lambda: len(stack.noted("begun")) == 2, what="the runs begin")
         for process in (beat, dispatcher, worker):
             process.signal(signal.SIGHUP)
-            process.saw("hangup_ignored")
+            process.saw("sighup_ignored")
         until(lambda: all_are(database, "succeeded"), what="the runs succeed")
         insert_runs(database)
         until(lambda: all_are(database, "succeeded"), what="a later run succeeds as well")
@@ -140,7 +140,7 @@ def test_hangup_that_is_ignored_from_the_start_stays_ignored(database: Database,
         process.signal(signal.SIGHUP)
         process.signal(signal.SIGTERM)
         assert process.exit_code() == 0
-    assert "hangup_ignored" not in process.log
+    assert "sighup_ignored" not in process.log
 
 
 _BECOME = "os.execv(sys.executable, [sys.executable, '-m', 'orcheo_dispatch.ops.cli', *sys.argv[1:]])"

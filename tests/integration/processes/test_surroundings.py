@@ -145,7 +145,7 @@ def test_worker_with_few_file_descriptors_says_so_and_executes(database: Databas
     insert_runs(database, 200)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))"
     with stack.running("dispatcher"), started_after(stack, limit, "worker") as worker:
-        worker.saw("few_file_descriptors")
+        worker.saw("file_descriptors_low")
         until(lambda: all_are(database, "succeeded"), what="the runs succeed")
         worker.signal(signal.SIGTERM)
         assert worker.exit_code() == 0

@@ -48,7 +48,7 @@ def test_poll_gives_up_and_says_who_holds_the_table(
         report = dispatcher.poller.poll()
         assert (report.published, report.failing) == (3, ())
     assert {line["step"] for line in events.of("step_recovered")} == {line["step"] for line in said}
-    assert events.of("database_away") == []
+    assert events.of("database_unavailable") == []
     assert events.of("run_refused") == []
 
 

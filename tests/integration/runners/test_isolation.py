@@ -273,8 +273,8 @@ def test_what_cannot_be_isolated_is_one_line(database: Database, stack: Stack) -
     for expect, said, arguments in (
         (1, "there is no workflow 'nobody'", ("nobody",)),
         (1, "there is no version '7'", (WORKFLOW_ID, "--version", "7")),
-        (2, "--for got '0s'", (WORKFLOW_ID, "--for", "0s")),
-        (2, "--for got 'tomorrow'", (WORKFLOW_ID, "--for", "tomorrow")),
+        (2, "--for='0s'", (WORKFLOW_ID, "--for", "0s")),
+        (2, "--for='tomorrow'", (WORKFLOW_ID, "--for", "tomorrow")),
         (2, "--clear cannot be combined", (WORKFLOW_ID, "--clear", "--for", "3d")),
     ):
         log = _ran(stack, "isolate", *arguments, expect=expect)

@@ -34,7 +34,7 @@ def test_schema_goes_back_and_comes_again(orcheo_database: Database, revision: s
 
 
 def test_revision_of_nobody_is_refused(orcheo_database: Database) -> None:
-    with pytest.raises(SettingsError, match="--to got 'base', takes one of 0001"):
+    with pytest.raises(SettingsError, match="--to='base' is invalid: expected one of 0001"):
         migrate_back(settings_for(orcheo_database), "base")
 
 

@@ -48,7 +48,7 @@ def test_run_whose_claim_is_refused_is_left_out(
         assert state in line["reason"]
         assert "function" in line["reason"]
         assert "secret" not in str(events.all)
-        assert events.of("database_away") == []
+        assert events.of("database_unavailable") == []
     assert _claimed(database) == {*ids} - {ids[4]}
 
 

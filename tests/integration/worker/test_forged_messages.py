@@ -161,6 +161,6 @@ def test_forged_message_does_nothing_but_one_warning(database: Database, stack: 
         worker.saw("reason=stale")
     assert stack.noted("begun") == [run_id]
     assert SECRET not in worker.log
-    assert "broker_away" not in worker.log
+    assert "broker_unavailable" not in worker.log
     assert "Traceback" not in worker.log
     assert not bomb.exists()

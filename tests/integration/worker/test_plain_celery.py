@@ -70,7 +70,7 @@ def test_wrong_setting_is_one_line_under_plain_celery_too(stack: Stack, module: 
     with _celery(stack, "-A", module, "report", ORCHEO_DISPATCH_POLL_INTERVAL="soon") as process:
         assert process.exit_code() == 2
         process.finish()
-        assert "ORCHEO_DISPATCH_POLL_INTERVAL got 'soon'" in process.log
+        assert "ORCHEO_DISPATCH_POLL_INTERVAL='soon'" in process.log
         assert "Traceback" not in process.log
 
 
@@ -78,7 +78,7 @@ def test_no_other_pool_is_accepted_on_the_command_line(stack: Stack) -> None:
     with _celery(stack, "-A", "orcheo_dispatch.worker.app", "worker", "-P", "solo") as process:
         assert process.exit_code() == 2
         process.finish()
-        assert "celery -P got 'solo', expected 'threads' or no -P" in process.log
+        assert "celery -P='solo' is invalid: expected 'threads' or no -P" in process.log
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.worker.execution import Execution
 from orcheo_dispatch.worker.messages.wire import Wire
 from orcheo_dispatch.worker.run import take
-from orcheo_dispatch.worker.runtime import start_runtime
+from orcheo_dispatch.worker.runtime import Runtime
 from orcheo_dispatch.worker.settle.settle import End, Settler
 from tests.support.database.databases import Database
 from tests.support.database.runs import (
@@ -119,7 +119,8 @@ def test_claims_go_back_to_the_table_where_redis_takes_none(
     app = make_app("test", settings, installation)
     with store_of(database) as (store, _):
         claims = claim_all(store)
-        runtime = start_runtime(settings, installation, metrics, Wire(app, installation))
+        runtime = Runtime(settings, installation, metrics, Wire(app, installation))
+        runtime.start()
         try:
             assert [each.claim for each in take(runtime, claims)] == claims[:1]
             assert [ledger(database, claim.run_id)["outcome"] for claim in claims[1:]] == ["released"] * 2
@@ -180,7 +181,7 @@ def test_fault_of_ours_in_settling_lets_go_of_its_runs_and_of_no_others(database
             execution = Execution(run, begun_at=0.0, timeout=1.0, on_stop=_never, on_ignored=_never, on_end=settler.put)
             settler.put(execution)
             # One after the other: what has ended together is written together.
-            until(partial(_have_ended, finished, abandoned, seen_to), what="it is seen to")
+            until(partial(_have_ended, finished, abandoned, seen_to), what="it is handled")
         settler.stop()
         assert [execution.claim for execution in abandoned] == [faulty]
         assert [end.execution.claim for end in finished] == [other]

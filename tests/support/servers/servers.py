@@ -68,7 +68,7 @@ def choose(environment: Mapping[str, str]) -> Choice:
     """Return the lane for this session. Starts no server; raises `pytest.UsageError` for what cannot be."""
     forced = environment.get("TEST_SERVERS")
     if forced and forced not in list(Lane):
-        raise pytest.UsageError(f"TEST_SERVERS got {forced!r}, takes {', '.join(Lane)}")
+        raise pytest.UsageError(f"TEST_SERVERS={forced!r} is invalid: expected {', '.join(Lane)}")
     urls = [environment.get(name) for name in ("TEST_DATABASE_URL", "TEST_REDIS_URL")]
     if forced == Lane.URL or (not forced and any(urls)):
         if not all(urls):

@@ -94,5 +94,5 @@ async def _try_lock(connection: psycopg.AsyncConnection) -> bool:
         if await cursor.fetchone() == (True,):
             return True
         await asyncio.sleep(_LOCK_POLL_SECONDS)
-    log.warning("schema_lock_not_taken", patience_s=_LOCK_PATIENCE_SECONDS)
+    log.warning("schema_lock_unavailable", patience_s=_LOCK_PATIENCE_SECONDS)
     return False

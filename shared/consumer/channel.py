@@ -1,0 +1,66 @@
+"""The channel of a consumer: how much it takes from Redis, and what it does with what is no message."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from kombu.transport.redis import Channel as RedisChannel
+from kombu.transport.redis import QoS as RedisQoS
+
+from orcheo_dispatch.shared.consumer.intake import Intake
+from orcheo_dispatch.shared.logs.setup import describe, log
+
+_GIVEN_SECONDS = 2.0
+"""Redis is asked to wait for a message for a second, so by then it has answered. Short runs have made room before."""
+
+
+class Taker(Protocol):
+    """What a channel asks of its consumer."""
+
+    @property
+    def intake(self) -> Intake:
+        """Return what decides whether messages are taken."""
+
+    def may_take(self) -> bool:
+        """Return whether to take one more message."""
+
+
+class QoS(RedisQoS):
+    """How much a channel takes: nothing while its consumer is paused, but for what Redis gave it before."""
+
+    def can_consume(self) -> bool:
+        """Return whether to take one more message, or the one that Redis has given already."""
+        consumer, channel = self.channel.consumer, self.channel
+        if consumer.may_take() and super().can_consume():
+            return True
+        given = channel._in_poll and channel.asked_at + _GIVEN_SECONDS < time.monotonic()  # noqa: SLF001 - of kombu's
+        return bool(given and consumer.intake.gives_back())
+
+
+class Channel(RedisChannel):
+    """A channel that drops what is no message; kombu's would end the worker, or reconnect for it."""
+
+    QoS = QoS
+
+    def __init__(self, consumer: Taker, *args: Any, **kwargs: Any) -> None:
+        self.consumer = consumer
+        self.asked_at = time.monotonic()
+        """`time.monotonic()` of when a message was last asked for."""
+        super().__init__(*args, **kwargs)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        self.asked_at = time.monotonic()
+        super()._brpop_start(timeout)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            say_malformed(error)
+            return True
+
+
+def say_malformed(error: BaseException) -> None:
+    """Log that a message cannot be used, without quoting it."""
+    log.warning("malformed_message", **describe(error))

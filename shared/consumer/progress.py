@@ -1,0 +1,54 @@
+"""The watch on a consumer, which asks whether it takes what waits."""
+
+from __future__ import annotations
+
+import redis
+
+from orcheo_dispatch.shared.broker.app import broker_errors
+from orcheo_dispatch.shared.consumer.consumer import Consumer
+from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.metrics.model import ConsumerMetrics
+from orcheo_dispatch.shared.process.progress import Watched
+
+CONSUMER_PATIENCE_SECONDS = 5.0
+
+
+class ConsumerProgress:
+    """Whether a consumer takes what waits: messages in its queue and room in the process, but none comes.
+
+    Redis serves whoever waits for a message at once. So a queue that is found with messages again and again
+    while this process has room and gets none of them means that it is not waiting, whatever its connection says.
+    """
+
+    def __init__(self, consumer: Consumer, client: redis.Redis, queue: str) -> None:
+        self._consumer = consumer
+        self._client = client
+        self._queue = queue
+        self._received = -1
+
+    def __call__(self) -> bool:
+        """Return whether the consumer makes progress; a Redis that is unavailable is not its fault."""
+        self._consumer.note_steady()
+        received, self._received = self._received, self._consumer.received
+        if received != self._received or not self._consumer.has_room():
+            return True
+        try:
+            with broker_errors():
+                return not self._client.llen(self._queue)
+        except BrokerError:
+            return True
+
+
+def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
+    """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
+
+    def restart_connection() -> None:
+        metrics.consumer_stalled()
+        consumer.restart_connection()
+
+    return Watched(
+        "consumer",
+        ConsumerProgress(consumer, client, queue),
+        (restart_connection, consumer.give_up),
+        CONSUMER_PATIENCE_SECONDS,
+    )
