@@ -14,11 +14,16 @@ from celery.signals import worker_init, worker_ready, worker_shutdown, worker_sh
 from kombu.entity import Queue
 
 from orcheo_dispatch.dispatcher.backlog import Backlog
+from orcheo_dispatch.dispatcher.claiming import Claimer
 from orcheo_dispatch.dispatcher.cron import DispatcherCron
 from orcheo_dispatch.dispatcher.loop import SILENT_INTERVALS, PollLoop
 from orcheo_dispatch.dispatcher.page import StatusPage
 from orcheo_dispatch.dispatcher.poll import Poller
+from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
+from orcheo_dispatch.dispatcher.publishing.outgoing import Outgoing
 from orcheo_dispatch.dispatcher.publishing.publish import Publisher
+from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
+from orcheo_dispatch.dispatcher.recovery import Recovery
 from orcheo_dispatch.dispatcher.steps import Steps
 from orcheo_dispatch.dispatcher.upkeep import Upkeep
 from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
@@ -84,16 +89,15 @@ class Dispatcher:
             metrics=self.metrics,
             steps=Steps(self._upkeep_engine, self.metrics),
         )
+        gate = BrokerGate(self.broker, installation, self.metrics)
+        queue_choice = QueueChoice(store, self.broker, installation, lease=settings.worker_lease)
         self.poller = Poller(
             settings,
-            installation=installation,
-            store=store,
-            publisher=Publisher(app, installation),
-            broker=self.broker,
-            dispatcher_id=self.process.id,
-            metrics=self.metrics,
+            claimer=Claimer(settings, store, self.process.id),
+            outgoing=Outgoing(settings, store, Publisher(app, installation), gate, queue_choice),
+            recovery=Recovery(settings, store, gate, self.metrics, on_reaped=self.upkeep.reaped),
             steps=Steps(self.engine, self.metrics),
-            on_reaped=self.upkeep.reaped,
+            metrics=self.metrics,
         )
         self.loop = PollLoop(
             self.poller,

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from orcheo_dispatch.dispatcher.poll import Poller
-from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.dispatcher.poll import Poller, PollReport
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.processes import Process, ticked_elsewhere
 from orcheo_dispatch.shared.logs.setup import describe, log

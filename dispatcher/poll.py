@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from uuid import UUID
+from dataclasses import dataclass, field
 
-import redis
-
-from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
-from orcheo_dispatch.dispatcher.publishing.publish import Publisher, claims_per_message
-from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
-from orcheo_dispatch.dispatcher.recovery import ReapGate, Recovered, Recovery
-from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.dispatcher.claiming import Claimer
+from orcheo_dispatch.dispatcher.publishing.outgoing import Outgoing, Sent
+from orcheo_dispatch.dispatcher.recovery import Recovered, Recovery
 from orcheo_dispatch.dispatcher.steps import Steps
-from orcheo_dispatch.shared.broker.installation import Installation
-from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
-from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
-from orcheo_dispatch.shared.ledger.processes import Workers
-from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.ledger.turns import Limits, Turns
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.errors import DatabaseError
+from orcheo_dispatch.shared.ledger.model import Claim, Look
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.settings.model import Settings
 
 _FULL_QUEUE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 """The time until the next poll where a step of this one failed."""
-_MANY = 8
-"""Claims of one poll from which on a message may carry several."""
+
+
+@dataclass(frozen=True, slots=True)
+class PollReport:
+    """What one poll did, in runs."""
+
+    lost: int = 0
+    requeued: int = 0
+    extended: int = 0
+    released: int = 0
+    room: int = 0
+    claimed: int = 0
+    published: int = 0
+    broker_error: str | None = None
+    failing: tuple[str, ...] = ()
+    """The steps that failed: each was passed over, and its reason is in the log."""
+    next_delay: float | None = None
+    """Seconds after which to poll again without waiting for the next tick; None where nothing hurries."""
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether it could look for runs and claim them."""
+        return not {"look", "claim"} & set(self.failing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +46,7 @@ class _Dispatched:
     """What became of the claims of a poll."""
 
     claimed: int = 0
-    published: int = 0
-    released: int = 0
-    broker_error: str | None = None
+    sent: Sent = field(default_factory=Sent)
     delay: float | None = None
 
 
@@ -49,48 +57,26 @@ class Poller:
         self,
         settings: Settings,
         *,
-        installation: Installation,
-        store: Store,
-        publisher: Publisher,
-        broker: redis.Redis,
-        dispatcher_id: UUID,
-        metrics: DispatcherMetrics,
+        claimer: Claimer,
+        outgoing: Outgoing,
+        recovery: Recovery,
         steps: Steps,
-        on_reaped: Callable[[list[str]], None],
+        metrics: DispatcherMetrics,
     ) -> None:
-        """`on_reaped` is told which runs were ended or requeued: it returns their slots, and must not wait."""
         self._settings = settings
-        self._store = store
-        self._publisher = publisher
-        self._id = dispatcher_id
-        self._metrics = metrics
-        self._queue_choice = QueueChoice(store, broker, installation, lease=settings.worker_lease)
-        self._gate = BrokerGate(broker, installation.runs, metrics)
-        self._reap_gate = ReapGate(lease=settings.worker_lease, heartbeat=settings.heartbeat)
-        self._recovery = Recovery(
-            settings,
-            installation=installation,
-            store=store,
-            broker=broker,
-            broker_gate=self._gate,
-            reap_gate=self._reap_gate,
-            metrics=metrics,
-            on_reaped=on_reaped,
-        )
+        self._claimer = claimer
+        self._outgoing = outgoing
+        self._recovery = recovery
         self._steps = steps
+        self._metrics = metrics
         self._failing = steps.failing
-        self._workers = Workers()
-        self._queued = 0
         self._full_polls = 0
         self._backlog_is_deep = False
-        self._turns = Turns()
-        self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
-        self._in_turn = True
 
     @property
     def broker_problem(self) -> str | None:
         """What is wrong with Redis, in one line; None where the last thing this poller asked of it succeeded."""
-        return self._gate.problem
+        return self._outgoing.problem
 
     def poll(self) -> PollReport:
         """Poll once and return what was done. Raises `DatabaseError` where the server is unavailable.
@@ -101,32 +87,41 @@ class Poller:
         try:
             return self._poll()
         except DatabaseError:
-            self._reap_gate.outage()
+            self._recovery.outage()
             raise
 
     def _poll(self) -> PollReport:
         look = self._look()
         recovered = self._recover(look, before_claims=True)
-        queued = self._steps.run("room", self._store.queued, look.queued) if recovered.released else look.queued
-        room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
-        self._metrics.room(room)
+        room = self._room(look, recovered)
         dispatched = self._dispatch(look, room, recovered)
         recovered += self._recover(look, before_claims=False)
-        if look.queued and not self._gate.problem:
-            # Messages that wait may have to go where workers are that read them.
-            self._queue_choice.queue()
+        if look.queued:
+            self._outgoing.redirect()
+        sent = dispatched.sent
         return PollReport(
-            recovered.lost,
-            recovered.requeued,
-            recovered.extended,
-            recovered.released + dispatched.released,
-            room,
-            dispatched.claimed,
-            dispatched.published,
-            dispatched.broker_error,
-            self._steps.failing,
-            self._next(dispatched.delay, look),
+            lost=recovered.lost,
+            requeued=recovered.requeued,
+            extended=recovered.extended,
+            released=recovered.released + sent.released,
+            room=room,
+            claimed=dispatched.claimed,
+            published=sent.published,
+            broker_error=sent.error,
+            failing=self._steps.failing,
+            next_delay=self._next(dispatched.delay, look),
         )
+
+    def _look(self) -> Look:
+        """Return what there is to do; everything, where that cannot be said."""
+        self._failing = self._steps.failing
+        look = self._steps.run("look", self._claimer.look, None)
+        if look is None:
+            self._recovery.look_failed()
+            return self._claimer.everything()
+        if look.at is not None:
+            self._recovery.looked(look.at)
+        return look
 
     def _recover(self, look: Look, *, before_claims: bool) -> Recovered:
         """Reap and reconcile: before the claims of this poll, or behind them what failed the last time."""
@@ -136,14 +131,21 @@ class Poller:
         if ("reconcile" not in self._failing) is before_claims:
             if not look.lapsed:
                 self._steps.well("reconcile")
-            elif not self._gate.probe():
+            elif not self._outgoing.probe():
                 found += self._steps.run("reconcile", self._recovery.reconcile, Recovered())
         return found
 
+    def _room(self, look: Look, recovered: Recovered) -> int:
+        """Return how many runs may be claimed now."""
+        queued = self._steps.run("room", self._claimer.queued, look.queued) if recovered.released else look.queued
+        room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
+        self._metrics.room(room)
+        return room
+
     def _dispatch(self, look: Look, room: int, recovered: Recovered) -> _Dispatched:
         """Claim and publish."""
-        if broker_error := self._gate.probe():
-            return _Dispatched(broker_error=broker_error, delay=self._gate.delay)
+        if broker_error := self._outgoing.probe():
+            return _Dispatched(sent=Sent(error=broker_error), delay=self._outgoing.delay)
         if room < self._least_room():
             return _Dispatched(delay=self._full_delay())
         self._full_polls = 0
@@ -153,54 +155,25 @@ class Poller:
             return _Dispatched()
         # What was requeued or released by this poll may be claimed by it.
         nothing: tuple[list[Claim], bool] = ([], False)
-        claims, more = self._steps.run("claim", lambda: self._claim(room), nothing)
+        claims, more = self._steps.run("claim", lambda: self._claimer.claim(room), nothing)
         self._metrics.claimed(len(claims))
         self._backlog_is_deep = len(claims) == room
-        published, error = self._publish(claims) if claims else ([], None)
-        released = self._note_published(claims, published, error)
-        delay = self._gate.delay if error else (0.0 if more else None)
-        return _Dispatched(len(claims), len(published), released, str(error) if error else None, delay)
-
-    def _look(self) -> Look:
-        """Return what there is to do; everything, where that cannot be said."""
-        self._failing = self._steps.failing
-        look = self._steps.run(
-            "look",
-            lambda: self._store.look(
-                triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger
-            ),
-            None,
-        )
-        if look is None:
-            self._reap_gate.failed()
-            return Look(lost=False, lapsed=True, queued=self._queued, pending=True, in_turn=self._in_turn, at=None)
-        if look.at is not None:
-            self._reap_gate.looked(look.at)
-        self._note_index(look.in_turn)
-        self._queued = look.queued
-        return look
+        sent = self._outgoing.send(claims, self._steps) if claims else Sent()
+        if sent.published:
+            self._metrics.published(sent.published)
+        if sent.error is not None:
+            self._metrics.released(sent.released, "broker_away")
+            return _Dispatched(len(claims), sent, self._outgoing.delay)
+        return _Dispatched(len(claims), sent, 0.0 if more else None)
 
     def _next(self, delay: float | None, look: Look) -> float | None:
         """Return the seconds after which to poll again without waiting for the next tick."""
         delays = [] if delay is None else [delay]
-        if look.lost and self._reap_gate.wait:
-            delays.append(self._reap_gate.wait)
+        if look.lost and self._recovery.wait:
+            delays.append(self._recovery.wait)
         if self._steps.failing:
             delays.append(_RETRY_SECONDS)
         return min(delays, default=None)
-
-    def _note_published(self, claims: list[Claim], published: list[Claim], error: BrokerError | None) -> int:
-        """Note what went out, and release the rest; return how many claims were released."""
-        if published:
-            self._metrics.published(len(published))
-            self._steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
-        if not error:
-            return 0
-        self._gate.failed(error)
-        unpublished = [claim for claim in claims if claim not in set(published)]
-        released = self._steps.run("publish", lambda: self._store.release(unpublished, reason="broker_away"), 0)
-        self._metrics.released(released, "broker_away")
-        return released
 
     def _least_room(self) -> int:
         """Return how much room is worth a claim: with a deep backlog a batch, while workers have half a queue to do.
@@ -208,40 +181,6 @@ class Poller:
         Else each poll would claim what was begun since the last one, in ever smaller messages.
         """
         return min(self._settings.batch_size, max(1, self._settings.max_queued // 2)) if self._backlog_is_deep else 1
-
-    def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
-        if len(claims) < _MANY:
-            return self._publisher.publish(claims, queue=self._queue_choice.queue())
-        try:
-            self._workers = self._store.live_workers(lease=self._settings.worker_lease)
-        except DatabaseError as reason:
-            # The claims are committed: they go out in messages as large as the last ones, whatever this is.
-            log.debug("workers_unknown", reason=str(reason))
-        return self._publisher.publish(
-            claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()
-        )
-
-    def _claim(self, room: int) -> tuple[list[Claim], bool]:
-        """Return what was claimed, and whether more could be at once."""
-        claims = self._store.claim(
-            room,
-            triggers=self._settings.triggers,
-            every_trigger=self._settings.takes_every_trigger,
-            lease=self._settings.lease,
-            dispatcher_id=self._id,
-            turns=self._turns,
-            limits=self._limits,
-            in_turn=self._in_turn,
-        )
-        return claims, self._turns.more
-
-    def _note_index(self, there: bool) -> None:
-        """Say once a change whether claims can be made in turn."""
-        if there and not self._in_turn:
-            log.info("index_found", index=TURNS_INDEX)
-        elif not there and self._in_turn:
-            log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
-        self._in_turn = there
 
     def _full_delay(self) -> float:
         """Look again soon whether workers made room, and ever less often while they do not."""

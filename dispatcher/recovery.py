@@ -6,17 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import redis
-
 from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
-from orcheo_dispatch.shared.broker.held import held_claims
-from orcheo_dispatch.shared.broker.installation import Installation
-from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Look, Outcome
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.setup import log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.settings.model import Settings
+
+_WAITING, _DELIVERED = "waiting in Redis", "delivered"
 
 
 class ReapGate:
@@ -60,9 +57,6 @@ class ReapGate:
         return max(0.0, self._not_before - self._looked_at, after_outage)
 
 
-_WAITING, _DELIVERED = "waiting in Redis", "delivered"
-
-
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """How many runs and claims were recovered, and how."""
@@ -88,24 +82,35 @@ class Recovery:
     def __init__(
         self,
         settings: Settings,
-        *,
-        installation: Installation,
         store: Store,
-        broker: redis.Redis,
         broker_gate: BrokerGate,
-        reap_gate: ReapGate,
         metrics: DispatcherMetrics,
         on_reaped: Callable[[list[str]], None],
     ) -> None:
-        """`on_reaped` is told which runs were ended or requeued, and must not wait."""
+        """`on_reaped` is given the runs that were ended or requeued: it returns their slots, and must not wait."""
         self._settings = settings
-        self._installation = installation
         self._store = store
-        self._broker = broker
         self._broker_gate = broker_gate
-        self._reap_gate = reap_gate
+        self._reap_gate = ReapGate(lease=settings.worker_lease, heartbeat=settings.heartbeat)
         self._metrics = metrics
         self._on_reaped = on_reaped
+
+    @property
+    def wait(self) -> float:
+        """Seconds until runs may be reaped; 0 where they may be now."""
+        return self._reap_gate.wait
+
+    def looked(self, at: float) -> None:
+        """Note that a poll looked at the ledger; `at` is the time by the clock of the database."""
+        self._reap_gate.looked(at)
+
+    def look_failed(self) -> None:
+        """Note that a poll could not look."""
+        self._reap_gate.failed()
+
+    def outage(self) -> None:
+        """Note that the server was unavailable."""
+        self._reap_gate.outage()
 
     def reap(self, look: Look) -> Recovered:
         """End or requeue the runs whose worker is lost."""
@@ -141,10 +146,8 @@ class Recovery:
         lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
         if not lapsed:
             return Recovered()
-        try:
-            held = held_claims(self._broker, self._installation, lapsed.keys())
-        except BrokerError as error:
-            self._broker_gate.failed(error)
+        held = self._broker_gate.held(lapsed.keys())
+        if held is None:
             return Recovered()
         waiting = [claim for claim in lapsed if claim in held.waiting]
         delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Collection
 
 import redis
 
 from orcheo_dispatch.shared.broker.app import probe_writing
+from orcheo_dispatch.shared.broker.held import Held, held_claims
+from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.broker.state import BrokerState
 from orcheo_dispatch.shared.errors import BrokerError
+from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 
 _BACKOFF_SECONDS = (0.25, 4.0)
 
 
 class BrokerGate:
-    """Closed from a failure until a write to `queue` succeeds. Not thread-safe."""
+    """Closed from a failure until a write to the queue of runs succeeds. Not thread-safe."""
 
-    def __init__(self, broker: redis.Redis, queue: str, metrics: DispatcherMetrics) -> None:
+    def __init__(self, broker: redis.Redis, installation: Installation, metrics: DispatcherMetrics) -> None:
         self._broker = broker
-        self._queue = queue
+        self._installation = installation
         self._state = BrokerState("publisher", metrics.broker_failed)
         self._failures = 0
         self._retry_at = 0.0
@@ -40,13 +44,21 @@ class BrokerGate:
         if self._state.problem is None or self.delay:
             return self._state.problem
         try:
-            probe_writing(self._broker, self._queue)
+            probe_writing(self._broker, self._installation.runs)
         except BrokerError as error:
             self.failed(error)
             return str(error)
         self._failures = 0
         self._state.back()
         return None
+
+    def held(self, claims: Collection[Claim]) -> Held | None:
+        """Return which of these claims have their messages in Redis, or None where Redis does not say."""
+        try:
+            return held_claims(self._broker, self._installation, claims)
+        except BrokerError as error:
+            self.failed(error)
+            return None
 
     def failed(self, error: BrokerError) -> None:
         """Note that Redis did not do what it was asked."""

@@ -1,0 +1,61 @@
+"""Claims for a poller: what there is to do, and which runs it takes."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.ledger.turns import Limits, Turns
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import Settings
+
+
+class Claimer:
+    """Looks and claims for one dispatcher, and keeps its place in the turns. Each method raises `DatabaseError`."""
+
+    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
+        self._settings = settings
+        self._store = store
+        self._id = dispatcher_id
+        self._turns = Turns()
+        self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
+        self._in_turn = True
+        self._queued = 0
+
+    def look(self) -> Look:
+        """Return what there is to do."""
+        look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
+        self._note_index(look.in_turn)
+        self._queued = look.queued
+        return look
+
+    def everything(self) -> Look:
+        """Return that there is everything to do, for a poll that could not look."""
+        return Look(lost=False, lapsed=True, queued=self._queued, pending=True, in_turn=self._in_turn, at=None)
+
+    def queued(self) -> int:
+        """Return how many claims have not begun."""
+        return self._store.queued()
+
+    def claim(self, room: int) -> tuple[list[Claim], bool]:
+        """Claim up to `room` runs; return them, and whether more could be claimed at once."""
+        claims = self._store.claim(
+            room,
+            triggers=self._settings.triggers,
+            every_trigger=self._settings.takes_every_trigger,
+            lease=self._settings.lease,
+            dispatcher_id=self._id,
+            turns=self._turns,
+            limits=self._limits,
+            in_turn=self._in_turn,
+        )
+        return claims, self._turns.more
+
+    def _note_index(self, there: bool) -> None:
+        """Log a change of whether claims can be made in turn."""
+        if there and not self._in_turn:
+            log.info("index_found", index=TURNS_INDEX)
+        elif not there and self._in_turn:
+            log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
+        self._in_turn = there

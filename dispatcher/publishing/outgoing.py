@@ -1,0 +1,86 @@
+"""The claims of a poll on their way out: published, noted as such, and what could not be published released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
+from orcheo_dispatch.dispatcher.publishing.publish import Publisher, claims_per_message
+from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
+from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.processes import Workers
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.settings.model import Settings
+
+_MANY = 8
+"""Claims of one poll from which on a message may carry several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How many claims went out, how many were released, and what stopped the rest."""
+
+    published: int = 0
+    released: int = 0
+    error: str | None = None
+
+
+class Outgoing:
+    """Publishes claims, for a poller."""
+
+    def __init__(
+        self, settings: Settings, store: Store, publisher: Publisher, gate: BrokerGate, queue_choice: QueueChoice
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._publisher = publisher
+        self._gate = gate
+        self._queue_choice = queue_choice
+        self._workers = Workers()
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with Redis, in one line; None where the last thing asked of it succeeded."""
+        return self._gate.problem
+
+    @property
+    def delay(self) -> float:
+        """Seconds until Redis is asked again."""
+        return self._gate.delay
+
+    def probe(self) -> str | None:
+        """Return why Redis cannot be published to now, or None."""
+        return self._gate.probe()
+
+    def redirect(self) -> None:
+        """Have messages that wait read by workers that are alive: some read the queue of earlier releases."""
+        if not self._gate.problem:
+            self._queue_choice.queue()
+
+    def send(self, claims: list[Claim], steps: Steps) -> Sent:
+        """Publish claims, note in the ledger what went out, and release the rest."""
+        published, error = self._publish(claims)
+        if published:
+            steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
+        if error is None:
+            return Sent(len(published))
+        self._gate.failed(error)
+        out = set(published)
+        unpublished = [claim for claim in claims if claim not in out]
+        released = steps.run("publish", lambda: self._store.release(unpublished, reason="broker_away"), 0)
+        return Sent(len(published), released, str(error))
+
+    def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        if len(claims) < _MANY:
+            return self._publisher.publish(claims, queue=self._queue_choice.queue())
+        try:
+            self._workers = self._store.live_workers(lease=self._settings.worker_lease)
+        except DatabaseError as reason:
+            # The claims are committed: they go out in messages as large as the last ones, whatever this is.
+            log.debug("workers_unknown", reason=str(reason))
+        return self._publisher.publish(
+            claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()
+        )
