@@ -1,7 +1,8 @@
 """Health over HTTP: /livez, /readyz and /metrics, and what else a process wants to show.
 
-The server never stands in the way of the process: daemon threads, a bound on connections and on their time, no
-line of log a request.
+The server never stands in the way of the process: daemon threads, a bound on connections and on their time, no log line
+per request. It is the standard library's with these bounds, since web servers such as uvicorn or waitress want an event
+loop or a main thread, have no bound on the time of one connection, and cost each process more memory.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Only the libraries that we are made of are quoted, for what they log is known. Of Orcheo's own log lines the template
 is shown and not what is filled in: a node may log its state. Of all others, such as a workflow's own loggers, a line
 says that, where and how severely they logged, and not what.
+
+The `InterceptHandler` of loguru's documentation passes every text on, so the routing is our own.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 prometheus_client decides at its import, by an environment variable, where values live, and for all of a process.
 Here they live in memory whatever it says, and the metrics of anybody else's code in this process stay apart from ours.
+prometheus_client has no argument for that, so its value class is replaced while a metric is made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where the servers are: URLs that every client of ours takes alike, and that fall apart without quoting a password.
 
 A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
-error texts that nobody can redact. So an address is taken apart before anybody connects.
+error texts that nobody can redact. So an address is taken apart before anybody connects. redis-py and kombu each split
+URLs themselves, disagree about sockets and TLS parameters, and quote the URL in their errors.
 """
 
 from __future__ import annotations
