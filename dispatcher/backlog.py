@@ -1,4 +1,4 @@
-"""What waits, as Prometheus reads it from a dispatcher: asked for by a scrape, never by a poll."""
+"""Gauges of pending runs, processes and servers, read from the database when Prometheus scrapes, never by a poll."""
 
 from __future__ import annotations
 

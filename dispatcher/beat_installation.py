@@ -1,4 +1,4 @@
-"""How Beat learns which installation it belongs to: from the settings, or from the database when that answers.
+"""Find out which installation Beat belongs to: from the settings, or from the database once it answers.
 
 Beat needs no database: until it knows, its ticks go to the queue that every dispatcher on this Redis reads, as those of
 earlier releases do. A tick of another installation costs a dispatcher one poll.

@@ -1,4 +1,4 @@
-"""Cron through the API: it creates the runs of due triggers when it is asked to (`ORCHEO_DISPATCH_CRON=api`)."""
+"""Dispatch due cron triggers through Orcheo's API (`ORCHEO_DISPATCH_CRON=api`)."""
 
 from __future__ import annotations
 

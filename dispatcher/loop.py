@@ -1,4 +1,4 @@
-"""When to poll: on a tick of Beat, on a hint, on what the last poll said, and by itself when Beat is silent."""
+"""Decide when to poll: on a tick, on a hint, after the delay of the last poll, or alone when Beat is silent."""
 
 from __future__ import annotations
 

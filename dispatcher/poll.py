@@ -1,4 +1,4 @@
-"""One poll: look, reap, reconcile, room, claim, publish. What can wait is done beside it (`dispatcher/upkeep.py`)."""
+"""One poll: look, reap, reconcile, room, claim, publish. What can wait is done by `dispatcher/upkeep.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of runs and claims that nobody has answered for a lease: reap the ones, reconcile the others."""
+"""Recover runs and claims whose lease has expired: reap runs, reconcile claims with the messages in Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of a poll and of the upkeep: each is a failure domain of its own."""
+"""Run the steps of a poll and of the upkeep, each as a failure domain of its own."""
 
 from __future__ import annotations
 

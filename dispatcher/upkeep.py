@@ -1,4 +1,4 @@
-"""What can wait, on a thread and a connection of its own: no claim ever stands behind it.
+"""Work that can wait, on a thread and a connection of its own, so that claims never wait for it.
 
 Processes that are alive are noted, slots that a dead worker owed are returned, rows without a run are settled, what
 ended is counted, what is old is pruned.

@@ -1,4 +1,4 @@
-"""How status, runs and checks look in a terminal.
+"""Print status, runs and checks in a terminal.
 
 Nothing that is shown is interpreted: a string is a string here, whatever markup or escape sequences it holds. Colours
 come from `Text` alone.

@@ -1,4 +1,4 @@
-"""The worker process: a Celery worker whose one task executes a run. `celery -A orcheo_dispatch.worker.app worker`."""
+"""The worker process: a Celery worker with one task, which executes runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Begin the runs of a message: together, in parts where that does not work, and each exactly once.
+"""Begin the runs of a message in one statement, or in parts if that fails, and each exactly once.
 
 - A run whose row somebody holds is tried again for `LOCK_SECONDS`, while the others execute; then it is told `locked`.
 - A run whose begin Postgres refuses, whatever the reason, fails with that reason.

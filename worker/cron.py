@@ -1,4 +1,4 @@
-"""Cron in a worker: the executor that has Orcheo dispatches due triggers, whatever the runs of this worker do.
+"""Dispatch due cron triggers in a worker, independently of its runs.
 
 In a runner of its own: neither full run slots nor a run that holds its event loop delay it.
 """

@@ -1,4 +1,4 @@
-"""The patience with each run: told to stop after its timeout, given up when it goes on after its grace."""
+"""Stop runs at their timeout, and give them up when they go on after the grace time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that this worker executes now, as its main process knows it: begun, in a runner or waiting for one, ended."""
+"""A run in execution as the main process knows it: begun, waiting for a runner or in one, ended."""
 
 from __future__ import annotations
 

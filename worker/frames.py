@@ -1,4 +1,4 @@
-"""What crosses the socket between the main process of a worker and a runner: length-prefixed MessagePack.
+"""Frames between the main process of a worker and a runner: length-prefixed MessagePack.
 
 Down go orders, up goes what became of them. A frame holds bytes and texts that are stored as they are, never objects:
 the main process decodes nothing that a workflow could have made of its own types. Nothing is trusted because a runner

@@ -1,4 +1,4 @@
-"""The heartbeat: extends the leases of this process's runs, and finds out which of them are not its own any more.
+"""Extend the leases of this process's runs, and find out which are no longer its own.
 
 A thread with a connection of its own that does nothing else, and touches the ledger alone: a run that blocks the loop,
 a pool that is exhausted, or a lock on the API's table must not cost anybody a lease. `worker/upkeep.py` does the rest

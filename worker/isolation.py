@@ -1,4 +1,4 @@
-"""Which runs get a runner of their own: decided from memory, kept in step with the ledger by a thread."""
+"""Decide which runs get a runner of their own: from memory, synchronised with the ledger by a thread."""
 
 from __future__ import annotations
 

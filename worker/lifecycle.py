@@ -1,4 +1,4 @@
-"""When the runtime of a worker starts, drains and stops: Celery's signals, told in order."""
+"""Start, drain and stop the runtime of a worker at Celery's signals."""
 
 from __future__ import annotations
 

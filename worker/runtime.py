@@ -1,4 +1,4 @@
-"""What one worker process is made of, and in which order it starts and ends."""
+"""The parts of one worker process, and the order in which they start and stop."""
 
 from __future__ import annotations
 

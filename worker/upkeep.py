@@ -1,4 +1,4 @@
-"""What a worker tells Postgres and asks it at each heartbeat interval, apart from renewing leases.
+"""Exchange with Postgres what is due at each heartbeat interval, except renewing leases.
 
 That it is alive, that run slots were given back, and which of its runs the API has ended. A thread and a connection of
 its own: it may wait for a lock on the API's table, for `LOCK_SECONDS` a round, and costs no lease meanwhile. Each of

@@ -1,4 +1,4 @@
-"""The page as one document: its style and its script inside, and a policy that lets nothing else in."""
+"""The status page as one HTML document, with its style, its script and a content security policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the page, read in one short transaction."""
+"""Read the figures of the status page in one short transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two routes of the page: the page itself, and what it shows, as JSON with stable names."""
+"""The routes of the status page: the document, and its figures as JSON with stable names."""
 
 from __future__ import annotations
 

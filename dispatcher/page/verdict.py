@@ -1,4 +1,4 @@
-"""Is all well, since when, and if not: what is wrong, and what an operator can do about it."""
+"""Decide whether all is well, since when, and otherwise what is wrong and what an operator can do."""
 
 from __future__ import annotations
 

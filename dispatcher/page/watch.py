@@ -1,4 +1,4 @@
-"""One thread that reads the database for all browsers: a request never waits for a query, and a poll never for a page.
+"""Read the database for all browsers on one thread: a request never waits for a query, and a poll never for a page.
 
 It reads every two seconds while somebody looks, and now and then while nobody does, so that "since when" is known.
 It rests twenty times as long as it reads: a slow database is not made slower by those who look at it.

@@ -1,4 +1,4 @@
-"""Whether Redis can be published to: asked again after a pause that grows while it cannot."""
+"""Decide whether Redis can be published to; after a failure it is probed with growing pauses."""
 
 from __future__ import annotations
 

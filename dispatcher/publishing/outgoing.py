@@ -1,4 +1,4 @@
-"""The claims of a poll on their way out: published, noted as such, and what could not be published released."""
+"""Publish the claims of a poll, mark them as published, and release those that could not be published."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publish claims: `(run_id, fence)` and nothing else, one a message where few wait and several where many do."""
+"""Publish claims: messages with `(run_id, fence)`, one claim per message when few wait and several when many do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which queue to publish to: our own, or that of earlier releases while workers of theirs are alive.
+"""Choose the queue to publish to: our own, or that of earlier releases while their workers are alive.
 
 So in the middle of an upgrade, or on the way back from one, all workers share the work: see
 `orcheo_dispatch.shared.broker.readers`.

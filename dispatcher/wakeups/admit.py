@@ -1,4 +1,4 @@
-"""Runs that are claimed whatever their label: those that the API pushed."""
+"""Admit runs that the API pushed: they are claimed whatever their label."""
 
 from __future__ import annotations
 

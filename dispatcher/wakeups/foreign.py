@@ -1,4 +1,4 @@
-"""What is in the queue of the API's pushes and is not ours: other applications' tasks, other installations' pushes."""
+"""Messages in the queue of the API's pushes that belong to other applications or other installations."""
 
 from __future__ import annotations
 

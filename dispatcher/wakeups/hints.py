@@ -1,4 +1,4 @@
-"""The API's own push, taken as a hint: it wakes the dispatcher, and names a run and its workspace.
+"""Read the API's pushes as hints: each wakes the dispatcher and names a run and its workspace.
 
 With ORCHEO_INPROCESS_EXECUTION=false the API publishes a Celery message for each run to queue `celery`.
 A queue that nobody empties would grow for ever, so it is emptied: of the API's messages, and of those of Orcheo's

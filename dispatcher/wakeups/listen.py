@@ -1,4 +1,4 @@
-"""LISTEN: a run that is inserted wakes the dispatcher, where `orcheo-dispatch migrate --notify` has made the trigger.
+"""LISTEN for inserted runs, if `orcheo-dispatch migrate --notify` has created the trigger.
 
 The trigger is the switch: it is looked for at the start and twice a minute, and where there is none no connection is
 held. What is not heard is found by the next poll; so whatever fails here makes a run late and never lost.

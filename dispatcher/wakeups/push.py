@@ -1,4 +1,4 @@
-"""The API's push of a run: what its message says of the run and of its workspace."""
+"""Parse the API's push of a run: the run and its workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Take over from Orcheo's own worker: look for what it left behind, show it, and repair it when told to."""
+"""Take over from Orcheo's own worker: find what it left behind, show it, and repair it on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an environment that Orcheo runs with lacks for orcheo-dispatch, or has too much of: line by line, and why."""
+"""Compare the environment of an Orcheo API with what orcheo-dispatch needs, and explain each difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run slots that no live run holds: the API's counters in Redis, compared with the runs in the table.
+"""Find run slots that no live run holds, by comparing the API's counters in Redis with the runs in the table.
 
 The API raises a counter before it commits the run, and whoever ends a run lowers it afterwards. So the counters are
 read first, what is under way is given time to arrive, and runs that ended a moment ago still count as holders: a slot

@@ -1,4 +1,4 @@
-"""What Orcheo's own worker has left behind: runs that nobody executes, pending runs, run slots that nobody holds.
+"""Find what Orcheo's own worker has left behind: runs that nobody executes and old pending runs.
 
 A live process is told by what it says and by what it does. Orcheo's workers are asked over Redis which runs they
 execute. A run of a worker that does not answer, such as one of a busy solo pool, or of the API itself, counts as left

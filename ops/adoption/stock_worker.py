@@ -1,4 +1,4 @@
-"""Orcheo's own worker, asked over Redis: who is alive, what they execute, and which runs the API's pushes name."""
+"""Ask Orcheo's own workers over Redis: which are alive, what they execute, which runs their queue names."""
 
 from __future__ import annotations
 

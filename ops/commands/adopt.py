@@ -1,4 +1,4 @@
-"""The command `adopt`: what has to change where Orcheo's own worker has run so far, and what that has left behind."""
+"""The command `adopt`: what to change when Orcheo's own worker has run until now, and what it has left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that look after a host: `check`, `health` and `units`."""
+"""The commands for a host: `check`, `health` and `units`."""
 
 from __future__ import annotations
 

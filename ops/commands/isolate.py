@@ -1,4 +1,4 @@
-"""The command that has the runs of a workflow executed in processes of their own, or in shared ones again."""
+"""The command `isolate`: execute the runs of a workflow in processes of their own, or in shared ones again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that look: `status`, `runs` and `run`."""
+"""The commands that show: `status`, `runs` and `run`."""
 
 from __future__ import annotations
 

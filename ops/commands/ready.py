@@ -1,4 +1,4 @@
-"""What commands need before they begin, and options that many of them have.
+"""Settings, logging and checks that commands need before they start, and options that many of them share.
 
 Like all modules that define commands it imports at the top only what is light: each start of the command, each
 completion at a tab and each probe of a container pays for it.

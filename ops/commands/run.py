@@ -1,4 +1,4 @@
-"""The commands that run until they are told to stop: `beat`, `dispatcher`, `worker` and `api`."""
+"""The commands that run until they are stopped: `beat`, `dispatcher`, `worker` and `api`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `status` shows, once or again and again."""
+"""Print `status` once or repeatedly."""
 
 from __future__ import annotations
 

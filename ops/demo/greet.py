@@ -1,4 +1,4 @@
-"""The demo's workflow, uploaded with `orcheo workflow upload`: greets whoever the webhook names."""
+"""The workflow of the demo, uploaded with `orcheo workflow upload`: greets the name in the webhook."""
 
 from langgraph.graph import END, StateGraph
 from orcheo.graph.state import State

@@ -1,4 +1,4 @@
-"""Everything the demo runs, in one scratch folder: two servers, Orcheo's API, and our three processes."""
+"""The processes of the demo in one temporary folder: two servers, Orcheo's API and our three processes."""
 
 from __future__ import annotations
 

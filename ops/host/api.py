@@ -1,4 +1,4 @@
-"""Orcheo's own API as a service: uvicorn, as Orcheo starts it, that reads credentials and says how it is."""
+"""Run Orcheo's API as a service: uvicorn as Orcheo starts it, with credentials and a watchdog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this host ready? Look at settings, database, broker and Orcheo, and say how to fix what is not right."""
+"""Check settings, database, broker and Orcheo of a host, and say how to fix what is wrong."""
 
 from __future__ import annotations
 

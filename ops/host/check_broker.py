@@ -1,4 +1,4 @@
-"""Is Redis one that our processes can use? What is wrong is told apart from what could not be asked."""
+"""Check whether Redis is one that our processes can use; what is wrong differs from what could not be asked."""
 
 from __future__ import annotations
 

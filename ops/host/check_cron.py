@@ -1,4 +1,4 @@
-"""Who dispatches cron triggers, and when that was last done; part of `check`."""
+"""Check who dispatches cron triggers, and when that last happened."""
 
 from __future__ import annotations
 

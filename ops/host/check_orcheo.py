@@ -1,4 +1,4 @@
-"""Do the installed releases of Orcheo and LangGraph fit, and their tables? What `check` looks at for workers."""
+"""Check whether the installed Orcheo, LangGraph and their tables fit; needed on hosts of workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a look at a host has found. Apart from the looking, which imports much."""
+"""The findings of a check. Separate from the checks, which import many libraries."""
 
 from __future__ import annotations
 

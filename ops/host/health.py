@@ -1,4 +1,4 @@
-"""Ask a process of this host, or of another, how it is: for scripts and for the probes of containers."""
+"""Ask a process for its health, for scripts and for container probes."""
 
 from __future__ import annotations
 

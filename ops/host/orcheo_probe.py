@@ -1,4 +1,4 @@
-"""Whether the installed Orcheo has what a worker uses: asked of a process that imports it, which takes seconds."""
+"""Ask a child process to import Orcheo, which takes seconds, and to say whether it has what a worker uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rights of database roles: the SQL that grants them, and what the role of this host lacks."""
+"""The SQL that creates database roles, and the rights that a role lacks."""
 
 from __future__ import annotations
 

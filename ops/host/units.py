@@ -1,4 +1,4 @@
-"""The systemd units, for this installation: its executable, its user, its folder of settings."""
+"""Write the systemd units of this installation: its executable, its user, its folder of settings."""
 
 from __future__ import annotations
 

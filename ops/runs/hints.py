@@ -1,4 +1,4 @@
-"""What to tell an operator about a run that makes no progress: why, and what to do."""
+"""Explain to an operator why a run makes no progress, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator decides of isolation: which workflow, by whom, and why."""
+"""Record an operator's decision to isolate a workflow: which one, by whom, and why."""
 
 from __future__ import annotations
 

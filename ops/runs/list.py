@@ -1,4 +1,4 @@
-"""Runs that an operator looks for: by status, workflow, trigger, outcome, age, and what went wrong with them."""
+"""Find runs by status, workflow, trigger, outcome and age."""
 
 from __future__ import annotations
 

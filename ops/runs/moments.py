@@ -1,4 +1,4 @@
-"""Points in time as people give and read them: `2h`, `3 min ago`."""
+"""Parse and print points in time as people write them: `2h`, `3 min ago`."""
 
 from __future__ import annotations
 

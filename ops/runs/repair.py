@@ -1,4 +1,4 @@
-"""What an operator does to runs by hand: cancel, fail, requeue. Refuses what would break a rule."""
+"""Cancel, fail or requeue a run by hand; refuses what would break a rule of the ledger."""
 
 from __future__ import annotations
 

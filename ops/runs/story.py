@@ -1,4 +1,4 @@
-"""One run's whole story: what the API's table, the ledger and the run's audit log say of it, in order of time."""
+"""Tell one run's story in order of time, from the API's table, the ledger and the run's audit log."""
 
 from __future__ import annotations
 

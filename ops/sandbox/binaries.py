@@ -1,4 +1,4 @@
-"""Where the server binaries are that two Python packages carry; neither package is imported."""
+"""Find the server binaries in two Python packages, without importing either."""
 
 from __future__ import annotations
 

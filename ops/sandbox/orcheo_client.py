@@ -1,4 +1,4 @@
-"""What users do with Orcheo, through its own API and its own command."""
+"""Use Orcheo through its own API and its own command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment in which Orcheo's own processes run beside ours, in the demo and in tests."""
+"""The environment for Orcheo's own processes in the demo and in tests."""
 
 from __future__ import annotations
 

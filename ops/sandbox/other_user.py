@@ -1,4 +1,4 @@
-"""Run a server as `nobody` where we are root: PostgreSQL refuses to run as root."""
+"""Run a server as `nobody` when we are root, because PostgreSQL refuses to run as root."""
 
 from __future__ import annotations
 

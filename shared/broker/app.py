@@ -1,4 +1,4 @@
-"""Redis as the wire: the Celery app all three processes are made of, and what Redis holds of ours."""
+"""The Celery app that all three processes are made of, and the keys of ours in Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Celery app that does what its settings say: no environment variable changes its broker, backend or loader."""
+"""A Celery app that obeys its settings: no environment variable changes its broker, backend or loader."""
 
 from __future__ import annotations
 

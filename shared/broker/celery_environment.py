@@ -1,4 +1,4 @@
-"""Environment variables that Celery and its libraries read by themselves, past the settings of an app.
+"""Environment variables that Celery and its libraries read directly, bypassing the settings of an app.
 
 `CELERY_BROKER_URL` replaces the broker of every app in the process (celery#4284, open). Such variables are meant for
 another application: they are ignored here, and named in one warning. A workflow may read them: those that matter to

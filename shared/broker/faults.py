@@ -1,4 +1,4 @@
-"""What an error of Redis means: the one place that tells an outage from an answer that never gets better.
+"""Classify errors of Redis: an outage, a full server, or a refusal that never gets better.
 
 UNAVAILABLE   it does not answer, or says that it will soon     goes away by itself
 FULL          it answers, and stores nothing more now           goes away when memory or disk is freed

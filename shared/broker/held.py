@@ -1,4 +1,4 @@
-"""Which claims have their messages in Redis, read in bounded pieces."""
+"""Find out which claims have their messages in Redis; read in bounded pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which installation this process belongs to, and what its queues and keys in Redis are called.
+"""Identify the installation that this process belongs to, and name its queues and keys in Redis.
 
 Several installations may use one Redis: staging beside production, or two of them with default settings. Their names
 differ because their databases do. Names with a colon are chosen here alone: no queue of the settings has one.

@@ -1,4 +1,4 @@
-"""Who reads the queue of runs of this release: each worker says so in Redis, where earlier releases say nothing.
+"""Record in Redis which workers read the queue of this release; workers of earlier releases do not.
 
 While workers of both releases are alive, as in the middle of an upgrade, runs go to the queue of earlier releases:
 their workers know no other, and those of this release move from there what they have room for. So every worker gets its

@@ -1,4 +1,4 @@
-"""What kind of Redis answers: a server of its own, or a cluster or a sentinel, which our processes cannot use."""
+"""Detect the kind of Redis: a single server, or a cluster or sentinel, which our processes cannot use."""
 
 from __future__ import annotations
 

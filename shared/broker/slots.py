@@ -1,4 +1,4 @@
-"""Run slots: the API counts the runs of a workspace in Redis, and whoever ends a run gives its slot back.
+"""Return run slots: the API counts the runs of each workspace in Redis, and whoever ends a run decrements it.
 
 The API raises `orcheo:workspace:runs:{workspace_id}` when it creates a run. A slot that is not given back is
 lost to the workspace, one given back twice admits a run too many. The ledger says that a slot is due; Redis

@@ -1,4 +1,4 @@
-"""Redis away and back: told once a change of state, and come back to soon."""
+"""Remember whether Redis is unavailable, log each change of state once, and reconnect soon."""
 
 from __future__ import annotations
 

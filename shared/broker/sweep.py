@@ -1,4 +1,4 @@
-"""Take out of a queue that others use as well what is ours, in bounded pieces; the rest keeps its place and order.
+"""Remove our messages from a queue that others share, in bounded pieces; the others keep their place and order.
 
 What is new stands at the head, so each sweep begins there. What it has no time for is found by a cursor that goes
 round the whole queue, some pieces per sweep. So a sweep costs the same whatever the length of the queue. Redis itself

@@ -1,4 +1,4 @@
-"""The channel of a consumer: how much it takes from Redis, and what it does with what is no message."""
+"""The channel of a consumer: limits what is taken from Redis, and drops what is no message."""
 
 from __future__ import annotations
 

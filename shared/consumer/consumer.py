@@ -1,4 +1,4 @@
-"""Celery's consumer, changed: it reconnects soon, logs a change of state once, and survives any message.
+"""Celery's consumer, changed: it reconnects soon, logs each change of state once, and survives any message.
 
 Celery's own prints the whole body of a message that it cannot use, ends on one that is not even JSON, backs off
 for up to half a minute, and can go on without consuming. See `shared/broker/app.py` for the settings beside it.

@@ -1,4 +1,4 @@
-"""Whether a consumer takes one more message: asked of the process that it belongs to."""
+"""Decide whether a consumer takes one more message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watch on a consumer, which asks whether it takes what waits."""
+"""Watch that a consumer takes the messages that wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to dispatch due cron triggers. Who dispatches is the choice of `CronMode`.
+"""Decide when to dispatch due cron triggers. `CronMode` decides who does.
 
 Beat sends a message at each interval, and one process takes it. That is a convenience: a process that sees in the
 record that nobody has dispatched for two intervals does so by itself. Neither Beat, nor free run slots, nor Redis are

@@ -1,4 +1,4 @@
-"""The record of when due cron triggers were last dispatched, which all processes share."""
+"""The record, shared by all processes, of when cron triggers were last dispatched."""
 
 from __future__ import annotations
 

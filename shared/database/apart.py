@@ -1,4 +1,4 @@
-"""One statement for many items, in which no item costs another its place: what fails as a batch is written in parts.
+"""Execute one statement for many items; if the batch fails, execute it for parts, so that no item fails another.
 
 Nine hundred good rows must not fail for one that a trigger refuses. The batch is divided, and divided again where a
 part fails, breadth first: so the parts that succeed never wait for those that have failed twice.

@@ -1,4 +1,4 @@
-"""Connections to Postgres, and the one place where a driver's error becomes ours."""
+"""Connections to Postgres, and the one place where errors of the driver are translated."""
 
 from __future__ import annotations
 

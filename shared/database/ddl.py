@@ -1,4 +1,4 @@
-"""Changes of a schema beside live processes: locks are taken soon or not at all, and tried for again.
+"""Change a schema beside live processes: take locks with a short timeout, and retry.
 
 Whoever waits for a lock on a table holds up everybody who asks for one later: the API's inserts, say. So no statement
 waits for longer than a third of a second, and between two tries everybody else has his turn.

@@ -1,4 +1,4 @@
-"""Who holds a lock on our tables, for the log line that says that a table is locked."""
+"""Name the sessions that hold a lock on our tables."""
 
 from __future__ import annotations
 

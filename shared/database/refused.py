@@ -1,4 +1,4 @@
-"""The runs for which Postgres refused a change, kept for a while so that they are not tried again by each poll."""
+"""Remember for a while the runs for which Postgres refused a change, so that not every poll tries them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session of ours relies on, whatever the role, the database and the server have as their defaults.
+"""Set what our sessions rely on, whatever the defaults of the role, the database and the server are.
 
 One list, sent in two ways:
 - in the message of each BEGIN, since a transaction pooler may stand between: it gives each transaction another session;

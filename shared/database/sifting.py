@@ -1,4 +1,4 @@
-"""One change of many rows, so that a row which Postgres refuses holds up itself alone.
+"""Change many rows so that a row that Postgres refuses does not hold up the others.
 
 The change is made for all rows by one statement. Where Postgres refuses that, it is made again in one transaction for
 ever smaller parts of them, each behind a savepoint, until the rows that are refused stand alone. These are remembered

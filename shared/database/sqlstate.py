@@ -1,4 +1,4 @@
-"""What an error of Postgres means for whoever met it: the one place that tells an outage from a refusal.
+"""Classify errors of Postgres by SQLSTATE: an outage, or a refusal of this statement or item.
 
 The classes are those of the manual's appendix "PostgreSQL Error Codes": the first two characters of a SQLSTATE.
 """

@@ -1,4 +1,4 @@
-"""Who may read the health port: anybody, or, where a token is set, who shows it. Probes are never asked.
+"""Decide who may read the health port: everybody or, if a token is set, whoever presents it. Probes need none.
 
 A script shows the token as `Authorization: Bearer ...`. A browser shows it so once, to `/login`, and gets a cookie
 that no script can read. So the token is in no address, no history and no proxy's log.

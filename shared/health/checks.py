@@ -1,4 +1,4 @@
-"""Checks of health: each looks at what a process did last, for liveness is progress and not an answer."""
+"""Health checks: each looks at what a process did last, because liveness means progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names the health port answers to: a page of somebody else's must not read it through a name of theirs.
+"""Decide under which host names the health port answers, so that foreign pages cannot read it (DNS rebinding).
 
 A browser shows a page of `evil.example` what `evil.example` answers. Whoever owns that name may have it lead to
 127.0.0.1 a moment later (DNS rebinding), and only the header `Host` tells. An address cannot be led elsewhere.

@@ -1,4 +1,4 @@
-"""Ask a process how it is, over HTTP. Imports next to nothing: containers ask every few seconds."""
+"""Ask a process for its health over HTTP. Imports very little: containers probe every few seconds."""
 
 from __future__ import annotations
 

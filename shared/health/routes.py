@@ -1,4 +1,4 @@
-"""What the health port is asked, and what it answers: plain values, without a socket."""
+"""Requests and answers of the health port as plain values, without a socket."""
 
 from __future__ import annotations
 

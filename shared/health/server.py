@@ -1,4 +1,4 @@
-"""Health over HTTP: /livez, /readyz and /metrics, and what else a process wants to show.
+"""Serve health over HTTP: /livez, /readyz, /metrics and further routes of a process.
 
 The server never stands in the way of the process: daemon threads, a bound on connections and on their time, no log line
 per request. It is the standard library's with these bounds, since web servers such as uvicorn or waitress want an event

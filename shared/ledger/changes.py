@@ -1,4 +1,4 @@
-"""How statements of the ledger are executed: each in one short transaction, and passing over rows that are refused."""
+"""Execute statements of the ledger, each in one short transaction, skipping rows that Postgres refused before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs under execution, as Python calls: begun, kept alive, settled; each call takes any number of them.
+"""Begin, keep alive and settle runs; each call takes any number of them.
 
 None of these calls waits for a row that somebody else holds: such runs are told apart, and the caller comes back.
 """

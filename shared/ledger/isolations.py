@@ -1,4 +1,4 @@
-"""Workflows whose runs are executed in processes of their own, as the ledger knows them."""
+"""Workflows whose runs are executed in processes of their own, as recorded in the ledger."""
 
 from __future__ import annotations
 

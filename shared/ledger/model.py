@@ -1,4 +1,4 @@
-"""The words of the ledger: the states of a dispatched run and the ways in which it can end.
+"""States and outcomes of a dispatched run, and the values that identify a claim.
 
 The tables themselves are in `shared/migrations`, every statement on them in `shared/statements`.
 """

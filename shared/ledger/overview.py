@@ -1,4 +1,4 @@
-"""What the status page asks of the database. Only reads, each bounded: its cost does not grow with the runs of a year.
+"""Queries of the status page. They only read, and each is bounded: cost does not grow with the history.
 
 Nothing here reads a run's payload, where inputs, outputs and error texts are. Seconds throughout.
 """

@@ -1,4 +1,4 @@
-"""Who is alive: each process of ours keeps one row in the ledger fresh."""
+"""Record that a process is alive: each of ours keeps one row in the ledger fresh."""
 
 from __future__ import annotations
 

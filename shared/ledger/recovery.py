@@ -1,4 +1,4 @@
-"""What a dispatcher does beside claims: it admits, reaps and adopts runs, notes slots, and prunes rows."""
+"""Admit, reap and adopt runs, note returned slots, and prune rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as a worker gets it, and how it may end: small frozen values."""
+"""A run as a worker receives it, and the ways in which it can end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators ask of the database. Only reads; each statement can be pasted into psql."""
+"""Queries for operators. They only read; each can be pasted into psql."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger, as Python calls: one short transaction each, rows in, small frozen values out."""
+"""The ledger as Python calls: one short transaction per call, frozen values in and out."""
 
 from __future__ import annotations
 

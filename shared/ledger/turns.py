@@ -1,4 +1,4 @@
-"""Whose turn it is: where a dispatcher is on its way round the workspaces and workflows with pending runs."""
+"""A dispatcher's place in the rotation over workspaces and workflows with pending runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others log, warn, print or raise in our processes: routed to our log lines, without what may quote a run.
+"""Route what libraries log, warn, print or raise to our log lines, without text that may quote a run.
 
 Only the libraries that we are made of are quoted, for what they log is known. Of Orcheo's own log lines the template
 is shown and not what is filled in: a node may log its state. Of all others, such as a workflow's own loggers, a line

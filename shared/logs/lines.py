@@ -1,4 +1,4 @@
-"""What a log line is: an event name and its fields, as text or as one JSON object, redacted, on stderr.
+"""Format log lines: an event name and its fields, as text or as one JSON object, redacted, on standard error.
 
 The text of an exception may quote a run's inputs, so a line names its class and where it was raised, never its text.
 

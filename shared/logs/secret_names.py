@@ -1,4 +1,4 @@
-"""Which values of a process are secrets: those of our settings, of credentials, and of variables that are named so.
+"""Find the secrets of a process: secret settings, credentials, and variables whose names say so.
 
 The environment is shared with Orcheo, with workflows and with whatever else its file is written for: a vault key,
 bootstrap tokens, keys of model providers. None of them is ours, and none of them may be printed by us.

@@ -1,4 +1,4 @@
-"""Logging: loguru on stderr, set up once a process.
+"""Set up logging, once per process: loguru on standard error.
 
 `shared/logs/lines.py` says what a line is, `shared/logs/library.py` what becomes of that which others log.
 """

@@ -1,4 +1,4 @@
-"""What Prometheus may read of cron: in a worker, or in a dispatcher that asks the API."""
+"""Metrics of cron, in a worker or in a dispatcher that asks the API."""
 
 from __future__ import annotations
 

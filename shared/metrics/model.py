@@ -1,4 +1,4 @@
-"""What Prometheus may read of our processes: `orcheo_dispatch_*`. A class for each kind, a verb for what happens.
+"""The metrics of our processes, `orcheo_dispatch_*`: one class per kind of process, one method per event.
 
 Nothing is made at import, and nothing at all where no port is set to read it from. Labels take few values, all of
 them known: never a run, a workflow or a text.

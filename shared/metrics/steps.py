@@ -1,4 +1,4 @@
-"""What a dispatcher counts of the steps of its polls and of its upkeep."""
+"""Metrics of the steps of polls and of the upkeep."""
 
 from __future__ import annotations
 

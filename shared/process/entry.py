@@ -1,4 +1,4 @@
-"""How a process starts: settings from the environment, and one line instead of a traceback where they are wrong."""
+"""Start a process: read the settings, and print one line instead of a traceback when they are invalid."""
 
 from __future__ import annotations
 

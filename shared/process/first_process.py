@@ -1,4 +1,4 @@
-"""What process 1 of a container has to do, where the container has no init: reap orphans, and pass signals on.
+"""Do the work of process 1 in a container without an init: reap orphans and forward signals.
 
 A program that a workflow starts may leave children behind. They become children of process 1 and stay zombies until it
 waits for them. A worker cannot wait for children that it did not start: it would take the exit status of those that

@@ -1,4 +1,4 @@
-"""Threads whose progress others rely on: nothing that happens in a turn ends one, and each shows its last turn."""
+"""Threads that survive any error in one turn and publish when their last turn was."""
 
 from __future__ import annotations
 

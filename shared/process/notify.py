@@ -1,4 +1,4 @@
-"""Tell the service manager how this process is: the protocol of sd_notify(3), which systemd and others speak.
+"""Tell the service manager about this process, by the protocol of sd_notify(3).
 
 A library for this is one datagram long. Nothing here waits, and nothing raises: a service manager that does not
 listen must not keep a process from its work.

@@ -1,4 +1,4 @@
-"""Plugins of pydantic, which every installed package may bring and pydantic loads for the first model of a process.
+"""Keep pydantic's plugins, which any installed package may bring, out of processes that do not need them.
 
 Orcheo brings one, logfire: 15 MB and half a second for settings that it does not watch. Runners get them: a workflow's
 models may be what they are for.

@@ -1,4 +1,4 @@
-"""What a process needs of its surroundings, and gets where a container or a shell does not provide it.
+"""Provide what a container or a shell may lack: streams, a home folder, a limit of open files.
 
 Standard streams that are open and take any text, a home folder, a name for the user, file descriptors.
 """

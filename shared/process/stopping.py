@@ -1,4 +1,4 @@
-"""What signals do to a process of ours: end it in order, end it at once, or nothing.
+"""Handle signals: stop in order, stop at once, or ignore.
 
 SIGTERM and SIGINT  end in order; a worker lets its runs finish. The second one ends the drain time.
 SIGQUIT             end at once; what a worker executes is settled by `ORCHEO_DISPATCH_LOST_RUNS`.

@@ -1,4 +1,4 @@
-"""What is ours in the API's table: two indexes on pending runs and, where asked for, a trigger that notifies.
+"""Our objects in the API's table: two indexes on pending runs and, on request, a trigger that notifies.
 
 Nothing here imports Alembic: processes look for both when they start, and migrate nothing.
 """

@@ -1,4 +1,4 @@
-"""A trigger on the API's table that lets no run begin twice.
+"""A trigger on the API's table that refuses to begin a run twice.
 
 Orcheo begins a run by reading it, checking that it is pending and writing all of it back, in several transactions. A
 run that a worker of ours begins in between would be executed by both, and the second start would overwrite the first.

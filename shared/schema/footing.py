@@ -1,4 +1,4 @@
-"""What a database must be like for runs to be dispatched in it; `check` says so, and processes refuse to start.
+"""Requirements on the database; `check` reports what is missing, and processes refuse to start without it.
 
 Read in one transaction, before anything is done. Each finding is one line: what, what was found, how to correct it.
 """

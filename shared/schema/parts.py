@@ -1,4 +1,4 @@
-"""What our schema is made of besides tables, so that what somebody dropped is missed, and made again by `migrate`.
+"""Functions, triggers and views of our schema, so that a dropped one is noticed and created again by `migrate`.
 
 A test holds the names to what the migrations make.
 """

@@ -1,4 +1,4 @@
-"""Which revision the schema is at, and which one this release needs; without Alembic, which only `migrate` imports."""
+"""The revision of the schema, and the one that this release needs; without Alembic, which only `migrate` imports."""
 
 from __future__ import annotations
 

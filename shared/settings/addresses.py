@@ -1,4 +1,4 @@
-"""Where the servers are: URLs that every client of ours takes alike, and that fall apart without quoting a password.
+"""Check the URLs and DSNs of servers, without quoting a password in an error.
 
 A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
 error texts that nobody can redact. So an address is taken apart before anybody connects. redis-py and kombu each split

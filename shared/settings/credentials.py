@@ -1,4 +1,4 @@
-"""Secrets in files: systemd's `LoadCredential=`, or any folder that `CREDENTIALS_DIRECTORY` names.
+"""Read secrets from files: systemd's `LoadCredential=`, or any folder that `CREDENTIALS_DIRECTORY` names.
 
 A file is named as the variable that it stands for. Where that variable is set too, the environment wins: so
 somebody at a shell, or a drop-in of a unit, can try another value. An empty file or variable counts as unset.

@@ -1,4 +1,4 @@
-"""The environment as a source of settings: each value cleaned, and a line for each that is read differently."""
+"""Read settings from the environment: clean each value, and note each that is read differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in one line: its variable, its value, and what is expected."""
+"""Explain an invalid setting in one line: its variable, its value, and what is expected."""
 
 from __future__ import annotations
 

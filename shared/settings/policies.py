@@ -1,4 +1,4 @@
-"""Values of settings that name a policy."""
+"""Settings whose values are words: what to do with lost runs, isolation, cron."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold between settings, and of one that others depend on; each raises `SettingsError`."""
+"""Rules between settings; each raises `SettingsError`."""
 
 from __future__ import annotations
 

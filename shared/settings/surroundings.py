@@ -1,4 +1,4 @@
-"""Where this process runs: in a container, `localhost` is the container itself and no server beside it."""
+"""Detect a container, where `localhost` is the container itself and no server beside it."""
 
 from __future__ import annotations
 

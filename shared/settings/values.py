@@ -1,4 +1,4 @@
-"""What stands in an environment variable, and what is meant by it.
+"""Interpret the value of an environment variable.
 
 One environment serves Orcheo and us, and it comes from shells, `.env` files, `docker --env-file`, Kubernetes secrets
 and Windows editors: with line breaks at the end, quotes around it, a byte order mark before it. What Orcheo accepts

@@ -1,4 +1,4 @@
-"""What somebody meant by a value, without what an editor, a shell or a file has put around it."""
+"""Strip a value of what an editor, a shell or a file has put around it."""
 
 from __future__ import annotations
 

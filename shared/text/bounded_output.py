@@ -1,4 +1,4 @@
-"""Write to a stream that may be blocked: a full pipe whose reader hangs must not stop a process.
+"""Write to a stream that may block: a full pipe whose reader hangs must not stop a process.
 
 Writes may wait for `WAIT_SECONDS` in all, and for as much again each minute, however many there are and however slowly
 somebody reads. What cannot be written within that is dropped and counted. There is no thread and no queue: a process

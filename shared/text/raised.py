@@ -1,4 +1,4 @@
-"""What an exception says, its class, and where it was raised, in bounded time and size whatever its class does.
+"""Describe an exception, its class and where it was raised, in bounded time and size whatever its class does.
 
 Workflows raise exceptions of classes of their own: their code is executed by `str(error)`, and may be by reading an
 attribute. Here attributes are read as Python itself stores them, and code of others has its own thread and a deadline.

@@ -1,4 +1,4 @@
-"""Keep credentials out of every text that leaves the process, in time that is linear in what is kept of the text."""
+"""Remove credentials from every text that leaves the process, in time linear in the text that is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the main process of a worker reads and writes for the executor in its runners."""
+"""Read and write Orcheo's tables for the executor in the runners, from the main process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are rows that a runner sends those of its run? Workflow code can write to the socket of its runner."""
+"""Check that rows from a runner belong to its run: workflow code can write to the socket of its runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of a process leave in Orcheo's tables, written for many runs in one statement.
+"""Write what the runs of a process leave in Orcheo's tables, for many runs in one statement.
 
 The idea is that of group commit: D. DeWitt et al., *Implementation Techniques for Main Memory Database Systems*, 1984.
 """

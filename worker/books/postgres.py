@@ -1,4 +1,4 @@
-"""Connections of an event loop: a bounded pool, whose connections are held for a statement and never for a run."""
+"""A bounded pool of connections for an event loop; one is held for a statement, never for a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs execute: read for many runs in one statement, the version itself only where a runner does not have it."""
+"""Read what runs execute, for many runs in one statement; a version only if a runner does not have it."""
 
 from __future__ import annotations
 

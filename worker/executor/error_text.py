@@ -1,4 +1,4 @@
-"""The text of the error that a run ended with, as it goes into the run, its trace and its checkpoint."""
+"""The text of a run's error, as it goes into the run, its trace and its checkpoint."""
 
 from __future__ import annotations
 

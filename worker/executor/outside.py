@@ -1,4 +1,4 @@
-"""What an executor may ask of the main process of its worker: rows to be written, and what was read for a run."""
+"""What an executor may ask of the main process: rows to be written, and what was read for a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Postgres JSONB can store, made of whatever a workflow returns."""
+"""Convert what a workflow returns to what Postgres JSONB can store."""
 
 from __future__ import annotations
 

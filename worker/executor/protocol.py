@@ -1,4 +1,4 @@
-"""What the worker runs: the executor protocol and how a name in the settings becomes an executor."""
+"""The executor protocol, and how a name in the settings becomes an executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message may say: `run_id, fence, run_id, fence, ...`, and nothing else is listened to."""
+"""Parse a message: `run_id, fence, run_id, fence, ...`, and nothing else."""
 
 from __future__ import annotations
 

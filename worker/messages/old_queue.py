@@ -1,4 +1,4 @@
-"""The queue of runs of earlier releases, whose name says nothing of the installation: ours are moved to our own.
+"""Move runs of ours from the queue of earlier releases, which all installations share, to our own.
 
 A dispatcher of an earlier release publishes there, and so does that of any other installation on this Redis. A message
 is ours where the ledger knows its runs. Everything else stays where it is, in its order. While workers of an earlier

@@ -1,4 +1,4 @@
-"""Messages of ours by form whose runs this ledger has never heard of: another installation's, under the same name.
+"""Return messages whose runs this ledger does not know: they may belong to another installation.
 
 They are put back for a worker that knows them, after a pause: else the same two processes would pass one message to
 and fro as fast as they can. Nobody else may exist, for the ledger may have been restored from before the claim; so a

@@ -1,4 +1,4 @@
-"""What a worker sends: claims that it has no room for, and a word to the dispatchers that a run is pending again."""
+"""Send what a worker sends: claims that it has no room for, and wake-ups for dispatchers."""
 
 from __future__ import annotations
 

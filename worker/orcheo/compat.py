@@ -1,4 +1,4 @@
-"""All that a worker uses of Orcheo and LangGraph, and whether the installed releases still have it.
+"""All names of Orcheo and LangGraph that a worker uses, and a check that the installed releases have them.
 
 Neither names nor signatures here are promised by anybody, so each is probed at start. What is missing is an error
 of one line that names the release, the name and the remedy. Other modules import these names from here.

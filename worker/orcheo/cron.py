@@ -1,4 +1,4 @@
-"""Creates the runs of due cron triggers, as `dispatch_cron_triggers` of Orcheo's stock worker does.
+"""Create the runs of due cron triggers, as `dispatch_cron_triggers` of Orcheo's stock worker does.
 
 Orcheo's own classes say when a trigger is due (time zones, clock changes, missed minutes, windows, overlap) and create
 its run (health of credentials, run slots, configuration). What differs is around them:

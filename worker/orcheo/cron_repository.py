@@ -1,4 +1,4 @@
-"""Orcheo's repository on one connection: the mark of a trigger is in the transaction that inserts its run."""
+"""Orcheo's repository on one connection, so that a trigger is marked in the transaction that inserts its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runner has of Postgres: the time of its runs, and connections that are made when a node first needs one."""
+"""The clock of a runner's runs, and connections that are opened when a node first needs one."""
 
 from __future__ import annotations
 

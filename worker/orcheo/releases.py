@@ -1,4 +1,4 @@
-"""Which releases of Orcheo and LangGraph are installed, and which of them this release was tested with.
+"""The installed releases of Orcheo and LangGraph, and those that this release was tested with.
 
 The bounds are those of the extras in pyproject.toml. Imports neither Orcheo nor LangGraph.
 """

@@ -1,4 +1,4 @@
-"""What the runs of a runner share: cheap to make, it connects when a node first needs it."""
+"""Services that the runs of a runner share; cheap to create, they connect when a node first needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orcheo's vault, made when a node first resolves a credential: it opens a connection and threads at once."""
+"""Orcheo's vault, created when a node first resolves a credential: it opens a connection and threads at once."""
 
 from __future__ import annotations
 

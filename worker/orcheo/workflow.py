@@ -1,4 +1,4 @@
-"""The workflows that runs execute, as the main process provides them: a version once, until it is changed."""
+"""The workflow versions that the main process provides; each is sent once, until it is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps what a client's configuration may name within the workspace of the run."""
+"""Keep what a client's configuration may name within the workspace of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds an event loop: seen from another thread, in the frames and the context of what runs."""
+"""Find out what holds an event loop, from another thread, by the frames and the context of what runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imported first by the fork server of a worker: gives runners the environment that the operator chose."""
+"""Restore the operator's environment for runners; the first module that the fork server imports."""
 
 from orcheo_dispatch.shared.process.plugins import let_plugins_in
 

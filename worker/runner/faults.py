@@ -1,4 +1,4 @@
-"""Is an error the platform's or the workflow's? Asked in the runner, which has the traceback."""
+"""Decide, in the runner, whether an error is the platform's or the workflow's."""
 
 from __future__ import annotations
 

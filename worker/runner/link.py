@@ -1,4 +1,4 @@
-"""A runner's end of the socket: frames of the main process in, frames for it out."""
+"""A runner's end of the socket: reads frames of the main process, and sends frames."""
 
 from __future__ import annotations
 

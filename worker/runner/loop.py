@@ -1,4 +1,4 @@
-"""The event loop of a runner, which the runs in it share: none of them can end it, or replace its parts."""
+"""The event loop that the runs of a runner share; none of them can end it or replace its parts."""
 
 from __future__ import annotations
 

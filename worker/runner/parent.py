@@ -1,4 +1,4 @@
-"""A process that ends with the one that made it, and at no signal that is meant for that one."""
+"""Die with the parent process, and ignore the stop signals meant for it."""
 
 from __future__ import annotations
 

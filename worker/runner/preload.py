@@ -1,4 +1,4 @@
-"""What the fork server of a worker imports once, so that each runner has it already: `STATE`, made at import.
+"""Import once, in the fork server, what every runner needs: `STATE`, created at import.
 
 The fork server of the standard library swallows an ImportError of what it preloads, and dies of any other exception.
 So nothing is raised here: the first runner reports the error, and it is the worker's.

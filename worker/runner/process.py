@@ -1,4 +1,4 @@
-"""A runner from its start to its end: what the fork server's children execute."""
+"""A runner from start to end: what the children of the fork server execute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs of a runner: a task of its event loop each, and what is reported of each end."""
+"""The runs of a runner: one task of the event loop per run, and a report of each end."""
 
 from __future__ import annotations
 

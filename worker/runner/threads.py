@@ -1,4 +1,4 @@
-"""The threads in which runs of one runner execute what blocks: none of them can take them all."""
+"""Threads for blocking code of runs; none of the runs can take them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names what holds the event loop of a runner, from a thread of the runner itself.
+"""Name what holds the event loop of a runner, from a thread of the runner itself.
 
 The main process notices by itself that a runner does not answer. Which run and node it is can be seen from inside
 alone, and not while one call into C keeps all other threads from running.

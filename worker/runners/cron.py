@@ -1,4 +1,4 @@
-"""Has the executor dispatch due cron triggers, in a runner of its own that is kept."""
+"""Have the executor dispatch due cron triggers, in a runner that is kept for that."""
 
 from __future__ import annotations
 

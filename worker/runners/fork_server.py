@@ -1,4 +1,4 @@
-"""Starts runners: forks of a process of the standard library's that has imported the executor once.
+"""Start runners as forks of a standard library fork server that has imported the executor once.
 
 `multiprocessing`'s fork server ends with this process, starts again if it is killed, and tells the exit status of each
 of its children. See docs/decisions for what it does not do, and what is done about that.

@@ -1,4 +1,4 @@
-"""The main process's end of a runner's socket: frames out of bytes."""
+"""The main process's end of a runner's socket: decodes frames."""
 
 from __future__ import annotations
 

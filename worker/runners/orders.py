@@ -1,4 +1,4 @@
-"""What runners are told of their runs, and what is read and written for them meanwhile."""
+"""Orders to runners about their runs, and what is read and written for the runs meanwhile."""
 
 from __future__ import annotations
 

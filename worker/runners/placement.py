@@ -1,4 +1,4 @@
-"""Which runner executes which run.
+"""Decide which runner executes which run.
 
 A shared runner executes runs of one workspace, the least loaded first; a dedicated one a single run. At most `most`
 runners exist at a time. Where a run finds none, an idle runner of another workspace ends to make room; where all are

@@ -1,4 +1,4 @@
-"""The runners of a worker: given runs, stopped and replaced, on an event loop of a thread of their own."""
+"""The runners of a worker: given runs, stopped and replaced, on an event loop in a thread of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts runners and waits until their executor is open; knows whether that works at present."""
+"""Start runners, wait until their executor is open, and remember whether that works at present."""
 
 from __future__ import annotations
 

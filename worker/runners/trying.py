@@ -1,4 +1,4 @@
-"""Whether a suspect was innocent: a process of its own must still be in order when its run has ended.
+"""Decide whether a suspect was innocent: its process must still be in order after its run has ended.
 
 A run may leave something behind that harms others only later, such as a clock that it has stopped. In a process of its
 own that would show in nothing: so its event loop has to answer once more.

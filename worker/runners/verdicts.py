@@ -1,4 +1,4 @@
-"""How runs have ended; and who is to blame where a runner has ended, or does not answer, with several runs in it.
+"""Decide how runs have ended, and which run to blame if a runner died or stopped answering.
 
 Alone in it, a run is the cause. Of several each is a suspect, and so is whatever was executed in that process before:
 a run may leave something behind that harms others when it has ended. The next run of each suspect is alone; what then

@@ -1,4 +1,4 @@
-"""Looks after runners: whether their event loops answer, who holds them, how large and how old they are.
+"""Monitor runners: whether their event loops answer, what holds them, their size and age.
 
 One without runs is asked as well until it has answered once: a run may leave something behind that stops the event loop
 later, such as a clock that it has replaced, and the next runs would wait in it.

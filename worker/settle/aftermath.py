@@ -1,4 +1,4 @@
-"""What is left to do for runs that are settled: slots in Redis, traces, a word to the dispatchers.
+"""Finish settled runs: slots in Redis, traces, a wake-up for the dispatchers.
 
 On a thread of its own, since each of them may wait: for a Redis that does not answer, for a row of a trace that
 somebody holds. No run waits for its end on account of that.

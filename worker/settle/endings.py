@@ -1,4 +1,4 @@
-"""How a run ends, made of how it ended in its runner: status, error, output, and what the ledger may say of it."""
+"""Turn how a run ended in its runner into its status, error and output, and its outcome in the ledger."""
 
 from __future__ import annotations
 

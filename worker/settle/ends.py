@@ -1,4 +1,4 @@
-"""What is to be written of executions that have ended, and what came of it."""
+"""What is to be written of ended executions, and the answer of the database."""
 
 from __future__ import annotations
 

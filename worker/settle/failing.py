@@ -1,4 +1,4 @@
-"""Do all runs fail of one error that is not their workflows'? Then this worker does not work, and is not ready."""
+"""Detect that all runs fail with one error that is not their workflows': then this worker is not ready."""
 
 from __future__ import annotations
 

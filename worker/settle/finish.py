@@ -1,4 +1,4 @@
-"""What is left to do for runs that are settled: slots, traces, metrics, and a line in the log for each."""
+"""Finish runs whose end is written: release slots, close traces, count, and log one line each."""
 
 from __future__ import annotations
 

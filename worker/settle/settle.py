@@ -1,4 +1,4 @@
-"""Settle what has ended: all that waits in one statement, in parts where that does not work.
+"""Settle ended runs: all that wait in one statement, or in parts if that fails.
 
 As many runs as end while one statement is under way share the next one and its commit ("group commit"; D. DeWitt et
 al., "Implementation techniques for main memory database systems", 1984). So a lone run waits for nobody.

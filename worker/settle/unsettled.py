@@ -1,4 +1,4 @@
-"""Endings that could not be written together with others: settled in parts, then one by one, until each is decided.
+"""Settle ends that could not be written together: in parts, then one by one, until each is decided.
 
 A trigger, a constraint or a policy that refuses the end of one run, with whatever SQLSTATE, holds up nobody else: its
 batch is divided (`shared/database/apart.py`), and the run that fails alone is tried again by itself. It is bad, and not

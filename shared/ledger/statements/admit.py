@@ -1,4 +1,4 @@
-"""Runs whose label no allow-list names and that are ours all the same: the API asked a worker to execute them.
+"""Admit runs whose label is on no allow-list, because the API asked a worker to execute them.
 
 Such a run gets a row in the ledger as if a claim on it had been released. Claims take every pending run that has one.
 """

@@ -1,4 +1,4 @@
-"""How many claims ended when: counted once, for the views of dashboards."""
+"""Count ended claims per minute, once, for the views of dashboards."""
 
 from sqlalchemy import text
 

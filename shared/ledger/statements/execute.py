@@ -1,4 +1,4 @@
-"""Runs under execution: begun, kept alive, settled; each statement takes any number of them."""
+"""Begin, keep alive and settle runs; each statement takes any number of them."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,4 @@
-"""Workflows whose runs are executed in processes of their own: read, recorded by workers, decided by operators.
+"""Workflows whose runs are executed in processes of their own: recorded by workers, decided by operators.
 
 An empty version stands for all versions of the workflow.
 """

@@ -1,4 +1,4 @@
-"""What a poll finds to do. Only a look: whoever does what it says decides for itself."""
+"""Find out what a poll has to do. Only a look: the statement that acts on it decides by itself."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,4 @@
-"""Who is alive."""
+"""Record and read which processes are alive."""
 
 from sqlalchemy import text
 

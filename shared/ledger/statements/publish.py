@@ -1,4 +1,4 @@
-"""Claims between claim and begin: published, looked into, given back."""
+"""Claims between claim and begin: marked as published, examined when they lapse, released."""
 
 from sqlalchemy import text
 

@@ -1,4 +1,4 @@
-"""Runs whose worker is lost, slots that are owed, rows that are old; and what operators do by hand.
+"""Reap lost runs, return slots, prune old rows, and repair runs by hand.
 
 A statement that chooses its rows itself never chooses :skipped and, where :chosen is given, nothing else. With :choose
 it only locks the rows and says which they are. So a change that Postgres refuses for one row is made for the others.

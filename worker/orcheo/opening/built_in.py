@@ -1,4 +1,4 @@
-"""A built-in workflow, executed twice by the very code that executes runs: it shows that the installed releases fit.
+"""Execute a built-in workflow twice with the code that executes runs, to show that the installed releases fit.
 
 Twice, because the second build of a graph goes another way than the first.
 """

@@ -1,4 +1,4 @@
-"""The columns of Orcheo's and LangGraph's tables that our statements name, held against those of a database.
+"""The columns of Orcheo's and LangGraph's tables that our statements name.
 
 Imports neither Orcheo nor LangGraph, so that a host without them can look as well.
 """

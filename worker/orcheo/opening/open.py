@@ -1,4 +1,4 @@
-"""What the first runner of a worker does before the worker is ready: tables are created, and a run is rehearsed."""
+"""Prepare a worker in its first runner: create tables, and rehearse a run."""
 
 from __future__ import annotations
 

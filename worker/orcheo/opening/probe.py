@@ -1,4 +1,4 @@
-"""Imports what a worker imports of Orcheo and prints as JSON what is wrong.
+"""Import what a worker imports of Orcheo and print as JSON what is wrong.
 
 A process of its own, so that whoever asks need neither import Orcheo nor survive that.
 """

@@ -1,4 +1,4 @@
-"""The built-in workflow on the tables of this database, before a worker is ready: what a run leaves can be stored.
+"""Execute the built-in workflow on the tables of this database, to show that what a run leaves can be stored.
 
 All that it writes is in transactions that are rolled back, so no row of it is ever visible, whatever becomes of the
 worker.

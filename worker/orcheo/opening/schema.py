@@ -1,4 +1,4 @@
-"""The tables that Orcheo and LangGraph create on first use, created by one process at a time."""
+"""Create the tables that Orcheo and LangGraph create on first use, in one process at a time."""
 
 from __future__ import annotations
 

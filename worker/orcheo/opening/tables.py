@@ -1,4 +1,4 @@
-"""Do the tables of this database fit our statements? Asked once, before the first run."""
+"""Check once, before the first run, whether the tables of this database fit our statements."""
 
 from __future__ import annotations
 

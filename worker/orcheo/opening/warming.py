@@ -1,4 +1,4 @@
-"""The built-in workflow without a database: what the first run of a process imports and works out is there before.
+"""Execute the built-in workflow without a database, so that imports and caches are there before the first run.
 
 Executed in the fork server, so that no runner has to do it, nor keeps its own copy of it.
 """

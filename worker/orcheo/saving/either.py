@@ -1,4 +1,4 @@
-"""A checkpointer: ours, or where the tables do not fit our statements LangGraph's own."""
+"""The checkpointer of a run: ours or, if the tables do not fit our statements, LangGraph's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace of a run, which the API shows: one record and a step for each update, in Orcheo's history tables."""
+"""Write the trace of a run, which the API shows: one record, and one step per update."""
 
 from __future__ import annotations
 

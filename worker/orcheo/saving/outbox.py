@@ -1,4 +1,4 @@
-"""What one run leaves in Orcheo's tables, on its way to the main process, which writes it together with other runs'."""
+"""Collect what one run leaves in Orcheo's tables, and send it to the main process."""
 
 from __future__ import annotations
 

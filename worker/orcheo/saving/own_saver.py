@@ -1,4 +1,4 @@
-"""The checkpoints of a run through LangGraph's own statements, for tables that ours do not fit.
+"""Write checkpoints through LangGraph's own statements, for tables that ours do not fit.
 
 Slower than the group commit: LangGraph writes each checkpoint by itself.
 """

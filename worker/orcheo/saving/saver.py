@@ -1,4 +1,4 @@
-"""The checkpoints of a run: LangGraph's rows, written with the rest of what the run leaves, read back from memory."""
+"""Write the checkpoints of a run as LangGraph's rows together with its other rows; read them from memory."""
 
 from __future__ import annotations
 
