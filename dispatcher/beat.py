@@ -47,7 +47,7 @@ from orcheo_dispatch.shared.settings.model import CronMode, Settings
 
 _MAX_WAITING_TICKS = 10
 _MAX_WAITING_CRON = 1
-"""Whoever takes it dispatches all that is due: more of them would say nothing more."""
+"""One message is enough: its receiver dispatches all triggers that are due."""
 _PATIENCE_SECONDS = 30.0
 _PATIENCE_INTERVALS = 5
 

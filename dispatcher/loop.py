@@ -49,7 +49,7 @@ class PollLoop:
         self._ticked_at = time.monotonic()
         self._beat_silent = False
         self.database_away = False
-        """Whether the last poll found Postgres away."""
+        """Whether Postgres was unavailable in the last poll."""
         self._due_at = time.monotonic()
         self.polled_at = float("-inf")
         """`time.monotonic()` of the last poll that succeeded."""

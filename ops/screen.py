@@ -197,7 +197,7 @@ def _outcome(outcome: str | None, reason: str | None) -> str:
 
 def away_view(error: DatabaseError) -> RenderableType:
     """Return the line that `status --watch` shows while it cannot read; what is below it is as it was seen last."""
-    return _coloured(f"database away: {error}", "bold red")
+    return _coloured(f"database unavailable: {error}", "bold red")
 
 
 def looked_view(interval: float | None) -> RenderableType:

@@ -1,6 +1,7 @@
 """Begin the runs of a message in one statement, or in parts if that fails, and each exactly once.
 
-- A run whose row somebody holds is tried again for `LOCK_SECONDS`, while the others execute; then it is told `locked`.
+- A run whose row somebody holds is tried again for `LOCK_SECONDS`, while the others execute; then it is reported as
+  `locked`.
 - A run whose begin Postgres refuses, whatever the reason, fails with that reason.
 - Where the connection broke, the begin may have been committed although its answer was lost. Then we begin again, and
   find by our own id and fence what we had begun.
@@ -29,7 +30,7 @@ STATEMENT_SECONDS = 3.0
 REFUSED = "refused"
 """Postgres refuses the begin of the run, which has failed if it let us say so."""
 UNAVAILABLE = "unavailable"
-"""Postgres is unavailable: the claim has a lease, and the dispatcher looks after it when that has expired."""
+"""Postgres is unavailable: the claim has a lease, and the dispatcher reconciles it when that has expired."""
 _ATTEMPTS = 3
 _TABLE_LOCK_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.1

@@ -78,7 +78,7 @@ class Execution:
         on_ignored: Callable[[Execution], None],
         on_end: Callable[[Execution], None],
     ) -> None:
-        """`on_stop` is called when it is told to stop, `on_ignored` when it has not ended within the grace time."""
+        """`on_stop` is called when it is to stop, `on_ignored` when it has not ended within the grace time."""
         self.run = run
         self.claim = run.claim
         self.key = next(_numbers)
@@ -88,10 +88,10 @@ class Execution:
         self.begun_at = begun_at
         """`time.monotonic()` of the moment before its lease began."""
         self.stopped_at: float | None = None
-        """The same of the moment it was told to stop."""
+        """The same of the moment when it was to stop."""
         self.stop_reason: Stop | None = None
         self.started = False
-        """Whether a runner was told to execute it."""
+        """Whether a runner was given it."""
         self.result: Result | None = None
         """How it ended. From then on it is being settled: that its lease is gone is no news."""
         self.settled = threading.Event()
@@ -117,7 +117,7 @@ class Execution:
         self.end(Result(How.FAILED, error=why, kind="UnreadableRun"))
 
     def give_up(self) -> bool:
-        """Have its runner ended: it was told to stop, and went on. Return whether this was the first time."""
+        """Have its runner ended, because it ignored its stop. Return whether this was the first time."""
         with self._lock:
             if self._given_up or self.result is not None:
                 return False
@@ -135,7 +135,7 @@ class Execution:
 
 
 class Executions:
-    """The runs that this process executes now, for all who look after them. Thread-safe."""
+    """The runs that this process executes now, for heartbeat, deadlines and settler. Thread-safe."""
 
     def __init__(self, capacity: int, on_room: Callable[[], None] | None = None) -> None:
         """`on_room` is called when there is room for a run again."""

@@ -36,7 +36,7 @@ from orcheo_dispatch.worker.runtime import Runtime
 
 _END_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0
-"""That closing the executor, saying goodbye and ending may take after the last run; more than all their timeouts."""
+"""Time for closing the executor, deregistering and exiting after the last run (seconds); exceeds their timeouts."""
 _WELL_SECONDS = 10.0
 """The runtime's own watch looks each second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0

@@ -30,7 +30,7 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
     """Begin these runs, as far as there is room, and have them executed; return those that execute now.
 
     What there is no room for goes back to Redis, and so does what somebody holds the row of. Never raises on account
-    of a run or of Postgres: what could not begin has a lease, and the dispatcher looks after it when that is over.
+    of a run or of Postgres: what could not begin has a lease, and the dispatcher reconciles it when that has expired.
     """
     room = reserved = runtime.executions.reserve(len(claims))
     back = list(claims[room:])

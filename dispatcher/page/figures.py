@@ -13,7 +13,7 @@ from orcheo_dispatch.shared.ledger import status as queries
 from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
 
 MISSING_SECONDS = 600
-"""A process that said no goodbye is shown as missing for so long after it was last seen."""
+"""Seconds after its last heartbeat during which a process that did not deregister is shown as missing."""
 _LISTED = 10
 _WORKFLOWS = 50
 _PROCESSES = 200

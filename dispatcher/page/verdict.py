@@ -61,10 +61,10 @@ _POLL = "The polls of this dispatcher do not succeed"
 
 
 def problems_of(trouble: Problem | None, checks: Sequence[Report], figures: Figures | None) -> list[Problem]:
-    """Return all that is wrong, the worst first. Where the database is unavailable, nothing is told of what it held."""
+    """Return all that is wrong, the worst first. If the database is unavailable, its figures are left out."""
     found = [] if trouble is None else [trouble]
     away = trouble is not None and trouble.level is Level.UNHEALTHY
-    # A poll without a database cannot succeed: told once is enough.
+    # A poll without a database cannot succeed: one message is enough.
     found += [_failed(check) for check in checks if not check.ok and not (away and check.name == "poll")]
     if figures is not None and not away:
         found += _found_in(figures)

@@ -17,9 +17,9 @@ from orcheo_dispatch.shared.ledger.processes import Workers
 
 _TRIES = 3
 _MESSAGES_A_WORKER = 4
-"""Into so many messages a worker a batch of claims is cut at least, so that no worker waits while others have work."""
+"""Minimum number of messages per worker that a batch of claims is split into, so that every worker gets some."""
 _MESSAGES_OF_CAPACITY = 4
-"""A message carries at most this part of what the smallest worker executes at a time: it must find room for it."""
+"""A message carries at most this fraction (1/n) of the concurrency of the smallest worker, which must have room."""
 
 
 class Publisher:

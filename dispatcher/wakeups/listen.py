@@ -31,7 +31,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 LOOK_SECONDS = 30.0
 AFTERWARDS_SECONDS = 0.05
-"""A notification stands for those that were silent while it was under way; so long do they have for their commit."""
+"""Delay after a notification before polling (seconds): transactions that commit meanwhile are covered by that poll."""
 _BACKOFF_SECONDS = (0.5, 15.0)
 
 

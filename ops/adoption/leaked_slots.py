@@ -22,9 +22,9 @@ from orcheo_dispatch.shared.database.connections import transaction
 SETTLE_SECONDS = 3.0
 """A request of the API that has taken a slot has committed its run, or has given the slot back, by then."""
 _ENDED_SECONDS = 60.0
-"""Whoever has ended a run gives its slot back within this time."""
+"""Time within which the slot of an ended run is returned (seconds)."""
 _CANCELLED_SECONDS = 86_400.0
-"""The dispatcher gives back the slot of a run that was cancelled before any claim, for so long."""
+"""Period in which the dispatcher returns the slots of runs that were cancelled before any claim (seconds)."""
 _ONCE_SECONDS = 60
 
 _WORKSPACES = text("SELECT id::text AS id FROM workspaces")

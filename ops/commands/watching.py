@@ -49,7 +49,7 @@ def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
     except SchemaError:
         raise
     except DatabaseError as error:
-        say(f"orcheo-dispatch: database away: {plain(str(error))}", to=sys.stderr)
+        say(f"orcheo-dispatch: database unavailable: {plain(str(error))}", to=sys.stderr)
         return
     if as_json:
         screen.print_json_line(found.as_json())

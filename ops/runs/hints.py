@@ -108,7 +108,7 @@ def _of_workers(fleet: Fleet) -> Iterator[str]:
 def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
     if run.state != "running":
         yield (
-            "somebody else began it (Orcheo's own worker, or the API itself), and nothing here looks after it: "
+            "somebody else began it (Orcheo's own worker, or the API itself), and nothing here monitors it: "
             f"if it is dead, 'orcheo-dispatch requeue {run.run_id}' or 'fail {run.run_id}'"
         )
         return

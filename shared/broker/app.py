@@ -47,7 +47,7 @@ RETURNS_HEADER = "orcheo_dispatch_returns"
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 SOCKET_TIMEOUT_SECONDS = 5.0
-"""Redis answers in milliseconds; a connection that is silent for so long is dead."""
+"""Timeout of a socket (seconds). Redis answers in milliseconds, so a connection that is silent this long is dead."""
 HEALTH_CHECK_SECONDS = 25
 _OVER_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_SECONDS, "socket_keepalive": True}
 _VISIBILITY_TIMEOUT_SECONDS = 86_400

@@ -1,7 +1,7 @@
 """Classify errors of Redis: an outage, a full server, or a refusal that never gets better.
 
-UNAVAILABLE   it does not answer, or says that it will soon     goes away by itself
-FULL          it answers, and stores nothing more now           goes away when memory or disk is freed
+UNAVAILABLE   it does not answer, or says that it will soon     ends by itself
+FULL          it answers, and stores nothing more now           ends when memory or disk is freed
 REFUSED       it answers, and never will do what we ask          somebody has to change rights, address or server
 """
 

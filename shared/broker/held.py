@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.ledger.model import Claim
 
 _PIECE = 500
 _MOST_MESSAGES = 100_000
-"""Longer queues are not read to their end: who waits behind so many is waiting."""
+"""Maximum number of messages read from a queue; claims behind them count as waiting."""
 _MOST_OLD_MESSAGES = 10_000
 """Of the queue of earlier releases, which other installations may share: what stands behind them is published again."""
 

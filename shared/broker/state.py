@@ -13,12 +13,12 @@ from orcheo_dispatch.shared.logs.setup import log
 from orcheo_dispatch.shared.text.redaction import error_line
 
 RETRY_SECONDS = 1.0
-"""Redis that is unavailable is asked again after this many seconds at most, give or take a fifth."""
+"""Maximum delay between reconnection attempts to Redis (seconds), with 20 % jitter."""
 _FIRST_RETRY_SECONDS = 0.1
 
 
 class BrokerState:
-    """Whether Redis is unavailable, told to the log once a change. Thread-safe."""
+    """Whether Redis is unavailable; logs each change once. Thread-safe."""
 
     def __init__(self, role: str, on_lost: Callable[[], None] | None = None) -> None:
         """`on_lost` is called each time that Redis did not answer."""

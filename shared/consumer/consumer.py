@@ -75,7 +75,7 @@ class Consumer(CeleryConsumer):
 
     @property
     def steady(self) -> bool:
-        """Whether there is a connection, and Redis was not found away on it."""
+        """Whether there is a connection, and Redis answered on it."""
         return self.connection is not None and not self.broker.away
 
     @property

@@ -16,7 +16,7 @@ CONSUMER_PATIENCE_SECONDS = 5.0
 class ConsumerProgress:
     """Whether a consumer takes what waits: messages in its queue and room in the process, but none comes.
 
-    Redis serves whoever waits for a message at once. So a queue that is found with messages again and again
+    Redis delivers at once to a client that waits for a message. So a queue that is found with messages again and again
     while this process has room and gets none of them means that it is not waiting, whatever its connection says.
     """
 

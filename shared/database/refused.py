@@ -16,7 +16,7 @@ FIRST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 600.0
 _GRACE_SECONDS = 60.0
-"""An entry whose pause has been over for so long was tried again, and was not refused."""
+"""Seconds after the end of its pause when an entry is dropped: it was tried again and not refused."""
 MOST = 2000
 """Runs that are kept for each step; the one that would be tried again first makes room."""
 _TRANSIENT = (Failure.CONFLICT, Failure.LOCKED, Failure.TIMEOUT)
@@ -39,7 +39,7 @@ class Refused:
     """
 
     def __init__(self, *, on_change: Callable[[str, int], None] = lambda _step, _runs: None) -> None:
-        """`on_change` is told how many runs of a step are refused, each time that this may have changed."""
+        """`on_change` is called with a step and its number of refused runs whenever that may have changed."""
         self._on_change = on_change
         self._steps: dict[str, dict[str, _Entry]] = {}
         self._lock = threading.Lock()

@@ -39,9 +39,9 @@ OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
 OPEN_TO_ALL_NAMES = frozenset({LIVE, READY, METRICS})
 """Asked by machines, under whatever name leads to them; they hold counts and states, and no names of workflows."""
 _CONNECTIONS = 16
-"""With so many open, the oldest is closed for each that comes."""
+"""Maximum number of open connections; a new one closes the oldest."""
 _THREADS = 32
-"""With so many at work, for a closed one may still be, the next is closed unless one ends within a second."""
+"""Maximum number of handler threads; a connection beyond that is closed unless a thread ends within a second."""
 _ROOM_SECONDS = 1.0
 _HUNG_UP = float("inf")
 _SWEEP_SECONDS = 0.5

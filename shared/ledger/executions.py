@@ -1,6 +1,7 @@
 """Begin, keep alive and settle runs; each call takes any number of them.
 
-None of these calls waits for a row that somebody else holds: such runs are told apart, and the caller comes back.
+None of these calls waits for a row that somebody else holds: such runs are reported as `locked`, and the
+caller tries again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Executing(Changes):
     ) -> list[Run | NotBegun]:
         """Begin the runs of these claims, each once and under its own fence; return an answer to each, in order.
 
-        Every later call with the same fence is told `stale`. A run whose row somebody holds is told `locked`.
+        Every later call with the same fence returns `stale`. A run whose row somebody holds returns `locked`.
         """
         rows = self._rows(
             BEGIN,

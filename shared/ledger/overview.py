@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, TextClause, text
 
 NEWEST = 20_000
-"""Runs that ended are looked for among so many of the newest, whatever the filter."""
+"""Number of newest ended runs that filters are applied to."""
 HOUR_ROWS = 250_000
-"""The last hour is told from so many runs that ended at most, the newest."""
+"""Maximum number of ended runs, the newest, that the figures of the last hour are computed from."""
 SAMPLED = 10_000
-"""Times are told from about so many of them, evenly taken."""
+"""Approximate number of these runs, evenly sampled, that percentiles of times are computed from."""
 
 # A minute a row, none left out, the oldest first; and with no minute, the whole hour. Its first minute is not whole.
 # `wait` is from the creation of a run to its last begin, `ran` from there to its end.
@@ -134,7 +134,7 @@ SELECT workflow_id
  GROUP BY workflow_id ORDER BY count(*) DESC, workflow_id LIMIT :limit
 """)
 
-# Those that were seen lately, dead or alive: who is missing is told as well.
+# Processes seen lately, dead or alive, so that missing ones are shown too.
 PROCESSES = text("""
 SELECT kind, id::text AS id, host, pid, version, concurrency, running,
        EXTRACT(epoch FROM now() - started_at)::float8 AS up_for,

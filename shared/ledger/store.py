@@ -40,7 +40,7 @@ class Store(Recovering):
     ) -> list[Claim]:
         """Claim up to `room` pending runs for `lease` seconds; no two callers get the same.
 
-        In turn by workspace and workflow, from where `turns` is; without `in_turn` the oldest first, whosever they are.
+        In turn by workspace and workflow, continuing from `turns`; else oldest first across all workspaces.
         With `limits` one caller claims at a time, so that they hold exactly, if all dispatchers have the same.
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}

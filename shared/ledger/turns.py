@@ -13,13 +13,13 @@ from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_FIRST, LIMITED_CLAIMS_LOCK
 
 KEYS = 64
-"""Pairs of workspace and workflow that one statement looks at: at most so many find their turn in it."""
+"""Maximum number of pairs of workspace and workflow that one statement looks at."""
 _STATEMENTS = 8
-"""So many statements make one claim at most; then the next poll goes on, at once."""
+"""Maximum number of statements per claim; the next poll, which follows at once, goes on from there."""
 _BLANK_CLAIMS = 8
-"""After so many claims in a row that found nothing, of more pairs than they could look at, the next waits its time."""
+"""Consecutive claims that found nothing among more pairs than they could look at, after which polling slows down."""
 _REMEMBERED = 5000
-"""Workspaces with more workflows than had their turn; of what is beyond, the first ones would come again."""
+"""Maximum number of workspaces for which the last workflow that was claimed from is remembered."""
 
 Ask = Callable[..., Sequence[Any]]
 """Executes a statement with parameters, and returns its rows."""
@@ -111,7 +111,7 @@ class Turns:
         return claims
 
     def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
-        """Claim up to `room` runs, the oldest first, whosever they are: where no index leads to the turns."""
+        """Claim up to `room` runs, oldest first across all workspaces: without the index on turns."""
         (row,) = ask(CLAIM_OLDEST_FIRST, room=room)
         claims = _claims(row)
         self.held = list(row.held_ids)

@@ -10,7 +10,7 @@ _SECONDS = 60.0
 
 
 class Ration:
-    """Lets so many lines pass in this many seconds. Thread-safe."""
+    """Passes a number of lines per period and counts the rest. Thread-safe."""
 
     def __init__(self, lines: int = _LINES, seconds: float = _SECONDS) -> None:
         self._lines = lines

@@ -36,7 +36,7 @@ def fail(error: DispatchError) -> NoReturn:
 
 
 def unexpected(error: BaseException) -> NoReturn:
-    """Print one line for an error that nobody foresaw, its class and its place, and exit with 1.
+    """Print one line for an unexpected error, its class and its place, and exit with 1.
 
     At the levels DEBUG and TRACE the traceback comes first, without any secret.
     """

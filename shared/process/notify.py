@@ -16,7 +16,7 @@ _MICROSECONDS = 1_000_000
 
 
 class ServiceManager:
-    """The service manager that started this process, where one did that wants to be told; else says nothing.
+    """The service manager that started this process, if there is one; otherwise every call does nothing.
 
     Make one at the start of a process, before it has children: their environment must not name its socket.
     Only the process that was started may speak: no child of it, such as a runner of a worker, uses this.

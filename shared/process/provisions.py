@@ -36,7 +36,7 @@ def settle_in() -> None:
 
 
 def raise_file_limit(runs: int = 0) -> None:
-    """Raise the soft limit of open files to the hard one; log where that is few for so many runs at a time.
+    """Raise the soft limit of open files to the hard one; log where that is too few for the number of concurrent runs.
 
     Logs as well that a makeshift home is used: what Orcheo keeps there, such as plugins, may be gone after a restart.
     """

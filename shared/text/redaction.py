@@ -15,7 +15,7 @@ MIN_CHARACTERS = 8
 """Shorter secrets are words of every log line: they are found by the rules for URLs and names only."""
 _LINE_CHARACTERS = 1000
 _MARGIN = 4096
-"""What begins before a cut is looked at for so many characters more: half a secret is redacted like a whole one."""
+"""Characters behind a cut that are searched as well, so that half a secret is redacted like a whole one."""
 _HIDDEN = "***"
 # What libraries put around a value: the quotes of Python, JSON, and JSON in JSON, and the `b` of bytes.
 _QUOTED = r"b?\\*\"[^\"]*\"?|b?\\*'[^']*'?"

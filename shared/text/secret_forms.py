@@ -33,7 +33,7 @@ _WHOLE_WORD_BELOW = 16
 _PIECE = 1020
 """Longer secrets, such as keys in one line, are found piece by piece: expressions stay small. A multiple of 3."""
 _MOST_PIECES = 16
-"""Of what is longer than so many pieces, the rest is recognised by its alphabet."""
+"""Pieces of a secret that are matched exactly; the rest of a longer one is recognised by its alphabet."""
 _REST = r"[A-Za-z0-9+/=_.\-]*"
 _MIN_BASE64_BYTES = 6
 _NESTED = 6

@@ -20,7 +20,7 @@ from orcheo_dispatch.worker.books.rows import Connections, Rows, execute_rows, s
 __all__ = ["GroupCommit", "Rows", "Unit", "execute_rows"]
 
 SOON_SECONDS = 0.1
-"""How long rows wait at most that nobody waits for: a trace is seen while its run is under way."""
+"""Maximum delay of rows that no caller waits for (seconds), so that a trace is visible during its run."""
 
 LINGER_SECONDS = 0.01
 """How long rows that somebody waits for wait at most for those of other runs."""

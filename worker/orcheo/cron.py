@@ -44,9 +44,9 @@ from orcheo_dispatch.worker.orcheo.cron_repository import Connection, CronReposi
 _TURN = 205392149
 """Key of the advisory lock that one dispatch holds at a time."""
 _TURN_SECONDS = 300
-"""A process that hangs for so long loses its turn to another one; a run is created once all the same."""
+"""Seconds after which a process that hangs loses its turn to another; a run is still created only once."""
 _MOST_SECONDS = 120.0
-"""A dispatch that has taken so long leaves the rest of the triggers due for the next one."""
+"""Maximum duration of a dispatch (seconds); triggers that are left stay due for the next one."""
 
 _TAKE_TURN = "SELECT pg_try_advisory_xact_lock(%s) AS mine, now() AS now"
 """Its transaction holds no snapshot afterwards, and keeps vacuum from nothing."""

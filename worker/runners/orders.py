@@ -66,7 +66,8 @@ _LOST = (Stop.LOST, Stop.LEASE_OVER)
 class Orders:
     """For the thread of the pool's event loop.
 
-    `told_of` returns what an executor is told when a run is stopped, `end` ends a run that is in a runner.
+    `told_of` returns the status and the reason that an executor gets when a run is stopped, `end` ends a run that is
+    in a runner.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ class RunnerPool:
         make_books: Callable[[Callable[[], int]], BookKeeper],
         told_of: Callable[[Execution, Stop], tuple[str | None, str]],
     ) -> None:
-        """`told_of` returns what an executor is told when a run is stopped."""
+        """`told_of` returns the status and the reason that an executor gets when a run is stopped."""
         self._settings = settings
         self._metrics = metrics
         self._isolation = isolation
@@ -74,11 +74,11 @@ class RunnerPool:
         self._loop.call_soon_threadsafe(self._arrive, executions)
 
     def stop_run(self, execution: Execution) -> None:
-        """Cancel a run that was told to stop."""
+        """Cancel a run that is to stop."""
         self._loop.call_soon_threadsafe(self._stop, execution)
 
     def end_run(self, execution: Execution) -> None:
-        """End a run that went on after it was told to stop."""
+        """End a run that ignored its stop."""
         self._loop.call_soon_threadsafe(self._end_ignoring, execution)
 
     def dispatch_cron(self) -> CronReport:
@@ -191,7 +191,7 @@ class RunnerPool:
         self.orders.stop(runner, execution)
 
     def _end_ignoring(self, execution: Execution) -> None:
-        """End a run that was told to stop and went on: with its runner, where that costs no other run anything."""
+        """End a run that ignored its stop: with its runner, where that costs no other run anything."""
         runner = self._where.get(execution.key)
         if runner is None or execution.key not in runner.executions:
             return

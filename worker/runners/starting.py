@@ -49,7 +49,7 @@ class Starter:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether that has been so for so long that this process should be replaced."""
+        """Whether that has lasted so long that this process should be replaced."""
         return self._failing_since is not None and time.monotonic() - self._failing_since > _FAILING_SECONDS
 
     async def first(self, adopt: Callable[[Runner], None]) -> Attached:

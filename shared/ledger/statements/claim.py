@@ -173,7 +173,7 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
  ORDER BY s.place, s.place_in_workspace
 """)
 
-# The oldest runs first, whosever they are: where there is no index on turns.
+# Oldest first across all workspaces: without the index on turns.
 CLAIM_OLDEST_FIRST = text("""
 WITH live AS MATERIALIZED (
     -- What counts against the limits, where any is set.

@@ -6,9 +6,9 @@ it only locks the rows and says which they are. So a change that Postgres refuse
 
 from sqlalchemy import text
 
-# End, or hand back, the runs whose worker has not been heard of for a lease. FOR UPDATE with SKIP LOCKED on both:
-# a worker that beats or settles at this moment is alive. For a lease after a start of Postgres nobody is called
-# lost: nobody could beat. Under 'hold' only the rows of runs that the API has ended are settled.
+# End or requeue the runs whose worker has sent no heartbeat for a lease. FOR UPDATE with SKIP LOCKED on both: a worker
+# that sends a heartbeat or settles at this moment is alive. For one lease after a start of Postgres no run is lost: no
+# worker could send heartbeats during the outage. Under 'hold' only the rows of runs that the API has ended are settled.
 REAP = text("""
 WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,

@@ -269,7 +269,7 @@ def test_watch_in_a_pipe_prints_one_status_after_the_other_and_outlasts_the_data
         until(lambda: len(watch.lines) >= 2, what="two looks")
         assert [json.loads(line)["pending"] for line in watch.lines[:2]] == [3, 3]
         with _refusing(admin, database):
-            watch.saw("orcheo-dispatch: database away: ")
+            watch.saw("orcheo-dispatch: database unavailable: ")
         assert statuses(database) == {"pending"}
         insert_runs(database, 1)
         watch.saw('"pending": 4')
@@ -292,7 +292,7 @@ def test_watch_in_a_terminal_is_live_and_ends_with_ctrl_c(
         try:
             _read_until(master, b"again in 0.2 s, Ctrl-C ends")
             with _refusing(admin, database):
-                _read_until(master, b"database away: ")
+                _read_until(master, b"database unavailable: ")
             insert_runs(database, 39)
             _read_until(master, b"42")
             watch.send_signal(signal.SIGINT)
