@@ -42,13 +42,13 @@ def until[T](look: Callable[[], T], *, what: str, seconds: float = DEADLINE_SECO
 class Process:
     """One of our processes; its log is read while it runs."""
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], source: Path = ROOT) -> None:
         self.lines: list[str] = []
         self._arguments, self._environment = arguments, environment
         self._process = subprocess.Popen(
             [sys.executable, "-W", "default", *arguments],
             env={**_clean_environment(), **environment},
-            cwd=ROOT,
+            cwd=source,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
