@@ -40,11 +40,12 @@ from orcheo_dispatch.shared.database.connections import make_engine, transaction
 from orcheo_dispatch.shared.database.refused import Refused
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchError
 from orcheo_dispatch.shared.health.checks import condition, progress
-from orcheo_dispatch.shared.health.server import HealthServer, Route, health_routes, serve_health
+from orcheo_dispatch.shared.health.routes import Route
+from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.process.entry import fail, lazy_app
 from orcheo_dispatch.shared.process.notify import ServiceManager

@@ -26,7 +26,8 @@ from orcheo_dispatch.shared.ledger.status import (
     count_isolated,
     read_others,
 )
-from orcheo_dispatch.shared.settings.model import CronMode, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import CronMode
 
 COUNTED = 25_000
 """So many pending runs are counted at most, the oldest: a backlog without bound must not make a scrape one."""

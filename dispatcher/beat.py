@@ -36,14 +36,15 @@ from orcheo_dispatch.shared.broker.state import BrokerState, reconnect
 from orcheo_dispatch.shared.errors import BrokerError, DispatchError
 from orcheo_dispatch.shared.health.checks import condition, progress
 from orcheo_dispatch.shared.health.server import health_routes, serve_health
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import BeatMetrics
 from orcheo_dispatch.shared.process.entry import fail, lazy_app
 from orcheo_dispatch.shared.process.notify import ServiceManager
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit_now
 from orcheo_dispatch.shared.process.stopping import take_hangups
 from orcheo_dispatch.shared.settings.environment import cron_interval_note
-from orcheo_dispatch.shared.settings.model import CronMode, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import CronMode
 
 _MAX_WAITING_TICKS = 10
 _MAX_WAITING_CRON = 1

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from orcheo_dispatch.shared.broker.installation import Installation, find_installation
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 _RETRY_SECONDS = (5.0, 300.0)

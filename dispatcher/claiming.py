@@ -7,7 +7,7 @@ from uuid import UUID
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 

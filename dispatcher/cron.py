@@ -16,7 +16,8 @@ from orcheo_dispatch.shared.cron.record import CronRecord
 from orcheo_dispatch.shared.cron.report import ApiCronOutcome, CronReport
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.settings.addresses import Origin
-from orcheo_dispatch.shared.settings.model import CronMode, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import CronMode
 
 PATH = "/api/triggers/cron/dispatch"
 _FIRST_PAUSE_SECONDS = 15.0

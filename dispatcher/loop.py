@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from orcheo_dispatch.dispatcher.poll import Poller, PollReport
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.processes import Process, ticked_elsewhere
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics, PollResult
 
 SILENT_INTERVALS = 5

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
 from orcheo_dispatch.shared.ledger.model import Look, Outcome
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.settings.model import Settings
 

@@ -11,7 +11,7 @@ from orcheo_dispatch.shared.database.lock_holders import lock_holders
 from orcheo_dispatch.shared.database.refused import raised_by_function, reason_of
 from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
 from orcheo_dispatch.shared.errors import DatabaseError, RowLockedError
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.metrics.steps import StepName
 

@@ -21,7 +21,7 @@ from orcheo_dispatch.shared.broker.slots import RunSlots
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.processes import Process, prune_processes
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.metrics.steps import StepName
 from orcheo_dispatch.shared.settings.model import Settings

@@ -12,7 +12,7 @@ from kombu.entity import Queue
 from orcheo_dispatch.shared.broker.app import EXECUTE_RUN, INSTALLATION_HEADER, RETURNS_HEADER, make_app
 from orcheo_dispatch.shared.broker.installation import Installation, find_installation
 from orcheo_dispatch.shared.consumer.consumer import Consumer
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.process.entry import lazy_app
 from orcheo_dispatch.shared.process.stopping import obey_signals
 from orcheo_dispatch.shared.settings.model import Settings

@@ -21,7 +21,7 @@ from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, NotBegun, Run
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 
 LOCK_SECONDS = 0.25

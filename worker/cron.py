@@ -19,9 +19,10 @@ from orcheo_dispatch.shared.cron.loop import CronLoop
 from orcheo_dispatch.shared.cron.record import CronRecord
 from orcheo_dispatch.shared.cron.report import CronReport
 from orcheo_dispatch.shared.errors import BrokerError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
-from orcheo_dispatch.shared.settings.model import CronMode, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import CronMode
 
 _BLOCK_SECONDS = 4.0
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.execution import Execution, Executions, Stop
 
 LOOK_SECONDS = 0.1

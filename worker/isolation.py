@@ -13,8 +13,9 @@ from orcheo_dispatch.shared.database.connections import make_engine
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.isolations import Isolations
 from orcheo_dispatch.shared.ledger.runs import Run
-from orcheo_dispatch.shared.logs.setup import describe, log
-from orcheo_dispatch.shared.settings.model import Settings, WorkerIsolation
+from orcheo_dispatch.shared.logs.lines import describe, log
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import WorkerIsolation
 
 REFRESH_SECONDS = 2.0
 _PAUSE_SECONDS = 0.2

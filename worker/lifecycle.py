@@ -25,12 +25,13 @@ from orcheo_dispatch.shared.consumer.progress import watch_consumer
 from orcheo_dispatch.shared.errors import DispatchError, SettingsError
 from orcheo_dispatch.shared.health.checks import condition, progress
 from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.entry import fail
 from orcheo_dispatch.shared.process.notify import ServiceManager
 from orcheo_dispatch.shared.process.progress import ProgressWatch
-from orcheo_dispatch.shared.settings.model import LostRuns, Settings, WorkerIsolation, WorkerPool
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import LostRuns, WorkerIsolation, WorkerPool
 from orcheo_dispatch.worker.messages.wire import Wire
 from orcheo_dispatch.worker.runtime import Runtime
 

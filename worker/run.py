@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.database.apart import write_apart
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, UNKNOWN, NotBegun, Run
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import MessageResult
 from orcheo_dispatch.worker.begin import REFUSED, UNAVAILABLE, Begun
 from orcheo_dispatch.worker.execution import Execution, Stop

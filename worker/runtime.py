@@ -16,8 +16,8 @@ from orcheo_dispatch.shared.ledger.model import ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.logs.ration import Ration
-from orcheo_dispatch.shared.logs.setup import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings

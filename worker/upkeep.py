@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.database.connections import make_engine
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.lasting import LastingThread
 from orcheo_dispatch.shared.settings.model import Settings

@@ -22,7 +22,7 @@ from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
 from orcheo_dispatch.shared.errors import DatabaseError, SchemaError
 from orcheo_dispatch.shared.health.checks import Check
 from orcheo_dispatch.shared.ledger.overview import Wanted, names_of, runs_of
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 RUNS = 25
 _FRESH_SECONDS = 2.0

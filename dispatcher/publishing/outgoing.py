@@ -12,7 +12,7 @@ from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.processes import Workers
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 _MANY = 8

@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.broker.readers import Readers
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 _FRESH_SECONDS = 5.0
 _CONFIRM_SECONDS = 2.0

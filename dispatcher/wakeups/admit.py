@@ -6,7 +6,7 @@ from uuid import UUID
 
 from orcheo_dispatch.shared.ledger.model import Admission
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 PUSH_PATIENCE_SECONDS = 10.0

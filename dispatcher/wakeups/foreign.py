@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from orcheo_dispatch.shared.broker.app import HINT_QUEUE
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 KEPT_SECONDS = 3600.0
 """A push of a run that is not in our table is left to another installation for so long, then removed."""

@@ -21,7 +21,7 @@ from orcheo_dispatch.dispatcher.wakeups.push import read_push
 from orcheo_dispatch.shared.broker.app import HINT_QUEUE, broker_errors, task_name
 from orcheo_dispatch.shared.broker.sweep import Sweep
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
 CRON_HINT = "orcheo_backend.worker.tasks.dispatch_cron_triggers"

@@ -25,7 +25,7 @@ from orcheo_dispatch.shared.database.connections import (
     transaction,
 )
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.schema.api_table import CHANNEL, TRIGGER_ENABLED, notifies
 from orcheo_dispatch.shared.settings.model import Settings
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from orcheo_dispatch.shared.errors import DispatchError, SettingsError
-from orcheo_dispatch.shared.settings.model import DEFAULT_REDIS_URL, Settings, secret_variables
+from orcheo_dispatch.shared.settings.dispatch import DEFAULT_REDIS_URL
+from orcheo_dispatch.shared.settings.model import Settings, secret_variables
 from orcheo_dispatch.shared.text.redaction import redact
 
 COMPOSE_OVERRIDE = "compose.orcheo.yml"

@@ -8,7 +8,8 @@ from typing import Any
 
 from orcheo_dispatch.ops.runs.moments import ago, duration
 from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
-from orcheo_dispatch.shared.settings.model import LostRuns, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import LostRuns
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, OLD_U
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.logs import setup as logs
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings import environment
 from orcheo_dispatch.shared.settings.addresses import for_client, for_kombu
 from orcheo_dispatch.shared.settings.model import Settings, variables

@@ -13,7 +13,8 @@ import psycopg
 
 from orcheo_dispatch.shared.database import session
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.settings.model import DEFAULT_QUEUE, Settings
+from orcheo_dispatch.shared.settings.dispatch import DEFAULT_QUEUE
+from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import error_line
 
 OLD_DISPATCH_QUEUE = "orcheo.dispatch"

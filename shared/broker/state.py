@@ -9,7 +9,7 @@ from collections.abc import Callable
 from kombu.connection import Connection
 
 from orcheo_dispatch.shared.broker.faults import Fault, classify, problem
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import error_line
 
 RETRY_SECONDS = 1.0

@@ -9,7 +9,7 @@ from kombu.transport.redis import Channel as RedisChannel
 from kombu.transport.redis import QoS as RedisQoS
 
 from orcheo_dispatch.shared.consumer.intake import Intake
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 _GIVEN_SECONDS = 2.0
 """Redis is asked to wait for a message for a second, so by then it has answered. Short runs have made room before."""

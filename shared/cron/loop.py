@@ -17,7 +17,7 @@ from typing import Protocol
 from orcheo_dispatch.shared.cron.record import CronRecord
 from orcheo_dispatch.shared.cron.report import CronReport
 from orcheo_dispatch.shared.errors import BrokerError
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 SILENT_INTERVALS = 2
 """Intervals without a dispatch by anybody after which a process dispatches by itself."""

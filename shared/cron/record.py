@@ -13,7 +13,7 @@ import redis
 from orcheo_dispatch.shared.broker.app import broker_errors
 from orcheo_dispatch.shared.cron.report import CronReport
 from orcheo_dispatch.shared.errors import BrokerError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import redact
 
 _RECORD_SECONDS = 86_400

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 FIRST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS = 1.0

@@ -27,12 +27,10 @@ from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.health.access import guarded
 from orcheo_dispatch.shared.health.checks import Check
 from orcheo_dispatch.shared.health.hosts import answering_to, names_of
-from orcheo_dispatch.shared.health.probe import DEADLINE_SECONDS, LIVE, METRICS, PAGE, READY, ask, without_brackets
+from orcheo_dispatch.shared.health.probe import DEADLINE_SECONDS, LIVE, METRICS, PAGE, READY, without_brackets
 from orcheo_dispatch.shared.health.routes import Answer, Request, Route
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.settings.model import Settings
-
-__all__ = ["Answer", "HealthServer", "Request", "Route", "ask", "health_routes", "serve_health"]
 
 OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
 """Probes have no token, and the page itself shows nothing: what it shows, it fetches."""

@@ -25,7 +25,7 @@ from orcheo_dispatch.shared.ledger.statements.execute import (
     SETTLE,
 )
 from orcheo_dispatch.shared.ledger.statements.recover import CLOSE_TRACES
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 
 class Executing(Changes):

@@ -24,7 +24,7 @@ from orcheo_dispatch.shared.ledger.statements.recover import (
     SLOTS_DUE,
     SLOTS_RETURNED,
 )
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.settings.policies import LostRuns
 
 
 class Recovering(Executing):

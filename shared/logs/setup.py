@@ -11,14 +11,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from orcheo_dispatch.shared.logs import library as library_logs
-from orcheo_dispatch.shared.logs.lines import complete, describe, log, within_run, writer
+from orcheo_dispatch.shared.logs.lines import complete, log, writer
 from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of
 from orcheo_dispatch.shared.settings.model import Settings
 
 if TYPE_CHECKING:
     from loguru import Record
-
-__all__ = ["configure", "describe", "log", "within_run"]
 
 _sinks = [0]
 """Where lines go now: at first to the one that loguru comes with."""

@@ -15,7 +15,8 @@ from orcheo_dispatch.shared.ledger.model import Outcome, ProcessKind
 from orcheo_dispatch.shared.metrics.cron import CronCounters
 from orcheo_dispatch.shared.metrics.instruments import OTHER, Instruments
 from orcheo_dispatch.shared.metrics.steps import StepCounters
-from orcheo_dispatch.shared.settings.model import ALL_TRIGGERS, DEFAULT_TRIGGERS, Settings
+from orcheo_dispatch.shared.settings.dispatch import ALL_TRIGGERS, DEFAULT_TRIGGERS
+from orcheo_dispatch.shared.settings.model import Settings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 _PAUSE_SECONDS = 0.1
 _TURN_SECONDS = 5.0

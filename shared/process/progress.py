@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 
 EXIT_STALLED = 1
 """Exit code of a process that makes no progress: no code of its own, it is a failure like others."""

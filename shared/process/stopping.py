@@ -21,7 +21,7 @@ from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_shutting_down
 from celery.worker import state
 
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 _IN_ORDER = (signal.SIGTERM, signal.SIGINT)
 

@@ -15,9 +15,6 @@ from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.settings.credentials import read_credentials
 from orcheo_dispatch.shared.settings.dispatch import (
     ALL_TRIGGERS,
-    DEFAULT_QUEUE,
-    DEFAULT_REDIS_URL,
-    DEFAULT_TRIGGERS,
     DispatchSettings,
 )
 from orcheo_dispatch.shared.settings.environment import OrcheoNames, ValuesSource, slots_follow
@@ -29,19 +26,13 @@ from orcheo_dispatch.shared.settings.field_types import (
     HostNames,
     LogFormat,
     LogLevel,
-    RedisUrl,
     ServiceToken,
     show_default,
 )
-from orcheo_dispatch.shared.settings.policies import CronMode, LostRuns, WorkerIsolation, WorkerPool, cron_mode
+from orcheo_dispatch.shared.settings.policies import CronMode, cron_mode
 from orcheo_dispatch.shared.settings.rules import check_api, check_leases, check_queue
 from orcheo_dispatch.shared.settings.values import LEVELS
 from orcheo_dispatch.shared.settings.worker import WorkerSettings
-
-# fmt: off
-__all__ = ["ALL_TRIGGERS", "CronMode", "DEFAULT_QUEUE", "DEFAULT_REDIS_URL", "DEFAULT_TRIGGERS", "LostRuns", "RedisUrl",
-           "Settings", "WorkerIsolation", "WorkerPool", "secret_variables", "variables"]
-# fmt: on
 
 
 class Settings(WorkerSettings, DispatchSettings):

@@ -10,7 +10,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
+from orcheo_dispatch.shared.ledger.store import Store
 from tests.faults import history
 from tests.faults.acts import BEGUN, DID, ENDED
 from tests.faults.checker import Column, check, counts

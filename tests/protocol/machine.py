@@ -19,8 +19,8 @@ from sqlalchemy import Engine
 from orcheo_dispatch.ops.runs.list import Wanted, find_runs
 from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.store import Ending
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, LIVE, Model
 from tests.protocol.real import Real, Uncommitted

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.store import Ending
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.settings.policies import LostRuns
 
 MAX_ATTEMPTS = 2
 ENDED = ("succeeded", "failed", "cancelled")

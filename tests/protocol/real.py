@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Engine, text
 from orcheo_dispatch.ops.runs.repair import Action, repair
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import MAX_ATTEMPTS
 from tests.support.database.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID

@@ -8,7 +8,8 @@ from pydantic import SecretStr
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.health.access import COOKIE, LOGIN, LOGOUT, guarded
 from orcheo_dispatch.shared.health.probe import LIVE, METRICS, PAGE, READY
-from orcheo_dispatch.shared.health.server import OPEN_TO_ALL, Answer, Request, Route
+from orcheo_dispatch.shared.health.routes import Answer, Request, Route
+from orcheo_dispatch.shared.health.server import OPEN_TO_ALL
 from orcheo_dispatch.shared.settings.model import Settings
 
 TOKEN = "correct-horse-battery-staple"

@@ -9,7 +9,8 @@ import pytest
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.settings.addresses import Origin
 from orcheo_dispatch.shared.settings.environment import cron_interval_note
-from orcheo_dispatch.shared.settings.model import CronMode, Settings
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import CronMode
 
 _API = {"ORCHEO_DISPATCH_CRON": "api"}
 _URL = "http://orcheo:8000"

@@ -19,8 +19,10 @@ import pytest
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.health import server as health
 from orcheo_dispatch.shared.health.checks import Check, below, condition, progress
-from orcheo_dispatch.shared.health.server import Answer, HealthServer, Request, Route, ask, health_routes, serve_health
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.health.probe import ask
+from orcheo_dispatch.shared.health.routes import Answer, Request, Route
+from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 from tests.support.processes.processes import until
 

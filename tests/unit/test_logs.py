@@ -14,7 +14,7 @@ import pytest
 
 from orcheo_dispatch.shared.logs import library as library_logs
 from orcheo_dispatch.shared.logs import setup as logs
-from orcheo_dispatch.shared.logs.lines import log, within_run
+from orcheo_dispatch.shared.logs.lines import describe, log, within_run
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import keep_secret, redact
 
@@ -96,7 +96,7 @@ def test_secrets_and_texts_of_exceptions_are_in_no_line(capsys: pytest.CaptureFi
         _raise()
     except ValueError as error:
         logging.getLogger("orcheo").exception("it failed")
-        log.error("failed", **logs.describe(error))
+        log.error("failed", **describe(error))
     written = capsys.readouterr().err
     assert SECRET not in written
     assert written.count("ValueError") == 2
@@ -264,7 +264,7 @@ def _journaled(form: str, *, theirs: bool) -> str:
 
 _FORK = """
 import os, threading, time
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 threading.Thread(target=time.sleep, args=[60], daemon=True).start()
 for _ in range(3):
     child = os.fork()

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.settings.environment import notes
-from orcheo_dispatch.shared.settings.model import LostRuns, Settings, variables
+from orcheo_dispatch.shared.settings.model import Settings, variables
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.shared.settings.surroundings import in_container, is_local
 
 ROOT = Path(__file__).parents[2]

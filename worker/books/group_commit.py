@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from orcheo_dispatch.shared.database.sqlstate import answered
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.books.postgres import may_pass
 from orcheo_dispatch.worker.books.rows import Connections, Rows, execute_rows, statement_of
 

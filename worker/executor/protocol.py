@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.ledger.store import Run
+from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.settings.environment import export_values
 from orcheo_dispatch.shared.settings.policies import ORCHEO_EXECUTOR
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orcheo_dispatch.shared.ledger.model import MAX_CLAIMS_PER_MESSAGE, Claim
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 
 class ClaimInMessage(BaseModel):

@@ -21,7 +21,7 @@ from orcheo_dispatch.shared.broker.readers import Readers
 from orcheo_dispatch.shared.broker.sweep import Sweep
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 _IDLE_SECONDS = 1.0
 _BUSY_SECONDS = 0.05

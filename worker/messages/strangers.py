@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.logs.ration import Ration
-from orcheo_dispatch.shared.logs.setup import log
 from orcheo_dispatch.worker.messages.wire import Wire
 
 _PAUSE_SECONDS = (0.3, 1.7)

@@ -10,7 +10,7 @@ from orcheo_dispatch.shared.broker.faults import is_read_only
 from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 
 
 class Wire:

@@ -26,7 +26,7 @@ from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.cron.report import CronReport, SkipReason
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.text.redaction import error_line
 from orcheo_dispatch.worker.orcheo.compat import (
     CredentialHealthError,

@@ -11,7 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from orcheo_dispatch.shared.cron.report import CronReport
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.worker.books.workflows import Provided
 from orcheo_dispatch.worker.executor.error_text import error_text
 from orcheo_dispatch.worker.executor.outside import Outside

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import redact
 from orcheo_dispatch.worker.books.postgres import Pool
 from orcheo_dispatch.worker.orcheo.compat import (

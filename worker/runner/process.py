@@ -9,7 +9,7 @@ from typing import Any
 
 from orcheo_dispatch.shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
 from orcheo_dispatch.shared.logs.library import drop_prints, route_again
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.worker.executor.protocol import Stopped
 from orcheo_dispatch.worker.frames import (
     PROTOCOL,

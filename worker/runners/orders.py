@@ -12,7 +12,7 @@ import psycopg
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
-from orcheo_dispatch.shared.logs.setup import describe
+from orcheo_dispatch.shared.logs.lines import describe
 from orcheo_dispatch.worker.books.rows import Rows as BookRows
 from orcheo_dispatch.worker.books.workflows import Provided
 from orcheo_dispatch.worker.execution import Execution, How, Result, Stop

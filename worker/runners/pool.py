@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from orcheo_dispatch.shared.cron.report import CronReport
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.worker.execution import Execution, How, Result, Stop

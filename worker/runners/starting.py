@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from orcheo_dispatch.shared.errors import DatabaseError, DispatchError, SchemaError, SettingsError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.frames import Attached, NotAttached, Up
 from orcheo_dispatch.worker.runners.fork_server import ForkServer
 from orcheo_dispatch.worker.runners.memory import memory_of

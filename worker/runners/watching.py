@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.worker.isolation import Isolation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from orcheo_dispatch.shared.broker.slots import RunSlots
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.lasting import Inbox, LastingThread
 from orcheo_dispatch.worker.messages.wire import Wire

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from orcheo_dispatch.shared.ledger.model import Outcome
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
-from orcheo_dispatch.shared.logs.setup import log
-from orcheo_dispatch.shared.settings.model import LostRuns, Settings
+from orcheo_dispatch.shared.logs.lines import log
+from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.execution import How, Result, Stop
 
 TIMEOUT_KEY = "run_timeout_seconds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from orcheo_dispatch.shared.ledger.runs import Run
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.execution import How, Result
 from orcheo_dispatch.worker.frames import Fault
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from orcheo_dispatch.shared.ledger.model import Outcome
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.worker.execution import Execution, Executions, How, Stop
 from orcheo_dispatch.worker.settle.aftermath import Aftermath, Aftermaths

@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.lasting import Inbox, LastingThread
 from orcheo_dispatch.worker.execution import Execution

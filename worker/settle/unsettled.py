@@ -23,7 +23,7 @@ from orcheo_dispatch.shared.database.apart import write_apart
 from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of_state
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.runs import Ending
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.lasting import Inbox, LastingThread
 from orcheo_dispatch.worker.execution import Execution

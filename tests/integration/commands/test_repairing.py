@@ -9,8 +9,9 @@ from sqlalchemy import Engine
 
 from orcheo_dispatch.ops.runs.repair import Action, Repair, repair
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.support.database.databases import Database
 from tests.support.database.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
+from orcheo_dispatch.shared.ledger.runs import Ending, NotBegun, Run
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM
-from orcheo_dispatch.shared.ledger.store import Ending, NotBegun, Run
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, execute, insert_runs, ledger, nth_claim, store_of
 

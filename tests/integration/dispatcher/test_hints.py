@@ -14,7 +14,7 @@ from orcheo_dispatch.dispatcher.wakeups.hints import RUN_HINT, HintListener
 from orcheo_dispatch.dispatcher.wakeups.push import Push, read_push
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.errors import DatabaseError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from tests.support.processes.processes import DEADLINE_SECONDS, until
 
 # Less than it waits for a message.

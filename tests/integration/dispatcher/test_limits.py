@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.store import Ending, Run, Store
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
+from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, everything, execute, insert_runs, store_of

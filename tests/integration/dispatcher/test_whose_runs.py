@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from orcheo_dispatch.shared.ledger.model import Admission, Claim
 from orcheo_dispatch.shared.ledger.runs import NotBegun, Run
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.settings.model import DEFAULT_TRIGGERS
+from orcheo_dispatch.shared.settings.dispatch import DEFAULT_TRIGGERS
 from tests.support.database.databases import Database
 from tests.support.database.runs import (
     VERSION_ID,

@@ -12,7 +12,7 @@ import redis
 
 from orcheo_dispatch.ops.sandbox.child import free_port
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
-from orcheo_dispatch.shared.health.server import ask
+from orcheo_dispatch.shared.health.probe import ask
 from tests.support.database.databases import Database
 from tests.support.database.runs import everything, insert_runs, read_run
 from tests.support.processes.processes import Process, Stack, until

@@ -16,7 +16,7 @@ from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.execution import Execution, Executions
 from orcheo_dispatch.worker.heartbeat import Heartbeat
 from tests.support.database.databases import Database

@@ -24,8 +24,8 @@ from hypothesis.stateful import initialize, precondition, rule, run_state_machin
 
 from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
-from orcheo_dispatch.shared.ledger.store import Ending
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.machine import (
     DISPATCHERS,
     MAX_RUNS,

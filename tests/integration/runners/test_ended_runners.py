@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from orcheo_dispatch.ops.sandbox.child import free_port
-from orcheo_dispatch.shared.health.server import ask
+from orcheo_dispatch.shared.health.probe import ask
 from tests.support.database.databases import Database
 from tests.support.database.runs import all_ended, everything, insert_runs, ledger, read_run
 from tests.support.processes.processes import Stack, until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from orcheo_dispatch.ops.sandbox.child import free_port
-from orcheo_dispatch.shared.health.server import ask
+from orcheo_dispatch.shared.health.probe import ask
 from tests.support.database.databases import Database
 from tests.support.database.runs import all_are, all_ended, everything, execute, insert_runs, ledger, read_run
 from tests.support.processes.processes import Stack, until

@@ -25,9 +25,9 @@ from orcheo_dispatch.shared.database.connections import database_errors
 from orcheo_dispatch.shared.errors import SchemaError
 from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
-from orcheo_dispatch.shared.ledger.store import Ending, Run
+from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.schema import revision
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.support.database.databases import Database, grant
 from tests.support.database.roles import Kind, Roles
 from tests.support.database.runs import (

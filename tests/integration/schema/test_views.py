@@ -12,7 +12,8 @@ import psycopg
 
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome, ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process
-from orcheo_dispatch.shared.ledger.store import Ending, Store
+from orcheo_dispatch.shared.ledger.runs import Ending
+from orcheo_dispatch.shared.ledger.store import Store
 from tests.support.database.databases import Database
 from tests.support.database.roles import Kind
 from tests.support.database.runs import WORKFLOW_ID, claim_all, everything, execute, insert_runs, one, store_of

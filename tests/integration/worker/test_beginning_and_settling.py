@@ -14,9 +14,9 @@ import pytest
 
 from orcheo_dispatch.shared.errors import RefusedError
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
-from orcheo_dispatch.shared.ledger.runs import LOCKED, Settlement
-from orcheo_dispatch.shared.ledger.store import Ending, NotBegun, Run, Store
-from orcheo_dispatch.shared.settings.model import LostRuns
+from orcheo_dispatch.shared.ledger.runs import LOCKED, Ending, NotBegun, Run, Settlement
+from orcheo_dispatch.shared.ledger.store import Store
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.support.database.databases import Database
 from tests.support.database.runs import (
     audit,

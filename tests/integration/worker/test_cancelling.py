@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from orcheo_dispatch.shared.broker.slots import RunSlots
-from orcheo_dispatch.shared.ledger.store import Ending
+from orcheo_dispatch.shared.ledger.runs import Ending
 from tests.support.database.databases import Database
 from tests.support.database.runs import (
     WORKSPACE_ID,

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from tests.support.database.databases import Database
 
 STATES = ("P0001", "57014", "23514", "42501", "42P01", "40001", "53100", "55P03", "08006", "25006", "26000", "57P01")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.logs.setup import describe
+from orcheo_dispatch.shared.logs.lines import describe
 from orcheo_dispatch.worker.books.postgres import may_pass
 from orcheo_dispatch.worker.executor.outside import Outside
 from orcheo_dispatch.worker.executor.payload import storable

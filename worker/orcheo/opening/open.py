@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import redact
 from orcheo_dispatch.worker.books.postgres import Pool, may_pass, open_pool
 from orcheo_dispatch.worker.executor.protocol import Run

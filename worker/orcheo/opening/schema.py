@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import tuple_row
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from orcheo_dispatch.shared.logs.setup import log
+from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.books.postgres import may_pass, prepare_session
 from orcheo_dispatch.worker.orcheo.compat import connection_kwargs
 

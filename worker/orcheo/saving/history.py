@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from orcheo_dispatch.shared.logs.setup import describe, log
+from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.worker.books.group_commit import Unit
 from orcheo_dispatch.worker.books.rows import Rows
 from orcheo_dispatch.worker.executor.payload import storable, storable_text
