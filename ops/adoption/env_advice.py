@@ -199,8 +199,14 @@ def _ours(given: Mapping[str, str]) -> Iterator[Advice]:
         settings_of({**given, **needed})
     except SettingsError as error:
         for line in str(error).splitlines():
-            name, _, said = line.partition(" ")
+            name, said = _named(line)
             yield Advice(name, Verdict.CHANGE, shown(name, given.get(name)), said, "our processes end with code 2")
+
+
+def _named(line: str) -> tuple[str, str]:
+    """Return the variable that a line of a `SettingsError` begins with, and the rest of the line."""
+    name = re.match(r"[A-Z][A-Z0-9_]*", line)
+    return (name.group(), line.partition(": ")[2] or line) if name else ("", line)
 
 
 def _host(url: str) -> str:

@@ -117,7 +117,7 @@ def migrate_back(settings: Settings, to: str) -> Migration:
 
 def _config(connection: Connection | None) -> Config:
     config = Config()
-    config.set_main_option("script_location", "shared:migrations")
+    config.set_main_option("script_location", "orcheo_dispatch.shared.schema:migrations")
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

@@ -73,7 +73,7 @@ def test_url_that_cannot_be_asked_is_refused_at_the_start_without_quoting_it(
 ) -> None:
     with pytest.raises(SettingsError) as refused:
         _load(monkeypatch, ORCHEO_API_URL=url, **_API)
-    assert str(refused.value).startswith("ORCHEO_API_URL got ")
+    assert str(refused.value).startswith("ORCHEO_API_URL has an invalid value: expected ")
     assert "\n" not in str(refused.value)
     assert "hunter2" not in str(refused.value)
 

@@ -94,7 +94,7 @@ def test_limit_of_langgraph_that_a_workflow_reaches_is_no_fault() -> None:
 @pytest.mark.parametrize(
     ("error", "at", "certain"),
     [
-        (_PLATFORM, "/lib/worker.orcheo.postgres.py:2 step", True),
+        (_PLATFORM, "/lib/orcheo_dispatch.worker.orcheo.postgres.py:2 step", True),
         (_DEFINITION, "/lib/orcheo.graph.builder.py:2 step", False),
         (
             _passing("orcheo_dispatch.worker.execution", "langgraph.pregel._loop"),
@@ -103,7 +103,7 @@ def test_limit_of_langgraph_that_a_workflow_reaches_is_no_fault() -> None:
         ),
         (
             _passing("orcheo_dispatch.worker.orcheo.executor", "json.decoder"),
-            "/lib/worker.orcheo.executor.py:2 step",
+            "/lib/orcheo_dispatch.worker.orcheo.executor.py:2 step",
             True,
         ),
     ],
@@ -122,7 +122,7 @@ def test_runs_that_fail_of_one_fault_are_told_until_one_succeeds() -> None:
         assert failing.why is None
     failing.note(_run(), _result(_PLATFORM))
     assert failing.why == (
-        f"the last {STREAK_RUNS} runs failed of LookupError at /lib/worker.orcheo.postgres.py:2 step"
+        f"the last {STREAK_RUNS} runs failed of LookupError at /lib/orcheo_dispatch.worker.orcheo.postgres.py:2 step"
     )
     failing.note(_run(), _result(_WORKFLOW))
     assert failing.why is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orcheo_dispatch.dispatcher.report import PollReport
+from orcheo_dispatch.dispatcher.poll import PollReport
 from orcheo_dispatch.ops.adoption.adoption import Found
 from orcheo_dispatch.ops.adoption.env_advice import Advice
 from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots

@@ -149,6 +149,7 @@ def test_secrets_of_the_settings_are_hidden_wherever_they_stand() -> None:
 
 _START = """
 import asyncio, sys, threading, time, warnings
+from orcheo_dispatch.shared.logs import lines
 from orcheo_dispatch.shared.logs import setup as logs
 from orcheo_dispatch.shared.logs.library import drop_prints
 from orcheo_dispatch.shared.settings.model import Settings
@@ -217,7 +218,7 @@ drop_prints()
 print("the main thread may speak")
 
 def of_a_run(number):
-    with logs.within_run(run_id=f"r{number}"):
+    with lines.within_run(run_id=f"r{number}"):
         print(SECRET, number)
         sys.stdout.writelines([SECRET])
         print(SECRET, file=sys.stderr)

@@ -143,9 +143,9 @@ def test_each_process_of_a_host_has_a_health_port_of_its_own() -> None:
     ("arguments", "says"),
     [
         ({"user": "no body"}, "--user='no body' is invalid: expected"),
-        ({"user": "x\nExecStart=/bin/evil"}, "--user got"),
+        ({"user": "x\nExecStart=/bin/evil"}, "--user='x\\nExecStart"),
         ({"command": Path("relative")}, "--command='relative' is invalid: expected an absolute path"),
-        ({"command": Path("/opt/100%/orcheo")}, "--command got"),
+        ({"command": Path("/opt/100%/orcheo")}, "--command='/opt/100%/orcheo' is invalid"),
         ({"config": Path("/etc/a b")}, "--config='/etc/a b' is invalid: expected an absolute path"),
     ],
 )
