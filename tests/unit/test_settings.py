@@ -142,7 +142,7 @@ def test_wrong_value_is_named_with_what_it_takes(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError) as raised:
         Settings.load()
-    assert str(raised.value).startswith(f"{variable}{"" if says.startswith("=") else " "}{says}")
+    assert str(raised.value).startswith(f"{variable}{'' if says.startswith('=') else ' '}{says}")
     assert "hunter2" not in str(raised.value)
     assert raised.value.exit_code == 2
 

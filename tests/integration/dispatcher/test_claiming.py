@@ -93,6 +93,9 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                         slowed,
                         {
                             "room": 10,
+                            "choose": False,
+                            "workspaces": None,
+                            "workflows": None,
                             "keys": 64,
                             "after_workspace": "",
                             "workspaces_begun": [],

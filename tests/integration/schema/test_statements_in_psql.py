@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from sqlalchemy import TextClause
 from orcheo_dispatch.ops.sandbox.binaries import postgres_binaries
 from orcheo_dispatch.shared.ledger import overview, statements, status
 from tests.support.database.databases import Database
-from tests.support.database.runs import claim_all, execute, insert_runs, store_of
+from tests.support.database.runs import claim_all, everything, execute, insert_runs, store_of
 from tests.support.database.statements import PARAMETERS, STATEMENTS
 
 _READ = {
@@ -26,9 +27,8 @@ _READ = {
     for name, value in vars(module).items()
     if isinstance(value, TextClause)
 }
+_LEDGER = "SELECT d FROM orcheo_dispatch.dispatch AS d ORDER BY d.run_id"
 _CHOOSES = {name for name, statement in STATEMENTS.items() if "choose" in statement.compile().params}
-# Glued: two texts by +, a text with names of Python filled in, or a text made of parts.
-_GLUE = re.compile(r"text\(\s*f?\"\"\"[^\"]*\{|text\((?!\s*\"|\s*$)|\"\"\"\s*\+|\+\s*\"\"\"|\.format\(|\.join\(")
 
 
 @pytest.fixture
@@ -57,19 +57,23 @@ def test_statement_runs_in_psql_on_a_filled_database(filled: Database, tmp_path:
 
 def test_statement_that_only_chooses_changes_nothing(filled: Database) -> None:
     assert {"CLAIM", "CLAIM_OLDEST_FIRST", "REAP", "REAP_ORPHANS", "ADOPT_CANCELLED", "PRUNE"} <= _CHOOSES
-    before = execute(filled, "SELECT d FROM orcheo_dispatch.dispatch AS d ORDER BY 1")
+    before = everything(filled, _LEDGER)
     with store_of(filled) as (_, engine), engine.begin() as connection:
         for name in _CHOOSES:
             statement = STATEMENTS[name]
             values = {**PARAMETERS, "choose": True, "skipped": [], "room": 100, "batch": 100, "keys": 64}
             values |= {"workspaces": None, "workflows": None, "per_workflow": None, "per_workspace": None}
             connection.execute(statement, {each: values[each] for each in statement.compile().params})
-    assert execute(filled, "SELECT d FROM orcheo_dispatch.dispatch AS d ORDER BY 1") == before
+    assert everything(filled, _LEDGER) == before
 
 
 def test_no_statement_is_glued_from_parts() -> None:
-    for path in sorted(Path(statements.__path__[0]).glob("*.py")):
-        assert _GLUE.findall(path.read_text(encoding="utf-8")) == [], path.name
+    """What `text` is given is one literal: no text filled in, none appended, no name of a text that others share."""
+    paths = [*Path(statements.__path__[0]).glob("*.py"), Path(overview.__file__), Path(status.__file__)]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "text":
+                assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}"
 
 
 def test_statements_enter_claims_in_one_way() -> None:
