@@ -32,7 +32,7 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("outcome", "status"), "failed"),
     **{key: ["{}"] for key in ("metadata", "changes")},
     **dict.fromkeys(("every_trigger", "choose", "dry_run", "stuck", "with_pending", "with_running"), False),
-    **dict.fromkeys(("ids", "run_ids"), ["x"]),
+    **{key: ["x"] for key in ("ids", "run_ids")},
     "skipped": ["x"],
     "chosen": None,
     "fences": [1],
