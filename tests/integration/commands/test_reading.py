@@ -200,7 +200,7 @@ def test_hints_say_why_a_run_does_not_get_on(database: Database, stack: Stack) -
     assert any("its dispatch lease has expired" in hint for hint in _hints(stack, queued))
     _begin_long_ago(database, queued)
     stuck, what = _hints(stack, queued)
-    assert stuck.startswith("stuck: its lease has expired for ")
+    assert stuck.startswith("stuck: its lease expired ")
     assert stuck.endswith("its worker is gone")
     assert what == "no dispatcher is alive to settle it: start one"
     held = _hints(stack, queued, ORCHEO_DISPATCH_LOST_RUNS="hold")[-1]

@@ -12,7 +12,7 @@ from tests.support.database.databases import Database
 from tests.support.database.runs import all_ended, insert_runs, read_run
 from tests.support.processes.processes import Stack, until
 
-_OURS = ("worker.", "shared.")
+_OURS = ("orcheo_dispatch.",)
 
 
 async def look(_: Run) -> Mapping[str, Any]:
