@@ -66,5 +66,5 @@ def test_half_of_the_main_process_imports_no_orcheo() -> None:
     told = subprocess.run([sys.executable, "-c", _MAIN_HALF], check=False, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stderr
     modules = set(json.loads(told.stdout.replace("'", '"')))
-    assert "worker" in modules
+    assert "orcheo_dispatch" in modules
     assert not modules & {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain_core", "langchain"}
