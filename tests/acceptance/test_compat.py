@@ -137,7 +137,7 @@ def _started(worker: Process) -> None:
     ],
 )
 def test_name_that_a_worker_needs_is_gone(installation: _Installation, module: str, name: str, release: str) -> None:
-    installation.change(hidden(module, name, from_package="worker."))
+    installation.change(hidden(module, name, from_package="orcheo_dispatch.worker."))
     with installation.worker() as worker:
         line = _refusal(worker, 2)
     assert release in line
@@ -176,7 +176,7 @@ def test_second_way_of_building_a_graph_fails(installation: _Installation) -> No
 
 
 def test_private_name_of_langgraph_is_gone(installation: _Installation) -> None:
-    installation.change(hidden("langgraph.checkpoint.serde.types", "_DeltaSnapshot", from_package="worker."))
+    installation.change(hidden("langgraph.checkpoint.serde.types", "_DeltaSnapshot", from_package="orcheo_dispatch.worker."))
     with installation.worker() as worker:
         _started(worker)
         worker.saw("checkpoints_by_langgraph")
