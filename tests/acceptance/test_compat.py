@@ -176,7 +176,9 @@ def test_second_way_of_building_a_graph_fails(installation: _Installation) -> No
 
 
 def test_private_name_of_langgraph_is_gone(installation: _Installation) -> None:
-    installation.change(hidden("langgraph.checkpoint.serde.types", "_DeltaSnapshot", from_package="orcheo_dispatch.worker."))
+    installation.change(
+        hidden("langgraph.checkpoint.serde.types", "_DeltaSnapshot", from_package="orcheo_dispatch.worker.")
+    )
     with installation.worker() as worker:
         _started(worker)
         worker.saw("checkpoints_by_langgraph")
