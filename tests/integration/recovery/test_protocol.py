@@ -7,7 +7,7 @@ everybody behaves, and one poll must leave nothing that waits, runs or is owed.
 
 The suite tries the same examples each time. Others, and more of them:
 
-    TEST_PROTOCOL_EXAMPLES=5000 pytest --timeout=0 tests/integration/test_protocol.py
+    TEST_PROTOCOL_EXAMPLES=5000 pytest --timeout=0 tests/integration/recovery/test_protocol.py
 """
 
 from __future__ import annotations
