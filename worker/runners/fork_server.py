@@ -13,9 +13,11 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 
 ENVIRONMENT = "orcheo_dispatch.worker.runner.environment"
@@ -23,6 +25,9 @@ PRELOAD = "orcheo_dispatch.worker.runner.preload"
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
 """As in `orcheo_dispatch.worker.runner.preload`, which this process does not import."""
+
+
+_CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,15 @@ class ForkServer:
         with suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
 
+    async def close(self) -> None:
+        """End the resource tracker, which multiprocessing keeps beside the fork server; the runners have ended.
+
+        It ends by itself some milliseconds after this process, and a service manager kills what it finds then.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(self._starter, _stop_resource_tracker)
+
     def _start(self, name: str) -> Started:
         link, far_link = socket.socketpair()
         side, far_side = socket.socketpair()
@@ -89,6 +103,13 @@ class ForkServer:
         link.setblocking(False)
         side.setblocking(False)
         return Started(process, link, side)
+
+
+def _stop_resource_tracker() -> None:
+    # There is no public way. It waits for the end of the tracker's process.
+    stop: Callable[[], None] | None = getattr(resource_tracker._resource_tracker, "_stop", None)  # noqa: SLF001
+    if stop is not None:
+        stop()
 
 
 def _run(link: socket.socket, side: socket.socket) -> None:

@@ -295,3 +295,4 @@ class RunnerPool:
             task.cancel()
         if self.orders.books is not None:
             await self.orders.books.close()
+        await self.starter.close()

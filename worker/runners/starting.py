@@ -52,6 +52,10 @@ class Starter:
         """Whether that has lasted so long that this process should be replaced."""
         return self._failing_since is not None and time.monotonic() - self._failing_since > _FAILING_SECONDS
 
+    async def close(self) -> None:
+        """End what is left of the fork server's; no runner is started any more."""
+        await self._server.close()
+
     async def first(self, adopt: Callable[[Runner], None]) -> Attached:
         """Start the first runner, which opens the executor for all. Raises `DispatchError`, or what is below it.
 
