@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from celery import Task
 from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
@@ -29,6 +28,7 @@ from orcheo_dispatch.dispatcher.upkeep import Upkeep
 from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
 from orcheo_dispatch.dispatcher.wakeups.hints import HintListener
 from orcheo_dispatch.dispatcher.wakeups.listen import NotifyListener
+from orcheo_dispatch.dispatcher.wakeups.ticks import beat_of
 from orcheo_dispatch.shared.broker.app import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
 from orcheo_dispatch.shared.broker.celery_app import App
 from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
@@ -53,10 +53,8 @@ from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit
 from orcheo_dispatch.shared.process.stopping import obey_signals
 from orcheo_dispatch.shared.schema.api_table import index_is_valid
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.text.plain import plain
 
 _CONNECTIONS = 3
-_LONGEST_HOST, _LARGEST_PID = 255, 2**22
 _POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
 """A poll is some ten statements, each with a timeout; one that takes longer will never end."""
@@ -184,7 +182,7 @@ class Dispatcher:
         try:
             with transaction(self.engine) as connection:
                 if not index_is_valid(connection):
-                    log.warning("index_missing", index=PENDING_INDEX, mend="orcheo-dispatch migrate")
+                    log.warning("index_missing", index=PENDING_INDEX, remedy="orcheo-dispatch migrate")
         except DatabaseError as error:
             log.warning("index_check_failed", reason=str(error))
 
@@ -240,7 +238,7 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
 
     @app.task(name=TICK, bind=True, ignore_result=True)
     def tick(self: Task[Any, Any]) -> None:
-        beat = _beat_of((self.request.headers or {}).get(BEAT_HEADER))
+        beat = beat_of((self.request.headers or {}).get(BEAT_HEADER))
         for dispatcher in running:
             if beat is None:
                 dispatcher.loop.wake()
@@ -283,16 +281,6 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
     worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stop, weak=False)
     return app
-
-
-def _beat_of(header: Any) -> Process | None:
-    """Return the Beat that a tick's header names, or None where it names none."""
-    try:
-        # Whoever can write to Redis can forge a tick: what it says must be storable, and is shown to operators.
-        host, pid = plain(str(header["host"]), _LONGEST_HOST), int(header["pid"])
-        return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=host, pid=pid) if 0 < pid <= _LARGEST_PID else None
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError):
-        return None
 
 
 def _make(settings: Settings) -> App:

@@ -57,5 +57,5 @@ class Claimer:
         if there and not self._in_turn:
             log.info("index_found", index=TURNS_INDEX)
         elif not there and self._in_turn:
-            log.warning("index_missing", index=TURNS_INDEX, mend="orcheo-dispatch migrate")
+            log.warning("index_missing", index=TURNS_INDEX, remedy="orcheo-dispatch migrate")
         self._in_turn = there

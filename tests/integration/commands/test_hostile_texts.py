@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from orcheo_dispatch.dispatcher.app import _beat_of
+from orcheo_dispatch.dispatcher.wakeups.ticks import beat_of
 from orcheo_dispatch.ops.cli import app
 from tests.support.database.databases import Database
 from tests.support.database.runs import WORKFLOW_ID, everything, execute, insert_runs
@@ -126,7 +126,7 @@ def _assert_harmless(process: Process) -> None:
 
 def test_host_of_a_forged_tick_is_storable_and_harmless() -> None:
     for text in HOSTILE:
-        beat = _beat_of({"id": str(uuid4()), "host": text, "pid": 7})
+        beat = beat_of({"id": str(uuid4()), "host": text, "pid": 7})
         assert beat is not None
         assert does_harm(beat.host) == []
     forged: list[Any] = [
@@ -138,4 +138,4 @@ def test_host_of_a_forged_tick_is_storable_and_harmless() -> None:
         {"id": str(uuid4()), "host": "h", "pid": 2**40},
     ]
     for header in forged:
-        assert _beat_of(header) is None
+        assert beat_of(header) is None
