@@ -199,14 +199,16 @@ def _ours(given: Mapping[str, str]) -> Iterator[Advice]:
         settings_of({**given, **needed})
     except SettingsError as error:
         for line in str(error).splitlines():
-            name, said = _named(line)
-            yield Advice(name, Verdict.CHANGE, shown(name, given.get(name)), said, "our processes end with code 2")
+            name, wanted = _named(line)
+            yield Advice(name, Verdict.CHANGE, shown(name, given.get(name)), wanted, "our processes end with code 2")
 
 
 def _named(line: str) -> tuple[str, str]:
-    """Return the variable that a line of a `SettingsError` begins with, and the rest of the line."""
+    """Return the variable that a line of a `SettingsError` begins with, and what is expected of it."""
     name = re.match(r"[A-Z][A-Z0-9_]*", line)
-    return (name.group(), line.partition(": ")[2] or line) if name else ("", line)
+    # From the end: the value, which comes first, may be any text.
+    _, found, expected = line.rpartition(": expected ")
+    return name.group() if name else "", expected if found else line
 
 
 def _host(url: str) -> str:

@@ -72,6 +72,13 @@ def test_each_change_is_named_with_its_variable(change: dict[str, str], variable
     assert "pass-word" not in str(found)
 
 
+@pytest.mark.parametrize("value", ["many", "a: b", "x' is invalid: y", "="])
+def test_what_is_expected_is_named_whatever_the_value_is(value: str) -> None:
+    (advice,) = [each for each in advise({**_GOOD, "ORCHEO_WORKER_CONCURRENCY": value}) if "CONC" in each.variable]
+    assert advice.variable == "ORCHEO_WORKER_CONCURRENCY"
+    assert advice.wanted == "a valid integer, such as 5, without a unit"
+
+
 def test_password_that_would_end_the_stacks_url_is_named_and_not_shown() -> None:
     (advice,) = [each for each in advise({"ORCHEO_POSTGRES_PASSWORD": "p@ss/word"}) if "PASSWORD" in each.variable]
     assert advice.verdict is Verdict.CHANGE
