@@ -39,8 +39,8 @@ _FORMATS = {
 }
 # We read no messages. A trigger that raises a hundred thousand notices would otherwise send them all to us.
 _MESSAGES = {"client_min_messages": "error"}
-# "off" would turn each policy into an error. A policy that hides rows is refused at the
-# start (`shared/schema/footing.py`).
+# "off" would turn each policy into an error. A policy that hides rows is refused at the start
+# (`shared/schema/footing.py`).
 _ROWS = {"row_security": "on"}
 # What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
 # Postgres plans those with arrays each time, in more time than they then take. JIT would compile for longer still.

@@ -1,8 +1,8 @@
 """Serve health over HTTP: /livez, /readyz, /metrics and further routes of a process.
 
 The server never stands in the way of the process: daemon threads, a bound on connections and on their time, no log line
-per request. It is the standard library's with these bounds, since web servers such as uvicorn or waitress want an event
-loop or a main thread, have no bound on the time of one connection, and cost each process more memory.
+per request. It is the standard library's with these bounds: for some fixed routes that only read, a web server would be
+one more dependency of every process, with an event loop or threads and logs of its own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
 error texts that nobody can redact. So an address is taken apart before anybody connects. redis-py and kombu each split
-URLs themselves, disagree about sockets and TLS parameters, and quote the URL in their errors.
+URLs themselves and disagree about sockets and TLS parameters, and an error of theirs may quote a part of the URL.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A file is named as the variable that it stands for. Where that variable is set too, the environment wins: so
 somebody at a shell, or a drop-in of a unit, can try another value. An empty file or variable counts as unset.
 
-The reader of pydantic-settings (`SecretsSettingsSource`) is not used: it has no bound on the size of a file, its errors
-do not name the file, and Orcheo needs the same values in the environment of the process.
+The reader of pydantic-settings (`SecretsSettingsSource`) is not used: it has no bound on the size of a file, its
+error for a file that is no text does not name it, and Orcheo needs the same values in the environment of the process.
 """
 
 from __future__ import annotations

@@ -142,11 +142,7 @@ class Orders:
 
 def _raised_at(error: Exception) -> str:
     """Return which line of ours asked for what was refused."""
-    ours = [
-        each
-        for each in walk_tb(error.__traceback__)
-        if each[0].f_globals["__name__"].startswith("orcheo_dispatch.worker.")
-    ]
+    ours = [each for each in walk_tb(error.__traceback__) if each[0].f_globals["__name__"].startswith(_WORKER)]
     frame, line = ours[-1]
     return f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
 

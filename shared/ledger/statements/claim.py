@@ -11,10 +11,10 @@ from sqlalchemy import text
 # Looks at :keys keys at most. :workspaces and :workflows are NULL, or the keys that had more than their share.
 CLAIM = text("""
 WITH RECURSIVE workspaces (workspace, lap, place) AS (
-    -- Workspaces with pending runs, at most as many as there are keys, beginning behind the one that had its turn
-    -- last and going round. Each is found by one step down the index on turns ("loose index scan", PostgreSQL wiki).
-    -- Conditions are comparisons of rows and ordered by all columns, so that no other index can serve: one on the
-    -- workflow alone would read all of its runs that have ended.
+    -- Workspaces with pending runs, at most as many as there are keys, starting after the one that was served last and
+    -- wrapping around. Each is found by one step down the index on turns ("loose index scan", PostgreSQL wiki).
+    -- Conditions are comparisons of rows and ordered by all columns, so that no other index can serve them. An index
+    -- on the workflow alone would read all of its ended runs.
     SELECT CAST(:after_workspace AS text), 0, 0 WHERE CAST(:workspaces AS text[]) IS NULL
      UNION ALL
     SELECT n.workspace, n.lap, t.place + 1
