@@ -24,7 +24,7 @@ from orcheo_dispatch.ops.runs.story import Story, Who
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.isolations import Isolated
-from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, Status
+from orcheo_dispatch.shared.ledger.status import Status
 from orcheo_dispatch.shared.text.plain import is_plain, plain, plain_lines
 
 _PIPE_WIDTH = 160
@@ -112,7 +112,7 @@ def status_view(status: Status) -> RenderableType:
     for process in status.processes:
         load = f"{process.running} of {process.concurrency}" if process.kind == "worker" else "-"
         processes.add_row(process.kind, process.host, str(process.pid), process.version, load, ago(process.seen_ago))
-    warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status.beat_silent_for)]
+    warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status)]
     isolated = _isolated(status.isolated, status.isolated_workflows)
     return Group(promise, "", runs, "", dispatch, "", processes, *isolated, *warnings)
 
@@ -153,11 +153,11 @@ def _elsewhere_view(runs: int | None) -> list[RenderableType]:
     ]
 
 
-def _beat_view(silent_for: float | None) -> list[RenderableType]:
-    """Return a line where no Beat ticks: runs and cron go on."""
-    if silent_for is not None and silent_for < ALIVE_SECONDS:
+def _beat_view(status: Status) -> list[RenderableType]:
+    """Return a line if no Beat ticks: runs and cron go on."""
+    if any(process.kind == "beat" for process in status.processes):
         return []
-    since = "a day or ever" if silent_for is None else duration(silent_for)
+    since = "a day or ever" if status.beat_silent_for is None else duration(status.beat_silent_for)
     return [_coloured(f"no Beat for {since}: dispatchers and cron go on by themselves", "yellow")]
 
 

@@ -25,12 +25,7 @@ class StatusPage:
         """Start reading and return the routes; `checks` tell how this process is."""
         if self._settings.health_port == 0:
             return {}
-        self._watch = Watch(
-            make_engine(self._settings, role="page", connections=1),
-            triggers=self._settings.triggers,
-            every_trigger=self._settings.takes_every_trigger,
-            checks=checks,
-        )
+        self._watch = Watch(make_engine(self._settings, role="page", connections=1), checks=checks)
         self._watch.start()
         return page_routes(self._watch, self._process, guarded=self._settings.health_token is not None)
 

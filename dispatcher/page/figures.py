@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
-from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
+from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
 
 MISSING_SECONDS = 600
 """Seconds after its last heartbeat during which a process that did not deregister is shown as missing."""
@@ -37,23 +37,18 @@ class Figures:
     isolated: list[Row]
     beat_silent_for: float | None
 
-    @property
-    def workers(self) -> int:
-        """How many workers are alive."""
-        return sum(process["kind"] == "worker" and process["alive"] for process in self.processes)
+    def alive(self, kind: str) -> bool:
+        """Return whether a process of this kind is alive."""
+        return any(process["kind"] == kind and process["alive"] for process in self.processes)
 
 
-def read_figures(connection: Connection, *, triggers: tuple[str, ...], every_trigger: bool) -> Figures:
+def read_figures(connection: Connection) -> Figures:
     """Return the figures. Raises what the driver raises: see `transaction`."""
-    pending = connection.execute(
-        queries.PENDING, {"late": LATE_SECONDS, "triggers": list(triggers), "every_trigger": every_trigger}
-    ).one()
+    pending = connection.execute(queries.PENDING).one()
     dispatch = connection.execute(queries.DISPATCH).one()
     others = queries.read_others(connection)
     isolated_count, isolated = queries.read_isolated(connection)
-    processes = overview.rows_of(
-        connection, overview.PROCESSES, alive=ALIVE_SECONDS, missing=MISSING_SECONDS, limit=_PROCESSES
-    )
+    processes = overview.rows_of(connection, overview.PROCESSES, missing=MISSING_SECONDS, limit=_PROCESSES)
     return Figures(
         read_at=connection.exec_driver_sql("SELECT now()").scalar_one().isoformat(),
         promise={

@@ -12,7 +12,6 @@ from typing import Any
 
 from orcheo_dispatch.dispatcher.page.figures import Figures
 from orcheo_dispatch.shared.health.checks import Report
-from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS
 
 _REMEMBERED = 20
 
@@ -86,7 +85,7 @@ def _failed(check: Report) -> Problem:
 
 def _found_in(figures: Figures) -> list[Problem]:
     found = []
-    if figures.workers == 0:
+    if not figures.alive("worker"):
         found.append(
             Problem(
                 "workers",
@@ -118,8 +117,7 @@ def _found_in(figures: Figures) -> list[Problem]:
             )
         )
     found += _of_others(figures)
-    silent = figures.beat_silent_for
-    if silent is None or silent > ALIVE_SECONDS:
+    if not figures.alive("beat"):
         found.append(
             Problem(
                 "beat",

@@ -60,12 +60,8 @@ class _Choice:
 class Watch:
     """Reads from `start` to `stop`, on connections of an engine of its own."""
 
-    def __init__(
-        self, engine: Engine, *, triggers: tuple[str, ...], every_trigger: bool, checks: Sequence[Check]
-    ) -> None:
+    def __init__(self, engine: Engine, *, checks: Sequence[Check]) -> None:
         self._engine = engine
-        self._triggers = triggers
-        self._every_trigger = every_trigger
         self._checks = checks
         self._verdict = Verdict()
         self._change = threading.Condition()
@@ -171,13 +167,12 @@ class Watch:
         now = time.monotonic()
         with self._change:
             wanted = {w: c for w, c in self._choices.items() if now - c.asked_at < _WATCHED_SECONDS}
-        asked: dict[str, Any] = {"triggers": self._triggers, "every_trigger": self._every_trigger}
         try:
             with transaction(self._engine, timeout_milliseconds=_STATEMENT_MILLISECONDS, read_only=True) as connection:
                 figures = self._figures
                 if figures is None or now >= self._rest_until:
-                    figures = read_figures(connection, **asked)
-                runs = {w: runs_of(connection, w, **asked, limit=RUNS) for w in wanted}
+                    figures = read_figures(connection)
+                runs = {w: runs_of(connection, w, limit=RUNS) for w in wanted}
                 names = names_of(connection, _workflows(figures, [*wanted], [*runs.values()]))
         except DatabaseError as error:
             return _trouble_of(error)

@@ -33,6 +33,7 @@ SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_
   FROM workflow_runs AS r
  WHERE r.status = 'pending' AND r.updated_at < now() - make_interval(secs => :older_than)
    AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
+   AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
    AND NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
                     WHERE d.run_id = r.id AND d.state IN ('claimed', 'published', 'running'))
  ORDER BY r.created_at, r.id

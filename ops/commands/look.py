@@ -39,14 +39,15 @@ def status(
     from orcheo_dispatch.ops import screen
     from orcheo_dispatch.ops.commands import watching
     from orcheo_dispatch.shared.database.connections import open_engine
+    from orcheo_dispatch.shared.ledger.status import read_status
 
     with open_engine(settings, role="status") as engine:
         if not watch:
-            found = watching.status_of(engine, settings)
+            found = read_status(engine)
             screen.print_json(found.as_json()) if as_json else screen.console.print(screen.status_view(found))
             return
         try:
-            watching.watch(engine, settings, interval, as_json=as_json)
+            watching.watch(engine, interval, as_json=as_json)
         except KeyboardInterrupt:
             raise typer.Exit(0) from None
 

@@ -11,28 +11,22 @@ from sqlalchemy import Engine
 
 from orcheo_dispatch.ops import screen
 from orcheo_dispatch.shared.errors import DatabaseError, SchemaError
-from orcheo_dispatch.shared.ledger import status as queries
-from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.ledger.status import Status, read_status
 from orcheo_dispatch.shared.text.plain import plain, say
 
 
-def status_of(engine: Engine, settings: Settings) -> queries.Status:
-    """Return what `status` shows. Raises `DatabaseError`."""
-    return queries.read_status(engine, triggers=settings.triggers, every_trigger=settings.takes_every_trigger)
-
-
-def watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool) -> None:
+def watch(engine: Engine, interval: float, *, as_json: bool) -> None:
     """Show it again and again, for ever; while the database is unavailable say so. Raises `SchemaError`."""
     pause = threading.Event()
     if as_json or not sys.stdout.isatty():
         while True:
-            _print_one(engine, settings, as_json=as_json)
+            _print_one(engine, as_json=as_json)
             pause.wait(interval)
-    seen: queries.Status | None = None
+    seen: Status | None = None
     with Live(console=screen.console, auto_refresh=False) as live:
         while True:
             try:
-                seen, away = status_of(engine, settings), None
+                seen, away = read_status(engine), None
             except SchemaError:
                 raise
             except DatabaseError as error:
@@ -42,10 +36,10 @@ def watch(engine: Engine, settings: Settings, interval: float, *, as_json: bool)
             pause.wait(interval)
 
 
-def _print_one(engine: Engine, settings: Settings, *, as_json: bool) -> None:
+def _print_one(engine: Engine, *, as_json: bool) -> None:
     """Print one status; where the database is unavailable, one line on stderr, so that stdout stays what it is."""
     try:
-        found = status_of(engine, settings)
+        found = read_status(engine)
     except SchemaError:
         raise
     except DatabaseError as error:

@@ -91,7 +91,7 @@ def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> b
         _say("[bold]5[/] what 'orcheo workflow show' says")
         print(stack.api.show(workflow_id))
         _say("and 'orcheo-dispatch status'")
-        status = queries.read_status(engine, triggers=stack.settings.triggers, every_trigger=False)
+        status = queries.read_status(engine)
         screen.console.print(screen.status_view(status))
     finally:
         engine.dispose()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orcheo_dispatch.ops.runs.moments import ago, duration
-from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS, LATE_SECONDS
+from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import LostRuns
 
@@ -31,7 +31,7 @@ class Fleet:
 def hints_for(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> list[str]:
     """Return the hints on a run, in order of weight; none for a run that is well or over.
 
-    `run` has the columns of the run and of its row in the ledger; `worker_seen_ago` is None where the worker is gone.
+    `run` has the columns of the run and of its row in the ledger; `worker_seen_ago` is None if the worker is gone.
     """
     return list(_hints(run, worker_seen_ago, fleet, settings))
 
@@ -50,14 +50,13 @@ def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Sett
 
 
 def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
-    # A run with a row in the ledger was pushed by the API, or claimed before: it is claimed whatever its label.
-    if run.fence is None and not settings.takes_every_trigger and run.triggered_by not in settings.triggers:
+    if not run.ours:
         yield (
-            f"nobody dispatches it: {run.triggered_by!r} is not among ORCHEO_DISPATCH_TRIGGERS, and no push of the API "
-            "was seen"
+            f"no dispatcher claims it: ChatKit created it, or {run.triggered_by!r} is not among the "
+            "ORCHEO_DISPATCH_TRIGGERS of any dispatcher, and no push of the API was seen"
         )
         return
-    if run.age > LATE_SECONDS:
+    if run.late:
         yield f"late: pending for {duration(run.age)}, the promise is {duration(LATE_SECONDS)}"
     if not fleet.dispatchers:
         yield "no dispatcher is alive: start one"
@@ -113,12 +112,11 @@ def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings:
             f"if it is dead, 'orcheo-dispatch requeue {run.run_id}' or 'fail {run.run_id}'"
         )
         return
-    if run.lease_left is None or run.lease_left >= 0:
+    if not run.stuck:
         return
     seen = "is gone" if worker_seen_ago is None else f"was seen {ago(worker_seen_ago)}"
-    alive = worker_seen_ago is not None and worker_seen_ago < ALIVE_SECONDS
     yield f"stuck: its lease expired {duration(-run.lease_left)} ago; its worker {seen}" + (
-        ", so it executes other runs" if alive else ""
+        ", so it executes other runs" if run.worker_alive else ""
     )
     if settings.lost_runs is LostRuns.HOLD:
         yield (

@@ -34,7 +34,7 @@ SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
    AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
    AND r.created_at <= COALESCE(CAST(:until AS timestamptz), now() - make_interval(secs => :until_ago), 'infinity')
-   AND (NOT :stuck OR (d.state = 'running' AND d.lease_expires_at < now()))
+   AND (NOT :stuck OR r.id IN (SELECT l.run_id FROM orcheo_dispatch.live_runs AS l WHERE l.stuck))
    AND (NOT :lost OR d.outcome = 'lost' OR (d.outcome = 'requeued' AND d.reason = 'worker_lost'))
  ORDER BY r.created_at DESC, r.id
  LIMIT :limit

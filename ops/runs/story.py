@@ -12,7 +12,6 @@ from orcheo_dispatch.ops.runs.hints import Fleet, hints_for
 from orcheo_dispatch.ops.runs.list import only_one
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
-from orcheo_dispatch.shared.ledger.status import ALIVE_SECONDS
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import redact
 
@@ -40,10 +39,14 @@ SELECT w.id AS run_id, COALESCE(r.workflow_id, d.workflow_id) AS workflow_id,
        d.state, d.outcome, d.reason, d.fence, d.attempts, d.slot, d.claimed_at, d.published_at, d.begun_at,
        d.heartbeat_at, d.lease_expires_at, d.settled_at,
        EXTRACT(epoch FROM d.lease_expires_at - now())::float8 AS lease_left,
-       d.dispatcher_id::text AS dispatcher_id, d.worker_id::text AS worker_id
+       d.dispatcher_id::text AS dispatcher_id, d.worker_id::text AS worker_id,
+       p.ours, p.late, COALESCE(l.stuck, false) AS stuck,
+       COALESCE((SELECT k.alive FROM orcheo_dispatch.processes AS k WHERE k.id = d.worker_id), false) AS worker_alive
   FROM (SELECT CAST(:run_id AS text) AS id) AS w
   LEFT JOIN workflow_runs AS r ON r.id = w.id
   LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = w.id
+  LEFT JOIN orcheo_dispatch.all_pending_runs AS p ON p.run_id = w.id
+  LEFT JOIN orcheo_dispatch.live_runs AS l ON l.run_id = w.id
 """)
 
 _PROCESS = text("""
@@ -63,12 +66,10 @@ SELECT count(*) FILTER (WHERE kind = 'dispatcher') AS dispatchers,
        count(*) FILTER (WHERE kind = 'worker') AS workers,
        COALESCE(sum(concurrency) FILTER (WHERE kind = 'worker'), 0)::int AS places,
        COALESCE(sum(running) FILTER (WHERE kind = 'worker'), 0)::int AS taken,
-       (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')) AS queued,
-       (SELECT count(*) FROM orcheo_dispatch.dispatch
-         WHERE state IN ('claimed', 'published', 'running') AND workflow_id = :workflow) AS of_workflow,
-       (SELECT count(*) FROM orcheo_dispatch.dispatch
-         WHERE state IN ('claimed', 'published', 'running') AND workspace_id = :workspace) AS of_workspace
-  FROM orcheo_dispatch.process WHERE seen_at > now() - make_interval(secs => :alive)
+       (SELECT count(*) FROM orcheo_dispatch.live_runs WHERE state IN ('claimed', 'published')) AS queued,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs WHERE workflow_id = :workflow) AS of_workflow,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs WHERE workspace_id = :workspace) AS of_workspace
+  FROM orcheo_dispatch.processes WHERE alive
 """)
 
 
@@ -139,7 +140,7 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         worker = _who(connection, run.worker_id)
         readable = bool(connection.scalar(_MAY_READ_PAYLOAD))
         payload = connection.execute(_PAYLOAD, {"run_id": run_id}).one_or_none() if readable else None
-        about = {"alive": ALIVE_SECONDS, "workflow": run.workflow_id, "workspace": run.workspace_id}
+        about = {"workflow": run.workflow_id, "workspace": run.workspace_id}
         fleet = Fleet(**connection.execute(_FLEET, about).one()._mapping)  # noqa: SLF001 - public in SQLAlchemy
     audit = payload.audit if payload is not None and isinstance(payload.audit, list) else []
     error = payload.error if payload is not None and errors else None

@@ -94,7 +94,8 @@ GRANT SELECT ON orcheo_dispatch.dispatch, orcheo_dispatch.process, orcheo_dispat
 
 -- The views of docs/dashboards.md. How long the transactions of other roles have been open is shown only to members
 -- of pg_read_all_stats: a superuser may GRANT pg_read_all_stats TO orcheo_dashboard.
-GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.pending_runs, orcheo_dispatch.pending_kpi,
+GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, orcheo_dispatch.our_pending_runs,
+                orcheo_dispatch.live_runs, orcheo_dispatch.pending_runs, orcheo_dispatch.pending_kpi,
                 orcheo_dispatch.pending_ages, orcheo_dispatch.pending_by_trigger, orcheo_dispatch.settled_runs,
                 orcheo_dispatch.ended_by_minute,
                 orcheo_dispatch.runs_by_hour, orcheo_dispatch.throughput, orcheo_dispatch.workflow_latencies,
@@ -103,9 +104,13 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.pending_runs, orcheo
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
    TO orcheo_dashboard;
--- A dispatcher counts what it does not claim and what is isolated, for its metrics and its status page.
-GRANT SELECT ON orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
+-- A dispatcher reads these for its metrics and its status page.
+GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
+                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
    TO orcheo_dispatcher;
+-- `status` and `run` work with every role.
+GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes
+   TO orcheo_dispatcher, orcheo_worker;
 
 
 DO $$

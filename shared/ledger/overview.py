@@ -62,16 +62,13 @@ SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS
 # The runs to show: each part ends after :limit rows of an index. A run that was released or requeued is pending again.
 RUNS = text("""
 WITH pending AS (
-    SELECT r.id AS run_id FROM workflow_runs AS r
-     WHERE r.status = 'pending' AND :with_pending
-       AND (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[]))
-            OR COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false))
-       AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
-     ORDER BY r.created_at DESC, r.id DESC LIMIT :limit
+    SELECT run_id FROM orcheo_dispatch.all_pending_runs
+     WHERE ours AND :with_pending
+       AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
+     ORDER BY created_at DESC, run_id DESC LIMIT :limit
 ), live AS (
-    SELECT run_id FROM orcheo_dispatch.dispatch
-     WHERE state IN ('claimed', 'published', 'running')
-       AND ((state = 'running' AND :with_running) OR (state <> 'running' AND :with_pending))
+    SELECT run_id FROM orcheo_dispatch.live_runs
+     WHERE ((state = 'running' AND :with_running) OR (state <> 'running' AND :with_pending))
        AND (CAST(:workflow AS text) IS NULL OR workflow_id = :workflow)
      ORDER BY claimed_at DESC LIMIT :limit
 ), ended AS (
@@ -84,11 +81,7 @@ WITH pending AS (
 )
 SELECT run_id FROM pending UNION SELECT run_id FROM live UNION SELECT run_id FROM ended
 """)
-STUCK = text("""
-SELECT run_id FROM orcheo_dispatch.dispatch
- WHERE state = 'running' AND lease_expires_at < now()
- ORDER BY lease_expires_at LIMIT :limit
-""")
+STUCK = text("SELECT run_id FROM orcheo_dispatch.stuck_runs ORDER BY overdue_seconds DESC LIMIT :limit")
 LOST = text("""
 SELECT run_id
   FROM (SELECT run_id, outcome, settled_at FROM orcheo_dispatch.dispatch
@@ -102,16 +95,17 @@ SELECT run_id
 ROWS = text("""
 WITH rows AS (
     SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
-           d.lease_expires_at < now() AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
+           COALESCE(l.stuck, false) AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.settled_at END AS ended_at,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.outcome END AS outcome,
            CASE WHEN d.reason ~ '^[A-Za-z_][A-Za-z0-9_.]{0,79}$' OR d.reason = 'by hand' THEN d.reason END AS reason
       FROM workflow_runs AS r
       LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+      LEFT JOIN orcheo_dispatch.live_runs AS l ON l.run_id = r.id
      WHERE r.id = ANY (CAST(:run_ids AS text[]))
 )
 SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, attempts, reason, worker_id,
-       state = 'running' AND stuck AS stuck,
+       stuck,
        EXTRACT(epoch FROM now() - created_at)::float8 AS created_ago,
        EXTRACT(epoch FROM now() - COALESCE(ended_at, CASE WHEN state = 'running' THEN begun_at END, created_at))::float8
            AS changed_ago,
@@ -137,12 +131,10 @@ SELECT workflow_id
 # Processes seen lately, dead or alive, so that missing ones are shown too.
 PROCESSES = text("""
 SELECT kind, id::text AS id, host, pid, version, concurrency, running,
-       EXTRACT(epoch FROM now() - started_at)::float8 AS up_for,
-       EXTRACT(epoch FROM now() - seen_at)::float8 AS seen_ago,
-       seen_at > now() - make_interval(secs => :alive) AS alive
-  FROM orcheo_dispatch.process
+       EXTRACT(epoch FROM now() - started_at)::float8 AS up_for, seen_seconds_ago AS seen_ago, alive
+  FROM orcheo_dispatch.processes
  WHERE seen_at > now() - make_interval(secs => :missing)
- ORDER BY kind, seen_at > now() - make_interval(secs => :alive) DESC, host, started_at, id
+ ORDER BY kind, alive DESC, host, started_at, id
  LIMIT :limit
 """)
 
@@ -184,9 +176,7 @@ class Wanted:
     workflow: str | None = None
 
 
-def runs_of(
-    connection: Connection, wanted: Wanted, *, triggers: tuple[str, ...], every_trigger: bool, limit: int
-) -> list[dict[str, Any]]:
+def runs_of(connection: Connection, wanted: Wanted, *, limit: int) -> list[dict[str, Any]]:
     """Return runs, the last to begin, to end or to be created first."""
     status = wanted.status
     chosen = [outcome for each, outcomes in _OUTCOMES.items() if status in (None, each) for outcome in outcomes]
@@ -199,8 +189,6 @@ def runs_of(
         with_running=status in (None, Shown.RUNNING),
         outcomes=chosen,
         workflow=wanted.workflow,
-        triggers=list(triggers),
-        every_trigger=every_trigger,
     )
 
 

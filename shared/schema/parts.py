@@ -5,6 +5,9 @@ A test holds the names to what the migrations make.
 
 from __future__ import annotations
 
+import re
+from graphlib import TopologicalSorter
+
 from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.model import SCHEMA
@@ -13,13 +16,16 @@ FUNCTIONS = ("iso", "moved", "of_chatkit")
 """Without these no run is claimed, begins or ends."""
 INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell")
 VIEWS = (
+    "all_pending_runs",
     "allow_list",
     "begun_elsewhere",
     "ended_by_minute",
     "failures",
     "isolated_workflows",
+    "live_runs",
     "lost_runs",
     "oldest_transactions",
+    "our_pending_runs",
     "pending_ages",
     "pending_by_trigger",
     "pending_kpi",
@@ -36,13 +42,13 @@ VIEWS = (
     "workflow_latencies",
 )
 
-# In the order in which they were made, which is one in which they can be made again. Indexes of constraints are none.
+# Without the indexes of constraints.
 _PARTS = text("""
-SELECT p.oid, p.proname::text AS name, pg_get_functiondef(p.oid) AS definition
+SELECT p.proname::text AS name, pg_get_functiondef(p.oid) AS definition
   FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
  WHERE n.nspname = :schema AND p.proname NOT IN ('wake', 'begin_once')
  UNION ALL
-SELECT c.oid, c.relname::text,
+SELECT c.relname::text,
        CASE c.relkind WHEN 'i' THEN pg_get_indexdef(c.oid)
                       ELSE format('CREATE VIEW %I.%I AS %s', n.nspname, c.relname, pg_get_viewdef(c.oid)) END
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -53,8 +59,13 @@ SELECT c.oid, c.relname::text,
 
 
 def definitions(connection: Connection, schema: str = SCHEMA) -> dict[str, str]:
-    """Return the functions, indexes and views of the schema: what makes each, in an order that works."""
-    return {row.name: row.definition for row in connection.execute(_PARTS, {"schema": schema})}
+    """Return the functions, indexes and views of the schema with their SQL, each after those that it refers to."""
+    found = {row.name: row.definition for row in connection.execute(_PARTS, {"schema": schema})}
+    named = re.compile(rf"\b{re.escape(schema)}\.(\w+)")
+    order = TopologicalSorter(
+        {name: set(named.findall(sql)) & found.keys() - {name} for name, sql in found.items()}
+    ).static_order()
+    return {name: found[name] for name in order}
 
 
 def missing(connection: Connection) -> list[str]:

@@ -86,13 +86,13 @@ def test_filters_work_by_mouse_and_the_address_keeps_them(database: Database, se
     page.get_by_text("Failed", exact=True).click()
     expect(page.locator("#runs-rows .status.succeeded")).to_have_count(0)
     assert set(_words(page)) == {"failed"}
-    page.get_by_label("Workflow").select_option(label="Lead scoring")
+    page.get_by_role("combobox", name="Workflow").select_option(label="Lead scoring")
     expect(page.locator("#runs-rows tr", has_not_text="Lead scoring")).to_have_count(0)
     assert "status=failed&workflow=" in page.url
     page.reload()
     expect(page.locator("#runs-rows tr").first).to_contain_text("Lead scoring")
     assert set(_words(page)) == {"failed"}
-    expect(page.get_by_label("Workflow").locator("option:checked")).to_have_text("Lead scoring")
+    expect(page.get_by_role("combobox", name="Workflow").locator("option:checked")).to_have_text("Lead scoring")
 
 
 def test_filters_work_by_keyboard(database: Database, serve: Serve, look: Look) -> None:
@@ -184,9 +184,9 @@ def test_token_is_asked_for_once(database: Database, serve: Serve, look: Look) -
 def test_database_that_comes_back_is_told(database: Database, serve: Serve, look: Look) -> None:
     served = serve(database)
     page = look().open(served.url)
-    execute(database, "ALTER TABLE orcheo_dispatch.process RENAME TO away")
+    execute(database, "ALTER VIEW orcheo_dispatch.processes RENAME TO away")
     expect(page.locator("#problems")).to_contain_text("Postgres lacks a table", timeout=15_000)
-    execute(database, "ALTER TABLE orcheo_dispatch.away RENAME TO process")
+    execute(database, "ALTER VIEW orcheo_dispatch.away RENAME TO processes")
     expect(page.locator("#problems")).not_to_contain_text("Postgres lacks a table", timeout=15_000)
     assert json.loads(served.get("/overview.json")[2])["health"]["changes"]
 
@@ -208,7 +208,12 @@ def test_names_of_clients_turn_nothing_round_and_hide_nothing(database: Database
         " FROM unnest(%s::text[]) WITH ORDINALITY AS w(label, n)",
         texts,
     )
-    page = look().open(serve(database, triggers=("*",)).url)
+    execute(
+        database,
+        "INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, running, triggers)"
+        " VALUES (gen_random_uuid(), 'dispatcher', 'h', 1, '1', 1, 0, '{*}')",
+    )
+    page = look().open(serve(database).url)
     expect(page.locator("#runs-rows tr")).to_have_count(len(texts) + 1)
     titles = "...[...document.querySelectorAll('[title]')].map((node) => node.title)"
     shown = page.evaluate(f"[document.querySelector('main').textContent, {titles}].join('\\n')")

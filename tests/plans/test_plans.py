@@ -135,8 +135,6 @@ _CHOSEN: dict[str, Any] = {
     "with_running": True,
     "outcomes": ["succeeded", "failed", "timed_out", "lost", "cancelled", "skipped"],
     "workflow": None,
-    "triggers": ["webhook", "cron"],
-    "every_trigger": False,
 }
 _OF_THE_PAGE = {
     "hour": (overview.HOUR, {"hour_rows": 250_000, "sampled": 10_000}, {"dispatch_settled"}),

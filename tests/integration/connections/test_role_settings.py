@@ -48,7 +48,6 @@ from tests.support.database.session_settings import ALL_AT_ONCE, SINCE, WORKS, g
 from tests.support.database.views import views_of
 from tests.support.processes.processes import Stack, until
 
-_OURS: dict[str, Any] = {"triggers": ("webhook",), "every_trigger": False}
 _OUTPUT = {"text": 'a\\b "c" \u20ac', "float": 0.1 + 0.2, "at": "02.03.2026"}
 
 
@@ -109,7 +108,7 @@ def _execute(database: Database, succeeds: str, fails: str) -> None:
 def _is_shown(database: Database, run_id: str) -> None:
     created_at = read_run(database, run_id)["created_at"]
     with open_engine(settings_for(database.seen_by(Kind.DASHBOARD)), role="test") as engine:
-        status = read_status(engine, **_OURS)
+        status = read_status(engine)
         assert status.runs == {"failed": 1, "succeeded": 1}
         with console.capture() as shown:
             console.print(status_view(status))
@@ -118,8 +117,8 @@ def _is_shown(database: Database, run_id: str) -> None:
         story = read_story(engine, run_id, settings_for(database))
         assert story.created_at == created_at
         with transaction(engine, read_only=True) as connection:
-            assert read_figures(connection, **_OURS).processes
-            assert overview.runs_of(connection, overview.Wanted(), **_OURS, limit=10)
+            assert read_figures(connection).processes
+            assert overview.runs_of(connection, overview.Wanted(), limit=10)
             for view in sorted(views_of(database)):
                 connection.execute(text(f"SELECT * FROM {view}")).all()
     for kind in (Kind.DISPATCHER, Kind.WORKER):

@@ -114,7 +114,9 @@ def test_late_runs_are_those_older_than_five_minutes_that_are_ours(database: Dat
         found = _scrape(made)
     assert (found["pending_runs"], found["pending_late_runs"]) == (2, 2)
     assert 300 < found["pending_oldest_age_seconds"] < 400
-    with _backlog(database, redis_url, triggers="*") as made:
+    with store_of(database) as (_, engine):
+        Process(ProcessKind.DISPATCHER, triggers=("*",)).seen(engine)
+    with _backlog(database, redis_url) as made:
         assert _scrape(made)["pending_runs"] == 4
 
 

@@ -67,7 +67,7 @@ def _statements_of(kind: Kind) -> list[TextClause]:
         Kind.WORKER: _OF_A_WORKER_ALONE | _OF_BOTH,
         Kind.DASHBOARD: set(),
     }[kind]
-    read = [] if kind is Kind.WORKER else _QUERIES
+    read = [queries.PENDING, queries.DISPATCH, queries._PROCESSES] if kind is Kind.WORKER else _QUERIES
     if kind is Kind.DISPATCHER:
         read = [*read, *_GAUGES]
     return [text(revision._REVISION), *read, *(STATEMENTS[name] for name in sorted(names))]
@@ -124,10 +124,11 @@ def test_worker_begins_beats_and_settles(database: Database) -> None:
     assert read_run(database, run_id)["payload"]["output_payload"] == {"final_state": 1}
 
 
-def test_dashboard_reads_what_status_and_runs_show(database: Database) -> None:
+@pytest.mark.parametrize("kind", Kind)
+def test_every_role_reads_what_status_and_runs_show(database: Database, kind: Kind) -> None:
     insert_runs(database, 2)
-    with store_of(database.seen_by(Kind.DASHBOARD)) as (_, engine):
-        status = queries.read_status(engine, triggers=("webhook",), every_trigger=False)
+    with store_of(database.seen_by(kind)) as (_, engine):
+        status = queries.read_status(engine)
         assert (status.pending, status.runs) == (2, {"pending": 2})
         assert len(find_runs(engine, Wanted())) == 2
 
@@ -175,6 +176,8 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
     )
     ours = {"orcheo_dispatch.alembic_version", "orcheo_dispatch.dispatch", "orcheo_dispatch.process"}
     ours.add("orcheo_dispatch.isolation")
+    # `status` and `run` read them with every role.
+    ours |= {"orcheo_dispatch.all_pending_runs", "orcheo_dispatch.live_runs", "orcheo_dispatch.processes"}
     if kind is not Kind.WORKER:
         ours.add("orcheo_dispatch.ended")
     traces = {"execution_history", "execution_history_steps"}
@@ -182,6 +185,8 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
         Kind.DASHBOARD: views_of(database),
         Kind.DISPATCHER: {
             *traces,
+            "orcheo_dispatch.pending_kpi",
+            "orcheo_dispatch.stuck_runs",
             "orcheo_dispatch.unclaimed_runs",
             "orcheo_dispatch.begun_elsewhere",
             "orcheo_dispatch.isolated_workflows",

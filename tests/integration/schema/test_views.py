@@ -21,7 +21,10 @@ from tests.support.database.views import views_of
 
 _PRIVATE = "hunter2"
 _VERSIONS = Path(__file__).parents[3] / "shared" / "schema" / "migrations" / "versions"
-_FILES = [_VERSIONS / name for name in ("0002_views.sql", "0004_whose_runs.sql", "0005_isolation.sql")]
+_FILES = [
+    _VERSIONS / name
+    for name in ("0002_views.sql", "0004_whose_runs.sql", "0005_isolation.sql", "0006_one_definition.sql")
+]
 
 
 def _view(database: Database, name: str) -> list[dict[str, Any]]:
