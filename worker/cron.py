@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from orcheo_dispatch.shared.broker.app import CRON_IN_WORKER, broker_errors, connect, task_name
+from orcheo_dispatch.shared.broker.backoff import Backoff
 from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.cron.loop import CronLoop
 from orcheo_dispatch.shared.cron.record import CronRecord
@@ -27,7 +28,6 @@ from orcheo_dispatch.shared.settings.policies import CronMode
 _BLOCK_SECONDS = 4.0
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _LEAST_BLOCK_SECONDS = 0.1
-_RETRY_SECONDS = 1.0
 
 
 class QueuePrompts:
@@ -38,6 +38,7 @@ class QueuePrompts:
         client.set_retry(Retry(NoBackoff(), 0))
         self._client = client
         self._queue = queue
+        self._backoff = Backoff()
         self._stopping = threading.Event()
 
     def wait(self, seconds: float) -> bool:
@@ -48,13 +49,14 @@ class QueuePrompts:
                     [self._queue], timeout=min(max(seconds, _LEAST_BLOCK_SECONDS), _BLOCK_SECONDS)
                 )
         except BrokerError:
-            self._stopping.wait(min(seconds, _RETRY_SECONDS))
+            self._stopping.wait(min(seconds, self._backoff.next()))
             return False
         except Exception:
             if self._stopping.is_set():
                 # Whatever a connection raises that is closed under its reader.
                 return False
             raise
+        self._backoff.reset()
         return found is not None and task_name(found[1]) == CRON_IN_WORKER
 
     def stop(self) -> None:

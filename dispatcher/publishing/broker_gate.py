@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Collection
 
 import redis
 
 from orcheo_dispatch.shared.broker.app import probe_writing
+from orcheo_dispatch.shared.broker.backoff import Backoff
 from orcheo_dispatch.shared.broker.held import Held, held_claims
 from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.broker.state import BrokerState
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
-
-_BACKOFF_SECONDS = (0.25, 4.0)
 
 
 class BrokerGate:
@@ -26,7 +24,7 @@ class BrokerGate:
         self._broker = broker
         self._installation = installation
         self._state = BrokerState("publisher", metrics.broker_failed)
-        self._failures = 0
+        self._backoff = Backoff()
         self._retry_at = 0.0
 
     @property
@@ -48,7 +46,7 @@ class BrokerGate:
         except BrokerError as error:
             self.failed(error)
             return str(error)
-        self._failures = 0
+        self._backoff.reset()
         self._state.back()
         return None
 
@@ -63,8 +61,4 @@ class BrokerGate:
     def failed(self, error: BrokerError) -> None:
         """Note that Redis did not do what it was asked."""
         self._state.lost(error)
-        self._failures += 1
-        first, last = _BACKOFF_SECONDS
-        pause = min(last, first * 2 ** min(self._failures, 10))
-        # Full jitter, so that many dispatchers do not reconnect in step (AWS Architecture Blog, 2015).
-        self._retry_at = time.monotonic() + random.uniform(first, pause)  # noqa: S311
+        self._retry_at = time.monotonic() + self._backoff.next()

@@ -19,6 +19,7 @@ from redis.retry import Retry
 from orcheo_dispatch.dispatcher.wakeups.foreign import Foreign
 from orcheo_dispatch.dispatcher.wakeups.push import read_push
 from orcheo_dispatch.shared.broker.app import HINT_QUEUE, broker_errors, task_name
+from orcheo_dispatch.shared.broker.backoff import Backoff
 from orcheo_dispatch.shared.broker.sweep import Sweep
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.logs.lines import describe, log
@@ -34,7 +35,6 @@ OLD_INBOX = "orcheo.hints"
 _BLOCK_SECONDS = 4
 """Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
 _NUDGE_SECONDS = 0.05
-_RETRY_SECONDS = 1.0
 _SWEEP_SECONDS = 1.0
 _OLD_INBOX_MESSAGES = 1000
 
@@ -87,6 +87,7 @@ class HintListener:
 
     def _run(self) -> None:
         away, settled = False, False
+        backoff = Backoff()
         while not self._stopping.is_set():
             try:
                 with broker_errors(self._client):
@@ -99,6 +100,7 @@ class HintListener:
                     else:
                         self._listen()
                 away, settled = False, True
+                backoff.reset()
             except Exception as error:  # noqa: BLE001
                 if self._stopping.is_set():
                     # Whatever a connection raises that is closed under its reader.
@@ -109,7 +111,7 @@ class HintListener:
                 elif not away:
                     log.warning("hints_unavailable", reason=str(error))
                 away, settled = True, False
-                self._stopping.wait(_RETRY_SECONDS)
+                self._stopping.wait(backoff.next())
 
     def _listen(self) -> None:
         """Wait until there is a message and look at the one that is next; it stays where it is meanwhile.

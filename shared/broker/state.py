@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import threading
+import time
 from collections.abc import Callable
 
 from kombu.connection import Connection
 
+from orcheo_dispatch.shared.broker.backoff import Backoff
 from orcheo_dispatch.shared.broker.faults import Fault, classify, problem
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import error_line
-
-RETRY_SECONDS = 1.0
-"""Maximum delay between reconnection attempts to Redis (seconds), with 20 % jitter."""
-_FIRST_RETRY_SECONDS = 0.1
 
 
 class BrokerState:
@@ -55,14 +52,13 @@ class BrokerState:
 
 
 def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[], None] | None = None) -> Connection:
-    """Connect, for as long as it takes; `callback` is called between two tries and may raise to give up."""
-    connection.ensure_connection(
-        lambda error, _: broker.lost(error),
-        None,
-        interval_start=_FIRST_RETRY_SECONDS,
-        interval_step=_FIRST_RETRY_SECONDS,
-        # So that many processes do not come back in step.
-        interval_max=RETRY_SECONDS * random.uniform(0.8, 1.2),  # noqa: S311
-        callback=callback,
-    )
+    """Connect, for as long as it takes; `callback` is called after each failed attempt and may raise to give up."""
+    backoff = Backoff()
+
+    def failed(error: BaseException, _: float) -> None:
+        broker.lost(error)
+        time.sleep(backoff.next())
+
+    # Without pauses of kombu's own, which grow by addition and have no jitter.
+    connection.ensure_connection(failed, None, interval_start=0, interval_step=0, interval_max=0, callback=callback)
     return connection

@@ -21,7 +21,8 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError as KombuOperationalError
 
-from orcheo_dispatch.shared.broker.state import RETRY_SECONDS, BrokerState, reconnect
+from orcheo_dispatch.shared.broker.backoff import Backoff
+from orcheo_dispatch.shared.broker.state import BrokerState, reconnect
 from orcheo_dispatch.shared.consumer.channel import Channel, say_malformed
 from orcheo_dispatch.shared.consumer.intake import Intake
 from orcheo_dispatch.shared.process.progress import EXIT_STALLED, exit_now
@@ -44,6 +45,7 @@ class Consumer(CeleryConsumer):
         """Messages that came so far."""
         self._connected_at = float("-inf")
         self._given_up = False
+        self._backoff = Backoff()
         self._held = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         super().__init__(*args, **kwargs)
@@ -71,7 +73,7 @@ class Consumer(CeleryConsumer):
         super().on_connection_error_after_connected(exc)
         if time.monotonic() - self._connected_at < _STEADY_SECONDS:
             # It can be connected to but answers with errors: its disk is full, it is a replica, it is loading.
-            time.sleep(RETRY_SECONDS / 2)
+            time.sleep(self._backoff.next())
 
     @property
     def steady(self) -> bool:
@@ -87,6 +89,7 @@ class Consumer(CeleryConsumer):
         """Say that Redis is back, once a connection has held for a while: some accept and then refuse."""
         if self.connection is not None and time.monotonic() - self._connected_at >= _STEADY_SECONDS:
             self.broker.back()
+            self._backoff.reset()
 
     def may_take(self) -> bool:
         """Return whether to take one more message; from the event loop, before each."""
