@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit acceptance faults neighbours systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance faults neighbours systemd compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,12 @@ docs: $(INSTALLED)  ## The documentation site, strictly, into build/site
 
 unit: $(INSTALLED)  ## The quick half of the suite
 	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/plans tests/integration
+
+coverage: $(INSTALLED)  ## Share of the product's lines that unit and integration tests execute, in all processes
+	rm -rf build/coverage && mkdir -p build/coverage
+	COVERAGE_CORE=sysmon $(BIN)/coverage run -m pytest $(PARALLEL) tests/unit tests/plans tests/integration
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance

@@ -86,7 +86,6 @@ class Dispatcher:
             slots=self.slots,
             process=self.process,
             metrics=self.metrics,
-            steps=Steps(self._upkeep_engine, self.metrics),
         )
         gate = BrokerGate(self.broker, installation, self.metrics)
         queue_choice = QueueChoice(store, self.broker, installation, lease=settings.worker_lease)
@@ -104,8 +103,7 @@ class Dispatcher:
             self.engine,
             interval=settings.poll_interval,
             metrics=self.metrics,
-            on_polled=self.upkeep.polled,
-            on_tick=self.upkeep.ticked,
+            upkeep=self.upkeep,
         )
         self._consumer: Consumer | None = None
         self._progress: ProgressWatch | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 from sqlalchemy import Engine
 
 from orcheo_dispatch.dispatcher.poll import Poller, PollReport
+from orcheo_dispatch.dispatcher.upkeep import Upkeep
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.processes import Process, ticked_elsewhere
 from orcheo_dispatch.shared.logs.lines import describe, log
@@ -32,17 +32,15 @@ class PollLoop:
         *,
         interval: float,
         metrics: DispatcherMetrics,
-        on_polled: Callable[[], None],
-        on_tick: Callable[[Process], None],
+        upkeep: Upkeep,
     ) -> None:
-        """`on_polled` is called after each poll that succeeded, `on_tick` with the Beat of each tick."""
+        """`upkeep` is told of each poll that succeeded, and of the Beat of each tick; `interval` is in seconds."""
         self._poller = poller
         self._process = process
         self._engine = engine
         self._interval = interval
         self._metrics = metrics
-        self._on_polled = on_polled
-        self._on_tick = on_tick
+        self._upkeep = upkeep
         self._wake = threading.Condition()
         self._woken = False
         self._stopping = False
@@ -78,7 +76,7 @@ class PollLoop:
             self._ticked_at = time.monotonic()
             self._woken = True
             self._wake.notify()
-        self._on_tick(beat)
+        self._upkeep.ticked(beat)
         self._metrics.ticked()
         if self._beat_silent:
             self._beat_silent = False
@@ -133,7 +131,7 @@ class PollLoop:
         now = time.monotonic()
         if report.dispatches:
             self.polled_at = now
-            self._on_polled()
+            self._upkeep.polled()
         result: PollResult = "broker_away" if report.broker_error else "succeeded" if report.dispatches else "blocked"
         self._metrics.polled(result, now - began)
         _log_report(report)

@@ -67,7 +67,6 @@ class Upkeep:
         slots: RunSlots,
         process: Process,
         metrics: DispatcherMetrics,
-        steps: Steps,
     ) -> None:
         """`engine` and `store` are used by nobody else."""
         self._settings = settings
@@ -76,7 +75,7 @@ class Upkeep:
         self._slots = slots
         self._process = process
         self._metrics = metrics
-        self._steps = steps
+        self._steps = Steps(engine, metrics)
         self._admitter = Admitter(settings, store, process.id)
         self._round = _Due(INTERVAL_SECONDS)
         self._seen = _Due(SEEN_SECONDS)

@@ -27,6 +27,7 @@ from orcheo_dispatch.shared.schema.api_table import (
 )
 from orcheo_dispatch.shared.schema.begin_guard import set_guard
 from orcheo_dispatch.shared.schema.revision import current_revision
+from orcheo_dispatch.shared.schema.views import NEW, create_views, remove_views
 from orcheo_dispatch.shared.settings.model import Settings
 
 _LOCK_KEY = 0x0C4E_0D15
@@ -77,6 +78,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         _change(engine, connection, lambda: command.upgrade(_config(connection), "head"))
         after = current_revision(connection)
         made_again = _make_again(engine, connection)
+        _change(engine, connection, lambda: create_views(connection))
         set_guard(engine, on=True)
         if notify is not None:
             set_notify(engine, on=notify)
@@ -109,6 +111,8 @@ def migrate_back(settings: Settings, to: str) -> Migration:
             raise SchemaError(f"schema {SCHEMA} is at revision {before or 'none'}, which is not after {to}")
         set_notify(engine, on=False)
         set_guard(engine, on=to >= _GUARDED_SINCE)
+        if to != before:
+            _change(engine, connection, lambda: remove_views(connection))
         _change(engine, connection, lambda: command.downgrade(_config(connection), to))
         return Migration(
             before, to, index_created=False, index_present=indexes_are_valid(connection), notify=notifies(connection)
@@ -143,7 +147,8 @@ def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
     """
     gone = parts.missing(connection)
     connection.rollback()
-    if not gone:
+    if set(gone) <= set(NEW):
+        # Dropped by nobody: the last release did not have them. They are created with the views of this one.
         return ()
 
     def read() -> dict[str, str]:
@@ -151,6 +156,7 @@ def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
             connection.exec_driver_sql(f"ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_aside")
             connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
             command.upgrade(_config(connection), "head")
+            create_views(connection)
             definitions = parts.definitions(connection)
             anew.rollback()
         return definitions

@@ -117,11 +117,13 @@ def test_downgrade_leaves_nothing(orcheo_database: Database) -> None:
     from alembic import command
 
     from orcheo_dispatch.shared.schema import migrate as module
+    from orcheo_dispatch.shared.schema.views import remove_views
 
     settings = settings_for(orcheo_database)
     migrate(settings, index=False)
     engine = make_engine(settings, role="test", connections=1)
     with engine.connect() as connection:
+        remove_views(connection)
         command.downgrade(module._config(connection), "base")
         connection.commit()
         left = connection.execute(

@@ -23,7 +23,7 @@ _PRIVATE = "hunter2"
 _VERSIONS = Path(__file__).parents[3] / "shared" / "schema" / "migrations" / "versions"
 _FILES = [
     _VERSIONS / name
-    for name in ("0002_views.sql", "0004_whose_runs.sql", "0005_isolation.sql", "0006_one_definition.sql")
+    for name in ("0002_views.sql", "0004_whose_runs.sql", "0005_isolation.sql", Path("..", "..", "views.sql"))
 ]
 
 

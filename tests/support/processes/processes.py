@@ -169,4 +169,5 @@ class Stack:
 
 def _clean_environment() -> dict[str, str]:
     kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
-    return {name: os.environ[name] for name in kept if name in os.environ}
+    # The last are set by `make coverage`, so that the processes that tests start are measured as well.
+    return {name: value for name, value in os.environ.items() if name in kept or name.startswith("COVERAGE_")}

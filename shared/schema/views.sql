@@ -1,3 +1,5 @@
+-- Executed by each `migrate`, after the migrations: each statement may be repeated.
+--
 -- What is pending and ours, late, running without a valid lease, and alive: each defined by one view. The commands, the
 -- status page, the metrics and the other views read these four: all_pending_runs, our_pending_runs, live_runs, processes.
 
