@@ -61,11 +61,11 @@ _POLL_PATIENCE_SECONDS = 120.0
 _UPKEEP_PATIENCE_SECONDS = 600.0
 """A round returns up to a thousand slots, each a round trip to Redis."""
 _LOCK_TIMEOUT_SECONDS = 1.0
-"""The time that a step waits for a lock; rows that somebody holds are passed over without waiting."""
+"""The time that a step waits for a lock; locked rows are skipped without waiting."""
 
 
 class Dispatcher:
-    """All that a dispatcher process holds; `poll` alone needs no more than this either."""
+    """The collaborators of a dispatcher process; the command `poll` uses the same."""
 
     def __init__(self, settings: Settings, app: App, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
@@ -176,7 +176,7 @@ class Dispatcher:
         self._upkeep_engine.dispose()
 
     def _look_for_index(self) -> None:
-        """Say where polls will read all runs for want of the index on the pending ones; dispatch works all the same."""
+        """Warn if the index on pending runs is missing: polls then read the whole table, and dispatch still works."""
         try:
             with transaction(self.engine) as connection:
                 if not index_is_valid(connection):
@@ -223,7 +223,7 @@ class Dispatcher:
         try:
             ask_for_cron(self._app, self.broker, self._installation.cron)
         except BrokerError as error:
-            # Workers see by themselves that nobody dispatches.
+            # Workers notice on their own that no process dispatches.
             log.debug("cron_prompt_missing", reason=str(error))
 
 

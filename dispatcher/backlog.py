@@ -25,10 +25,10 @@ from orcheo_dispatch.shared.settings.policies import CronMode
 COUNTED = 25_000
 """Maximum number of pending runs that the view `pending_kpi` counts, so that the cost of a scrape is bounded."""
 FRESH_SECONDS = 5.0
-"""A reading is used for so long, however many scrape."""
+"""Maximum age of a reading that is served (seconds), whatever the number of scrapers."""
 _WAIT_SECONDS = 1.0
 _STALE_SECONDS = 15.0
-"""What is older is not shown: a number that stands still looks as if all were well."""
+"""A reading older than this (seconds) is not shown: a constant number would look healthy."""
 _STATEMENT_TIMEOUT_MILLISECONDS = 3000
 
 PENDING = text("SELECT pending, late, oldest_seconds AS oldest FROM orcheo_dispatch.pending_kpi")
@@ -61,7 +61,7 @@ class Backlog:
     """Collects for prometheus_client.
 
     One reading serves all who scrape within five seconds. It is made on a thread and a connection of its own, so
-    that neither a poll nor a scrape waits for a database that hangs.
+    that neither a poll nor a scrape waits for a database that does not answer.
     """
 
     def __init__(self, settings: Settings, installation: Installation, broker: redis.Redis) -> None:
@@ -77,7 +77,7 @@ class Backlog:
         self._closed = False
 
     def collect(self) -> Iterator[Any]:
-        """Yield the gauges. Where a server is unavailable its `_up` is 0, and what it would have told is left out."""
+        """Yield the gauges. If a server is unavailable, its `_up` is 0 and the gauges read from it are left out."""
         from prometheus_client.core import GaugeMetricFamily
 
         def gauge(name: str, what: str, value: float | None) -> Any:
@@ -133,7 +133,7 @@ class Backlog:
         )
 
     def close(self) -> None:
-        """Read no more, and close the connection; where a reading is under way, at its end."""
+        """Stop reading and close the connection; if a reading is in progress, when it ends."""
         with self._lock:
             self._closed = True
             if self._done is None:

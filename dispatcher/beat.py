@@ -54,7 +54,7 @@ _PATIENCE_INTERVALS = 5
 
 
 class TickScheduler(Scheduler):
-    """Celery's scheduler, which sends nothing while nobody takes what it sends, and logs a change of state once.
+    """Celery's scheduler; it sends nothing while nobody consumes what it sent, and logs each change of state once.
 
     The schedule is kept in memory: it holds nothing worth a file. Messages do not expire: an expiry is written
     by one host's clock and read by another's. Instead none is sent while a few wait.
@@ -86,7 +86,7 @@ class TickScheduler(Scheduler):
         queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
         if entry.task == CRON_IN_WORKER:
             if installation is None:
-                # To whose workers is not known. They see by themselves that nobody dispatches.
+                # The installation is not known. Its workers notice on their own that no process dispatches.
                 return
             queue = installation.cron
         entry.options["queue"] = queue
@@ -113,12 +113,12 @@ class TickScheduler(Scheduler):
         return reconnect(self.connection, self.broker, self._turn)
 
     def close(self) -> None:
-        """Say so, and end: there is nothing to save."""
+        """Log the end and close: there is nothing to save."""
         self._on_closing()
         super().close()
 
     def _leave_server(self) -> None:
-        """Connect anew for the next entry: where a server takes no writes any more its address leads to another."""
+        """Reconnect for the next entry: if a server became read-only, its address may lead to the new primary."""
         # Both are made when they are next used.
         self.__dict__.pop("producer", None)
         connection = self.__dict__.pop("connection", None)
@@ -133,8 +133,8 @@ class TickScheduler(Scheduler):
 def make_beat_app(settings: Settings) -> Celery:
     """Return the app whose schedule Beat runs. Several Beats do no harm: ticks are coalesced.
 
-    Beat is known to go on without ticking: wedged in a socket, or waiting for a host clock that was set back.
-    It is ended then, for its service manager to start it again; meanwhile dispatchers poll by themselves.
+    Beat can stay alive without ticking: blocked on a socket, or waiting for a host clock that was set back.
+    It then exits, so that its service manager restarts it; in the meantime dispatchers poll on their own.
     """
     app = make_app("orcheo-beat", settings, None)
     beat_id = str(uuid4())
@@ -148,7 +148,7 @@ def make_beat_app(settings: Settings) -> Celery:
         scheduler: TickScheduler = sender.scheduler
         installation.start()
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
-        # Not sent while Redis is unavailable, nor while nobody takes what was sent.
+        # Not sent while Redis is unavailable or while nobody consumes what was sent.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
         try:
             broker = condition("broker", lambda: scheduler.broker.problem, "Redis answers")

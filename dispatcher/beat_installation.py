@@ -1,4 +1,4 @@
-"""Find out which installation Beat belongs to: from the settings, or from the database once it answers.
+"""Determine which installation Beat belongs to: from the settings, or from the database once it answers.
 
 Beat needs no database: until it knows, its ticks go to the queue that every dispatcher on this Redis reads, as those of
 earlier releases do. A tick of another installation costs a dispatcher one poll.

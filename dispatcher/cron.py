@@ -80,7 +80,7 @@ class ApiCron:
         return CronReport(outcome, reason=f"{answer.status}: {why}")
 
     def _pause_after(self, answer: Answer) -> float:
-        """Return the seconds before the API may be asked again: as it says, else longer after each failure."""
+        """Return the delay before the next request to the API (seconds): its `Retry-After`, or exponential backoff."""
         seconds = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 20), _LONGEST_PAUSE_SECONDS)
         if answer.retry_after is not None:
             seconds = max(seconds, min(answer.retry_after, _LONGEST_RETRY_AFTER_SECONDS))
@@ -88,7 +88,7 @@ class ApiCron:
 
 
 class DispatcherCron:
-    """Cron in a dispatcher: through the API where the settings say so, else passed on to workers."""
+    """Cron in a dispatcher: through the API if the settings say so, otherwise forwarded to workers."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics, PollResult
 
 SILENT_INTERVALS = 5
-"""So many intervals without a tick, and the dispatcher polls by itself."""
+"""Number of poll intervals without a tick after which the dispatcher polls on its own."""
 _DATABASE_RETRY_SECONDS = 1.0
 _SEEN_SECONDS = 5.0
 _LOCK_TIMEOUT_SECONDS = 1.0
@@ -34,7 +34,7 @@ class PollLoop:
         metrics: DispatcherMetrics,
         upkeep: Upkeep,
     ) -> None:
-        """`upkeep` is told of each poll that succeeded, and of the Beat of each tick; `interval` is in seconds."""
+        """`upkeep` is notified of each successful poll and of the Beat of each tick; `interval` is in seconds."""
         self._poller = poller
         self._process = process
         self._engine = engine
@@ -121,7 +121,7 @@ class PollLoop:
                 log.warning("database_unavailable", reason=str(error))
             return _DATABASE_RETRY_SECONDS
         except Exception as error:  # noqa: BLE001
-            # A fault of ours must not end dispatching: say so, with the place, and go on.
+            # A bug must not stop dispatching: log it with its location and continue.
             self._metrics.polled("failed", time.monotonic() - began)
             log.error("poll_failed", **describe(error))
             return _DATABASE_RETRY_SECONDS

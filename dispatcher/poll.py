@@ -113,7 +113,7 @@ class Poller:
         )
 
     def _look(self) -> Look:
-        """Return what there is to do; everything, where that cannot be said."""
+        """Return what there is to do; everything, if the look fails."""
         self._failing = self._steps.failing
         look = self._steps.run("look", self._claimer.look, None)
         if look is None:

@@ -17,7 +17,7 @@ _WAITING, _DELIVERED = "waiting in Redis", "delivered"
 
 
 class ReapGate:
-    """Closed for a while after polls were held up: whatever held them up may have held up heartbeats as well.
+    """Closed for a while after polls were delayed: whatever delayed them may have delayed heartbeats as well.
 
     Workers then get two heartbeat intervals to renew their leases, and after an outage of the server a whole lease.
     """

@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.metrics.steps import StepName
 
 
 class Steps:
-    """Runs steps, and says once per change of state which of them fail and why.
+    """Runs steps and logs once per change of state which of them fail and why.
 
     A step fails where Postgres refuses it, where a lock is held for longer than it waits, or where it has a bug; then
     the next one is run. Only an unavailable server ends them all.
@@ -56,7 +56,7 @@ class Steps:
         return result
 
     def well(self, step: StepName) -> None:
-        """Note that this step succeeded, or has nothing to do any more."""
+        """Note that this step succeeded or had nothing to do."""
         if self._failing.pop(step, None) is not None:
             log.info("step_recovered", step=step)
 
@@ -76,7 +76,7 @@ class Steps:
 def unavailable(error: DatabaseError) -> bool:
     """Return whether the server is unavailable, or takes no writes: whatever is asked of it next fails as well.
 
-    An error class alone does not say so, since a trigger can raise any: the connection must have broken.
+    The error class alone is not sufficient, since a trigger can raise any: the connection must have broken.
     """
     if not error.answered or failure_of(error.__cause__) is Failure.READ_ONLY:
         return True

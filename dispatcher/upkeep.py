@@ -1,6 +1,6 @@
 """Work that can wait, on a thread and a connection of its own, so that claims never wait for it.
 
-Processes that are alive are noted, slots that a dead worker owed are returned, rows without a run are settled, what
+Live processes are recorded, slots due from a dead worker are returned, rows without a run are settled, what
 ended is counted, what is old is pruned.
 """
 
@@ -28,7 +28,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 INTERVAL_SECONDS = 30.0
 SLOT_PATIENCE_SECONDS = 15.0
-"""A worker notes the slots it gave back with its heartbeats; only what is due for longer is looked into."""
+"""A worker records the slots that it returned with its heartbeats; only slots due for longer (seconds) are checked."""
 SEEN_SECONDS = 5.0
 _BATCH = 1000
 _MOST_BEATS = 16
@@ -36,18 +36,18 @@ _CANCELLED_SECONDS = 86_400.0
 """The API's counter of slots, too, lives for a day."""
 _PROCESSES_SECONDS = 3600.0
 _TRACE_SECONDS = 120.0
-"""How long the traces of a reaped run are tried to be closed: somebody may hold one of them."""
+"""How long closing the traces of a reaped run is retried (seconds): a trace may be locked."""
 
 
 @dataclass(slots=True)
 class _Due:
-    """Something that is done now and then."""
+    """A periodic job."""
 
     every: float
     at: float = float("-inf")
 
     def now(self) -> bool:
-        """Return whether it is due, and have it due again later."""
+        """Return whether it is due; if so, schedule the next time."""
         now = time.monotonic()
         if now < self.at:
             return False
@@ -68,7 +68,7 @@ class Upkeep:
         process: Process,
         metrics: DispatcherMetrics,
     ) -> None:
-        """`engine` and `store` are used by nobody else."""
+        """`engine` and `store` are used only here."""
         self._settings = settings
         self._engine = engine
         self._store = store
@@ -110,7 +110,7 @@ class Upkeep:
         return began_at is not None and time.monotonic() - began_at > seconds
 
     def polled(self) -> None:
-        """Note that a poll succeeded: only then is the dispatcher said to be alive."""
+        """Note that a poll succeeded: only then is the dispatcher recorded as alive."""
         with self._wake:
             self._polled = True
             self._wake.notify()
@@ -118,7 +118,7 @@ class Upkeep:
     def ticked(self, beat: Process) -> None:
         """Note that this Beat is alive."""
         with self._wake:
-            # Whoever can write to Redis can forge ticks of any number of them.
+            # Anyone who can write to Redis can forge ticks of any number of Beats.
             if len(self._beats) < _MOST_BEATS:
                 self._beats[beat.id] = beat
 
@@ -223,7 +223,7 @@ class Upkeep:
             self._return_slots(older_than=0.0)
 
     def _prune(self) -> None:
-        """Prune one batch. After a full one the next follows at once: one each 30 s would be 2,000 runs a minute."""
+        """Prune one batch. After a full one the next follows at once: one per 30 s would be 2,000 runs per minute."""
         self._more_to_prune = False
         pruned = self._store.prune(retention=self._settings.retention, batch=_BATCH)
         self._more_to_prune = pruned == _BATCH

@@ -45,7 +45,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # Who read has gone, as `head` does; what is still buffered must not fail once more at the end.
+        # The reader has closed the pipe, as `head` does; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user
@@ -127,7 +127,7 @@ app.command()(hosting.units)
 
 @app.command()
 def poll(as_json: Json = False) -> None:
-    """Poll once, by hand: reap, reconcile, claim, publish. Exits 4 where Redis is unavailable."""
+    """Poll once: reap, reconcile, claim, publish. Exits 4 if Redis is unavailable."""
     settings = ready(writes=True)
     refuse_unusable_broker(settings)
     from dataclasses import asdict

@@ -33,7 +33,7 @@ _MOST_ERROR_CHARACTERS = 20_000
 
 
 class PlainConsole(Console):
-    """Shows strings as they are, made harmless, and lets nothing else through that a terminal would obey."""
+    """Shows strings literally, with control characters escaped, so that the terminal executes nothing in them."""
 
     def render_str(self, text: str, **_: Any) -> Text:
         """Return a string as text: neither markup nor emoji codes nor escape sequences mean anything."""
@@ -83,7 +83,7 @@ def print_json_line(value: Any) -> None:
 
 
 def status_view(status: Status) -> RenderableType:
-    """Return the state of the whole: the promise first, then runs, then who is alive."""
+    """Return the whole status: the promise first, then runs, then live processes."""
     promise = Table(title="pending", title_justify="left", show_header=False, box=None, pad_edge=False)
     late = Text(f"{status.late_share:.1%} ({status.late_pending}), promise of 0 % ")
     late.append_text(_coloured("kept", "green") if status.late_pending == 0 else _coloured("broken", "red"))
@@ -141,7 +141,7 @@ def until_text(until: datetime | None) -> str:
 
 
 def _elsewhere_view(runs: int | None) -> list[RenderableType]:
-    """Return a line where somebody else begins runs."""
+    """Return a warning if another process begins runs."""
     if not runs:
         return []
     return [
@@ -183,7 +183,7 @@ def runs_view(rows: Sequence[RunRow]) -> RenderableType:
 
 
 def unclaimed_view(rows: Sequence[Unclaimed]) -> RenderableType:
-    """Return a table of runs that nobody will claim, and what to do about each."""
+    """Return a table of runs that no dispatcher will claim, and what to do about each."""
     table = Table("run", "workflow", "by", "created", "reason", "how to fix it")
     for row in rows:
         table.add_row(row.run_id, row.workflow_id[:8], row.triggered_by, ago(row.age), row.reason, row.mend)
@@ -201,7 +201,7 @@ def away_view(error: DatabaseError) -> RenderableType:
 
 
 def looked_view(interval: float | None) -> RenderableType:
-    """Return when this was looked at, by this host's clock, and how to leave."""
+    """Return the time of this reading, by this host's clock, and how to quit."""
     leave = f", again in {interval:g} s, Ctrl-C ends" if interval is not None else ""
     return Text(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}{leave}", style="dim")
 

@@ -4,7 +4,7 @@ DispatchError                  the command prints it as one line and exits with 
 |-- SettingsError         2    a setting or an argument is wrong
 |-- DatabaseError         3    Postgres is unavailable, refuses us, or lacks what we need
 |   |-- SchemaError       3    Orcheo's tables or our schema are missing or too old
-|   |-- RowLockedError    3    somebody holds a row for longer than we are willing to wait
+|   |-- RowLockedError    3    a row is locked for longer than the lock timeout
 |   |-- ConflictError     3    other transactions made Postgres roll ours back, several times in a row
 |   `-- RefusedError      3    Postgres will never take a value: a constraint, a trigger, a policy or a limit
 `-- BrokerError           4    Redis is unavailable or refuses us
@@ -35,7 +35,7 @@ class SettingsError(DispatchError):
 class DatabaseError(DispatchError):
     """Postgres is unavailable or refuses a statement.
 
-    `answered` tells the two apart: the server reported an error and the session goes on, so that other statements may
+    `answered` distinguishes the two: the server reported an error and the session is usable, so other statements may
     succeed. A trigger can raise any SQLSTATE, those of outages included, so neither the SQLSTATE alone nor the class of
     the error does.
     """
@@ -55,7 +55,7 @@ class DatabaseError(DispatchError):
         self.sqlstate = sqlstate
         self.answered = answered
         self.in_doubt = in_doubt
-        """The connection broke after the transaction had begun: it may have been committed all the same."""
+        """The connection broke after the transaction had begun: it may have been committed."""
         self._cause = cause
 
     @property
@@ -69,7 +69,7 @@ class SchemaError(DatabaseError):
 
 
 class RowLockedError(DatabaseError):
-    """Somebody holds a row for longer than we are willing to wait; nothing was changed."""
+    """A row is locked for longer than the lock timeout; nothing was changed."""
 
 
 class ConflictError(DatabaseError):

@@ -44,7 +44,7 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
         try:
             claims = [] if _wants_more(self.request) else read_claims(args, kwargs)
             if not claims:
-                # Nor is anything done that such a message wants to be done afterwards.
+                # Callbacks that such a message names are not executed either.
                 lifecycle.metrics.message_taken("malformed")
                 raise Ignore
             take(lifecycle.runtime, claims, returns=_returns_of(self.request))

@@ -1,6 +1,6 @@
 """Begin the runs of a message in one statement, or in parts if that fails, and each exactly once.
 
-- A run whose row somebody holds is tried again for `LOCK_SECONDS`, while the others execute; then it is reported as
+- A run whose row is locked is retried for `LOCK_SECONDS`, while the others execute; then it is reported as
   `locked`.
 - A run whose begin Postgres refuses, whatever the reason, fails with that reason.
 - Where the connection broke, the begin may have been committed although its answer was lost. Then we begin again, and
@@ -25,10 +25,10 @@ from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 
 LOCK_SECONDS = 0.25
-"""How long the others of a message wait at most, at its end, for a row that somebody holds."""
+"""Maximum time that the end of a message is delayed by a locked row (seconds)."""
 STATEMENT_SECONDS = 3.0
 REFUSED = "refused"
-"""Postgres refuses the begin of the run, which has failed if it let us say so."""
+"""Postgres refuses the begin of the run; the run has failed, unless Postgres refused that as well."""
 UNAVAILABLE = "unavailable"
 """Postgres is unavailable: the claim has a lease, and the dispatcher reconciles it when that has expired."""
 _ATTEMPTS = 3
@@ -72,7 +72,7 @@ class Beginner:
     def begin(self, claims: Sequence[Claim]) -> Iterator[Begun]:
         """Yield an answer to each of these claims, as they come. Never raises on account of a run or of Postgres."""
         with self._lock:
-            # The same message twice: whoever is first may still be looking for what it has begun.
+            # The same message twice: the first one may still be checking what it has begun.
             fresh = dict.fromkeys(claim for claim in claims if claim not in self._under_way)
             self._under_way.update(fresh)
         try:
@@ -114,7 +114,7 @@ class Beginner:
         )
 
     def _sort(self, message: _Message, started: float, answers: list[Answer]) -> Iterator[Begun]:
-        """Yield what is final; what was begun before, without our knowing, among it."""
+        """Yield final answers, including runs that an earlier attempt began without receiving the answer."""
         final: list[Answer] = []
         stale: list[Claim] = []
         for answer in answers:

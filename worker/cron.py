@@ -26,7 +26,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import CronMode
 
 _BLOCK_SECONDS = 4.0
-"""Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
+"""Shorter than the client's socket timeout, after which a silent connection counts as dead (seconds)."""
 _LEAST_BLOCK_SECONDS = 0.1
 
 

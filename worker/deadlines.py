@@ -12,7 +12,7 @@ LOOK_SECONDS = 0.1
 
 
 class Deadlines:
-    """Looks at every run again and again, from a thread: the loop itself may be held by one of them.
+    """Checks every run periodically, on a thread: one of them may block the event loop.
 
     A look costs less than a microsecond a run. There is no timer a run: of a thousand runs a second, which take
     milliseconds and may take an hour, each would leave one behind.
@@ -29,7 +29,7 @@ class Deadlines:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more: there are no runs left."""
+        """Stop checking: no runs are left."""
         self._stopping.set()
         self._thread.join()
 

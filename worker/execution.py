@@ -23,9 +23,9 @@ class Stop(Enum):
     """The API cancelled it."""
     TIMED_OUT = auto()
     LOST = auto()
-    """Its fence moved: it is somebody else's now."""
+    """Its fence has changed: another process has claimed it."""
     LEASE_OVER = auto()
-    """Postgres could not be reached for a lease: somebody else may take the run for lost by now."""
+    """Postgres was unreachable for a whole lease: a dispatcher may have reaped the run."""
     DRAINED = auto()
 
 
@@ -35,7 +35,7 @@ class How(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     REJECTED = "rejected"
-    """Its executor says that it must not be executed."""
+    """Its executor rejected it."""
     STOPPED = "stopped"
     CRASHED = "crashed"
     """Its code ended the runner."""
@@ -126,7 +126,7 @@ class Execution:
         return True
 
     def end(self, result: Result) -> None:
-        """Note how it ended, once, and have it settled."""
+        """Record how it ended, once, and pass it on to be settled."""
         with self._lock:
             if self.result is not None:
                 return
@@ -177,7 +177,7 @@ class Executions:
                 self._running[execution.claim] = execution
 
     def remove(self, executions: Iterable[Execution]) -> None:
-        """Let go of runs that are settled."""
+        """Remove settled runs."""
         with self._changed:
             for execution in executions:
                 self._running.pop(execution.claim, None)
@@ -191,7 +191,7 @@ class Executions:
             return self._running.get(claim)
 
     def wait_until_none(self) -> None:
-        """Wait until every run is settled, for as long as that takes; signals are handled meanwhile."""
+        """Wait until every run is settled, without a limit; signals are still handled."""
         with self._changed:
             while self._running or self._reserved:
                 self._changed.wait(1.0)

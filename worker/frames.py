@@ -1,8 +1,8 @@
 """Frames between the main process of a worker and a runner: length-prefixed MessagePack.
 
 Down go orders, up goes what became of them. A frame holds bytes and texts that are stored as they are, never objects:
-the main process decodes nothing that a workflow could have made of its own types. Nothing is trusted because a runner
-says so: workflow code can write to its runner's socket. So a run's key counts only where its runner has that run.
+the main process decodes no types that a workflow could define. A frame is not trusted because a runner
+sent it: workflow code can write to its runner's socket. So a run's key is accepted only from the runner that has it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Rows(Frame, frozen=True, tag="rows"):
 
 
 class Hasten(Frame, frozen=True, tag="hasten"):
-    """Somebody waits for the rows that were sent before."""
+    """The sender waits for the rows that were sent before."""
 
 
 class Pong(Frame, frozen=True, tag="pong"):

@@ -8,9 +8,9 @@ What Postgres refuses for one run, a trigger say, costs the lease of that run al
 (`shared/database/apart.py`), and the refused one is tried last, by itself, from then on. A statement may take a tenth
 of the lease, more where none has succeeded, so that all other runs are renewed within a lease.
 
-A row that somebody holds is skipped, the others are renewed, and it is tried again several times between two beats.
-Its run need not stop, however long that lasts: nobody can reap, requeue, claim or begin it without a lock on the same
-row, and the dispatchers skip what is locked as we do. When the row is let go after the lease has expired, either we
+A locked row is skipped, the others are renewed, and it is retried several times between two heartbeats.
+Its run need not stop, however long that takes: no process can reap, requeue, claim or begin it without a lock on that
+row, and dispatchers skip locked rows as well. When the row is unlocked after the lease has expired, either we
 renew it first, or a dispatcher reaps it; then the next attempt, a fraction of a second later, finds it lost and stops
 it, and until then the fence guards all that it writes.
 """
@@ -88,7 +88,7 @@ class Heartbeat:
     def stop_what_was_not_renewed(self) -> None:
         """Give up the runs whose leases have expired: a stale holder stops itself.
 
-        For another thread than the heartbeat's own, which may be waiting for a connection that is dead.
+        Called from another thread, since the heartbeat's own may be waiting on a dead connection.
         """
         now = time.monotonic()
         for execution in self._executions:
@@ -128,10 +128,10 @@ class Heartbeat:
             suspects = [claim for claim in self._refused if claim in claims]
             until = time.monotonic() + self._interval
             try:
-                # Without any, too: whether Postgres can be reached is to be known.
+                # Also without runs, to learn whether Postgres can be reached.
                 self._renew_some([claim for claim in claims if claim not in self._refused])
                 for claim in suspects:
-                    # Whoever is tried last this time comes first the next time.
+                    # Those tried last this time come first the next time.
                     self._refused[claim] = self._refused.pop(claim)
                     self._renew_some([claim])
                     if time.monotonic() >= until:
@@ -169,7 +169,7 @@ class Heartbeat:
             if claim not in held:
                 self._stop(execution, Stop.LOST, "run_lost")
                 continue
-            # Whoever holds the row keeps everybody else from it as well.
+            # The lock on the row keeps every other process from it as well.
             self._renewed_at[claim] = began
             if held[claim]:
                 self._held = [each for each in self._held if each != claim]

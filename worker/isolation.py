@@ -19,14 +19,14 @@ from orcheo_dispatch.shared.settings.policies import WorkerIsolation
 
 REFRESH_SECONDS = 2.0
 _PAUSE_SECONDS = 0.2
-"""Between two looks at least, however often there is something to write."""
+"""Minimum pause between two reads (seconds), however often there is something to write."""
 _FIRST_SECONDS = 5.0
 """How long a start waits for what the ledger knows; runs that begin before it is read share a runner."""
 _STOP_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
 """For one look: each of its transactions waits for a connection and for a statement, both with timeouts below this."""
 _WRITTEN_AT_A_TIME = 10
-"""Each may wait a second for a row that somebody holds, and reading must not wait for long."""
+"""Each may wait a second for a locked row, and reading must not be delayed for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Isolation:
         self._suspected.add(run.workflow_version_id)
 
     def acquit(self, run: Run) -> None:
-        """Suspect a version no more: a run of it has been alone, and ended by itself. What was convicted stays so."""
+        """Clear the suspicion of a version: one of its runs was alone and ended by itself. A conviction stays."""
         self._suspected.discard(run.workflow_version_id)
 
     def _is_known(self, run: Run) -> bool:
@@ -128,7 +128,7 @@ class Isolation:
                 self._wake.clear()
             self._look()
         finally:
-            # Here, where nothing is under way: a connection that is in use would be left open.
+            # Here, while no statement is running: a connection in use would be left open.
             self._engine.dispose()
 
     def _look(self) -> None:
@@ -137,7 +137,7 @@ class Isolation:
         for step in (self._write, self._read):
             try:
                 problem = step() or problem
-            except Exception as error:  # noqa: BLE001 - this thread must not end: say so, and try again
+            except Exception as error:  # noqa: BLE001 - this thread must not end: log it and retry
                 problem = _fields(error)
         self._tell(problem)
 
@@ -151,7 +151,7 @@ class Isolation:
         for version, harm in harms.items():
             try:
                 self._isolations.record_harm(harm.workflow_id, version, harm.reason, times=harm.times)
-            except Exception as error:  # noqa: BLE001 - one that cannot be written must not hold up the others
+            except Exception as error:  # noqa: BLE001 - one that cannot be written must not delay the others
                 problem = _fields(error)
                 with self._lock:
                     later = self._unwritten.pop(version, None)

@@ -63,7 +63,7 @@ class Lifecycle:
         self._health: HealthServer | None = None
         self._left = False
         self._consumer: Consumer | None = None
-        # Celery's own count goes down only after the task has returned, when nobody is woken any more.
+        # Celery's own count decreases only after the task has returned, when no waiter is notified any more.
         self._in_hand = 0
         self._in_hand_lock = threading.Lock()
         self._progress: ProgressWatch | None = None
@@ -127,7 +127,7 @@ class Lifecycle:
         return runtime is None or runtime.runners.starter.problem is not None or runtime.executions.full
 
     def gives_back(self) -> bool:
-        """Return whether a message that comes all the same goes back to Redis."""
+        """Return whether a message that still arrives goes back to Redis."""
         runtime = self._runtime
         return runtime is not None and runtime.executions.full and runtime.runners.starter.problem is None
 
@@ -225,7 +225,7 @@ class Lifecycle:
 
 
 def _end_for_certain() -> None:
-    """End the process, though a thread that a run has left behind goes on: Python would wait for it."""
+    """Exit even if a run left a thread running: Python would wait for it."""
     time.sleep(_END_SECONDS)
     log.warning("threads_abandoned", threads=sum(not thread.daemon for thread in threading.enumerate()) - 1)
     os._exit(state.should_stop or 0)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
     """Begin these runs, as far as there is room, and have them executed; return those that execute now.
 
-    What there is no room for goes back to Redis, and so does what somebody holds the row of. Never raises on account
+    Runs without room go back to Redis, and so do runs whose rows are locked. Never raises because
     of a run or of Postgres: what could not begin has a lease, and the dispatcher reconciles it when that has expired.
     """
     room = reserved = runtime.executions.reserve(len(claims))
@@ -146,7 +146,7 @@ def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
     try:
         runtime.wire.hand_back(claims)
     except BrokerError as error:
-        # They are pending again, and claimed anew.
+        # They are pending again and will be claimed again.
         runtime.metrics.broker_failed()
         parts = write_apart(claims, lambda some: runtime.store.release(some, reason="no_room"))
         released = sum(part.result or 0 for part in parts)

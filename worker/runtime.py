@@ -59,7 +59,7 @@ class Runtime:
         on_room: Callable[[], None] | None = None,
         on_stalled: Callable[[], None] | None = None,
     ) -> None:
-        """`on_room` is called when there is room for a run again, `on_stalled` when this process cannot go on."""
+        """`on_room` is called when there is room for a run again, `on_stalled` when this process cannot continue."""
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
@@ -123,7 +123,7 @@ class Runtime:
         began = time.monotonic()
         self.isolation.start()
         self.runners.start()
-        # Before the ledger knows this worker: one that it knows and that does not say so is of an earlier release.
+        # Before the ledger lists this worker: a listed worker without this note is of an earlier release.
         self._old_queue.start()
         self.upkeep.start()
         self.heartbeat.start()
@@ -153,7 +153,7 @@ class Runtime:
     def drain(self, *, at_once: bool = False) -> None:
         """Let the runs under way finish for the drain time, then stop them; `at_once`, or again, to stop them now.
 
-        Returns at once. Celery takes no more messages by then, and gives back to Redis what it had not started.
+        Returns at once. Celery has stopped taking messages by then and returns unstarted ones to Redis.
         """
         if self._drain is not None:
             threading.Thread(target=self._stop_runs, name="stop", daemon=True).start()

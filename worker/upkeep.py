@@ -1,7 +1,7 @@
 """Exchange with Postgres what is due at each heartbeat interval, except renewing leases.
 
 That it is alive, that run slots were given back, and which of its runs the API has ended. A thread and a connection of
-its own: it may wait for a lock on the API's table, for `LOCK_SECONDS` a round, and costs no lease meanwhile. Each of
+its own: it may wait for a lock on the API's table, up to `LOCK_SECONDS` per round, and costs no lease. Each of
 the three is done whatever becomes of the others.
 """
 
@@ -102,7 +102,7 @@ class Upkeep:
             if part.error is None:
                 continue
             if part.one:
-                # It stays due, and the dispatcher returns it once more, to no effect.
+                # It stays due, and the dispatcher returns it again, without effect.
                 log.warning("slot_not_noted", run_id=part.items[0], error=part.error.what)
                 continue
             self.note_slots_returned(part.items)

@@ -24,7 +24,7 @@ type Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the database says at one instant, but for the runs that somebody chose to see. Seconds throughout."""
+    """Figures of the database at one instant, without the runs that a reader selected. Durations in seconds."""
 
     read_at: str
     promise: Row

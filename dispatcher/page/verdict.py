@@ -17,7 +17,7 @@ _REMEMBERED = 20
 
 
 class Level(StrEnum):
-    """How things are. Degraded: runs go on, but somebody should look."""
+    """Overall state. Degraded: runs are executed, but an operator should look."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"

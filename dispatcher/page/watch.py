@@ -1,7 +1,7 @@
 """Read the database for all browsers on one thread: a request never waits for a query, and a poll never for a page.
 
-It reads every two seconds while somebody looks, and now and then while nobody does, so that "since when" is known.
-It rests twenty times as long as it reads: a slow database is not made slower by those who look at it.
+It reads every two seconds while a reader is active and occasionally otherwise, so that "since when" is known.
+It pauses twenty times as long as a read took, so that readers do not slow down a slow database.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FRESH_SECONDS = 2.0
 _IDLE_SECONDS = 15.0
 _SHARE = 20.0
 _GAP_SECONDS, _GAP_SHARE = 0.2, 4.0
-"""Somebody who asks for other runs gets them sooner, but not at once: nobody keeps the database busy by asking."""
+"""Minimum pause before a newly selected list of runs is read (seconds); selecting must not load the database."""
 _PATIENCE_SECONDS = 1.5
 _WATCHED_SECONDS = 15.0
 _CHOICES = 8
@@ -98,7 +98,7 @@ class Watch:
         return Seen(self._judge(), figures, runs, names, ago)
 
     def _choose(self, wanted: Wanted) -> _Choice:
-        """Keep in mind what somebody looks at: of the last few, the one that was asked for last comes last."""
+        """Remember the selection of a reader: the most recent one comes last, and only the last few are kept."""
         choice = self._choices.pop(wanted, None) or _Choice(0.0)
         choice.asked_at = time.monotonic()
         self._choices[wanted] = choice
@@ -129,7 +129,7 @@ class Watch:
         try:
             self._read_on()
         finally:
-            # Here, where nothing is under way: a connection that is in use would be left open.
+            # Here, while no statement is running: a connection in use would be left open.
             self._engine.dispose()
 
     def _read_on(self) -> None:
@@ -176,7 +176,7 @@ class Watch:
                 names = names_of(connection, _workflows(figures, [*wanted], [*runs.values()]))
         except DatabaseError as error:
             return _trouble_of(error)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must not end the thread: say so, with the place
+        except Exception as error:  # noqa: BLE001 - a bug must not end the thread: log it with its location
             log.error("page_read_failed", **describe(error))
             return verdict.DATABASE_SLOW
         with self._change:

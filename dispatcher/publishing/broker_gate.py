@@ -34,7 +34,7 @@ class BrokerGate:
 
     @property
     def delay(self) -> float:
-        """Seconds until Redis is asked again."""
+        """Seconds until the next attempt to reach Redis."""
         return max(0.0, self._retry_at - time.monotonic())
 
     def probe(self) -> str | None:

@@ -48,7 +48,7 @@ class Outgoing:
 
     @property
     def delay(self) -> float:
-        """Seconds until Redis is asked again."""
+        """Seconds until the next attempt to reach Redis."""
         return self._gate.delay
 
     def probe(self) -> str | None:

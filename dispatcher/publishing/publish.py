@@ -65,7 +65,7 @@ def claims_per_message(claims: int, workers: Workers) -> int:
     """Return how many claims a message is to carry.
 
     A message costs Celery some milliseconds, whatever it carries. One is best for latency and for an even spread,
-    so there are more only where many claims go out at once: then each worker gets its share all the same.
+    so a message carries more only if many claims are published at once: each worker then still gets its share.
     """
     share = claims // (_MESSAGES_A_WORKER * max(1, workers.alive))
     return max(1, min(share, workers.smallest // _MESSAGES_OF_CAPACITY, MAX_CLAIMS_PER_MESSAGE))

@@ -19,7 +19,7 @@ from orcheo_dispatch.shared.logs.lines import log
 
 _FRESH_SECONDS = 5.0
 _CONFIRM_SECONDS = 2.0
-"""A Redis that came back empty has no notes of workers, until each has written its own again, within a second."""
+"""An emptied Redis has no notes of workers until each has written its own again, within a second."""
 
 
 class QueueChoice:
@@ -64,9 +64,9 @@ class QueueChoice:
                 if not survey.new and (moved := self._readers.put_back()):
                     log.warning("messages_returned", queue=self._installation.old_runs, messages=moved)
         except BrokerError:
-            # Publishing fails as well, and says why.
+            # Publishing fails as well, and reports the reason.
             return self._queue
         except DatabaseError:
-            # The poll says so.
+            # The poll reports it.
             return self._queue
         return self._installation.old_runs

@@ -8,14 +8,14 @@ from orcheo_dispatch.shared.broker.app import HINT_QUEUE
 from orcheo_dispatch.shared.logs.lines import log
 
 KEPT_SECONDS = 3600.0
-"""A push of a run that is not in our table is left to another installation for so long, then removed."""
+"""Time (seconds) for which a push of an unknown run is left to another installation before it is removed."""
 _KEPT_RUNS = 10_000
 _TASKS_NAMED = 100
 _SAY_SECONDS = 600.0
 
 
 class Foreign:
-    """Remembers which pushes are others', and says once who else uses the queue. Not thread-safe."""
+    """Remembers which pushes belong to others, and logs once who else uses the queue. Not thread-safe."""
 
     def __init__(self) -> None:
         self._kept: dict[str, float] = {}
@@ -24,7 +24,7 @@ class Foreign:
 
     @property
     def said(self) -> bool:
-        """Whether it has been said that the queue has other users."""
+        """Whether other users of the queue have been logged."""
         return bool(self._named or self._kept)
 
     def say_task(self, name: str | None) -> None:

@@ -1,7 +1,7 @@
 """Read the API's pushes as hints: each wakes the dispatcher and names a run and its workspace.
 
 With ORCHEO_INPROCESS_EXECUTION=false the API publishes a Celery message for each run to queue `celery`.
-A queue that nobody empties would grow for ever, so it is emptied: of the API's messages, and of those of Orcheo's
+A queue without a consumer would grow without bound, so it is emptied: of the API's messages, and of those of Orcheo's
 own Beat. A message of anybody else stays where it is, and so does a push of another installation.
 """
 
@@ -31,14 +31,14 @@ _NEEDLE = "orcheo_backend.worker.tasks."
 """Part of both names."""
 
 OLD_INBOX = "orcheo.hints"
-"""Where earlier releases looked at a message: one that died there may have left some."""
+"""List in which earlier releases inspected a message: a process that died may have left some there."""
 _BLOCK_SECONDS = 4
-"""Shorter than the client's socket timeout, which takes a longer silence for a dead connection."""
+"""Shorter than the client's socket timeout, after which a silent connection counts as dead (seconds)."""
 _NUDGE_SECONDS = 0.05
 _SWEEP_SECONDS = 1.0
 _OLD_INBOX_MESSAGES = 1000
 
-# Back to the end of the queue that it came from; once, whoever else has seen it in the inbox.
+# Back to the end of the queue that it came from; once, even if another process has seen it in the inbox.
 _RETURN = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('RPUSH', KEYS[2], ARGV[1]) end
 """
@@ -77,7 +77,7 @@ class HintListener:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Stop listening; a message that was being looked at stays in Redis."""
+        """Stop listening; a message that was being inspected stays in Redis."""
         self._stopping.set()
         deadline = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < deadline:
@@ -106,7 +106,7 @@ class HintListener:
                     # Whatever a connection raises that is closed under its reader.
                     return
                 if not isinstance(error, BrokerError | DatabaseError):
-                    # A fault of ours must not end the thread: nobody else empties the queue.
+                    # A bug must not end the thread: nothing else empties the queue.
                     log.error("hints_failed", **describe(error))
                 elif not away:
                     log.warning("hints_unavailable", reason=str(error))
@@ -114,7 +114,7 @@ class HintListener:
                 self._stopping.wait(backoff.next())
 
     def _listen(self) -> None:
-        """Wait until there is a message and look at the one that is next; it stays where it is meanwhile.
+        """Wait for a message and inspect the next one; it stays in its place in the meantime.
 
         To move the last message of a list to the end of the same list changes nothing, and waits while there is none.
         So no message is ever out of its place: another application's consumer finds each in its order.
@@ -125,15 +125,15 @@ class HintListener:
         if self._take(raw):
             self._client.lrem(HINT_QUEUE, -1, raw)
         else:
-            # It would be the next to come again, so from now on the queue is looked through instead.
+            # It would be the next one again, so from now on the queue is scanned instead.
             self._sweeping = True
 
     def _look_through(self) -> None:
-        """With foreign messages in the queue, take hints from between them, now and then."""
+        """Take hints from between foreign messages, periodically."""
         self._sweeping = self._sweep.once() > 0
         if self._sweeping and not self._foreign.said:
             name = task_name(self._client.lindex(HINT_QUEUE, -1) or b"")
-            # Else it came while the others were being looked at.
+            # Otherwise it arrived during the scan.
             if name not in _HINTS:
                 self._foreign.say_task(name)
 

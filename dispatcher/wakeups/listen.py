@@ -1,7 +1,7 @@
 """LISTEN for inserted runs, if `orcheo-dispatch migrate --notify` has created the trigger.
 
 The trigger is the switch: it is looked for at the start and twice a minute, and where there is none no connection is
-held. What is not heard is found by the next poll; so whatever fails here makes a run late and never lost.
+held. A missed notification is made up for by the next poll, so a failure here delays a run and never loses it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BACKOFF_SECONDS = (0.5, 15.0)
 
 
 class Hearing(Enum):
-    """Whether a notification would be heard, and if not, why."""
+    """Whether notifications are received, and if not, why."""
 
     ON = "listening"
     OFF = "there is no trigger that notifies"
@@ -57,7 +57,7 @@ class NotifyListener:
         on_change: Callable[[bool], None],
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """`on_change` is told whether a notification would be heard, each time that this changes."""
+        """`on_change` is called with whether notifications are received, each time that this changes."""
         self._dsn = (settings.listen_dsn or settings.postgres_dsn).get_secret_value()
         self._engine = engine
         self._on_notify = on_notify
@@ -75,7 +75,7 @@ class NotifyListener:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._stopping.set()
         self._bell.close()
         self._thread.join(timeout)
@@ -96,7 +96,7 @@ class NotifyListener:
             with transaction(self._engine) as connection:
                 wanted = notifies(connection)
         except DatabaseError:
-            # The poll loop says so.
+            # The poll loop logs it.
             return self._backoff()
         if not wanted:
             self._note(Hearing.OFF)
@@ -122,7 +122,7 @@ class NotifyListener:
         connection.execute(f"LISTEN {CHANNEL}")
         self._failures = 0
         self._note(Hearing.ON)
-        # What came before LISTEN was not heard.
+        # Notifications before LISTEN were missed.
         self._on_notify()
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)
@@ -133,7 +133,7 @@ class NotifyListener:
                 ready = selector.select(pause)
                 if self._stopping.is_set():
                     return 0.0
-                # Many are one: they say no more than that there is something.
+                # Several count as one: they only say that there is something to do.
                 heard = list(connection.notifies(timeout=0)) if ready else []
                 if heard:
                     self._on_notify()
@@ -145,7 +145,7 @@ class NotifyListener:
                     return 0.0
 
     def _note(self, hearing: Hearing, reason: str | None = None) -> None:
-        """Say whether a notification would be heard, once a change."""
+        """Report whether notifications are received, once per change."""
         if hearing is self.hearing:
             return
         self.hearing = hearing
@@ -161,7 +161,7 @@ class NotifyListener:
     def _backoff(self) -> float:
         first, last = _BACKOFF_SECONDS
         self._failures = min(self._failures + 1, 10)
-        # Full jitter, so that many dispatchers do not come back in step (AWS Architecture Blog, 2015).
+        # Full jitter, so that many dispatchers do not reconnect at the same time (AWS Architecture Blog, 2015).
         return random.uniform(first, min(last, first * 2**self._failures))  # noqa: S311
 
 

@@ -15,7 +15,7 @@ _LONGEST_HOST, _LARGEST_PID = 255, 2**22
 def beat_of(header: Any) -> Process | None:
     """Return the Beat that a tick's header names, or None where it names none."""
     try:
-        # Whoever can write to Redis can forge a tick: what it says must be storable, and is shown to operators.
+        # Anyone who can write to Redis can forge a tick: its contents must be storable, and operators see them.
         host, pid = plain(str(header["host"]), _LONGEST_HOST), int(header["pid"])
         return Process(ProcessKind.BEAT, id=UUID(header["id"]), host=host, pid=pid) if 0 < pid <= _LARGEST_PID else None
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError):

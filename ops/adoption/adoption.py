@@ -72,7 +72,7 @@ class Done:
 
     @property
     def refused(self) -> int:
-        """How many runs had changed by themselves meanwhile, or are executed after all."""
+        """Number of runs that had changed in the meantime, or are being executed."""
         return sum(bool(each.refused) for each in self.runs)
 
     def as_json(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Adoption:
 
         The slots of the runs that are ended here are given back by the dispatcher, as those of all other runs.
         """
-        # Asked again: an operator may have thought about it for an hour.
+        # Checked again: the operator may have waited for an hour before answering.
         held = ask_workers(self._settings).held
         still = {run.run_id for run in left_running(self._engine, older_than=self._plan.older_than, held=held)}
         running = [run.run_id for run in found.running if run.run_id in still]

@@ -23,7 +23,7 @@ _SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY\b|CREDENTIAL|DSN")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[?::1\]?")
 _FALSE = frozenset({"0", "false", "no", "off"})
 _BACKENDS = ("REPOSITORY", "CHECKPOINT", "GRAPH_STORE", "WORKSPACE", "CHATKIT", "VAULT")
-# Celery reads these by itself, in place of what an application says.
+# Celery reads these itself, and they override what an application configures.
 _CELERYS = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND")
 _NO_EFFECT = {
     "ORCHEO_CELERY_BEAT_SCHEDULE_FILE": "our Beat keeps its schedule in memory",
@@ -36,7 +36,7 @@ _NO_EFFECT = {
 
 
 class Verdict(StrEnum):
-    """What is to be done about a variable."""
+    """What to do about a variable."""
 
     SET = "set"
     CHANGE = "change"

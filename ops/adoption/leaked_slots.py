@@ -2,7 +2,7 @@
 
 The API raises a counter before it commits the run, and whoever ends a run lowers it afterwards. So the counters are
 read first, what is under way is given time to arrive, and runs that ended a moment ago still count as holders: a slot
-is called leaked only where nobody can still be about to give it back.
+is reported as leaked only if no process can still be about to return it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Find what Orcheo's own worker has left behind: runs that nobody executes and old pending runs.
+"""Find what Orcheo's own worker left behind: running runs without a worker, and old pending runs.
 
-A live process is told by what it says and by what it does. Orcheo's workers are asked over Redis which runs they
+A live process is recognised by its answers and by its writes. Orcheo's workers are asked over Redis which runs they
 execute. A run of a worker that does not answer, such as one of a busy solo pool, or of the API itself, counts as left
 only when neither the run nor its trace has changed for a time.
 """
@@ -67,7 +67,7 @@ class LeftRun:
 def left_running(engine: Engine, *, older_than: float, held: frozenset[str]) -> list[LeftRun]:
     """Return runs that are running, that no live process is known to hold, silent for `older_than` seconds.
 
-    `held` are the runs that a live worker of Orcheo's says it executes. Raises `DatabaseError`.
+    `held` are the runs that a live worker of Orcheo reports as its own. Raises `DatabaseError`.
     """
     with transaction(engine) as connection:
         found = [LeftRun(**row) for row in connection.execute(_RUNNING, {"older_than": older_than}).mappings()]

@@ -52,7 +52,7 @@ def adopt(
 ) -> None:
     """Say what has to be set or changed to take over from Orcheo's own worker, and what that has left behind.
 
-    Starts nothing, and changes nothing without --repair. May be run beside a live API and live workers.
+    Starts nothing, and changes nothing without --repair. Safe beside a live API and live workers.
     Exits 0 where nothing is left to do, else 1.
     """
     seconds = parse_moment("--older-than", older_than).seconds_ago

@@ -30,7 +30,7 @@ def status(
     ] = 2.0,
     as_json: Json = False,
 ) -> None:
-    """Show runs by status, how old pending runs are, what is under way and who is alive.
+    """Show runs by status, the age of pending runs, claims in progress and live processes.
 
     With --watch, Ctrl-C ends it with exit code 0. While the database is unavailable it says so, and goes on when it is
     back. Where the output is not a terminal it prints one status after the other, with --json each on one line.

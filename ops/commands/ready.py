@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON with stable names
 
 
 def load_settings() -> Settings:
-    """Return the settings. Pydantic's plugins stay out of the process, unless somebody chose some."""
+    """Return the settings. Pydantic's plugins are not loaded, unless the environment selects some."""
     keep_plugins_out()
     from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of
     from orcheo_dispatch.shared.settings.model import Settings

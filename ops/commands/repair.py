@@ -1,4 +1,4 @@
-"""The commands that change runs by hand: `cancel`, `fail` and `requeue`."""
+"""The commands that change runs: `cancel`, `fail` and `requeue`."""
 
 from __future__ import annotations
 

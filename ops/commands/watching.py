@@ -16,7 +16,7 @@ from orcheo_dispatch.shared.text.plain import plain, say
 
 
 def watch(engine: Engine, interval: float, *, as_json: bool) -> None:
-    """Show it again and again, for ever; while the database is unavailable say so. Raises `SchemaError`."""
+    """Show the status repeatedly, until interrupted; report an unavailable database. Raises `SchemaError`."""
     pause = threading.Event()
     if as_json or not sys.stdout.isatty():
         while True:

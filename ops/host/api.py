@@ -14,7 +14,7 @@ _FEED_SECONDS = 1.0
 
 
 def serve_api(host: str, port: int) -> None:
-    """Serve Orcheo's API until a signal says to stop. Raises `SettingsError` where it is not installed."""
+    """Serve Orcheo's API until a signal stops it. Raises `SettingsError` if it is not installed."""
     manager = ServiceManager()
     # Before its import: Orcheo reads nothing but the environment, and some of it there.
     export_values()

@@ -31,7 +31,7 @@ POSTGRES_OLDEST = 140000
 
 
 def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
-    """Look at everything, or at what a process of this kind needs of its host; never raises for what it finds."""
+    """Check everything, or what a process of this kind needs of its host; findings are never raised as errors."""
     findings = [*_settings(settings)]
     if kind is not ProcessKind.BEAT:
         findings += _database(settings, kind)
@@ -138,7 +138,7 @@ def _look_at_database(connection: Connection, executor: str, kind: ProcessKind |
 
 
 def _parts(connection: Connection) -> Iterator[Finding]:
-    """Look for what somebody may have dropped, and without which runs are dispatched all the same."""
+    """Check for dropped views and indexes, without which runs are still dispatched."""
     missing = [name for name in parts.missing(connection) if name not in parts.FUNCTIONS]
     if missing:
         mend = "orcheo-dispatch migrate, then the SQL that 'orcheo-dispatch roles' prints"
@@ -146,7 +146,7 @@ def _parts(connection: Connection) -> Iterator[Finding]:
 
 
 def _others(connection: Connection, kind: ProcessKind | None) -> Iterator[Finding]:
-    """Say what the API does with runs that our workers should execute, and what nobody does with the others."""
+    """Report runs that the API executes instead of our workers, and runs that no dispatcher claims."""
     if guards_begins(connection):
         yield Finding("double execution", Grade.OK, "a run that a worker has begun cannot be begun again")
     else:
@@ -188,7 +188,7 @@ def _index(connection: Connection, what: str, index: str, without: str) -> Itera
 
 
 def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Say what wakes dispatchers between two ticks, beside the API's push."""
+    """Report what wakes dispatchers between two ticks, besides the API's push."""
     if not notifies(connection):
         found = "off: a run that nobody pushes waits for a tick"
         yield Finding("wake-up by NOTIFY", Grade.OK, found, "orcheo-dispatch migrate --notify, if that is too long")
@@ -224,7 +224,7 @@ def _rights(lacks: rights.Lacking, executor: str) -> Iterator[Finding]:
 
 
 def _rights_of(kind: ProcessKind, lacks: rights.Lacking, executor: str) -> Iterator[Finding]:
-    """Look for the rights of one kind of process. Orcheo's executor has rights of its own, which nobody has listed."""
+    """Check the rights of one kind of process. The rights that Orcheo's executor needs are not listed anywhere."""
     missing = lacks.dispatcher if kind is ProcessKind.DISPATCHER or executor == "orcheo" else lacks.worker
     if missing:
         mend = "the owner runs the SQL that 'orcheo-dispatch roles' prints, or connect as Orcheo's API does"

@@ -22,7 +22,7 @@ _UNNAMED = Installation("check")
 
 
 def look_at_broker(settings: Settings) -> Iterator[Finding]:
-    """Look at the broker, and at the Redis of the run slots where it is another one."""
+    """Check the broker, and the Redis of the run slots if it is another one."""
     url, slots_url = settings.redis_url.get_secret_value(), settings.slots_redis_url.get_secret_value()
     yield from _look(url, "broker", "REDIS_URL", settings)
     if slots_url != url:

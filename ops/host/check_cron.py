@@ -55,7 +55,7 @@ def last_dispatch(settings: Settings) -> Iterator[Finding]:
         record = CronRecord(client, find_installation(settings).cron_record)
         success, failure = record.success(), record.failure()
     except (BrokerError, DatabaseError):
-        # Another finding says so.
+        # Another finding reports it.
         return
     finally:
         client.close()

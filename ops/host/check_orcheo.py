@@ -20,7 +20,7 @@ _MAY_READ_MIGRATION = text("SELECT has_table_privilege('checkpoint_migrations', 
 
 
 def look_at_releases(settings: Settings, *, needed: bool) -> Iterator[Finding]:
-    """Look at the versions and, where a worker is to run here, import what it imports: that takes some seconds."""
+    """Check the versions and, if a worker is to run here, import what it imports; takes some seconds."""
     if settings.executor != ORCHEO:
         yield Finding("executor", Grade.OK, settings.executor)
         return

@@ -18,7 +18,7 @@ _TAKES = "a URL such as http://127.0.0.1:9461"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What one route answered: whether all is well, and why, a line a check."""
+    """Answer of one route: whether the process is healthy, and one line per check."""
 
     name: str
     ok: bool
@@ -38,7 +38,7 @@ def ask_health(host: str, port: int, *, only_live: bool, timeout: float) -> list
 def own_address(port: int | None) -> tuple[str, int]:
     """Return where the process of this environment answers, or one at `port` beside it.
 
-    Needs no other setting, so that a probe need not be told the DSN. Raises `SettingsError`.
+    Needs no other setting, so that a probe does not need the DSN. Raises `SettingsError`.
     """
     host = read(_HOST, os.environ.get(_HOST, "")) or "127.0.0.1"
     if port is not None:
@@ -70,6 +70,6 @@ def _ask(name: str, host: str, port: int, path: str, timeout: float) -> Health:
         checks = json.loads(answer)["checks"]
         why = [f"{check['name']}: {check['why']}" for check in checks if ok or not check["ok"]]
     except (ValueError, KeyError, TypeError):
-        # No answer, or one of somebody else.
+        # No answer, or an answer of another process.
         return Health(name, ok=False, why=[" ".join(answer.split())[:200] or "an empty answer"])
     return Health(name, ok, why)

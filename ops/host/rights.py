@@ -74,11 +74,11 @@ class Lacking:
 
     dispatcher: tuple[str, ...]
     worker: tuple[str, ...]
-    """With an executor of one's own; the executor `orcheo` needs all rights of Orcheo itself."""
+    """With a custom executor; the executor `orcheo` needs all rights of Orcheo itself."""
     traces: tuple[str, ...]
     """Only where Orcheo has made the tables of traces, which it does with the first one."""
     entry: bool = True
-    """Whether it may look into our schema at all."""
+    """Whether it has USAGE on our schema."""
 
 
 def roles_sql() -> str:

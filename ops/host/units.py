@@ -45,7 +45,7 @@ class Written(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where the units find what they start, and as whom."""
+    """Paths and user of the units."""
 
     command: Path
     user: str = USER

@@ -1,1 +1,1 @@
-"""Runs as an operator sees them: found, explained, and repaired by hand."""
+"""Runs as an operator sees them: find, explain, repair."""

@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.settings.policies import LostRuns
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Who is alive, how many runs the workers execute and could, and how many claims there are."""
+    """Live processes, the workers' running runs and capacity, and the number of claims."""
 
     dispatchers: int
     workers: int

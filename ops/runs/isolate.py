@@ -41,7 +41,7 @@ def clear_isolation(engine: Engine, workflow: str, version: str | None) -> list[
 
 
 def login_name() -> str:
-    """Return the login name of whoever runs the command."""
+    """Return the login name of the user who runs the command."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):

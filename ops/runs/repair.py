@@ -1,4 +1,4 @@
-"""Cancel, fail or requeue a run by hand; refuses what would break a rule of the ledger."""
+"""Cancel, fail or requeue a run for an operator; refuses what would break a rule of the ledger."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Repair:
 def repair(
     engine: Engine, run_ids: Sequence[str], action: Action, *, reason: str, dry_run: bool = False
 ) -> list[Repair]:
-    """Do `action` to each run, a transaction each; with `dry_run` only say what would be done.
+    """Apply `action` to each run, in one transaction per run; with `dry_run` only report what would be done.
 
     `reason` goes into the run's error and audit log. Run slots that become due are given back by the dispatcher.
     Raises `DatabaseError`; what was done until then stays done.

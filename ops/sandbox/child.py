@@ -65,7 +65,7 @@ def end(process: subprocess.Popen[bytes], *signals: tuple[signal.Signals, float]
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on, and that the system gives to no client.
+    """Return a free TCP port of 127.0.0.1 outside the range that the system assigns to clients.
 
     No process on this machine is given the same one by this function for as long as the caller's lives: a server
     takes seconds until it listens.

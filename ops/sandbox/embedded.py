@@ -68,7 +68,7 @@ class EmbeddedPostgres(EmbeddedServer):
         self._process.send_signal(signal.SIGSTOP)
         kill_all(children_of(self._process.pid))
         super().kill()
-        # The dead server's lock file names a pid that may be another process by the next start.
+        # The stopped server's lock file contains a pid that another process may have by the next start.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     def _launch(self) -> subprocess.Popen[bytes]:

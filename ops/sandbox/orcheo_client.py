@@ -44,7 +44,7 @@ class OrcheoClient:
         self._record("POST", "/api/credentials", credential, expected=201)
 
     def create_workspace(self, slug: str) -> Record:
-        """Create a workspace; whoever calls the API owns it."""
+        """Create a workspace owned by the caller of the API."""
         return self._record("POST", "/api/workspaces", {"slug": slug, "name": slug.title()}, expected=201)
 
     def workspaces(self) -> list[Record]:

@@ -1,1 +1,1 @@
-"""Redis: the Celery app, queues, and what else Redis holds of ours."""
+"""Redis: the Celery app, queues, and our keys."""

@@ -1,4 +1,4 @@
-"""The Celery app that all three processes are made of, and the keys of ours in Redis."""
+"""The Celery app of all three processes, and our keys in Redis."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
     """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
 
     The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
-    waits for ever for a peer that is gone; reconnecting ends after a hundred tries; a result backend of Redis
+    waits forever for a peer that has vanished; reconnecting ends after 100 attempts; a result backend of Redis
     wedges Beat. Messages are acknowledged as soon as a run is taken up: whether a run is lost is decided by the
     lease in the ledger, not by Redis.
     """
@@ -79,7 +79,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
         task_default_queue=queue,
         timezone="UTC",
         enable_utc=True,
-        # Where the URL says nothing of certificates kombu would take any; redis-py, so all else here, takes none.
+        # Without an option in the URL kombu would accept any certificate; redis-py, used everywhere else, accepts none.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
@@ -93,7 +93,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
             "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": HEALTH_CHECK_SECONDS,
-            # A publisher that meets a dead broker says so at once; who publishes decides about trying again.
+            # Publishing to an unavailable broker fails at once; the caller decides whether to retry.
             "max_retries": 1,
             "interval_start": 0,
             "interval_step": 0.2,
@@ -141,9 +141,9 @@ def connect(url: str) -> redis.Redis:
 
 
 def probe_writing(client: redis.Redis, queue: str) -> None:
-    """Raise `BrokerError` where a message could not be published to this queue; nobody ever gets the one that tries.
+    """Raise `BrokerError` if a message could not be published to this queue; the test message is never delivered.
 
-    A server that is full, or a user who lacks a right, answers a PING all the same.
+    A server that is full, or a user without the right, still answers a PING.
     """
     with broker_errors(client), client.pipeline(transaction=True) as pipeline:
         pipeline.lpush(queue, _PROBE)
@@ -155,7 +155,7 @@ def probe_writing(client: redis.Redis, queue: str) -> None:
 def broker_errors(*clients: redis.Redis) -> Iterator[None]:
     """Translate redis' and kombu's errors into `BrokerError`: one line, no password.
 
-    Where a server takes no writes any more, the connections of `clients` are closed: their address leads elsewhere now.
+    If a server has become read-only, the connections of `clients` are closed: their address may lead to a new primary.
     """
     try:
         yield
@@ -187,7 +187,7 @@ def send_claims(
         producer=producer,
         retry=False,
         ignore_result=True,
-        # The body is base64: here reconcile can read which claims a message stands for.
+        # The body is base64: this header lets reconcile read which claims a message contains.
         headers={"claims": pairs, INSTALLATION_HEADER: installation.name, RETURNS_HEADER: returns},
         # Celery would make texts of them, to be logged.
         argsrepr="",

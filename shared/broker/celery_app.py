@@ -49,5 +49,5 @@ class App(Celery):
     def forget_connections(self) -> None:
         """Close the connections that messages are published by: the next one is made to where the address leads now."""
         self.pool.force_close_all(close_pool=False)
-        # What was closed is not made again by itself: whoever waits for a connection would wait for ever.
+        # A closed pool does not reopen by itself: a caller that waits for a connection would wait forever.
         self.pool.setup()

@@ -68,7 +68,7 @@ _READ_ONLY = re.compile(r"\bREADONLY\b|read only replica|instance state changed"
 
 
 def classify(error: BaseException) -> Fault:
-    """Return what this error, or one that caused it, says of Redis; what is not known is an outage."""
+    """Return what this error, or its cause, says about Redis; an unknown error counts as an outage."""
     for each in _chain(error):
         for fault, classes in _CLASSES:
             if isinstance(each, classes):

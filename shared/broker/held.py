@@ -17,7 +17,7 @@ _PIECE = 500
 _MOST_MESSAGES = 100_000
 """Maximum number of messages read from a queue; claims behind them count as waiting."""
 _MOST_OLD_MESSAGES = 10_000
-"""Of the queue of earlier releases, which other installations may share: what stands behind them is published again."""
+"""Number of messages read of the earlier releases' queue; claims further back are published again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Held:
     waiting: frozenset[Claim]
     """In the queue: they will be delivered."""
     delivered: frozenset[Claim]
-    """With a worker that has not acknowledged them: it will in a moment, unless it is dead."""
+    """Delivered to a worker and not acknowledged yet."""
 
 
 def held_claims(client: redis.Redis, installation: Installation, claims: Collection[Claim]) -> Held:
@@ -62,7 +62,7 @@ def _take(missing: set[Claim], pieces: Iterator[list[Claim] | None]) -> tuple[se
 def _queued(client: redis.Redis, queue: str, most: int) -> Iterator[list[Claim] | None]:
     """Yield the claims of each piece of a queue; None where it is longer than `most`.
 
-    From the head, where messages are added: what is added meanwhile shifts the rest away from there, so none that
+    From the head, where messages are added: new ones shift the rest away from there, so none that
     waits is missed, though some may be read twice.
     """
     for first in range(0, most, _PIECE):

@@ -20,7 +20,7 @@ _NOTE_SECONDS = 30.0
 """Added to the lease: the note of a worker that was killed must not end before the ledger calls it lost."""
 _MOST_PUT_BACK = 1000
 _NONE, _NEW = 0, 1
-"""What a note says: the worker drains, or it reads the queue of this release."""
+"""Values of a note: the worker drains, or it reads the queue of this release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,19 @@ class Readers:
     """Reads and writes the notes. Its methods raise redis' errors, and `DatabaseError` where they read the ledger."""
 
     def __init__(self, client: redis.Redis, installation: Installation, store: Store, *, lease: float) -> None:
-        """With the lease of workers, in seconds: which of them are alive is what the ledger says."""
+        """`lease` is that of workers, in seconds: the ledger decides which of them are alive."""
         self._client = client
         self._installation = installation
         self._store = store
         self._lease = lease
 
     def note(self, worker_id: UUID, *, draining: bool = False) -> None:
-        """Note that this worker reads the queue of this release, or no queue any more; to be repeated each second."""
+        """Note that this worker reads the queue of this release or, while it drains, none; repeat each second."""
         value = _NONE if draining else _NEW
         self._client.set(self._installation.reader(str(worker_id)), value, px=int(1000 * (self._lease + _NOTE_SECONDS)))
 
     def forget(self, worker_id: UUID) -> None:
-        """Delete the note of a worker that the ledger does not know any more."""
+        """Delete the note of a worker that is no longer in the ledger."""
         self._client.delete(self._installation.reader(str(worker_id)))
 
     def survey(self) -> Survey:
@@ -65,7 +65,7 @@ class Readers:
     def put_back(self) -> int:
         """Move what waits in our queue to that of earlier releases, a thousand messages at most; return how many.
 
-        For when nobody is left who reads ours. The oldest stay in front: they are put where they are taken next.
+        Used when no worker is left that reads ours. The oldest stay in front: they are taken next.
         """
         waiting: Any = self._client.llen(self._installation.runs)
         moved = 0

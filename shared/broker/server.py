@@ -21,7 +21,7 @@ _UNUSABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server says of itself; None where it did not say."""
+    """What a server reports about itself; None if it did not answer."""
 
     version: str | None = None
     mode: str | None = None
@@ -47,7 +47,7 @@ def look_at(client: redis.Redis) -> Server:
 
 
 def refuse_unusable(settings: Settings) -> None:
-    """Raise `BrokerError` where one of the addresses leads to what our processes cannot use.
+    """Raise `BrokerError` if one of the addresses leads to a server that our processes cannot use.
 
     A server that is unavailable may be asked later: processes wait for it.
     """

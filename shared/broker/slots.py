@@ -1,8 +1,8 @@
-"""Return run slots: the API counts the runs of each workspace in Redis, and whoever ends a run decrements it.
+"""Return run slots: the API counts the runs of each workspace in Redis, and the process that ends a run decrements it.
 
 The API raises `orcheo:workspace:runs:{workspace_id}` when it creates a run. A slot that is not given back is
 lost to the workspace, one given back twice admits a run too many. The ledger says that a slot is due; Redis
-remembers for a day that it was given back, so that whoever repeats the call changes nothing.
+remembers for a day that it was returned, so that a repeated call changes nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RunSlots:
     def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
         """Give back the slots of several runs, `(run_id, workspace_id)` each, in one round trip.
 
-        Raises `BrokerError`; then all of them stay due, and those that had come back change nothing when repeated.
+        Raises `BrokerError`; then all of them stay due, and repeating those already returned changes nothing.
         """
         with broker_errors(self._client), self._client.pipeline(transaction=False) as pipeline:
             for run_id, workspace_id in slots:

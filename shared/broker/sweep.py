@@ -13,10 +13,10 @@ from typing import Any
 import redis
 
 PIECE = 250
-"""Messages that Redis looks at in one step."""
+"""Messages that Redis scans in one step."""
 _PIECES_OF_HEAD = 4
 _MOST_PIECES_OF_HEAD = 20
-"""While each piece holds something of ours, the sweep goes on up to here."""
+"""Maximum number of messages of one sweep, while each piece contains some of ours."""
 _PIECES_OF_REST = 4
 
 _FIND = """
@@ -76,7 +76,7 @@ class Sweep:
             first += PIECE - removed
 
     def _sweep_rest(self) -> None:
-        """Look at the next piece of the way from the tail to the head, then begin again."""
+        """Scan the next piece from the tail towards the head; start again at the end."""
         first, last = -self._seen - PIECE, -self._seen - 1
         _, removed = self._take_out(first, last, first, -max(1, self._seen - PIECE))
         length: Any = self._client.llen(self._queue)

@@ -27,7 +27,7 @@ class Taker(Protocol):
 
 
 class QoS(RedisQoS):
-    """How much a channel takes: nothing while its consumer is paused, but for what Redis gave it before."""
+    """How much a channel takes: nothing while its consumer is paused, except messages that Redis delivered before."""
 
     def can_consume(self) -> bool:
         """Return whether to take one more message, or the one that Redis has given already."""

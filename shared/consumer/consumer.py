@@ -64,11 +64,11 @@ class Consumer(CeleryConsumer):
         return conn
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
-        """Say so once."""
+        """Log it once."""
         self.broker.lost(exc)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Say so once, and let go of the connection."""
+        """Log it once, and release the connection."""
         self.broker.lost(exc)
         super().on_connection_error_after_connected(exc)
         if time.monotonic() - self._connected_at < _STEADY_SECONDS:
@@ -86,20 +86,20 @@ class Consumer(CeleryConsumer):
         return None if self.steady else self.broker.problem or "not connected to Redis"
 
     def note_steady(self) -> None:
-        """Say that Redis is back, once a connection has held for a while: some accept and then refuse."""
+        """Report Redis as available once a connection has been stable: some servers accept and then refuse."""
         if self.connection is not None and time.monotonic() - self._connected_at >= _STEADY_SECONDS:
             self.broker.back()
             self._backoff.reset()
 
     def may_take(self) -> bool:
         """Return whether to take one more message; from the event loop, before each."""
-        # Set first: whoever makes room in between sees it, and has us look again.
+        # Set first: a thread that makes room in between sees it and wakes us.
         self._held = True
         self._held = self.intake.paused() or self.intake.in_hand() >= self.pool.num_processes
         return not self._held
 
     def room_made(self) -> None:
-        """Have the event loop look at once whether it may take a message; from any thread.
+        """Make the event loop check at once whether it may take a message; callable from any thread.
 
         By itself it looks when something happens on its connection, or a timer is due, which may take a second.
         """
@@ -142,7 +142,7 @@ class Consumer(CeleryConsumer):
             exit_now()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Return what takes a message; nothing that a message says makes it raise."""
+        """Return the handler of messages; no content of a message makes it raise."""
         take = super().create_task_handler(*args, **kwargs)
 
         def on_message(message: Any) -> None:
@@ -153,7 +153,7 @@ class Consumer(CeleryConsumer):
                 take(message)
             except _CONNECTION_ERRORS:
                 raise
-            except Exception as error:  # noqa: BLE001 - whoever can write to Redis can send anything
+            except Exception as error:  # noqa: BLE001 - anyone who can write to Redis can send anything
                 self._refuse(message, error)
 
         return on_message

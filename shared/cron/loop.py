@@ -1,8 +1,8 @@
 """Decide when to dispatch due cron triggers. `CronMode` decides who does.
 
 Beat sends a message at each interval, and one process takes it. That is a convenience: a process that sees in the
-record that nobody has dispatched for two intervals does so by itself. Neither Beat, nor free run slots, nor Redis are
-needed for cron to go on. Nothing here decides whether a trigger is due, and nothing depends on the record: if Redis
+record that no process has dispatched for two intervals does so itself. Neither Beat, nor free run slots, nor Redis are
+needed for cron to continue. Nothing here decides whether a trigger is due, and nothing depends on the record: if Redis
 loses it, triggers are dispatched once more often.
 """
 
@@ -67,7 +67,7 @@ class EventPrompts:
 
 
 class CronLoop:
-    """Dispatches on a thread of its own: when a message asks for it, and by itself when nobody else does."""
+    """Dispatches on a thread of its own: when a message asks for it, and unasked when no other process does."""
 
     def __init__(
         self,
@@ -129,16 +129,16 @@ class CronLoop:
             self._dispatch_now(by_itself=True)
 
     def _nobody_dispatches(self) -> bool:
-        """Look into the record; where others dispatch, come back when that would be overdue."""
+        """Read the record; if others dispatch, check again when the next dispatch would be overdue."""
         try:
             seen = self._record.success()
-            # Whoever dispatches by itself keeps the interval; Beat is late only after two.
+            # A process that dispatches on its own keeps the interval; Beat is late only after two.
             limit = self._interval * (1 if seen is None or seen.by_itself else SILENT_INTERVALS)
             age = limit if seen is None else seen.age
             if age >= limit and self._record.take_turn(self._interval):
                 return True
         except BrokerError:
-            # Nobody can be asked, and no message comes: each process dispatches at its own interval.
+            # Redis is unavailable and no message arrives: each process dispatches at its own interval.
             return True
         self._look_again_in(limit - age if age < limit else self._interval)
         return False

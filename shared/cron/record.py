@@ -20,7 +20,7 @@ _RECORD_SECONDS = 86_400
 _REASON_CHARACTERS = 500
 _LONGEST_ENTRY = 4096
 _TURN = 0.9
-"""Part of an interval for which nobody else dispatches by itself after one process has begun to."""
+"""Part of an interval during which no other process dispatches on its own after one has started to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class CronRecord:
     def _read(self, which: str) -> CronSeen | None:
         key = f"{self._name}.{which}"
         with broker_errors(), self._client.pipeline(transaction=True) as pipeline:
-            # What somebody else wrote there may be of any size.
+            # Another program may have written a value of any size there.
             pipeline.getrange(key, 0, _LONGEST_ENTRY - 1)
             pipeline.pttl(key)
             raw, left = pipeline.execute()
@@ -96,5 +96,5 @@ class CronRecord:
                 reason=redact(str(entry["reason"]), _REASON_CHARACTERS),
             )
         except (ValueError, TypeError, KeyError, RecursionError):
-            # There is none, or somebody else wrote it.
+            # Missing, or written by another program.
             return None

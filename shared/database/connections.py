@@ -66,8 +66,8 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
     """Return an engine of at most `connections` connections, whose transactions rely on no default of the role.
 
     `role` is the `application_name` that `pg_stat_activity` shows. A statement that comes again is prepared on the
-    server, unless a transaction pooler (PgBouncer) stands between. One that `migrates` has no statement timeout, may
-    work outside of transactions, and raises `SettingsError` where a pooler stands between.
+    server, unless through a transaction pooler (PgBouncer). One that `migrates` has no statement timeout, may
+    work outside of transactions, and raises `SettingsError` if the DSN leads to a pooler.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     pooler_found = threading.Event()
@@ -75,7 +75,7 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
     def connect_and_prepare() -> psycopg.Connection[tuple[object, ...]]:
         if migrates:
             return _connect_to_migrate(dsn, role=role)
-        # No BEGIN by the driver, which would be a round trip of its own: ours is sent by the event below.
+        # No BEGIN by the driver, which would cost a round trip: the event below sends ours.
         connection = connect(dsn, role=role)
         if not pooler_found.is_set():
             if through_pooler(connection):
@@ -91,7 +91,7 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
         if failure is Failure.POOLER:
             # A pooler that we took for a server: another client's statements are on the connection, and ours are not.
             pooler_found.set()
-        # To a server that has become read-only: after a failover the DSN leads to another one.
+        # Connected to a server that has become read-only: after a failover the DSN leads to another one.
         if failure in (Failure.POOLER, Failure.READ_ONLY):
             context.is_disconnect = True
 
@@ -138,7 +138,7 @@ def prepare_session(connection: psycopg.Connection[Any], **instead: int) -> None
 
 
 def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
-    """Return whether a pooler such as PgBouncer stands between: it invents the process id that it gives to a client."""
+    """Return whether there is a pooler such as PgBouncer, which invents the process id that its client sees."""
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row != (connection.info.backend_pid,)
 
@@ -196,7 +196,7 @@ def transaction(
 
 
 def _begun(engine: Engine, stack: ExitStack) -> Connection:
-    """Begin a transaction that ends with the stack; once more where the connection had died in the pool.
+    """Begin a transaction that ends with the stack; retry once if the pooled connection was dead.
 
     That is found out by BEGIN itself, before anything has happened, rather than by asking before each one. The pool
     drops all connections that are older then.
@@ -222,7 +222,7 @@ def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options
     retrying = Retrying(
         retry=retry_if_exception_type(ConflictError),
         stop=stop_after_attempt(_CONFLICT_ATTEMPTS),
-        # Full jitter: whoever lost a deadlock must not meet the winner in step again.
+        # Full jitter: the loser of a deadlock must not meet the winner at the same time again.
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
         reraise=True,
     )

@@ -1,6 +1,6 @@
 """Change a schema beside live processes: take locks with a short timeout, and retry.
 
-Whoever waits for a lock on a table holds up everybody who asks for one later: the API's inserts, say. So no statement
+A statement that waits for a table lock blocks every later one: the API's inserts, for example. So no statement
 waits for longer than a third of a second, and between two tries everybody else has his turn.
 """
 

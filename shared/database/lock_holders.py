@@ -10,7 +10,7 @@ from orcheo_dispatch.shared.text.plain import plain
 
 _MOST = 3
 _LONGEST_NAME = 60
-# Locks on whole tables that exclude our statements, and those that wait for one: whoever asks later waits behind them.
+# Table locks that exclude our statements, and sessions that wait for one: later statements queue behind them.
 # The text of a query is left out, since it may quote a run's inputs. Of the sessions of another role, only members of
 # pg_read_all_stats see state and times.
 _HOLDERS = text("""
@@ -26,7 +26,7 @@ SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table_name, l.mode, l.grant
  ORDER BY l.pid, l.granted DESC
  LIMIT :most
 """)
-# Whom CREATE INDEX CONCURRENTLY waits for: every transaction that was open before.
+# CREATE INDEX CONCURRENTLY waits for every transaction that was open before.
 _OPEN = text("""
 SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_start)::float8 AS seconds
   FROM pg_stat_activity AS a
@@ -36,7 +36,7 @@ SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_sta
 
 
 def lock_holders(engine: Engine, *, writers: bool = False) -> str:
-    """Return which sessions hold or await locks on whole tables of ours, or "" where none does or it cannot be said.
+    """Return which sessions hold or await locks on whole tables of ours, or "" if none does or they cannot be read.
 
     With `writers` those that read or write the tables are among them: a change of the schema waits for them as well.
     """
@@ -44,7 +44,7 @@ def lock_holders(engine: Engine, *, writers: bool = False) -> str:
         with transaction(engine, timeout_milliseconds=1000, lock_timeout=0.2) as connection:
             rows = connection.execute(_HOLDERS, {"most": _MOST, "writers": writers}).all()
     except DatabaseError:
-        # Who holds the lock is a hint beside the fact, which is logged in any case.
+        # The lock holder is only additional information: the failure itself is logged in any case.
         return ""
     return "; ".join(
         f"pid {row.pid} ({plain(row.application_name or 'no application_name', _LONGEST_NAME)}) "

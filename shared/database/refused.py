@@ -1,4 +1,4 @@
-"""Remember for a while the runs for which Postgres refused a change, so that not every poll tries them again."""
+"""Remember for a while the runs for which Postgres refused a change, so that not every poll retries them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LONGEST_PAUSE_SECONDS = 600.0
 _GRACE_SECONDS = 60.0
 """Seconds after the end of its pause when an entry is dropped: it was tried again and not refused."""
 MOST = 2000
-"""Runs that are kept for each step; the one that would be tried again first makes room."""
+"""Maximum number of runs kept per step; the one that is due first makes room."""
 _TRANSIENT = (Failure.CONFLICT, Failure.LOCKED, Failure.TIMEOUT)
 _AT_RAISE = " at RAISE"
 _FUNCTION = re.compile(r"PL/pgSQL function ([\w.\"]+)\(")
@@ -64,7 +64,7 @@ class Refused:
             log.warning("run_refused", run_id=run_id, step=step, reason=reason_of(error))
 
     def note_held(self, step: str, run_id: str) -> None:
-        """Note that somebody holds the row of this run in the ledger."""
+        """Note that the row of this run in the ledger is locked."""
         self._enter(step, run_id, _Entry(0.0, _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS, "row locked"))
 
     def _enter(self, step: str, run_id: str, entry: _Entry) -> bool:
@@ -83,7 +83,7 @@ class Refused:
 
 
 def raised_by_function(error: BaseException) -> bool:
-    """Return whether a function or a trigger raised this error, whatever its SQLSTATE says."""
+    """Return whether a function or a trigger raised this error, whatever its SQLSTATE."""
     diagnostic = getattr(getattr(error, "orig", None) or error, "diag", None)
     return diagnostic is not None and (diagnostic.context or "").partition("\n")[0].endswith(_AT_RAISE)
 

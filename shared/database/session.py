@@ -1,7 +1,7 @@
 """Set what our sessions rely on, whatever the defaults of the role, the database and the server are.
 
 One list, sent in two ways:
-- in the message of each BEGIN, since a transaction pooler may stand between: it gives each transaction another session;
+- in the message of each BEGIN, since a transaction pooler gives each transaction another session;
 - once for each connection that was found to be a session of its own.
 
 `default_transaction_read_only` is not among them. Who switches it on, a failover or an operator, wants no writes: such
@@ -44,8 +44,8 @@ _MESSAGES = {"client_min_messages": "error"}
 _ROWS = {"row_security": "on"}
 # What is prepared is planned once: that its plans are good for any parameters is tested (tests/plans). Left to itself
 # Postgres plans those with arrays each time, in more time than they then take. JIT would compile for longer still.
-# A bitmap scan collects all entries of an index that match and marks none as dead; in tables like these there are, from
-# vacuum to vacuum, dozens of dead entries for a live one (133 thousand for 4 thousand, seen in a busy claim).
+# A bitmap scan collects all matching entries of an index and marks none as dead; tables like these have, between
+# two vacuums, dozens of dead entries per live one (133 thousand for 4 thousand, seen in a busy claim).
 # The others are Postgres' own defaults. A role that has one of them off, to try something, must not have claims read
 # all runs.
 _PLANS = {
@@ -63,7 +63,7 @@ _PLANS = {
     "enable_material": "on",
     "work_mem": "4096",
 }
-# A claim that a crash of the server takes back while its message is in Redis would be claimed anew. Not sent where a
+# A claim that a server crash undoes while its message is in Redis would be claimed again. Not sent if a
 # session has more than "off": "remote_apply", say, is an operator's choice.
 _DURABLE = {"synchronous_commit": "on"}
 
@@ -90,7 +90,7 @@ def begin(server_version: int, *, durable: bool = False) -> str:
 
 
 def set_local(server_version: int, *, durable: bool = False) -> str:
-    """Return the statements that a transaction begins with that was begun by somebody else."""
+    """Return the statements for the start of a transaction that the caller began."""
     found = settings(server_version, durable=durable)
     statements = [f"SET LOCAL {name} = '{value}'" for name, value in found.items()]
     if _TRANSACTION_TIMEOUT in found:

@@ -1,7 +1,7 @@
-"""Change many rows so that a row that Postgres refuses does not hold up the others.
+"""Change many rows so that a row that Postgres refuses does not delay the others.
 
 The change is made for all rows by one statement. Where Postgres refuses that, it is made again in one transaction for
-ever smaller parts of them, each behind a savepoint, until the rows that are refused stand alone. These are remembered
+ever smaller parts of them, each behind a savepoint, until each refused row is alone. These are remembered
 (`shared/database/refused.py`), and the change of all others is committed.
 """
 
@@ -132,7 +132,7 @@ def _parts(run_ids: list[str]) -> Iterator[_Part]:
 def _behind_savepoint(connection: Connection, act: Act, run_ids: Sequence[str]) -> Rows:
     with connection.begin_nested():
         rows = act(connection, run_ids)
-        # What is checked at COMMIT otherwise would be refused for all.
+        # Deferred constraints, checked at COMMIT, would otherwise refuse all rows.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         return rows
 

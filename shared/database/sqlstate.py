@@ -18,11 +18,11 @@ class Failure(StrEnum):
     CONFLICT = "conflict"
     """Rolled back on account of another transaction. Nothing happened, and the same may succeed at once."""
     LOCKED = "locked"
-    """Somebody else held a lock for longer than the caller waits. Nothing happened."""
+    """Another session held a lock for longer than the caller waits. Nothing was changed."""
     TIMEOUT = "timeout"
     """Ended by a timeout or by an operator. Nothing happened."""
     READ_ONLY = "read_only"
-    """The server takes no writes: after a failover, or because somebody made it so. Nothing happened."""
+    """The server is read-only: after a failover, or by configuration. Nothing was changed."""
     POOLER = "pooler"
     """The session is another one than before: a transaction pooler was taken for a server."""
     SCHEMA = "schema"
@@ -65,12 +65,12 @@ _WITHOUT_STATE = (psycopg.OperationalError, psycopg.InterfaceError)
 
 
 def failure_of_state(sqlstate: str) -> Failure:
-    """Return what a SQLSTATE means where nothing else is known; what nobody knows was refused."""
+    """Return what a SQLSTATE means without further information; an unknown one means refused."""
     return _STATES.get(sqlstate) or _CLASSES.get(sqlstate[:2]) or Failure.REFUSED
 
 
 def answered(error: BaseException | None) -> bool:
-    """Return whether the server reported this error and the session goes on.
+    """Return whether the server reported this error and the session is still usable.
 
     A session ends with FATAL or PANIC, and an error that the driver made itself has no severity. No trigger, constraint
     or policy can raise more than ERROR, whatever SQLSTATE it names.
@@ -80,7 +80,7 @@ def answered(error: BaseException | None) -> bool:
 
 
 def failure_of(error: BaseException | None) -> Failure:
-    """Return what an error of the driver, or one of SQLAlchemy around it, means; what nobody knows was refused."""
+    """Return what an error of the driver, or one of SQLAlchemy around it, means; an unknown one means refused."""
     error = getattr(error, "orig", None) or error
     state = getattr(error, "sqlstate", None)
     if state is None:

@@ -1,4 +1,4 @@
-"""Decide who may read the health port: everybody or, if a token is set, whoever presents it. Probes need none.
+"""Decide who may read the health port: everyone or, if a token is set, clients that present it. Probes need none.
 
 A script shows the token as `Authorization: Bearer ...`. A browser shows it so once, to `/login`, and gets a cookie
 that no script can read. So the token is in no address, no history and no proxy's log.
@@ -34,7 +34,7 @@ def guarded(
 class _Access:
     def __init__(self, token: str) -> None:
         self._bearer = f"Bearer {token}"
-        # Made from the token: good at each process that has the same one, and no more once it has changed.
+        # Derived from the token: valid at each process that has the same one, until it changes.
         self._cookie = hmac.new(token.encode(), _OF_THE_COOKIE, "sha256").hexdigest()
 
     def asked_before(self, route: Route) -> Route:
@@ -72,7 +72,7 @@ def _refused() -> Answer:
 
 
 def _with_cookie(request: Request, value: str, seconds: int) -> Answer:
-    # Only a browser that came by TLS may be told to come by nothing else: it would never send the cookie again.
+    # Secure only if the browser came by TLS: otherwise it would never send the cookie.
     secure = "; Secure" if request.headers.get("x-forwarded-proto", "").lower() == "https" else ""
     cookie = f"{COOKIE}={value}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Strict{secure}"
     return Answer(b"", status=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": cookie})

@@ -1,4 +1,4 @@
-"""Health checks: each looks at what a process did last, because liveness means progress."""
+"""Health checks: each reads what a process did last, because liveness means progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check found; `why` is one line, and says as much when all is well."""
+    """Result of a check; `why` is one line, also if the check is ok."""
 
     name: str
     ok: bool
@@ -61,7 +61,7 @@ def below(name: str, what: str, value: Callable[[], float], limit: float) -> Che
 
 
 def condition(name: str, wrong: Callable[[], str | None], well: str) -> Check:
-    """Return the check that fails with what `wrong` returns, and says `well` where that is None."""
+    """Return the check that fails with what `wrong` returns, and reports `well` if that is None."""
 
     def look() -> tuple[bool, str]:
         why = wrong()

@@ -1,6 +1,6 @@
 """Decide under which host names the health port answers, so that foreign pages cannot read it (DNS rebinding).
 
-A browser shows a page of `evil.example` what `evil.example` answers. Whoever owns that name may have it lead to
+A browser shows a page of `evil.example` what `evil.example` answers. The owner of that name may make it resolve to
 127.0.0.1 a moment later (DNS rebinding), and only the header `Host` tells. An address cannot be led elsewhere.
 """
 

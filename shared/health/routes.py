@@ -12,7 +12,7 @@ _MAX_PARAMETERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A GET or HEAD: its path, and what stands behind the `?`. Names of headers are in small letters."""
+    """A GET or HEAD: its path, and the query after the `?`. Names of headers are in lower case."""
 
     path: str
     query: Mapping[str, str] = field(default_factory=dict)

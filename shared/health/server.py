@@ -1,6 +1,6 @@
 """Serve health over HTTP: /livez, /readyz, /metrics and further routes of a process.
 
-The server never stands in the way of the process: daemon threads, a bound on connections and on their time, no log line
+The server never blocks the process: daemon threads, a bound on connections and on their time, no log line
 per request. It is the standard library's with these bounds: for some fixed routes that only read, a web server would be
 one more dependency of every process, with an event loop or threads and logs of its own.
 """
@@ -35,7 +35,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
 """Probes have no token, and the page itself shows nothing: what it shows, it fetches."""
 OPEN_TO_ALL_NAMES = frozenset({LIVE, READY, METRICS})
-"""Asked by machines, under whatever name leads to them; they hold counts and states, and no names of workflows."""
+"""Requested by machines, under any host name; they contain counts and states, and no names of workflows."""
 _CONNECTIONS = 16
 """Maximum number of open connections; a new one closes the oldest."""
 _THREADS = 32
@@ -57,7 +57,7 @@ def health_routes(
 
 
 def serve_health(settings: Settings, routes: Mapping[str, Route]) -> HealthServer | None:
-    """Serve the routes where the settings say, to whom they say; None where nowhere. Raises `SettingsError`."""
+    """Serve the routes at the configured address; None if no port is set. Raises `SettingsError`."""
     if settings.health_port == 0:
         return None
     routes = guarded(routes, settings.health_token, open_to_all=OPEN_TO_ALL)
@@ -75,7 +75,7 @@ class HealthServer:
     """
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
-        """Port 0 stands for any free one here; see `port` for which it is."""
+        """Port 0 means any free port here; see `port`."""
         self._host, self._port = without_brackets(host), port
         self._routes = routes
         self._server: _Server | None = None
@@ -165,7 +165,7 @@ class _Server(ThreadingHTTPServer):
         _bound.add(self)
 
     def server_bind(self) -> None:
-        """Bind without asking DNS for a name, as HTTPServer would: that can take long, and nobody reads it."""
+        """Bind without the DNS lookup of HTTPServer, which can take long and whose result is not used."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
 
@@ -188,14 +188,14 @@ class _Server(ThreadingHTTPServer):
             self._hang_up_on(request for request in self._waiting() if self._open[request] < overdue)
 
     def shutdown_request(self, request: Any) -> None:
-        # Under the lock, so that nobody hangs up on a descriptor that is another's by then.
+        # Under the lock, so that no thread closes a descriptor that has been reused by then.
         with self._change:
             self._open.pop(request, None)
             super().shutdown_request(request)
             self._change.notify()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: the client went away. What fails on our side is said by the handler."""
+        """Log nothing: the client disconnected. The handler logs failures on our side."""
 
     def _waiting(self) -> Iterator[Any]:
         """Those not hung up on yet, the oldest first."""

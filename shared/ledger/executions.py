@@ -1,6 +1,6 @@
 """Begin, keep alive and settle runs; each call takes any number of them.
 
-None of these calls waits for a row that somebody else holds: such runs are reported as `locked`, and the
+None of these calls waits for a locked row: such runs are reported as `locked`, and the
 caller tries again.
 """
 
@@ -46,7 +46,7 @@ class Executing(Changes):
     ) -> list[Run | NotBegun]:
         """Begin the runs of these claims, each once and under its own fence; return an answer to each, in order.
 
-        Every later call with the same fence returns `stale`. A run whose row somebody holds returns `locked`.
+        Every later call with the same fence returns `stale`. A run whose row is locked returns `locked`.
         """
         rows = self._rows(
             BEGIN,
@@ -139,7 +139,7 @@ class Executing(Changes):
     ) -> dict[Claim, bool]:
         """Extend the leases of running claims; return those still held, with whether their leases were extended.
 
-        They are not where somebody holds the row. The API's table is neither read nor locked.
+        They are not renewed if the row is locked. The API's table is neither read nor locked.
         """
         rows = self._rows(HEARTBEAT, lock_timeout, timeout, lease=lease, worker_id=self._worker_id, **arrays(claims))
         return {Claim(row.run_id, row.fence): row.renewed for row in rows}
@@ -187,7 +187,7 @@ def _begun(row: Any) -> Run | NotBegun:
 
 
 def _object_of(text: str | None, what: str) -> tuple[Mapping[str, Any], str | None]:
-    """Return what a JSON text says, and why it cannot be used, if it cannot; never raises on account of the text."""
+    """Return the value of a JSON text, or why it cannot be used; never raises because of the text."""
     try:
         value = json.loads(text) if text is not None else None
     except (ValueError, RecursionError, MemoryError) as error:

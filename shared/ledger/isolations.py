@@ -63,7 +63,7 @@ class Isolations:
     def record_harm(self, workflow_id: str, version_id: str, reason: str, *, times: int) -> None:
         """Isolate a version for a day from now on, unless it is isolated for longer: its runs did harm `times` times.
 
-        Raises `RowLockedError` where somebody holds the row for a second.
+        Raises `RowLockedError` if the row stays locked for a second.
         """
         self._write(RECORD_HARM, workflow_id=workflow_id, version_id=version_id, reason=reason, times=times)
 

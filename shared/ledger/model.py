@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     LOST = "lost"
     SKIPPED = "skipped"
-    """The run was not pending any more when it was to begin."""
+    """The run was no longer pending when it was to begin."""
     RELEASED = "released"
     """The claim was given back unharmed: the run never began."""
     REQUEUED = "requeued"
@@ -70,7 +70,7 @@ class Look:
     """What one look found for a poll to do; by the time it is done it may be otherwise."""
 
     lost: bool
-    """Leases of running runs are over."""
+    """Leases of running runs have expired."""
     lapsed: bool
     """Claims have waited for a lease."""
     queued: int

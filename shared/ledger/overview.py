@@ -19,7 +19,7 @@ HOUR_ROWS = 250_000
 SAMPLED = 10_000
 """Approximate number of these runs, evenly sampled, that percentiles of times are computed from."""
 
-# A minute a row, none left out, the oldest first; and with no minute, the whole hour. Its first minute is not whole.
+# One row per minute, without gaps, oldest first; the row without a minute is the whole hour. The first is partial.
 # `wait` is from the creation of a run to its last begin, `ran` from there to its end.
 HOUR = text("""
 WITH ended AS MATERIALIZED (
@@ -128,7 +128,7 @@ SELECT workflow_id
  GROUP BY workflow_id ORDER BY count(*) DESC, workflow_id LIMIT :limit
 """)
 
-# Processes seen lately, dead or alive, so that missing ones are shown too.
+# Processes seen recently, alive or not, so that missing ones are shown too.
 PROCESSES = text("""
 SELECT kind, id::text AS id, host, pid, version, concurrency, running,
        EXTRACT(epoch FROM now() - started_at)::float8 AS up_for, seen_seconds_ago AS seen_ago, alive
@@ -208,5 +208,5 @@ def shown(connection: Connection, choice: TextClause, *, limit: int, **parameter
 
 
 def rows_of(connection: Connection, statement: TextClause, **parameters: Any) -> list[dict[str, Any]]:
-    """Return what a statement finds, a mapping a row."""
+    """Return the rows of a statement, one mapping per row."""
     return [dict(row) for row in connection.execute(statement, parameters).mappings()]

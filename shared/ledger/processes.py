@@ -19,7 +19,7 @@ PROCESS_RETENTION_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One start of one process. The id is new each time: the same host and pid may come back as another."""
+    """One start of one process. The id is new each time: another process may have the same host and pid later."""
 
     kind: ProcessKind
     concurrency: int = 1
@@ -44,7 +44,7 @@ class Process:
         in_transaction(engine, lambda connection: connection.execute(SEEN, parameters), lock_timeout=lock_timeout)
 
     def gone(self, engine: Engine) -> None:
-        """Take the row away: this process ended in order. Raises `DatabaseError`."""
+        """Deregister: delete the row, since this process ended in order. Raises `DatabaseError`."""
         in_transaction(engine, lambda connection: connection.execute(GONE, {"id": str(self.id)}))
 
 

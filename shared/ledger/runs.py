@@ -13,9 +13,9 @@ from orcheo_dispatch.shared.ledger.model import Claim, Outcome
 STALE = "stale"
 """The run is ours, and its claim is not the last one, or was answered before."""
 UNKNOWN = "unknown"
-"""The ledger has never heard of the run."""
+"""The ledger has no row of the run."""
 LOCKED = "locked"
-"""Somebody holds a row of the run at this moment: it may begin a moment later."""
+"""A row of the run is locked: it may begin later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Run:
     workflow_id: str
     workflow_version_id: str
     workspace_id: str
-    """The one that owns its workflow, or that it was made in where nobody owns the workflow."""
+    """The workspace that owns its workflow or, if the workflow has no owner, the one that it was created in."""
     triggered_by: str
     inputs: Mapping[str, Any] = field(repr=False)
     runnable_config: Mapping[str, Any] = field(repr=False)
@@ -58,7 +58,7 @@ class NotBegun:
     reason: str
     slot_due_in: str | None = None
     rejected: bool = False
-    """Whether the run was cancelled because nobody may execute it; `reason` says why."""
+    """Whether the run was cancelled because it may not be executed; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Ending:
     refund: bool = False
     """Whether the attempt does not count."""
     suspect: bool = False
-    """Whether the next attempt is to be alone in its runner."""
+    """Whether the next attempt runs alone in its runner."""
 
     @property
     def why(self) -> str:
@@ -117,11 +117,11 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What one statement made of many endings; what is in neither field is not this worker's any more."""
+    """Result of one statement for many endings; a run in neither field is no longer this worker's."""
 
     settled: Mapping[Claim, Settled]
     locked: frozenset[Claim]
-    """Still this worker's, and held by somebody at this moment: nothing was changed."""
+    """Still this worker's, with a locked row: nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)

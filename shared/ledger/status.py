@@ -27,7 +27,7 @@ SELECT COALESCE(max(runs) FILTER (WHERE ours), 0) AS pending,
           FROM orcheo_dispatch.all_pending_runs GROUP BY ours) AS p
 """)
 
-# Whether the views are there, and this role may read them: nothing depends on them.
+# Whether the views exist and this role may read them; dispatching does not depend on them.
 MAY_SEE_OTHERS = text("""
 SELECT COALESCE(bool_and(has_table_privilege(to_regclass(v.name), 'SELECT')), false)
   FROM (VALUES ('orcheo_dispatch.unclaimed_runs'), ('orcheo_dispatch.begun_elsewhere')) AS v(name)

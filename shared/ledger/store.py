@@ -85,7 +85,7 @@ class Store(Recovering):
         return len(self._sifted_claims("release", RELEASE, claims, reason=reason))
 
     def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
-        """Return claims that nobody answered for a lease, with the reason of their last extension."""
+        """Return claims that no worker has begun within a lease, with the reason of their last extension."""
         skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
         rows = self._rows(LAPSED, batch=batch, skipped=skipped)
         return {Claim(row.run_id, row.fence): row.reason for row in rows}

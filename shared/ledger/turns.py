@@ -13,11 +13,11 @@ from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_FIRST, LIMITED_CLAIMS_LOCK
 
 KEYS = 64
-"""Maximum number of pairs of workspace and workflow that one statement looks at."""
+"""Maximum number of pairs of workspace and workflow that one statement reads."""
 _STATEMENTS = 8
 """Maximum number of statements per claim; the next poll, which follows at once, goes on from there."""
 _BLANK_CLAIMS = 8
-"""Consecutive claims that found nothing among more pairs than they could look at, after which polling slows down."""
+"""Consecutive claims that found nothing among more pairs than they could read, before polling slows down."""
 _REMEMBERED = 5000
 """Maximum number of workspaces for which the last workflow that was claimed from is remembered."""
 
@@ -52,7 +52,7 @@ class Turns:
     more: bool = False
     """Whether the last claim left runs that could be claimed at once, as far as it saw."""
     held: list[str] = field(default_factory=list)
-    """Runs that the last claim passed over because somebody holds their rows in the ledger."""
+    """Runs that the last claim skipped because their rows in the ledger are locked."""
     _workspace: str = ""
     _workflows: dict[str, str] = field(default_factory=dict)
     """Of a workspace with more workflows than had their turn: the last one that had."""
@@ -119,7 +119,7 @@ class Turns:
         return claims
 
     def _window(self, given: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-        """Return which keys to look at: those that are given or, where none is, the next in turn."""
+        """Return which keys to read: the given ones or, without any, the next in turn."""
         return {
             "workspaces": [workspace for workspace, _ in given] or None,
             "workflows": [workflow for _, workflow in given] or None,
@@ -130,7 +130,7 @@ class Turns:
         }
 
     def _advance(self, rows: Sequence[Any], *, stopped: bool) -> None:
-        """Note who had a turn: all that were looked at or, where the room was full before the end, up to the last."""
+        """Note who had a turn: all that were read or, if the room was full before the end, up to the last."""
         reached = max((n for n, row in enumerate(rows) if row.found), default=0) if stopped else len(rows) - 1
         for workspace, of_workspace in _grouped(rows).items():
             had = [row.workflow for n, row in of_workspace if n <= reached]

@@ -1,6 +1,6 @@
 """Route what libraries log, warn, print or raise to our log lines, without text that may quote a run.
 
-Only the libraries that we are made of are quoted, for what they log is known. Of Orcheo's own log lines the template
+Only libraries whose log lines are known are quoted. Of Orcheo's own log lines only the template
 is shown and not what is filled in: a node may log its state. Of all others, such as a workflow's own loggers, a line
 says that, where and how severely they logged, and not what.
 
@@ -22,7 +22,7 @@ from orcheo_dispatch.shared.logs.lines import describe, log, run_in_context
 _QUOTED = ("celery", "kombu", "amqp", "redis", "psycopg", "sqlalchemy", "alembic")
 # Of these the template, without what is filled in.
 _TEMPLATES = ("orcheo", "orcheo_backend", "asyncio", "concurrent")
-# They tell of each message, tick, statement and row; what happens to a run is told by us.
+# They log each message, tick, statement and row; our own events cover what happens to a run.
 _QUIET = (
     "celery.app.trace",
     "celery.beat",
@@ -35,7 +35,7 @@ _QUIET = (
     "sqlalchemy",
     "alembic",
 )
-# What it warns of is told by our own consumer, once a change of state and without the message's body.
+# Our own consumer logs what it warns of, once per change of state and without the message's body.
 _SILENT = {"celery.worker.consumer.consumer": logging.ERROR}
 # It quotes exceptions and arguments of tasks.
 _UNQUOTED = "celery.app.trace"
@@ -59,9 +59,9 @@ def route(level: str) -> None:
 
 
 def route_again() -> None:
-    """Take the standard library's logging back from who has configured it: Orcheo when imported, or a workflow.
+    """Restore our configuration of the standard library's logging after Orcheo's import or a workflow changed it.
 
-    Does nothing where it is ours still, nor in a process whose logging is not ours.
+    Does nothing if it is unchanged, or in a process whose logging is not ours.
     """
     if _level is None or [type(each) for each in logging.getLogger().handlers] == [_Intercept]:
         return
@@ -69,7 +69,7 @@ def route_again() -> None:
 
 
 def _route(level: int) -> None:
-    # Who is not known has no text, so below a warning there is nothing to tell.
+    # Unknown libraries get no text, so below a warning there is nothing to log.
     logging.basicConfig(handlers=[_Intercept()], level=max(level, logging.WARNING), force=True)
     for name in (*_QUOTED, "orcheo", "orcheo_backend"):
         logging.getLogger(name).setLevel(level)
@@ -115,7 +115,7 @@ def _text_of(record: logging.LogRecord) -> str | None:
         except Exception:  # noqa: BLE001 - a library's template and its arguments may not fit
             return str(record.msg)
     if root in _TEMPLATES and isinstance(record.msg, str):
-        # asyncio's first line says what happened; the others quote tasks and exceptions.
+        # The first line of asyncio's text says what happened; the others quote tasks and exceptions.
         return record.msg.partition("\n")[0]
     return None
 
@@ -138,7 +138,7 @@ def _not_raised(failed: sys.UnraisableHookArgs) -> None:
 
 
 class _NoPrints:
-    """Stands for stdout or stderr in a process that executes runs: what their code prints goes nowhere.
+    """Replaces stdout or stderr in a process that executes runs: what their code prints is discarded.
 
     The main thread executes none: what it prints is Celery's, or our own last words.
     """

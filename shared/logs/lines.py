@@ -43,7 +43,7 @@ _JOURNAL = "JOURNAL_STREAM"
 
 @dataclass(slots=True)
 class RunInContext:
-    """The run whose code is executing; `told` are the streams of which a log line said that it was printed on."""
+    """The run whose code is executing; `told` are the streams for which output has been logged once."""
 
     fields: Mapping[str, Any]
     told: set[str] = field(default_factory=set)

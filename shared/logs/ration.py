@@ -21,7 +21,7 @@ class Ration:
         self._left_out = 0
 
     def take(self) -> dict[str, int] | None:
-        """Return None where the line is to be left out, else fields for it: how many were left out before."""
+        """Return None if the line is to be dropped, otherwise its extra fields: the number of lines dropped before."""
         with self._lock:
             now = time.monotonic()
             if now - self._began >= self._seconds:

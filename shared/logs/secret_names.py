@@ -54,7 +54,7 @@ def _of_process() -> list[str]:
     try:
         credentials = read_credentials()
     except SettingsError:
-        # Told by whoever needs them. What could not be read, nobody can print.
+        # Their user reports them. What could not be read cannot be printed.
         credentials = {}
     return [*secrets_of_environment(), *secrets_of_environment(credentials)]
 

@@ -1,6 +1,6 @@
 """Set up logging, once per process: loguru on standard error.
 
-`shared/logs/lines.py` says what a line is, `shared/logs/library.py` what becomes of that which others log.
+`shared/logs/lines.py` defines log lines, `shared/logs/library.py` handles log records of other libraries.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def configure(settings: Settings) -> None:
     keep_secrets_of(settings)
     log.configure(patcher=complete)
     write = writer(settings.log_format)
-    # Celery has us configure once more, while threads of ours log already: none of their lines may be lost.
+    # Celery makes us configure again while our threads are logging: none of their lines may be lost.
     added = log.add(
         write,
         level=settings.log_level,

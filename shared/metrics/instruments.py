@@ -1,7 +1,7 @@
 """Counters, gauges and histograms of prometheus_client, in a registry of our own.
 
 prometheus_client decides at its import, by an environment variable, where values live, and for all of a process.
-Here they live in memory whatever it says, and the metrics of anybody else's code in this process stay apart from ours.
+Here they are always kept in memory, and metrics of other code in this process stay separate from ours.
 prometheus_client has no argument for that, so its value class is replaced while a metric is made.
 """
 
@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 OTHER = "other"
-"""Stands for a value of a label that was not known at the start, where the label allows for it."""
+"""Value of a label for values that were not known at the start, if the label allows it."""
 
 
 class _Nothing:
@@ -121,7 +121,7 @@ class Instruments:
 
 
 class _WithoutCreated:
-    """A registry less the times at which its series were made: twice the lines, for nobody to read."""
+    """A registry without the `_created` series, which would double the number of lines."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry

@@ -170,7 +170,7 @@ class DispatcherMetrics(ConsumerMetrics):
         self._hints(kind).inc()
 
     def listens(self, listening: bool) -> None:
-        """Note whether a notification of Postgres would be heard."""
+        """Record whether notifications of Postgres are received."""
         self._listening().set(listening)
 
     def ticked(self) -> None:
@@ -242,7 +242,7 @@ class WorkerMetrics(ConsumerMetrics):
         self._in_flight().inc()
 
     def run_ended(self) -> None:
-        """Count it no more: it is settled, or not ours to settle."""
+        """Stop counting it: it is settled, or no longer ours to settle."""
         self._in_flight().dec()
 
     def was_pending(self, seconds: float) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def fail(error: DispatchError) -> NoReturn:
     """Print the error, one line for each of its own, without any secret, and exit with its exit code.
 
-    Never waits for long for who reads it.
+    Never waits long for its reader.
     """
     from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of_process
     from orcheo_dispatch.shared.text.bounded_output import ERRORS

@@ -41,7 +41,7 @@ def stand_aside() -> None:
         received = signal.sigwaitinfo(_WAITED_FOR)
         if received.si_signo != signal.SIGCHLD:
             if received.si_code != _FROM_TERMINAL:
-                # Not yet reaped, so nobody else has its number.
+                # Not yet reaped, so no other process has its pid.
                 os.kill(child, received.si_signo)
         elif (code := _reap(child)) is not None:
             os._exit(code)

@@ -35,7 +35,7 @@ class Inbox[T]:
         self._queue.put(_WAKE)
 
     def take(self, timeout: float, *, most: int) -> list[T]:
-        """Wait for something, for `timeout` seconds at most; return all that is there by then, but `most` at a time."""
+        """Wait for items, for `timeout` seconds at most; return those that have arrived, at most `most`."""
         found: list[Any] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait())
@@ -45,10 +45,10 @@ class Inbox[T]:
 
 
 class LastingThread:
-    """Calls `turn` again and again until it is stopped, whatever that raises: `SystemExit` and the like included.
+    """Calls `turn` repeatedly until it is stopped, whatever that raises, `SystemExit` included.
 
-    `turn` returns within seconds: where there is nothing to do it waits for about one. What it has in hand when it
-    fails is its own to put in order. `idle` says whether nothing is left to do; until then a stop waits.
+    `turn` returns within seconds: without work it waits for about one. What it is processing when it
+    fails, it must restore itself. `idle` returns whether no work is left; until then a stop waits.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LastingThread:
         self._thread.join(timeout)
 
     def pause(self, seconds: float) -> bool:
-        """Wait, less if it is stopped meanwhile; return whether it is. For the turn itself."""
+        """Wait until the timeout or a stop; return whether it is stopped. For use within `turn`."""
         return self._stopping.wait(seconds)
 
     def note_progress(self) -> None:

@@ -51,7 +51,7 @@ class ServiceManager:
             self._send("WATCHDOG=1")
 
     def stopping(self, status: str, seconds: float = 0.0) -> None:
-        """Say that the process ends by itself, and that this may take this many seconds whatever its unit says."""
+        """Announce that the process is stopping by itself and may take this many seconds, whatever its unit says."""
         longer = [f"EXTEND_TIMEOUT_USEC={int(seconds * _MICROSECONDS)}"] if seconds else []
         self._status = status
         self._send("STOPPING=1", f"STATUS={status}", *longer)
@@ -69,7 +69,7 @@ class ServiceManager:
 
 
 def _address(name: str) -> str:
-    """Return the socket's address: a path, or `@` and a name that stands for an abstract one; else nothing."""
+    """Return the socket's address: a path, or `@` and the name of an abstract socket; None for anything else."""
     if name.startswith("@"):
         return f"\0{name[1:]}"
     return name if name.startswith("/") else ""

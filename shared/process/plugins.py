@@ -14,7 +14,7 @@ _OURS = "ORCHEO_DISPATCH_INTERNAL_NO_PLUGINS"
 
 
 def keep_plugins_out() -> None:
-    """Have pydantic load no plugin in this process, unless the environment says which. Call before importing it."""
+    """Make pydantic load no plugin in this process, unless the environment names one. Call before importing it."""
     if _DISABLED not in os.environ:
         os.environ[_DISABLED] = "__all__"
         os.environ[_OURS] = "1"

@@ -32,7 +32,7 @@ class Watched:
 
 
 class ProgressWatch:
-    """Looks at everything that has to make progress, on a thread of its own.
+    """Checks everything that has to make progress, on a thread of its own.
 
     After each look that found nothing stalled it calls `on_well`, which feeds the watchdog of a service manager. So
     that ends what this watch cannot: a process that hangs as a whole, or one whose remedies do not help.
@@ -51,7 +51,7 @@ class ProgressWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more: what ends need not make progress."""
+        """Stop checking: a process that is ending need not make progress."""
         self._stopping.set()
 
     def look(self) -> None:

@@ -103,7 +103,7 @@ def _makeshift_path() -> Path:
 
 
 def _makeshift_home() -> str:
-    """Make a folder that nobody else may enter; `/` where none can be made."""
+    """Create a folder that no other user may enter; `/` if none can be created."""
     try:
         path = _makeshift_path()
         path.mkdir(mode=0o700, exist_ok=True)

@@ -60,7 +60,7 @@ def obey_signals(app: Celery, cut_short: Callable[[], bool] = lambda: False) -> 
 
 
 def take_hangups(stop: Callable[[int, FrameType | None], None]) -> None:
-    """End by `stop` when the terminal of this process is closed; where it has none, log a SIGHUP and go on.
+    """End by `stop` when the terminal of this process is closed; without a terminal, log a SIGHUP and continue.
 
     One that is ignored from the start, as under `nohup`, stays ignored.
     """

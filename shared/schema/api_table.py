@@ -21,7 +21,7 @@ _FUNCTION = f"{SCHEMA}.wake()"
 _NOTIFY_KEY = 0x0C4E_0D16
 
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
-# CONCURRENTLY: the API goes on inserting runs while it is built.
+# CONCURRENTLY: the API continues to insert runs while it is built.
 _CREATE_INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON workflow_runs ({columns}) WHERE status = 'pending'"
 _DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 _COLUMNS = {
@@ -34,11 +34,11 @@ INDEXES = tuple(_COLUMNS)
 TRIGGER_ENABLED = (
     f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
 )
-"""One boolean, which is false where somebody switched the trigger off by ALTER TABLE; no row where there is none."""
-# It must cost an insert nothing, so it is silent in two cases, in which a poll finds the run all the same:
+"""One boolean, false if the trigger is disabled (ALTER TABLE); no row if the trigger does not exist."""
+# It must not slow down an insert, so it is silent in two cases, in which a poll finds the run anyway:
 # - Another transaction under way notifies. Postgres lets those that notify commit one after the other, in the whole
 #   cluster, each with its own flush to disk: a twentieth of the throughput with 32 clients. So only one at a time does;
-#   a listener polls once more a moment after a notification, for those that were silent meanwhile.
+#   a listener polls again shortly after a notification, for those that were silent.
 # - The queue of notifications is half full. Where it is full, a commit that notifies fails. That takes a session that
 #   listens and stays in one transaction, and some hundred million notifications.
 # Empty payloads fold: however many rows and statements, one notification a transaction.
@@ -52,7 +52,7 @@ BEGIN
     RETURN NULL;
 END $$
 """
-# A trigger calls it for whoever inserts, whatever their rights; nobody else has a use for it.
+# A trigger calls it for every role that inserts, whatever its rights; no one else needs it.
 _REVOKE_FUNCTION = f"REVOKE ALL ON FUNCTION {_FUNCTION} FROM PUBLIC"
 _CREATE_TRIGGER = (
     f"CREATE OR REPLACE TRIGGER {TRIGGER} AFTER INSERT ON workflow_runs FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}"
@@ -96,7 +96,7 @@ def make_index(engine: Engine, index: str) -> bool:
 def make_concurrently(engine: Engine, autocommit: Connection, index: str, *statements: str) -> None:
     """Run statements that make an index CONCURRENTLY. Raises `RowLockedError` where they wait for too long.
 
-    Nobody who reads or writes the table waits for them, so they may wait as long as a change is tried elsewhere.
+    No reader or writer of the table waits for them, so they may wait as long as other changes are retried.
     """
     try:
         autocommit.exec_driver_sql(f"SET lock_timeout = {int(PATIENCE_SECONDS * 1000)}")

@@ -1,7 +1,7 @@
 """A trigger on the API's table that refuses to begin a run twice.
 
 Orcheo begins a run by reading it, checking that it is pending and writing all of it back, in several transactions. A
-run that a worker of ours begins in between would be executed by both, and the second start would overwrite the first.
+run that one of our workers begins in between would be executed by both, and the second start would overwrite the first.
 The trigger refuses that second start: Orcheo's transaction fails, and it does not execute the run.
 
 It fires only for an update that sets a run to running which is not pending, so none of ours and no other of the API's.
@@ -37,7 +37,7 @@ BEGIN
 END $$
 """
 _REVOKE_FUNCTION = f"REVOKE ALL ON FUNCTION {_FUNCTION} FROM PUBLIC"
-# After the update: a trigger before it would lock each row that anybody updates once more.
+# After the update: a trigger before it would lock each updated row again.
 _CREATE_TRIGGER = f"""
 CREATE OR REPLACE TRIGGER {TRIGGER} AFTER UPDATE OF status ON workflow_runs FOR EACH ROW
   WHEN (NEW.status = 'running' AND OLD.status <> 'pending'

@@ -99,7 +99,7 @@ def unmet_to_read(connection: Connection) -> list[Unmet]:
 
 
 def unmet_to_write(connection: Connection) -> list[Unmet]:
-    """Return what keeps a dispatcher, a worker or a repair from this database, beside the rights of its role."""
+    """Return what prevents a dispatcher, a worker or a repair from using this database, besides rights of its role."""
     return [*_read_only(connection), *_missing_functions(connection), *_hidden_rows(connection)]
 
 
@@ -128,6 +128,6 @@ def _hidden_rows(connection: Connection) -> list[Unmet]:
     hidden = connection.execute(_HIDDEN).scalars().all()
     if not hidden:
         return []
-    # A run that is hidden seems to be deleted: its row would be settled, its slot given back, while it executes.
+    # A hidden run looks deleted: its row would be settled and its slot returned while it executes.
     found = f"policies may hide rows of {', '.join(hidden)} from this role"
     return [Unmet("row-level security", found, "give it BYPASSRLS, or a policy for all commands USING (true)")]

@@ -49,18 +49,18 @@ class Migration:
     notify: bool
     """Whether a run that is inserted wakes the dispatchers that listen."""
     made_again: tuple[str, ...] = ()
-    """Views, indexes and functions of our schema that somebody had dropped."""
+    """Views, indexes and functions of our schema that had been dropped."""
 
 
 def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
     """Bring the schema to the newest revision and, with `index`, make the indexes on pending runs.
 
-    `notify` makes the trigger that wakes dispatchers at each insert, or takes it out; None leaves it as it is. The
+    `notify` creates the trigger that wakes dispatchers at each insert, or drops it; None leaves it as it is. The
     trigger that lets no run begin twice is always made.
 
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
     Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing, and `SettingsError` where
-    a pooler stands between: a lock of a session would stay with a connection of the pool.
+    a pooler is used: a session lock would stay with a connection of the pool.
     """
     with (
         open_engine(settings, role="migrate", connections=4, migrates=True) as engine,
@@ -128,7 +128,7 @@ def _config(connection: Connection | None) -> Config:
 
 
 def _change(engine: Engine, connection: Connection, change: Callable[[], None]) -> None:
-    """Migrate: each revision is a transaction of its own, so that another try goes on where the last one gave up."""
+    """Migrate: each revision is a transaction of its own, so that a retry continues where the last attempt stopped."""
 
     def attempt() -> None:
         try:
@@ -141,14 +141,14 @@ def _change(engine: Engine, connection: Connection, change: Callable[[], None]) 
 
 
 def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
-    """Make the views, indexes and functions again that somebody dropped; return their names.
+    """Recreate views, indexes and functions that were dropped; return their names.
 
-    What makes them is read off a schema that the migrations make anew, in a transaction that is rolled back.
+    Their definitions are read from a schema that the migrations create, in a transaction that is rolled back.
     """
     gone = parts.missing(connection)
     connection.rollback()
     if set(gone) <= set(NEW):
-        # Dropped by nobody: the last release did not have them. They are created with the views of this one.
+        # Not dropped: the last release did not have them. They are created with the views of this one.
         return ()
 
     def read() -> dict[str, str]:
@@ -185,7 +185,7 @@ def _alone(engine: Engine) -> Iterator[None]:
     """Hold the migration lock.
 
     It is tried for again and again rather than waited for: a session that waits holds a snapshot, and
-    CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other for ever.
+    CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would deadlock.
     """
     with engine.connect() as connection:
         locked = connection.execution_options(isolation_level="AUTOCOMMIT")

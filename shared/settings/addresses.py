@@ -1,7 +1,7 @@
 """Check the URLs and DSNs of servers, without quoting a password in an error.
 
 A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
-error texts that nobody can redact. So an address is taken apart before anybody connects. redis-py and kombu each split
+error texts that cannot be redacted. So an address is parsed before anything connects. redis-py and kombu each split
 URLs themselves and disagree about sockets and TLS parameters, and an error of theirs may quote a part of the URL.
 """
 
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _KOMBU_SOCKET = "redis+socket"
-"""What kombu, and so Orcheo's own Celery app, says for `unix`."""
+"""Scheme for `unix` in kombu, and so in Orcheo's own Celery app."""
 _SOCKET_DATABASE = {"unix": "db", _KOMBU_SOCKET: "virtual_host"}
 _SEVERAL_SERVERS = re.compile(r"^[a-z+]*(sentinel|cluster)[a-z+]*$")
 # What redis-py and kombu both understand; any other word stops one of the two.
@@ -28,7 +28,7 @@ _CERT_REQS = ("required", "optional", "none")
 
 
 def check_redis_url(value: SecretStr) -> SecretStr:
-    """Return `value` if it is a URL of a Redis. Raises `ValueError`, which says what is taken and quotes nothing."""
+    """Return `value` if it is a URL of a Redis. Raises `ValueError`: what is accepted, quoting nothing."""
     try:
         parts = urlsplit(value.get_secret_value())
         several = _SEVERAL_SERVERS.match(parts.scheme) or ";" in parts.netloc.rpartition("@")[2]
@@ -81,7 +81,7 @@ def _socket_as(scheme: str, url: str) -> str:
 
 
 def check_postgres_dsn(value: SecretStr) -> SecretStr:
-    """Return `value` if it is a DSN of Postgres. Raises `ValueError`, which says what is taken and quotes nothing."""
+    """Return `value` if it is a DSN of Postgres. Raises `ValueError`: what is accepted, quoting nothing."""
     text = value.get_secret_value()
     takes = "a Postgres DSN such as postgresql://user@host:5432/database, with a percent-encoded password"
     try:
@@ -105,7 +105,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """Take a URL apart. Raises `ValueError`, which says what is taken and quotes nothing."""
+        """Parse a URL. Raises `ValueError`: what is accepted, quoting nothing."""
         takes = "a URL such as https://orcheo.example.com or http://127.0.0.1:8000"
         try:
             parts = urlsplit(url.strip())

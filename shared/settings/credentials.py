@@ -1,7 +1,7 @@
 """Read secrets from files: systemd's `LoadCredential=`, or any folder that `CREDENTIALS_DIRECTORY` names.
 
-A file is named as the variable that it stands for. Where that variable is set too, the environment wins: so
-somebody at a shell, or a drop-in of a unit, can try another value. An empty file or variable counts as unset.
+A file is named like the variable that it sets. If that variable is set too, the environment wins: so
+a shell, or a drop-in of a unit, can override the value. An empty file or variable counts as unset.
 
 The reader of pydantic-settings (`SecretsSettingsSource`) is not used: it has no bound on the size of a file, its
 error for a file that is no text does not name it, and Orcheo needs the same values in the environment of the process.
@@ -20,13 +20,13 @@ from orcheo_dispatch.shared.settings.values import clean
 DIRECTORY = "CREDENTIALS_DIRECTORY"
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _MOST_BYTES = 1024 * 1024
-"""What systemd takes for all credentials of a unit."""
+"""Limit of systemd for all credentials of a unit."""
 
 
 def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the credentials by variable, without those that are empty; none where no folder is named.
 
-    Files that are not named as a variable are somebody else's. Raises `SettingsError`, which quotes no content.
+    Files that are not named like a variable are ignored. Raises `SettingsError`, which quotes no content.
     """
     directory = environment.get(DIRECTORY)
     if not directory:
@@ -40,7 +40,7 @@ def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def export_credentials(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables that credentials stand for, where they are unset: Orcheo reads nothing but its environment.
+    """Set the variables of credentials, if they are unset: Orcheo reads only its environment.
 
     Only in this process, after its start: `/proc/PID/environ`, `systemctl show` and the journal do not show them.
     Raises `SettingsError` as `read_credentials` does.
@@ -51,7 +51,7 @@ def export_credentials(environment: MutableMapping[str, str] = os.environ) -> No
 
 
 def _is_unset(value: str | None) -> bool:
-    """Return whether a variable counts as unset; one that is no text is somebody's mistake, and is set."""
+    """Return whether a variable counts as unset; one that is not text is a mistake, and counts as set."""
     try:
         return not value or not clean(value)
     except ValueError:

@@ -22,7 +22,7 @@ _READ_BY_ORCHEO = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A value that is read otherwise than it stands there; quotes nothing of a secret."""
+    """A value that is read differently from how it is written; never quotes a secret."""
 
     variable: str
     text: str
@@ -58,7 +58,7 @@ def notes(variables: Container[str], environment: Mapping[str, str] = os.environ
 
 
 def slots_follow(broker: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether run slots are returned at the broker where nothing says where the API counts them.
+    """Return whether run slots are returned at the broker because no setting says where the API counts them.
 
     The API counts them on localhost then. In a container that is another host for us than for the API, unless the
     broker is on localhost too.
@@ -135,6 +135,6 @@ class OrcheoNames(PydanticBaseSettingsSource):
         return value, str(field.alias), False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the settings that Orcheo's names stand for."""
+        """Return the settings that correspond to Orcheo's names."""
         seconds = cron_interval_of_orcheo()
         return {} if seconds is None else {OURS: seconds}

@@ -59,7 +59,7 @@ def _check_url(value: SecretStr) -> SecretStr:
 
 
 def _refuse_unprintable(text: str, *, blanks: bool) -> None:
-    """Refuse what a client would leave out silently, or print as it is, in the middle of an address."""
+    """Refuse characters that a client would silently drop from an address, or print unescaped."""
     if any(not (character.isprintable() or (blanks and character.isspace())) for character in text):
         raise ValueError("an address without line breaks and characters that cannot be printed")
     if not blanks and any(character.isspace() for character in text):

@@ -117,7 +117,7 @@ class Settings(WorkerSettings, DispatchSettings):
 
     @property
     def cron_mode(self) -> CronMode:
-        """Who creates the runs of due cron triggers, also where nobody has chosen."""
+        """Who creates the runs of due cron triggers, with the default applied."""
         chosen = self.cron if "cron" in self.model_fields_set else None
         return cron_mode(chosen, executor=self.executor, api_url=self.api_url)
 

@@ -45,7 +45,7 @@ class CronMode(StrEnum):
 def cron_mode(chosen: CronMode | None, *, executor: str, api_url: str | None) -> CronMode:
     """Return who creates the runs of due cron triggers.
 
-    Where nobody has chosen and workers have an executor other than Orcheo's, an API that is named is asked, as in
+    By default, if workers have an executor other than Orcheo's, a configured API is asked, as in
     releases before there was a choice.
     """
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""Detect a container, where `localhost` is the container itself and no server beside it."""
+"""Detect a container, in which `localhost` is the container itself and not a server next to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 _MARKS = ("/.dockerenv", "/run/.containerenv")
 _VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
-"""Kubernetes sets the one for each pod; Podman, LXC and systemd-nspawn the other, as systemd has it."""
+"""Kubernetes sets the first for each pod; Podman, LXC and systemd-nspawn the second, by systemd's convention."""
 
 
 def in_container(environment: Mapping[str, str] = os.environ, marks: tuple[str, ...] = _MARKS) -> bool:
@@ -22,7 +22,7 @@ def in_container(environment: Mapping[str, str] = os.environ, marks: tuple[str, 
 
 
 def is_local(address: str) -> bool:
-    """Return whether a URL or a DSN leads to this host by TCP: `localhost`, or a loopback address."""
+    """Return whether a URL or a DSN names this host by TCP: `localhost`, or a loopback address."""
     return any(_is_loopback(host) for host in _hosts(address))
 
 

@@ -56,7 +56,7 @@ def clean(text: str) -> str:
 
 
 def log_level(text: str) -> str | None:
-    """Return the level that a name or a number of Python's logging stands for, or None where it is neither.
+    """Return the level for a name or a number of Python's logging, or None if it is neither.
 
     A number between two levels is the upper one: what is logged is what logging would let through.
     """
@@ -71,14 +71,14 @@ def log_level(text: str) -> str | None:
 
 
 def log_format(text: str) -> str | None:
-    """Return the form of log lines that a name stands for, or None: Orcheo takes each name but `console` for `json`."""
+    """Return the log format of a name, or None: Orcheo reads every name except `console` as `json`."""
     return {"text": CONSOLE, CONSOLE: CONSOLE, JSON: JSON}.get(text.strip().lower())
 
 
 def postgres_dsn(text: str) -> tuple[str, list[str]]:
     """Return a DSN as libpq takes it, and what was changed: SQLAlchemy's driver and asyncpg's parameters.
 
-    What is no URL, or one that falls apart otherwise, comes back as it is.
+    A value that cannot be parsed as a URL is returned unchanged.
     """
     changed = []
     dsn = _DRIVER.sub(r"\g<scheme>", text)

@@ -108,9 +108,9 @@ class WorkerSettings(BaseSettings):
 
     @property
     def capacity(self) -> int:
-        """How many runs a worker executes at a time: no more than it has processes where each run needs its own.
+        """Maximum number of runs that a worker executes at a time: the number of processes if each run needs its own.
 
-        A run that has begun and waits for a process would use up its timeout, and hold up those behind it.
+        A run that has begun and waits for a process would use up its timeout and delay those behind it.
         """
         if self.isolation is WorkerIsolation.PROCESS:
             return min(self.concurrency, self.max_processes)

@@ -1,7 +1,7 @@
 """Write to a stream that may block: a full pipe whose reader hangs must not stop a process.
 
 Writes may wait for `WAIT_SECONDS` in all, and for as much again each minute, however many there are and however slowly
-somebody reads. What cannot be written within that is dropped and counted. There is no thread and no queue: a process
+the reader takes it. What cannot be written by then is dropped and counted. There is no thread and no queue: a process
 that forks writes with this as well.
 """
 

@@ -1,8 +1,8 @@
-r"""Text that others wrote, made harmless for whoever shows it: a terminal, a line of a log, a page.
+r"""Escape text from outside so that it is safe to show: in a terminal, a log line, a page.
 
 A client chooses names, labels, reasons and error texts. An escape sequence in one moves the cursor, sets the title of
 a window or writes to the clipboard; a mark for writing from right to left shows `exe.txt` as `txt.exe`; a line break
-forges a line. What could do so is shown as it would be written in a program, such as `\u001b`.
+forges a line. Such characters are shown as escapes, such as `\u001b`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def plain_lines(text: str, limit: int | None = None) -> str:
 
 
 def say(text: str = "", *, to: TextIO | None = None) -> None:
-    """Print lines for whoever called a command, to standard output unless `to` names another stream."""
+    """Print lines for the caller of a command, to standard output unless `to` names another stream."""
     print(plain_lines(text), file=to or sys.stdout)
 
 

@@ -39,7 +39,7 @@ _trace_of = BaseException.__dict__["__traceback__"].__get__
 
 
 class _TimeIsOver(SystemExit):
-    """Ends a thread that has taken too long; nobody reports a thread that ended with `SystemExit`."""
+    """Ends a thread that has taken too long; a thread that ends with `SystemExit` is not reported."""
 
 
 def class_name(error: BaseException | None) -> str:
@@ -67,7 +67,7 @@ def said_by(error: BaseException) -> str:
     """Return `str(error)`, or nothing where it raises or takes longer than half a second. Never raises.
 
     Values that take long to print, such as a list of millions, are named by their type and length. Code of the error's
-    class is executed in a thread of its own, which is ended when its time is over. Nothing here can end a function in
+    class is executed in a thread of its own, which is ended after its time limit. Nothing here can end a function in
     C that keeps the interpreter's lock: only the end of its process does.
     """
     try:
@@ -102,7 +102,7 @@ def _attributes(error: BaseException) -> Iterator[Any]:
 def _weight(value: Any) -> int | None:
     """Return about how many characters `repr(value)` has, counted up to a bound; None where it executes other code.
 
-    A value inside several others counts as often as it is printed, and one inside itself for ever: up to the bound.
+    A value inside several others counts as often as it is printed, and one inside itself up to the bound.
     """
     total, left = 0, [iter((value,))]
     while left and total <= _MOST_CHARACTERS:
@@ -138,15 +138,15 @@ def _shortly(value: Any) -> str:
 
 
 def _asked(error: BaseException) -> str:
-    """Return what the error's own code says, unless its time is over first."""
+    """Return the text that the error's own code produces, unless its time limit ends first."""
     said: list[str] = []
 
     def ask() -> None:
-        # The answer of a subclass of `str` would be code of others once more.
+        # A subclass of `str` would again execute foreign code.
         said.append(str.__str__(str(error)))
 
     def ask_and_end() -> None:
-        # Nobody waits for what is raised here; it is no error of ours.
+        # No caller waits for this exception; it is not an error of ours.
         with contextlib.suppress(BaseException):
             ask()
 

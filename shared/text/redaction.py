@@ -19,7 +19,7 @@ _MARGIN = 4096
 _HIDDEN = "***"
 # What libraries put around a value: the quotes of Python, JSON, and JSON in JSON, and the `b` of bytes.
 _QUOTED = r"b?\\*\"[^\"]*\"?|b?\\*'[^']*'?"
-# Each begins with a literal, and none looks at a character again that another start has looked at: linear.
+# Each begins with a literal, and no character is read by two starts: linear time.
 _RULES = (
     # scheme://user:password@host
     re.compile(r"(?<=[A-Za-z0-9+.\-])://[^\s:@/]*:(?P<secret>[^\s/]+)@"),
@@ -34,7 +34,7 @@ _RULES = (
     ),
     re.compile(r"(?i)\bbearer\s+(?P<secret>[^\s,;'\"\\()]{4,})"),
 )
-# Base64 in lines of 60 characters and more, as MIME and many tools have it: what is between two of them.
+# Base64 in lines of 60 characters and more, as MIME and many tools write it: the separator between two lines.
 _LINE_BREAK = re.compile(r"(?=[\\\r\n])(?<=[A-Za-z0-9+/]{60})(?:\\{1,8}r|\r)?(?:\\{1,8}n|\n)(?=[A-Za-z0-9+/])")
 
 
@@ -68,14 +68,14 @@ def redact(text: str, limit: int | None = None) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """Return the first line of what a library says, redacted and of at most 1000 characters, or the error's class."""
+    """Return the first line of a library's error, redacted and of at most 1000 characters, or the error's class."""
     # The cut comes first, the line last: a secret may hold a line break.
     said = redact(str(error).strip(), _LINE_CHARACTERS)
     return said.splitlines()[0] if said else type(error).__name__
 
 
 def keep_secret(*secrets: str) -> None:
-    """Redact these from now on wherever they appear, however they are quoted or encoded.
+    """Redact these from now on wherever they appear, in any quoting or encoding.
 
     In place of those of an earlier call. Shorter than 16 characters they are found as words of their own only; what has
     less than 8 is left to the other rules. Of a secret of several lines each line is one.

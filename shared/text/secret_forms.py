@@ -1,6 +1,6 @@
 r"""A secret in every form in which a program prints it, as one regular expression.
 
-A library that quotes a header, a URL or a parameter rarely quotes it as it is: `repr`, JSON, YAML and C write a
+A library that quotes a header, a URL or a parameter rarely quotes it unchanged: `repr`, JSON, YAML and C write a
 backslash before a quote, a shell and SQL more quotes, URLs a percent sign, HTML an entity, Basic authentication base64,
 Postgres the hexadecimal digits of bytes. Characters are matched one by one, so that forms may be mixed, such as a
 percent-encoded password in a JSON text in the `repr` of bytes.
@@ -45,11 +45,11 @@ _ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\
 }
 _ENTITIES = {chr(number): name for number, name in html.entities.codepoint2name.items()} | {"'": "apos"}
 _QUOTING = "'\"\\"
-"""Each of these stands for the others: a shell writes `'"'"'` for `'`, SQL `''`."""
+"""These are equivalent: a shell writes `'"'"'` for `'`, SQL `''`."""
 _ALIKE = "-._~"
-"""Not letters or digits, but written as they are by whatever encodes."""
+"""Characters besides letters and digits that no encoding changes."""
 _PERCENT = "%(?:25){0,2}"
-# A backslash is doubled each time that a text is quoted once more.
+# Each level of quoting doubles a backslash.
 _BACKSLASH = rf"(?:\\|{_PERCENT}5[cC])"
 _AMPERSAND = "&(?:amp;){0,2}"
 _QUOTE = (
@@ -180,7 +180,7 @@ def _entities(character: str) -> Iterator[str]:
 
 
 def _escapes(character: str) -> list[str]:
-    """Return what stands for the character after a backslash, in Python, JSON, YAML and C."""
+    """Return the escapes of a character after a backslash, in Python, JSON, YAML and C."""
     number, units = ord(character), character.encode("utf-16-be", "surrogatepass")
     high, low = units[:2], units[2:]
     found = [_ESCAPES[character]] if character in _ESCAPES else []
@@ -201,7 +201,7 @@ def _byte(byte: int, backslashes: str) -> str:
 
 
 def _byte_escapes(byte: int) -> str:
-    """Return what stands for a byte after a backslash; `udc..` where it was read as ASCII with surrogates for it."""
+    """Return the escapes of a byte after a backslash; `udc..` if it was decoded with surrogateescape."""
     digits = _hexadecimal(byte, 2)
     return f"x{digits}|u(?:00|[dD][cC]){digits}|{byte:03o}"
 

@@ -34,7 +34,7 @@ class Books:
         await open_pool(self._pool)
 
     async def close(self) -> None:
-        """Write what is to be written, then disconnect."""
+        """Write all queued rows, then disconnect."""
         await self._commit.close()
         await self._pool.close()
 

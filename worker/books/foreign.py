@@ -11,7 +11,7 @@ from orcheo_dispatch.worker.books.rows import Rows
 FOREIGN_ROWS = "ForeignRows"
 """A row names another run than the one that it was sent for."""
 MALFORMED_ROWS = "MalformedRows"
-"""A table that nobody may write, no JSON object, or not as many contents as rows."""
+"""A table that is not allowed, not a JSON object, or fewer contents than rows."""
 
 
 class _OfExecution(msgspec.Struct):

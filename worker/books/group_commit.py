@@ -23,7 +23,7 @@ SOON_SECONDS = 0.1
 """Maximum delay of rows that no caller waits for (seconds), so that a trace is visible during its run."""
 
 LINGER_SECONDS = 0.01
-"""How long rows that somebody waits for wait at most for those of other runs."""
+"""Maximum time that urgent rows wait for rows of other runs (seconds)."""
 
 PATIENCE_SECONDS = 30.0
 """How long what may pass is tried again: an outage, a conflict, a lock."""
@@ -68,13 +68,13 @@ class GroupCommit:
     holds for example, is then tried again for half a minute beside the statements for the others. It holds a
     connection for a statement, and two at most.
 
-    Nothing ends it but `close`: if the task that writes is cancelled, another one goes on with what it had in hand.
+    Only `close` ends it: if the writing task is cancelled, another one continues with the rows in progress.
     """
 
     def __init__(self, pool: Connections, *, running: Callable[[], int]) -> None:
         self._pool = pool
         self._running = running
-        """How many runs are under way: nobody lingers for others where there are none."""
+        """Number of runs in progress: without others, rows are written at once."""
         self._queued: list[Unit] = []
         self._in_hand: list[Unit] = []
         self._alone: list[tuple[Sized, float]] = []
@@ -132,7 +132,7 @@ class GroupCommit:
             self._writing.add_done_callback(self._stopped_writing)
 
     def _stopped_writing(self, task: asyncio.Task[None]) -> None:
-        """Go on with what a task had in hand that was cancelled, or failed: its rows may be written once more."""
+        """Continue with the rows of a task that was cancelled or failed: they may be written a second time."""
         self._writing = None
         failed = task.cancelled() or task.exception() is not None
         left = [unit for unit in self._in_hand if not unit.written.done()]
@@ -202,14 +202,14 @@ class GroupCommit:
             error = await self._execute(together)
             if error is None or not may_pass(error) or answered(error) or time.monotonic() >= until:
                 return error
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - of all workers not at once
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - so that workers do not retry at the same time
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
     async def _execute(self, rows: Rows) -> Exception | None:
         self._moved_at = time.monotonic()
         try:
             await _execute_within(self._pool, rows)
-        except Exception as error:  # noqa: BLE001 - whoever waits for a unit decides what it means.
+        except Exception as error:  # noqa: BLE001 - the caller that waits for a unit decides what it means.
             return error
         return None
 
@@ -280,7 +280,7 @@ def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]
 
 
 async def _execute_within(pool: Connections, rows: Rows) -> None:
-    """Write the rows in one transaction that waits for nobody for long; one round trip, as without the limits."""
+    """Write the rows in one transaction with short lock and statement timeouts, in one round trip."""
     seconds = STATEMENT_SECONDS + rows.size() * _SECONDS_A_BYTE
     limits = (
         f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000:.0f}",

@@ -54,7 +54,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
     async def connection_to_retry_on(self) -> AsyncIterator[AsyncConnection[DictRow]]:
         """Yield a connection for one statement; it is checked only where another one failed within the last minute.
 
-        Behind a pooler the statement is a transaction that says what it relies on: each has another session.
+        Behind a pooler each statement is a transaction that sets what it relies on, since sessions change.
         """
         loop = asyncio.get_running_loop()
         token = _unchecked.set(loop.time() >= self._suspect_until)
@@ -118,7 +118,7 @@ def make_pool[P: Pool](
 ) -> P:
     """Return a pool that is not open yet; `arguments` are those of its connections.
 
-    Each connection is checked as it is handed out, so that nobody gets one that the server has closed.
+    Each connection is checked when it is handed out, so that the caller never gets one that the server closed.
     """
 
     async def prepare(connection: AsyncConnection[DictRow]) -> None:

@@ -39,7 +39,7 @@ class Provided(msgspec.Struct, frozen=True, array_like=True):
     """What a run executes, and what an earlier attempt at it has left; in `Start.provided`, as MessagePack."""
 
     rejected: str | None
-    """Why nobody may execute the run: then the rest says nothing."""
+    """Why the run may not be executed; the other fields are then meaningless."""
     version_missing: bool
     """Whether the version of its workflow is gone."""
     version_id: str
@@ -71,7 +71,7 @@ _decoder = msgspec.msgpack.Decoder(Provided)
 class KnownVersions:
     """The versions that one runner has been given, for its whole life: those that it keeps as well.
 
-    A runner that has dropped one all the same reads it by itself.
+    A runner that has dropped it reads it itself.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Workflows:
                 await self._answer(asked)
         finally:
             self._reading = None
-            # Only where this task was cancelled: nobody waits for ever.
+            # Only if this task was cancelled: no caller may wait forever.
             for each in asked:
                 each.answer.cancel()
 
@@ -179,7 +179,7 @@ def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
 
 
 def _rejected(run: Run, row: DictRow) -> str | None:
-    """Return why nobody may execute the run: all of it may have happened since the run began."""
+    """Return why the run may not be executed; any of it may have happened since the run began."""
     if row["workflow_id"] is None or _is_foreign(row["workspace_id"], run.workspace_id):
         return "Workflow is archived or unavailable."
     return "Workflow is archived." if row["is_archived"] else None

@@ -10,7 +10,7 @@ MAX_CHARACTERS = 20_000
 
 
 def error_text(error: BaseException) -> str:
-    """Return what the error says, or its class where it says nothing: redacted, cut and storable. Never raises.
+    """Return the text of the error, or its class if it has none: redacted, cut and storable. Never raises.
 
     Takes no longer than `said_by`, whatever the workflow's own class does.
     """

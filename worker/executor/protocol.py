@@ -66,7 +66,7 @@ class FunctionExecutor:
 
 
 def load_executor(name: str) -> Executor:
-    """Return the executor that `name` stands for: `orcheo`, or `package.module:name`.
+    """Return the executor named `name`: `orcheo`, or `package.module:name`.
 
     The name may be an executor, a class or function without arguments that makes one, or an
     `async def` that takes a run. Raises `SettingsError` when it is none of these.

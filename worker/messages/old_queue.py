@@ -33,7 +33,7 @@ _LEAST_WAITING = 8
 """Messages that may wait in our queue at least, where a worker has room for fewer runs."""
 
 # Moved in one step, by value: it is never in neither queue, and two workers that see it move it once. Where a limit is
-# given, not while so many wait in the new queue already.
+# given, and none while this many wait in the new queue.
 _MOVE = """
 local most = tonumber(ARGV[2])
 if most >= 0 and redis.call('LLEN', KEYS[2]) >= most then return -1 end
@@ -46,7 +46,7 @@ return moved
 class OldQueue:
     """Moves our messages from the old queue to the new one, on a thread of its own.
 
-    A worker that ends takes nothing any more. It puts back what waits in the new queue where only workers of an
+    A worker that drains takes nothing. It moves back what waits in the new queue if only workers of an
     earlier release live on.
     """
 
@@ -77,18 +77,18 @@ class OldQueue:
         self._left = 0
         self._said_left = False
         self._others: dict[str, float] = {}
-        """Runs that are not in our ledger, and until when that is not asked again."""
+        """Runs that are not in our ledger, and the time until which this is not checked again."""
         self._draining = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="old-queue", daemon=True)
 
     def start(self) -> None:
-        """Say that our own queue is read, and look at the old one from now on."""
+        """Announce that our own queue is read, and start reading the old one."""
         self._turn_once(self._note)
         self._thread.start()
 
     def drain(self) -> None:
-        """Move nothing any more: this worker takes nothing. Others that drain need not wait for it."""
+        """Stop moving messages: this worker takes nothing. Others that drain need not wait for it."""
         self._draining = True
 
     def stop(self) -> None:
@@ -99,7 +99,7 @@ class OldQueue:
         self._turn_once(self._put_back)
 
     def close(self) -> None:
-        """Say no more that our own queue is read; to be called when the ledger does not know this worker any more."""
+        """Withdraw the announcement that our own queue is read; call it after this worker has deregistered."""
         self._turn_once(lambda: self._readers.forget(self._worker_id))
         self._client.close()
 
@@ -129,7 +129,7 @@ class OldQueue:
         self._readers.note(self._worker_id, draining=self._draining)
 
     def _put_back(self) -> None:
-        """Put back what waits in the new queue where nobody else reads it and workers of an earlier release live on."""
+        """Move messages back from the new queue if only workers of an earlier release are left."""
         if not self._client.llen(self._installation.runs):
             return
         survey = self._readers.survey()

@@ -2,7 +2,7 @@
 
 They are put back for a worker that knows them, after a pause: else the same two processes would pass one message to
 and fro as fast as they can. Nobody else may exist, for the ledger may have been restored from before the claim; so a
-message that has been put back often is dropped. Whoever claimed the run claims it again when its lease has expired.
+message that has been put back often is dropped. Its dispatcher claims the run again when the lease has expired.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Strangers:
         self._said = Ration()
 
     def put_back(self, claims: Sequence[Claim], returns: int | None) -> None:
-        """Put these back after the pause; `returns` says how often that happened before.
+        """Put these back after the pause; `returns` is the number of times that this happened before.
 
         With None the message names no installation, so it is none of ours or of anybody else's: it is dropped.
         """
@@ -75,7 +75,7 @@ class Strangers:
             try:
                 self._wire.hand_back(claims, returns=returns)
             except BrokerError as error:
-                # Whoever published them finds them lost and publishes them again.
+                # Their dispatcher finds them lost and publishes them again.
                 log.warning("claims_not_handed_back", claims=len(claims), released=0, reason=str(error))
 
     def _say(self, claims: Sequence[Claim], *, dropped: bool) -> None:

@@ -21,7 +21,7 @@ class Wire:
         self._installation = installation
 
     def hand_back(self, claims: Sequence[Claim], *, returns: int = 0) -> None:
-        """Let whoever has room begin these runs, under the same fences. Raises `BrokerError`."""
+        """Publish these runs again under the same fences, for a worker that has room. Raises `BrokerError`."""
         try:
             with broker_errors():
                 send_claims(self._app, self._installation, claims, returns=returns)
@@ -36,5 +36,5 @@ class Wire:
             with broker_errors():
                 self._app.send_task(TICK, queue=self._installation.dispatch, retry=False, ignore_result=True)
         except BrokerError as error:
-            # The next poll finds the run all the same.
+            # The next poll finds the run anyway.
             log.debug("dispatchers_not_woken", reason=str(error))

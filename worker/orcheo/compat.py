@@ -1,6 +1,6 @@
 """All names of Orcheo and LangGraph that a worker uses, and a check that the installed releases have them.
 
-Neither names nor signatures here are promised by anybody, so each is probed at start. What is missing is an error
+Orcheo promises neither names nor signatures of these, so each is probed at start. What is missing is an error
 of one line that names the release, the name and the remedy. Other modules import these names from here.
 """
 
@@ -188,7 +188,7 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
 
 
 def check_calls() -> None:
-    """Raise `SettingsError` where something cannot be called any more as a worker calls it."""
+    """Raise `SettingsError` if a callable does not accept the arguments that a worker passes."""
     for function, arguments, named in _CALLS:
         try:
             inspect.signature(function).bind(*arguments, **named)
@@ -267,7 +267,7 @@ _INITIALIZED = "_initialized"
 
 
 def without_creation(vault: BaseCredentialVault) -> BaseCredentialVault:
-    """Return the vault, which creates no tables and indexes at its first use where this release can be told so."""
+    """Return the vault; it creates no tables and indexes at its first use if this release of Orcheo has that option."""
     if hasattr(vault, _INITIALIZED):
         setattr(vault, _INITIALIZED, True)
     return vault

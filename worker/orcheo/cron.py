@@ -3,12 +3,12 @@
 Orcheo's own classes say when a trigger is due (time zones, clock changes, missed minutes, windows, overlap) and create
 its run (health of credentials, run slots, configuration). What differs is around them:
 
-- A run and the mark that its trigger was dispatched are one transaction, and the mark is set only where nobody else has
-  set it since the trigger was read. Stock has two transactions; whoever dies between them, or dispatches at the same
+- A run and the mark that its trigger was dispatched are one transaction, and the mark is set only if no process has
+  set it since the trigger was read. Stock has two transactions; a process that dies between, or dispatches at the same
   time, doubles a run.
 - A trigger that fails (a configuration that this release of Orcheo refuses, a broken version, a row that somebody
   holds) is skipped and named. In stock it stops the triggers of all workspaces.
-- Postgres says what time it is, also in the run.
+- All times are Postgres' time, also in the run.
 - Nothing is pushed to Celery: the dispatcher is woken when all is committed.
 """
 

@@ -32,7 +32,7 @@ _INSERTS_RUN = "INSERT INTO workflow_runs"
 
 
 class TakenError(Exception):
-    """Somebody else has dispatched this trigger since it was read."""
+    """Another process has dispatched this trigger since it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class CronRepository(PostgresWorkflowRepository):  # type: ignore[misc]
 
     @contextmanager
     def marking(self, due: Due) -> Iterator[None]:
-        """Have whoever creates a run within the block mark `due` as dispatched in the same transaction.
+        """Make each run that is created within the block mark `due` as dispatched in the same transaction.
 
-        Creating it raises `TakenError` where somebody else has marked it since it was read.
+        Creating it raises `TakenError` if another process has marked it since it was read.
         """
         self._due = due
         try:
@@ -69,7 +69,7 @@ class CronRepository(PostgresWorkflowRepository):  # type: ignore[misc]
             self._due = None
 
     async def _ensure_initialized(self) -> None:
-        """Do nothing: the tables are there, and Orcheo would read all runs that failed."""
+        """Do nothing: the tables exist, and Orcheo would read all failed runs."""
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -129,7 +129,7 @@ class _NoTrack:
 async def begun(connection: Connection, **instead: int) -> AsyncIterator[None]:
     """Run a block in a transaction that relies on no default of the role; `instead` has other values for settings.
 
-    SET LOCAL: a transaction pooler may stand between.
+    SET LOCAL: there may be a transaction pooler.
     """
     own = {"lock_timeout": _LOCK_MILLISECONDS, "statement_timeout": _STATEMENT_MILLISECONDS, **instead}
     statements = [

@@ -46,7 +46,7 @@ _CANCELLED = "Workflow execution cancelled"
 class OrcheoExecutor:
     """Executes runs with Orcheo and writes their traces; an `Executor`.
 
-    Like the stock worker it builds the graph anew for each run. A kept graph would share its nodes
+    Like the stock worker it builds the graph for each run. A cached graph would share its nodes
     between runs, and Orcheo's nodes hold state: trace metadata, database clients, whatever a script keeps.
     """
 
@@ -80,7 +80,7 @@ class OrcheoExecutor:
         """Execute `run` and return its output; see `Executor`.
 
         Its trace is closed on every way out, even where the run is cancelled. Only where the fence is lost it
-        is left as it is: it is the new holder's.
+        is left unchanged: it belongs to the new holder.
         """
         if self._outside is None or self._attached is None:
             raise RuntimeError("the executor is not attached")
@@ -107,7 +107,7 @@ class OrcheoExecutor:
         saver = services.make_saver(run.run_id, outbox)
         try:
             if loaded.has_checkpoints:
-                # What an earlier attempt has checkpointed would be merged into the state of this one.
+                # Checkpoints of an earlier attempt would be merged into the state of this one.
                 await saver.adelete_thread(run.run_id)
             output = await _run_graph(services, run, loaded.version, config, history, saver)
             # Queued before the wait for the checkpoint, so that one statement writes both.
@@ -172,7 +172,7 @@ async def _run_graph(
 
 
 async def _save(run: Run, saver: Saver, history: History) -> None:
-    """Wait until the checkpoint is stored. Where it cannot be, the run has its result all the same."""
+    """Wait until the checkpoint is stored. If it cannot be, the run still has its result."""
     try:
         await saver.saved()
     except Exception as error:  # noqa: BLE001 - as above
@@ -195,7 +195,7 @@ async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: as
 
 
 async def _see_through(run: Run, closing: asyncio.Future[Any]) -> None:
-    """Await `closing`, which goes on where `run` is cancelled meanwhile, for some seconds at most."""
+    """Await `closing`, for some seconds at most; it continues if `run` is cancelled in the meantime."""
     try:
         async with asyncio.timeout(_CLOSING_SECONDS):
             await asyncio.shield(closing)
@@ -207,7 +207,7 @@ async def _close_browsers(run_id: str) -> None:
     try:
         async with asyncio.timeout(_CLOSING_SECONDS):
             await close_browser_sessions_for_scope(run_id)
-    except Exception as error:  # noqa: BLE001 - Playwright's: a dead browser costs a run nothing.
+    except Exception as error:  # noqa: BLE001 - Playwright's: a crashed browser does not fail a run.
         log.warning("browser_not_closed", run_id=run_id, **describe(error))
 
 

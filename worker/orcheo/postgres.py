@@ -44,7 +44,7 @@ def _arguments() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Postgres' time, read once and counted on from there: no host's clock says when something was."""
+    """Postgres' time, read once and advanced by a monotonic clock: never a host's clock."""
 
     read: datetime
     read_at: float

@@ -43,7 +43,7 @@ class Release:
     name: str
     version: str
     tested: str
-    """As in a requirement, such as `<0.40,>=0.38`; empty where nothing is said."""
+    """As in a requirement, such as `<0.40,>=0.38`; empty without bounds."""
     was_tested: bool
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ def missing() -> list[str]:
 
 
 def untested() -> str | None:
-    """Return which of the installed releases lie outside the tested versions, and these; None where all lie inside."""
+    """Return which installed releases are outside the tested versions, and those versions; None if none is."""
     outside = [f"{release} (tested: {release.tested})" for release in installed() if not release.was_tested]
     return ", ".join(outside) or None
 

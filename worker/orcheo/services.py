@@ -30,7 +30,7 @@ class Found(msgspec.Struct, frozen=True):
     """What the first runner of a worker has found, and all others rely on; JSON."""
 
     saver: Literal["outbox", "langgraph"]
-    """Who writes the checkpoints of runs."""
+    """Which saver writes the checkpoints of runs."""
 
     def encode(self) -> bytes:
         """Return what is handed to other runners."""
@@ -44,7 +44,7 @@ class Found(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the runs of a runner share: none of it belongs to one run, and none is held during one."""
+    """What the runs of a runner share: nothing here belongs to one run, and no connection is held during a run."""
 
     store: AsyncPostgresStore
     vault: BaseCredentialVault

@@ -28,6 +28,6 @@ class LazyVault:
     def __getattr__(self, name: str) -> Any:
         with self._lock:
             if self._made is None:
-                # The first runner has created its tables. Its statements would wait for whoever writes a credential.
+                # The first runner has created its tables. Its DDL would wait for transactions that write a credential.
                 self._made = without_creation(get_vault())
         return getattr(self._made, name)

@@ -27,14 +27,14 @@ SELECT payload::text AS payload FROM workflow_versions WHERE id = %(version_id)s
 
 
 class Version:
-    """A version of a workflow as it is stored."""
+    """A stored workflow version."""
 
     def __init__(self, stored: WorkflowVersion) -> None:
         self.stored = stored
         self._was_built = False
 
     def build_graph(self) -> StateGraph[Any]:
-        """Build the graph anew, as the stock worker does: its nodes hold what belongs to one run.
+        """Build a new graph, as the stock worker does: its nodes hold the state of one run.
 
         Orcheo limits the time of a script. Off the main thread it does so by tracing each line, which makes the
         whole process slow, so a script whose graph has been built once is not timed again.
@@ -67,7 +67,7 @@ class Versions:
     async def load(self, run: Run, provided: Provided) -> Loaded:
         """Return what `run` executes.
 
-        Raises `RunRejectedError` where nobody may execute it, and Orcheo's `WorkflowVersionNotFoundError` where the
+        Raises `RunRejectedError` if it may not be executed, and Orcheo's `WorkflowVersionNotFoundError` if the
         version is gone.
         """
         if provided.rejected is not None:

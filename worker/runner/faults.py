@@ -26,7 +26,7 @@ def fault_of(error: BaseException) -> Fault | None:
     known = _known(error)
     if not known:
         return None
-    # Where a driver raised it says less than who called the driver.
+    # The caller of the driver says more than the place in the driver that raised it.
     _, frame, line = next((each for each in reversed(known) if not _is_in(each[0], _DRIVERS)), known[-1])
     at = f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"
     return Fault(type(error).__name__, at, _is_in(known[-1][0], _CERTAIN))

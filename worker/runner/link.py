@@ -36,7 +36,7 @@ class Link(asyncio.Protocol):
             self._lost()
 
     def connection_lost(self, _: Exception | None, /) -> None:
-        """End: there is no main process any more, or a workflow has closed the socket."""
+        """Exit: the main process has ended, or a workflow has closed the socket."""
         self._lost()
 
     def send(self, frame: Frame) -> None:
@@ -71,7 +71,7 @@ class Books:
         self._send(Hasten())
 
     def written(self, frame: Written) -> None:
-        """Tell whoever waits."""
+        """Notify waiters."""
         waiting = self._waiting.pop(frame.unit, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(frame.error)

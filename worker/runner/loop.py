@@ -33,7 +33,7 @@ class SharedLoop(asyncio.SelectorEventLoop):
         super().set_default_executor(executor)
 
     def set_exception_handler(self, handler: Callable[..., Any] | None) -> None:
-        """Set what is called with exceptions that nobody awaits."""
+        """Set the handler of exceptions in tasks that are never awaited."""
         self._refuse("set_exception_handler")
         super().set_exception_handler(handler)
 

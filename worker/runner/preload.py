@@ -51,14 +51,14 @@ def prepare() -> State:
             before_fork()
     except DispatchError as error:
         return State(None, None, error, threading.active_count())
-    except Exception as error:  # noqa: BLE001 - whatever a module raises as it is imported
+    except Exception as error:  # noqa: BLE001 - any exception that a module raises when imported
         name, at = type(error).__name__, describe(error).get("at", "?")
         variable = os.environ.get("ORCHEO_WORKER_EXECUTOR", "orcheo")
         wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
         return State(None, None, wrong, threading.active_count())
     # The modules of a runner, so that no child imports them again. By name: they import this module.
     importlib.import_module("orcheo_dispatch.worker.runner.process")
-    # What is imported lives as long as the process. Looked through by a runner's collector, its pages would be copied.
+    # Imported objects live as long as the process. A garbage collection in a runner would copy their pages.
     gc.collect()
     gc.freeze()
     return State(settings, executor, None, threading.active_count())

@@ -46,7 +46,7 @@ _ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, Database
 
 
 def run(link: socket.socket, side: socket.socket) -> None:
-    """Serve the main process at the other end of `link` until it says so, or is gone. Never returns."""
+    """Serve the main process at the other end of `link` until it sends the end, or has exited. Never returns."""
     die_with_parent(preload.SERVER)
     # A workflow that signals its process group, as shells do, reaches this process and what it has started.
     os.setpgid(0, 0)
@@ -158,7 +158,7 @@ class _Runner:
             report = await executor.dispatch_cron()
         except DatabaseError as error:
             answer: Frame = CronDone(number, "database_away", 0, {}, str(error))
-        except Exception as error:  # noqa: BLE001 - Orcheo's, or a fault of ours: cron goes on at the next interval
+        except Exception as error:  # noqa: BLE001 - Orcheo's, or a bug: cron continues at the next interval
             found = describe(error)
             answer = CronDone(number, "failed", 0, {}, f"{found.get('error', '?')} at {found.get('at', '?')}")
         else:

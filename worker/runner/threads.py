@@ -14,7 +14,7 @@ MOST_THREADS = 256
 
 
 class FairThreads(ThreadPoolExecutor):
-    """A loop's default executor. What a run submits above its share waits for its own threads, and for nobody else's.
+    """A loop's default executor. Calls that a run submits above its share wait for its own threads only.
 
     `whose` returns the run whose code is calling, or None. A thread is made only when it is needed.
     """
@@ -68,7 +68,7 @@ class _Call:
             return
         try:
             result = self._fn(*self._args, **self._kwargs)
-        except BaseException as error:  # noqa: BLE001 - whoever awaits the call gets it
+        except BaseException as error:  # noqa: BLE001 - the caller that awaits gets it
             self.future.set_exception(error)
         else:
             self.future.set_result(result)

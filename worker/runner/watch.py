@@ -16,7 +16,7 @@ from orcheo_dispatch.worker.runner.at_work import at_work
 from orcheo_dispatch.worker.runner.runs import run_in
 
 HELD_SECONDS = 1.5
-"""Less than the main process waits for an answer, so that the name is there when it asks for one."""
+"""Shorter than the main process waits for an answer (seconds), so that the name is known when it asks."""
 _LOOK_SECONDS = 0.25
 
 # A workflow may replace them in the module, as tests that stop the clock do.

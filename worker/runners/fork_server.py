@@ -1,7 +1,7 @@
 """Start runners as forks of a standard library fork server that has imported the executor once.
 
 `multiprocessing`'s fork server ends with this process, starts again if it is killed, and tells the exit status of each
-of its children. See docs/decisions for what it does not do, and what is done about that.
+of its children. docs/decisions has its limits and what is done about them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ForkServer:
         _hide_main_module()
 
     async def start(self, name: str) -> Started:
-        """Start a runner. Raises `OSError` or `EOFError` where the fork server ends meanwhile: the next try starts one.
+        """Start a runner. Raises `OSError` or `EOFError` if the fork server ends: the next call starts another.
 
         The first one waits until the fork server has imported the executor.
         """
@@ -65,7 +65,7 @@ class ForkServer:
     async def join(self, process: ForkServerProcess) -> None:
         """Wait for the end of a process, and for its status.
 
-        On the thread that starts processes: each start looks after those that have ended, and of two that read a
+        On the thread that starts processes: each start reaps processes that have ended, and of two that read a
         status at once only one gets it.
         """
         await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
@@ -119,7 +119,7 @@ def _run(link: socket.socket, side: socket.socket) -> None:
 
 
 def _hide_main_module() -> None:
-    """Keep children from executing this process's main module: multiprocessing has each of them run it anew.
+    """Prevent children from executing this process's main module: multiprocessing runs it again in each child.
 
     It does not where `__main__` is a package's, as with `python -m celery`.
     """

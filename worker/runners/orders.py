@@ -1,4 +1,4 @@
-"""Orders to runners about their runs, and what is read and written for the runs meanwhile."""
+"""Orders to runners about their runs, and reads and writes for runs in progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orcheo_dispatch.worker.runners.runner import Runner
 
 
 class BookKeeper(Protocol):
-    """For the pool's event loop, but for `makes_progress`."""
+    """Only for the pool's event loop, except `makes_progress`."""
 
     @property
     def makes_progress(self) -> bool:
@@ -32,7 +32,7 @@ class BookKeeper(Protocol):
         """Connect. Raises `DatabaseError`."""
 
     async def close(self) -> None:
-        """Write what is left, and disconnect."""
+        """Write remaining rows and disconnect."""
 
     async def provide(self, run: Run, known_at: str | None) -> Provided:
         """Return what an executor needs of Orcheo's tables to execute a run."""
@@ -128,7 +128,7 @@ class Orders:
             self._end(runner, execution, Result(How.FAILED, error=kind, kind=kind, at=at, fault=fault))
             return
         if execution.key not in runner.executions:
-            # The runner ended meanwhile, and the run with it.
+            # The runner ended in the meantime, and the run with it.
             return
         if execution.stop_reason is not None:
             self._end(runner, execution, Result(How.STOPPED, stop=execution.stop_reason))

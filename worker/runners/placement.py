@@ -64,7 +64,7 @@ class Waiting:
 
 
 def assign(runners: Collection[Runner], workspace: str, *, dedicated: bool, processes: int) -> Runner | None:
-    """Return the runner for a run of this workspace, which may be a spare that belongs to it from now on."""
+    """Return the runner for a run of this workspace; a spare that is chosen belongs to the workspace from now on."""
     spare = next((each for each in runners if each.workspace is None and each.is_free), None)
     if not dedicated:
         own = [each for each in runners if each.workspace == workspace and not each.dedicated]

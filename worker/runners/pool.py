@@ -62,7 +62,7 @@ class RunnerPool:
         self.has_cron = False
         """Whether the executor can dispatch cron triggers; known when the pool has started."""
         self.turned_at = time.monotonic()
-        """`time.monotonic()` of the last time that the loop of this pool looked at its runners."""
+        """`time.monotonic()` of the last time that this pool's loop checked its runners."""
 
     def start(self) -> None:
         """Open the executor in a first runner. Raises `DispatchError`, or what is below it."""

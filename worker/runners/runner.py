@@ -19,9 +19,9 @@ from orcheo_dispatch.worker.runners.fork_server import Started
 from orcheo_dispatch.worker.runners.link import LinkEnd
 
 _SILENT_SECONDS = 1.0
-"""How long an answer may take before a runner is given nothing new: its event loop may be stuck for good."""
+"""Maximum time for an answer (seconds), after which a runner gets no new runs: its event loop may be blocked."""
 _LAST_FRAMES_SECONDS = 0.5
-"""How long after its end the socket of a runner may stay open: a program that it started may have it as well."""
+"""Time that a runner's socket may stay open after its end (seconds): a child may have inherited it."""
 _VERSIONS = 128
 """Versions that a runner is known to have; it keeps more of them."""
 _EXECUTED = 200
@@ -30,7 +30,7 @@ _EXIT_TEXTS = {
     77: "Runner ended because its connection was closed",
 }
 _UNKNOWN_STATUS = 255
-"""What multiprocessing says where the fork server ends before it has told the status."""
+"""Exit code that multiprocessing reports if the fork server ends before it has reported the status."""
 
 
 class Runner:
@@ -65,7 +65,7 @@ class Runner:
         self.draining = False
         """Whether it gets nothing new, and ends when it is empty."""
         self.ignored: set[int] = set()
-        """Keys of runs that are settled while their code goes on."""
+        """Keys of runs that are settled while their code is still running."""
         self.cancelled_inside: list[Execution] = []
         self.held = False
         self.held_by: Held | None = None
@@ -122,7 +122,7 @@ class Runner:
             self._transports[0].write(encode(frame))
 
     def assign(self, workspace: str, *, dedicated: bool) -> None:
-        """Give a spare to a workspace, for good."""
+        """Assign a spare to a workspace permanently."""
         self.workspace, self.dedicated = workspace, dedicated
         self.assigned_at = time.monotonic()
 
@@ -238,7 +238,7 @@ class Runner:
         """Note that nothing more will be read."""
         self._open = 0
         if not self._exited:
-            # Its event loop cannot be reached any more, whether or not it ends by itself.
+            # Its event loop is unreachable, whether or not it ends by itself.
             asyncio.get_running_loop().call_later(_LAST_FRAMES_SECONDS, self.kill, None)
         self._end_if_done()
 
@@ -277,7 +277,7 @@ def _same[T](value: T) -> T:
 
 
 def _is_alive(pid: int) -> bool:
-    """Tell whether a child of this process has not ended, one that nobody has waited for yet included."""
+    """Return whether a child of this process has not ended; a zombie counts as not ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

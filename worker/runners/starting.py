@@ -49,11 +49,11 @@ class Starter:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether that has lasted so long that this process should be replaced."""
+        """Whether that has lasted long enough to replace this process."""
         return self._failing_since is not None and time.monotonic() - self._failing_since > _FAILING_SECONDS
 
     async def close(self) -> None:
-        """End what is left of the fork server's; no runner is started any more."""
+        """End the remaining processes of the fork server; no runner is started afterwards."""
         await self._server.close()
 
     async def first(self, adopt: Callable[[Runner], None]) -> Attached:

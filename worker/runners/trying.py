@@ -1,7 +1,7 @@
 """Decide whether a suspect was innocent: its process must still be in order after its run has ended.
 
 A run may leave something behind that harms others only later, such as a clock that it has stopped. In a process of its
-own that would show in nothing: so its event loop has to answer once more.
+own that would not be noticed: so its event loop has to answer once more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orcheo_dispatch.worker.runners.watching import LAG_LIMIT_SECONDS
 
 
 class Trying:
-    """For the thread of the pool's event loop. `done` is called with each runner that is not needed any more."""
+    """For the thread of the pool's event loop. `done` is called with each runner that is no longer needed."""
 
     def __init__(self, isolation: Isolation, *, done: Callable[[Runner], None]) -> None:
         self._isolation = isolation

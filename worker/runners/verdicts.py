@@ -21,7 +21,7 @@ _SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}
 
 
 def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output: int) -> Result:
-    """Return how a run has ended, as its runner says; what was stopped before has been stopped."""
+    """Return how a run ended, as its runner reports; a run that was stopped before counts as stopped."""
     stop = execution.stop_reason
     if is_excused(runner, execution) and holder_of(runner) is not execution:
         error = f"Run timed out after {execution.timeout:g} s in an event loop that another run held."
@@ -29,7 +29,7 @@ def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output:
     how = How(frame.how) if frame.how in _SAID_BY_RUNNERS else How.FAILED
     output = frame.output.decode(errors="replace") if frame.output is not None else None
     if output is not None and len(output) > max_output:
-        # The runner itself says so in words, unless its workflows have changed it.
+        # The runner reports it in text, unless its workflows have changed it.
         return Result(How.FAILED, kind="output_too_large", stop=stop)
     return Result(how, output=output, error=frame.error, kind=frame.kind, at=frame.at, fault=frame.fault, stop=stop)
 
@@ -39,7 +39,7 @@ def judge(
 ) -> Iterator[tuple[Execution, Result]]:
     """Yield how each of these runs has ended, which were in a runner when that ended.
 
-    `innocent` says that it was ended in order, by this process.
+    `innocent`: this process ended it in order.
     """
     why = f"{runner.exit_text()} in the middle of the run."
     others = f"{why} {len(ended)} runs were in it." if len(ended) > 1 else why
@@ -52,7 +52,7 @@ def judge(
             yield execution, Result(How.LOST, error=why, kind="RunnerLost")
         elif runner.lost_its_server:
             # All runners have ended with it, and it may be any run of any of them that did it. A suspect that is alone
-            # pays for its attempt: else a run that ends the fork server would be tried again for ever.
+            # is charged an attempt: otherwise a run that kills the fork server would be retried without end.
             pays = runner.dedicated and execution.run.suspect
             suspect(runner, isolation)
             yield execution, Result(How.CRASHED if pays else How.SUSPECTED, error=others, kind="RunnerLost")

@@ -31,7 +31,7 @@ class Watching:
         self._isolation = isolation
 
     def look(self, runner: Runner) -> float:
-        """Look at a runner; return for how many seconds its event loop has not answered."""
+        """Check a runner; return for how many seconds its event loop has not answered."""
         if runner.is_in_order or (not runner.executions and (runner.dedicated or runner.draining)):
             return 0.0
         now = time.monotonic()

@@ -1,1 +1,1 @@
-"""Settles runs: how each ended, one statement for many, and what is left to do afterwards."""
+"""Settles runs: how each ended, one statement for many, and the work that follows."""

@@ -24,17 +24,17 @@ _MAX_BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """What is left to do for one run."""
+    """Remaining work for one run."""
 
     run_id: str
     slot_due_in: str | None = None
-    """The workspace that its slot is to be given back to."""
+    """The workspace whose slot is to be returned."""
     trace_open: bool = False
     requeued: bool = False
 
 
 class Aftermaths:
-    """Does what is left to do, for many runs at a time."""
+    """Does the remaining work, for many runs at a time."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Aftermaths:
         self._thread.start()
 
     def stop(self) -> None:
-        """Do what is left, and end."""
+        """Do the remaining work and end."""
         self._thread.stop()
 
     @property

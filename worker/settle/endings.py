@@ -17,7 +17,7 @@ TIMEOUT_KEY = "run_timeout_seconds"
 
 
 def timeout_of(run: Run, limit: float) -> float:
-    """Return the seconds that this run may take: the setting, or less where its own configuration says so."""
+    """Return the timeout of this run (seconds): the setting, or less if its own configuration says so."""
     config: object = run.runnable_config
     metadata = config.get("metadata") if isinstance(config, Mapping) else None
     wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
@@ -54,7 +54,7 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
     """Turn a stop into how the run ends; None where it is left to others."""
     match stop:
         case Stop.CANCELLED:
-            # The API's word stands already; this only closes our side.
+            # The API has ended it already; this only closes the ledger's side.
             return Ending.cancelled("Run was cancelled.")
         case Stop.TIMED_OUT:
             error = f"Run timed out after {timeout:g} s."
@@ -74,19 +74,19 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
 
 
 def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
-    """Return what an executor is told of its cancellation: the status that the run will have, if known, and why."""
+    """Return the reason of its cancellation for an executor: the status that the run will have, if known, and why."""
     if ending is None or stop is Stop.LEASE_OVER:
         return None, "The run may be another worker's by now."
     return ending.status, ending.why
 
 
 def unstorable(error: BaseException) -> Ending:
-    """Return the ending of a run whose output nobody can store."""
+    """Return the ending of a run whose output cannot be stored."""
     return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
 
 
 def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
-    """Of a run that ended its runner: tried again where the policy says so, and failed after its last attempt."""
+    """Return the ending of a run that ended its runner: requeued by the policy, or failed after its last attempt."""
     if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
         return Ending.requeued(why, suspect=True)
     return Ending.failed(why, reason="crashed")

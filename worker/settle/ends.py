@@ -1,4 +1,4 @@
-"""What is to be written of ended executions, and the answer of the database."""
+"""Rows to write for ended executions, and the database's answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.worker.execution import Execution
 
 LOCK_SECONDS = 1.0
-"""For what skips no locks: a table that somebody has locked, or what a trigger locks."""
+"""Lock timeout (seconds) for locks that are not skipped: a locked table, or rows that a trigger locks."""
 _SECONDS_A_BYTE = 1 / 2_000_000
 """Large outputs take their time, and are no reason to take a statement for stuck."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An execution that has ended, and what is to be written of it."""
+    """An ended execution and what is to be written for it."""
 
     execution: Execution
     ending: Ending | None
@@ -32,15 +32,15 @@ class Written:
     """What one statement came to."""
 
     done: list[End]
-    """Settled, or not this worker's any more."""
+    """Settled, or no longer this worker's."""
     locked: list[End]
-    """Somebody holds a row of the run at this moment."""
+    """A row of the run is locked."""
 
 
 def write(store: Store, ends: Sequence[End], seconds: float) -> Written:
     """Write these endings in one transaction, within this many seconds and some more for large outputs.
 
-    Raises `DatabaseError`; then none of them was written, or nobody knows whether they were.
+    Raises `DatabaseError`; then none of them was written, or it is unknown whether they were.
     """
     endings: dict[Claim, Ending] = {end.execution.claim: end.ending for end in ends if end.ending is not None}
     size = sum(len(ending.changes) for ending in endings.values())

@@ -10,13 +10,13 @@ from orcheo_dispatch.worker.execution import How, Result
 from orcheo_dispatch.worker.frames import Fault
 
 STREAK_RUNS = 5
-"""So many failures in a row are no accident."""
+"""Number of consecutive failures that count as a fault of this worker."""
 
 
 class Failing:
     """Counts runs that failed of one fault, one after the other. Thread-safe.
 
-    A failure of workflow code begins the count anew; once `why` is set, only a success clears it.
+    A failure of workflow code resets the count; once `why` is set, only a success clears it.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Failing:
 
     @property
     def why(self) -> str | None:
-        """One line that says of what all runs fail; None where they do not."""
+        """One line that says why all runs fail; None if they do not."""
         return self._why
 
     def note(self, run: Run, result: Result) -> None:
-        """Take note of how a run ended; one that was stopped says nothing."""
+        """Record how a run ended; a stopped one does not count."""
         if result.stop is not None:
             return
         with self._lock:

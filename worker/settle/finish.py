@@ -15,7 +15,7 @@ from orcheo_dispatch.worker.settle.failing import Failing
 
 
 class Finisher:
-    """Lets go of runs that have ended, and hands on what must still be done for them; never raises."""
+    """Removes ended runs and passes on the remaining work for them; never raises."""
 
     def __init__(
         self, executions: Executions, aftermaths: Aftermaths, failing: Failing, metrics: WorkerMetrics
@@ -37,7 +37,7 @@ class Finisher:
                 end.execution.settled.set()
 
     def abandon(self, executions: Sequence[Execution]) -> None:
-        """Let go of runs that could not be settled: no heartbeat extends their leases, so they are reaped."""
+        """Remove runs that could not be settled: no heartbeat extends their leases, so they are reaped."""
         self._executions.remove(executions)
         for execution in executions:
             execution.settled.set()
@@ -79,7 +79,7 @@ class Finisher:
 
 
 def _has_open_trace(end: End) -> bool:
-    """Return whether the run has ended and its executor could not close its trace, or was told not to."""
+    """Return whether the run has ended and its executor did not close its trace."""
     result = end.execution.result
     assert result is not None
     ended = end.settled is not None and end.settled.ended

@@ -1,7 +1,7 @@
 """Settle ended runs: all that wait in one statement, or in parts if that fails.
 
 As many runs as end while one statement is under way share the next one and its commit ("group commit"; D. DeWitt et
-al., "Implementation techniques for main memory database systems", 1984). So a lone run waits for nobody.
+al., "Implementation techniques for main memory database systems", 1984). So a single run never waits.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ BATCH_SECONDS = 5.0
 """How long the statement for a batch may take, and so delay the next one, whatever one of its runs does there."""
 _IDLE_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 1.0
-"""Before a row that somebody holds is tried again: the API, and our own dispatchers, hold one for milliseconds."""
+"""First pause before a locked row is retried (seconds): the API and our dispatchers hold locks for milliseconds."""
 _OUTAGE_PAUSE_SECONDS = 5.0
 
 
 class Settler:
     """Settles executions as they end, on threads of its own that nothing ends but `stop`.
 
-    `ending_of` says what is to be written of one, and `finish` does what is left to do when it is written. Should
-    either fail, by a fault of ours, `abandon` lets go of that run: its lease expires, and it is reaped.
+    `ending_of` returns what is to be written for one, and `finish` does the remaining work when it is written. Should
+    either raise, because of a bug, `abandon` removes that run: its lease expires, and it is reaped.
 
-    A run whose row somebody holds is skipped and tried again, after 5 ms at first and each second at last, for as
-    long as it is held. It delays no other. What Postgres refuses is settled apart; see `worker/settle/unsettled.py`.
+    A run whose row is locked is skipped and retried, first after 5 ms, later each second, for as
+    long as it is locked. It delays no other. Refused runs are settled apart; see `worker/settle/unsettled.py`.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Settler:
         self._ended.put(execution)
 
     def stop(self) -> None:
-        """Settle what is left, and end."""
+        """Settle the remaining runs and end."""
         self._thread.stop()
         self._unsettled.stop()
 
     @property
     def makes_progress(self) -> bool:
-        """Whether batches are begun as they are due; whether Postgres takes them is another matter."""
+        """Whether batches are started on time; does not say whether Postgres accepts them."""
         return self._thread.makes_progress and self._unsettled.makes_progress
 
     @property
@@ -175,7 +175,7 @@ class Settler:
 
     def _give_up(self, executions: list[Execution], error: BaseException) -> None:
         for execution in executions:
-            # One by one, and whatever fails now as well: each that is left would be kept alive by heartbeats for ever.
+            # One by one, whatever fails: heartbeats would keep each remaining run alive forever.
             with contextlib.suppress(BaseException):
                 self._abandon([execution])
             self._pauses.pop(execution.claim, None)

@@ -1,6 +1,6 @@
 """Settle ends that could not be written together: in parts, then one by one, until each is decided.
 
-A trigger, a constraint or a policy that refuses the end of one run, with whatever SQLSTATE, holds up nobody else: its
+A trigger, a constraint or a policy that refuses the end of one run, with any SQLSTATE, delays no other run: its
 batch is divided (`shared/database/apart.py`), and the run that fails alone is tried again by itself. It is bad, and not
 the server, if others can be written meanwhile. Then it fails with the reason; if Postgres refuses that as well, it is
 abandoned: its lease expires, and it is reaped.
@@ -36,9 +36,9 @@ _MAX_SECONDS = 10.0
 _PATIENCE_SECONDS = 10.0
 _PATIENCE_ATTEMPTS = 3
 _LOCK_PATIENCE_SECONDS = 60.0
-"""A trigger may wait for a lock that somebody holds for a while."""
+"""A trigger may wait for a lock."""
 _SCARCE_PATIENCE_SECONDS = 300.0
-"""A full disk may refuse a large output only: while no other run can be settled, so long nobody is blamed."""
+"""A full disk may refuse only a large output: while no other run can be settled either, no run is blamed."""
 _REFUSED_PATIENCE_SECONDS = 3.0
 _IDLE_SECONDS = 1.0
 _MOST_BATCHES = 1000
@@ -67,7 +67,7 @@ class Unsettled:
     """Settles, on two threads, what a batch could not settle.
 
     `write` writes some endings in one transaction, within this many seconds. `finish` is given what is settled, `later`
-    what somebody holds the row of, and `abandon` what is given up.
+    runs whose rows are locked, and `abandon` those that are given up.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Unsettled:
         self._repeating.start()
 
     def stop(self) -> None:
-        """Settle what is left, and end."""
+        """Settle the remaining runs and end."""
         self._dividing.stop()
         self._repeating.stop()
 
@@ -144,7 +144,7 @@ class Unsettled:
         return self._write(ends, PART_SECONDS)
 
     def _wait_with(self, ends: Sequence[End], error: DatabaseError | None) -> None:
-        """Keep what could not be written for want of a server: finished runs keep their outcomes meanwhile."""
+        """Keep outcomes that could not be written because the server is unavailable."""
         self._metrics.database_failed()
         if self._waits == 0:
             for end in ends:
@@ -183,7 +183,7 @@ class Unsettled:
         except DatabaseError as error:
             if not error.answered:
                 self._metrics.database_failed()
-                # Nobody's patience runs while the server is unavailable.
+                # No time limit runs while the server is unavailable.
                 self._again(replace(suspect, since=time.monotonic()))
                 return
             self._judge(replace(suspect, attempts=suspect.attempts + 1), error, available=False)
@@ -257,7 +257,7 @@ class Unsettled:
 
     def _give_up(self, ends: list[End], error: BaseException) -> None:
         for end in ends:
-            # One by one, and whatever fails now as well: each that is left would be kept alive by heartbeats for ever.
+            # One by one, whatever fails: heartbeats would keep each remaining run alive forever.
             with contextlib.suppress(BaseException):
                 self._abandon([end.execution])
         if ends:

@@ -1,4 +1,4 @@
-"""Claims: which runs a dispatcher takes, and the rows of the ledger that say so.
+"""Claims: which runs a dispatcher takes, and their rows in the ledger.
 
 Claims are made in turn: by workspace, within a workspace by workflow, and oldest first within a workflow. All three
 statements lock the runs and enter them into the ledger. With :choose, two of them only lock the runs and say which they

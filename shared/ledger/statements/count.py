@@ -2,8 +2,8 @@
 
 from sqlalchemy import text
 
-# Count the minutes that are over for good and were not counted yet, six hours of them at most, so that it takes long
-# at no time. Two dispatchers that count the same minute find the same, and in one order, so that neither waits for
+# Count complete minutes that were not counted yet, six hours of them at most, so that it never takes
+# long. Two dispatchers that count the same minute find the same, in one order, so that neither waits for
 # the other in a circle. For two minutes a transaction may still be
 # under way that settles within the minute it began in; no statement of ours takes as long.
 COUNT_ENDED = text("""

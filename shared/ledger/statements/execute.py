@@ -3,17 +3,17 @@
 from sqlalchemy import text
 
 # Begin runs: ledger row and run move together. A message with another fence, or one that has been answered before,
-# finds no row. A run that is not pending any more is settled as what the API made of it.
+# finds no row. A run that is no longer pending is settled with the status that the API gave it.
 #
 # A run that may not be executed is cancelled here, so that no executor ever sees it: one without a workspace, or whose
 # workspace is not the one that its payload names or that owns its workflow, and one whose workflow is archived or gone.
 # A workflow without an owner belongs to all workspaces, as in Orcheo; its runs belong to one each.
 #
 # `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or
-# claimed, so it would compare each of those with each of ours; the keys lead to ours alone.
+# claimed, so it would compare each of those with each of ours; the keys find only ours.
 #
-# Every statement that locks several rows skips those that somebody else holds, and says which they are: a row that is
-# held holds up its own run alone. The others are locked in the order of their ids, runs before rows of the ledger.
+# Every statement that locks several rows skips locked ones and returns which they are: a row that is
+# locked delays only its own run. The others are locked in the order of their ids, runs before rows of the ledger.
 BEGIN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -141,7 +141,7 @@ SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected,
   FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
 """)
 
-# Fail pending runs whose begin Postgres refuses: nobody would ever execute them.
+# Fail pending runs whose begin Postgres refuses: no worker could ever execute them.
 REFUSE = text("""
 WITH refused AS MATERIALIZED (
     SELECT f.* FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[]), CAST(:errors AS text[]))
@@ -169,12 +169,12 @@ WITH refused AS MATERIALIZED (
 SELECT s.run_id, s.fence, s.slot, s.workspace_id FROM settled AS s
 """)
 
-# Which of these runs the ledger has heard of.
+# Which of these runs are in the ledger.
 KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[]))")
 
 # Extend the leases of the runs that this worker executes. Touches the ledger alone: no lock on the API's table, its
-# next migration included, may cost a lease. Rows that somebody holds are skipped and returned as not renewed.
-# A run that is not returned is not this worker's any more. Its id is compared as well: after a restore of Redis too, a
+# next migration included, may cost a lease. Locked rows are skipped and returned as not renewed.
+# A run that is not returned is no longer this worker's. Its id is compared as well: after a restore of Redis too, a
 # message may be delivered twice, to two workers under one fence.
 HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
@@ -202,7 +202,7 @@ SELECT d.run_id, d.fence, false
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
 """)
 
-# Which of the runs that this worker executes the API has ended or deleted meanwhile.
+# Which of the runs that this worker executes the API has ended or deleted.
 ENDED_BY_API = text("""
 SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
   JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -212,7 +212,7 @@ SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
 """)
 
-# End runs, each under its fence. Where the API has ended one meanwhile, its word stands and only the ledger is settled.
+# End runs, each under its fence. If the API has ended one already, its status stays and only the ledger is settled.
 # A status 'pending' hands the run back for another attempt. Of another worker's runs none is touched.
 SETTLE = text("""
 WITH ending AS MATERIALIZED (

@@ -1,6 +1,6 @@
 """Workflows whose runs are executed in processes of their own: recorded by workers, decided by operators.
 
-An empty version stands for all versions of the workflow.
+An empty version means all versions of the workflow.
 """
 
 from sqlalchemy import text

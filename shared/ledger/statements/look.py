@@ -2,9 +2,9 @@
 
 from sqlalchemy import text
 
-# Whether leases of running runs are over, whether claims lapsed, how many wait to begin,
-# whether anything of ours is pending, whether an index leads to the turns, and whether the server takes no writes: it
-# is in recovery, or a default of it says so.
+# Whether leases of running runs have expired, whether leases of claims have, how many claims wait to begin,
+# whether a run of ours is pending, whether the index on turns exists, and whether the server is read-only: it
+# is in recovery, or a default makes it so.
 LOOK = text("""
 SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND lease_expires_at < now()) AS lost,
        EXISTS (SELECT FROM orcheo_dispatch.dispatch

@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-# A process says that it is alive.
+# A process records that it is alive.
 SEEN = text("""
 INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running, triggers)
 VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,

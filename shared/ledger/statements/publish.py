@@ -1,4 +1,4 @@
-"""Claims between claim and begin: marked as published, examined when they lapse, released."""
+"""Claims between claim and begin: marked as published, examined when their leases expire, released."""
 
 from sqlalchemy import text
 
@@ -23,7 +23,7 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Claims that nobody has answered for a lease: their messages wait in Redis, or are lost.
+# Claims that no worker has begun within a lease: their messages wait in Redis, or are lost.
 LAPSED = text("""
 SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
@@ -32,8 +32,8 @@ SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  LIMIT :batch
 """)
 
-# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message. A row that somebody
-# holds stays lapsed, and the next poll comes back for it.
+# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message. A locked
+# row is left to the next poll.
 EXTEND = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
@@ -50,8 +50,8 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Give claims back that never began. Where the API has ended the run meanwhile, the row says so and the slot is due.
-# Runs and rows that somebody holds are passed over: such a claim is given back when its lease has lapsed.
+# Release claims that never began. If the API has ended the run, the row records it and the slot is due.
+# Locked runs and rows are skipped: such a claim is released when its lease has expired.
 RELEASE = text("""
 WITH released AS MATERIALIZED (
     SELECT r.id, r.status, m.fence,

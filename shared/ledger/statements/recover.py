@@ -1,7 +1,7 @@
-"""Reap lost runs, return slots, prune old rows, and repair runs by hand.
+"""Reap lost runs, return slots, prune old rows, and repair runs for an operator.
 
 A statement that chooses its rows itself never chooses :skipped and, where :chosen is given, nothing else. With :choose
-it only locks the rows and says which they are. So a change that Postgres refuses for one row is made for the others.
+it only locks the rows and returns which they are. So a change that Postgres refuses for one row is made for the others.
 """
 
 from sqlalchemy import text
@@ -115,7 +115,7 @@ WITH cancelled AS MATERIALIZED (
 SELECT c.run_id FROM cancelled AS c LEFT JOIN adopted AS a ON a.run_id = c.run_id WHERE :choose OR a.run_id IS NOT NULL
 """)
 
-# Run slots of ended runs that nobody has given back for a while: their worker died in between.
+# Run slots of ended runs that have been due for a while: their worker died before it returned them.
 SLOTS_DUE = text("""
 SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
  WHERE d.slot = 'due' AND d.settled_at < now() - make_interval(secs => :older_than)
@@ -124,7 +124,7 @@ SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
  LIMIT :batch
 """)
 
-# A row that somebody holds stays due: its slot is given back once more, which changes nothing.
+# A locked row stays due: its slot is returned again, which changes nothing.
 SLOTS_RETURNED = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
@@ -135,7 +135,7 @@ UPDATE orcheo_dispatch.dispatch AS d SET slot = 'returned' FROM held AS h WHERE 
 RETURNING d.run_id
 """)
 
-# Rows that stand for a pending run keep its fence, and rows that owe a slot keep the debt.
+# Rows of pending runs are kept for their fence, and rows with a slot due until it is returned.
 PRUNE = text("""
 WITH old AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
@@ -153,9 +153,9 @@ WITH old AS MATERIALIZED (
 SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHERE :choose OR d.run_id IS NOT NULL
 """)
 
-# What an operator does by hand to one run: :action is cancel, fail or requeue. Refuses what a live worker holds
-# (but for a cancel, which the worker obeys itself) and what has ended otherwise. Its verdict says what was, or
-# under :dry_run would be, done. A run that was never claimed gets its row here, so that its slot comes back.
+# An operator's change of one run: :action is cancel, fail or requeue. Refuses a run that a live worker holds
+# (except for a cancel, which the worker obeys itself) and a run that has ended otherwise. Its verdict says what was, or
+# under :dry_run would be, done. A run that was never claimed gets its row here, so that its slot is returned.
 REPAIR = text("""
 WITH run AS MATERIALIZED (
     SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by

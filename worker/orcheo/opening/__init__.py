@@ -1,1 +1,1 @@
-"""What is done before the first run: tables, imports, and a rehearsal."""
+"""Preparation before the first run: tables, imports, and a trial run."""

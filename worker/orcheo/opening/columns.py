@@ -1,6 +1,6 @@
 """The columns of Orcheo's and LangGraph's tables that our statements name.
 
-Imports neither Orcheo nor LangGraph, so that a host without them can look as well.
+Imports neither Orcheo nor LangGraph, so that a host without them can check as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Import what a worker imports of Orcheo and print as JSON what is wrong.
 
-A process of its own, so that whoever asks need neither import Orcheo nor survive that.
+Runs in a process of its own, so that the caller need not import Orcheo, nor crash with it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from orcheo_dispatch.shared.settings.credentials import export_credentials
 
 
 def probe() -> dict[str, str | None]:
-    """Import what a worker imports, and look at its names and signatures.
+    """Import what a worker imports, and check its names and signatures.
 
-    `wrong` says why no worker can start, `unfit` why checkpoints are written by LangGraph's own saver.
+    `wrong` is why no worker can start, `unfit` why checkpoints are written by LangGraph's own saver.
     """
     try:
         export_credentials()

@@ -91,7 +91,7 @@ async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None
 
 
 class _Recording:
-    """The outside of the built-in workflow: writes on one connection and keeps what was refused, telling nobody."""
+    """Surroundings of the built-in workflow: writes on one connection and keeps refused rows without reporting them."""
 
     def __init__(self, connection: AsyncConnection[DictRow]) -> None:
         self._scratch = _OneConnection(connection)

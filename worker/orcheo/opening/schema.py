@@ -16,7 +16,7 @@ from orcheo_dispatch.worker.orcheo.compat import connection_kwargs
 
 Create = Callable[[], Awaitable[object]]
 
-# Any two numbers that nobody else takes; the dispatcher's migrations have their own.
+# Two arbitrary numbers; the dispatcher's migrations have their own.
 _LOCK = (0x4F44_5350, 1)
 _LOCK_POLL_SECONDS = 0.1
 _LOCK_PATIENCE_SECONDS = 60.0
@@ -72,11 +72,11 @@ async def _alone(dsn: str) -> AsyncIterator[None]:
 
     The lock is polled for. A blocking `pg_advisory_lock` would wait with an open snapshot, LangGraph's
     CREATE INDEX CONCURRENTLY waits for every snapshot, and the two would wait for each other. Behind a
-    transaction pooler the lock may stay with a server session, hence an end to the patience.
+    transaction pooler the lock may stay with a server session, hence the time limit.
     """
     kwargs = connection_kwargs(autocommit=True, row_factory=tuple_row)
     async with await psycopg.AsyncConnection.connect(dsn, **kwargs) as connection:
-        # Idle while tables are made: whoever ends idle sessions would end the lock.
+        # Idle while tables are created: a server that ends idle sessions would release the lock.
         await prepare_session(connection, idle_session_timeout=0)
         locked = await _try_lock(connection)
         try:

@@ -40,5 +40,5 @@ def explain(error: psycopg.Error) -> DatabaseError:
 
 
 def said(error: psycopg.Error) -> str:
-    """Return the first line of what Postgres says, without the details, which may quote a row."""
+    """Return the first line of Postgres' message, without the details, which may quote a row."""
     return error.diag.message_primary or "the connection failed"

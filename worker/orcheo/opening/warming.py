@@ -1,6 +1,6 @@
-"""Execute the built-in workflow without a database, so that imports and caches are there before the first run.
+"""Execute the built-in workflow without a database, so that imports and caches are warm before the first run.
 
-Executed in the fork server, so that no runner has to do it, nor keeps its own copy of it.
+Executed in the fork server, so that runners neither repeat it nor keep their own copies.
 """
 
 from __future__ import annotations

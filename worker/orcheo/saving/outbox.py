@@ -25,7 +25,7 @@ class NotWrittenError(Exception):
 
 
 class Outbox:
-    """Sends the units of one run, each when somebody waits for it, or soon.
+    """Sends the units of one run: at once if a caller waits for one, otherwise after a short delay.
 
     A unit may grow until it is sealed, which it is when it is sent. Nothing is sent while something that was sent
     before is not written: in one statement, two units of a run would not see each other's rows.
@@ -37,11 +37,11 @@ class Outbox:
         self._queued: list[Unit] = []
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
-        """Whether what is queued is to be sent as soon as it may be."""
+        """Whether queued units are to be sent as soon as possible."""
         self._under_way = 0
         """Units that are sent and not written."""
         self._hastened = False
-        """Whether somebody waits for what is queued or under way."""
+        """Whether a caller waits for units that are queued or being written."""
 
     def add(self, unit: Unit) -> None:
         """Send the unit soon."""
@@ -106,7 +106,7 @@ class Outbox:
         unit.written.set_result(error)
         self._under_way -= 1
         if not self._under_way:
-            # Whoever waits for what is queued has said so since, or is about to.
+            # A caller that waits for queued units has registered in the meantime, or is about to.
             self._hastened = self._hastened and self._due
             self._send()
 

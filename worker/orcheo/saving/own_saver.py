@@ -93,7 +93,7 @@ class OwnSaver(InMemorySaver):
             return
         try:
             await outlast_outage(write)(*arguments)
-        except Exception as error:  # noqa: BLE001 - whoever calls `saved` decides what it means.
+        except Exception as error:  # noqa: BLE001 - the caller of `saved` decides what it means.
             self.error = error
 
     def _is_another(self, config: RunnableConfig) -> bool:

@@ -45,7 +45,7 @@ class _Saved:
 
 @dataclass(slots=True)
 class _Write:
-    """A write of a task that belongs to a checkpoint, as its row holds it."""
+    """A task's write that belongs to a checkpoint, in the form of its row."""
 
     task_path: str
     channel: str
@@ -72,7 +72,7 @@ class RunSaver(AsyncPostgresSaver):
     """The checkpointer of one run, whose thread has no checkpoint in the tables as the run begins.
 
     It knows all checkpoints of the run, so it reads none. What it is given goes into the outbox:
-    `saved` says when. Whatever else LangGraph asks of it, LangGraph's own statements answer, when all is written.
+    `saved` waits for that. All other calls are answered by LangGraph's own statements, after all rows are written.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class RunSaver(AsyncPostgresSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Take a checkpoint; LangGraph's own says what belongs in which table."""
+        """Store a checkpoint; LangGraph's own saver defines what belongs in which table."""
         configurable = config["configurable"]
         if configurable["thread_id"] != self._thread:
             return await super().aput(config, checkpoint, metadata, new_versions)
