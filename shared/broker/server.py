@@ -14,8 +14,8 @@ from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.settings.model import Settings
 
 _UNUSABLE = {
-    "cluster": "a Redis Cluster, where our keys are on different servers: name a Redis without cluster mode",
-    "sentinel": "a Redis Sentinel, which keeps no messages: name the primary, or an address that follows it",
+    "cluster": "a Redis Cluster, where our keys are on different servers: specify a Redis without cluster mode",
+    "sentinel": "a Redis Sentinel, which stores no messages: specify the primary, or an address that follows it",
 }
 
 

@@ -117,7 +117,7 @@ def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[obje
     if through_pooler(connection):
         connection.close()
         raise SettingsError(
-            "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
+            "ORCHEO_POSTGRES_DSN leads through a pooler: migrate needs a session lock, specify the server itself"
         )
     prepare_session(
         connection,

@@ -198,5 +198,5 @@ def _object_of(text: str | None, what: str) -> tuple[Mapping[str, Any], str | No
     if value is None:
         return {}, None
     if not isinstance(value, dict):
-        return {}, f"The run's {what} is no JSON object."
+        return {}, f"The run's {what} must be a JSON object."
     return value, None

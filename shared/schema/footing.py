@@ -22,9 +22,9 @@ _SOURCES = {
         "ALTER ROLE {role} IN DATABASE ... RESET default_transaction_read_only",
     ),
     "database": ("this database", "ALTER DATABASE ... RESET default_transaction_read_only"),
-    "client": ("the DSN", "take it out of ORCHEO_POSTGRES_DSN"),
+    "client": ("the DSN", "remove it from ORCHEO_POSTGRES_DSN"),
 }
-_OF_THE_SERVER = ("the server", "name a server that takes writes in ORCHEO_POSTGRES_DSN")
+_OF_THE_SERVER = ("the server", "specify a writable server in ORCHEO_POSTGRES_DSN")
 
 _RUNS_TABLE = text("""
 SELECT to_regclass('workflow_runs')::oid IS NOT NULL AS found, current_setting('search_path') AS path,
@@ -94,7 +94,7 @@ def unmet_to_read(connection: Connection) -> list[Unmet]:
     if not row.may_enter:
         found = f"workflow_runs is in schema {schemas}, which role {row.role} may not use"
         return [Unmet("Orcheo's tables", found, f"GRANT USAGE ON SCHEMA {row.schemas[0]} TO {row.role}")]
-    found = f"workflow_runs is in schema {schemas}, which search_path ({row.path}) does not name"
+    found = f"workflow_runs is in schema {schemas}, which search_path ({row.path}) does not include"
     return [Unmet("Orcheo's tables", found, f"ALTER ROLE {row.role} SET search_path = {row.schemas[0]}")]
 
 
@@ -112,7 +112,7 @@ def several_tables(connection: Connection) -> str | None:
 def _read_only(connection: Connection) -> list[Unmet]:
     row = connection.execute(_READ_ONLY).one()
     if row.in_recovery:
-        return [Unmet("database role", "read-only (in recovery)", "name the primary in ORCHEO_POSTGRES_DSN")]
+        return [Unmet("database role", "read-only (in recovery)", "specify the primary in ORCHEO_POSTGRES_DSN")]
     if not row.by_default:
         return []
     where, mend = (each.format(role=row.role) for each in _SOURCES.get(row.source, _OF_THE_SERVER))
