@@ -4,9 +4,9 @@ DispatchError                  the command prints it as one line and exits with 
 |-- SettingsError         2    a setting or an argument is wrong
 |-- DatabaseError         3    Postgres is unavailable, refuses us, or lacks what we need
 |   |-- SchemaError       3    Orcheo's tables or our schema are missing or too old
-|   |-- RowLockedError    3    a row is locked for longer than the lock timeout
-|   |-- ConflictError     3    other transactions made Postgres roll ours back, several times in a row
-|   `-- RefusedError      3    Postgres will never take a value: a constraint, a trigger, a policy or a limit
+|   |-- RowLockedError    3    another session held a lock for longer than the lock timeout
+|   |-- ConflictError     3    Postgres rolled back our transaction because of others, several times in a row
+|   `-- RefusedError      3    Postgres will never accept a value: a constraint, a trigger, a policy or a limit
 `-- BrokerError           4    Redis is unavailable or refuses us
 """
 
@@ -35,9 +35,9 @@ class SettingsError(DispatchError):
 class DatabaseError(DispatchError):
     """Postgres is unavailable or refuses a statement.
 
-    `answered` distinguishes the two: the server reported an error and the session is usable, so other statements may
-    succeed. A trigger can raise any SQLSTATE, those of outages included, so neither the SQLSTATE alone nor the class of
-    the error does.
+    `answered` distinguishes the two: it is true if the server reported an error and the session continues, so that
+    other statements may succeed. Neither the SQLSTATE nor the class of the error is enough to tell, because a trigger
+    can raise any SQLSTATE, including those of outages.
     """
 
     exit_code: ClassVar[int] = 3
@@ -55,7 +55,7 @@ class DatabaseError(DispatchError):
         self.sqlstate = sqlstate
         self.answered = answered
         self.in_doubt = in_doubt
-        """The connection broke after the transaction had begun: it may have been committed."""
+        """The connection broke after the transaction had begun, so the transaction may have been committed."""
         self._cause = cause
 
     @property
@@ -69,15 +69,15 @@ class SchemaError(DatabaseError):
 
 
 class RowLockedError(DatabaseError):
-    """A row is locked for longer than the lock timeout; nothing was changed."""
+    """Another session held a lock for longer than the lock timeout; nothing was changed."""
 
 
 class ConflictError(DatabaseError):
-    """Other transactions made Postgres roll ours back (a deadlock, say); nothing was changed."""
+    """Postgres rolled back our transaction because of others, for example after a deadlock; nothing was changed."""
 
 
 class RefusedError(DatabaseError):
-    """Postgres will never take one of the values; nothing was changed, and no repetition would."""
+    """Postgres will never accept one of the values; nothing was changed, and a retry would fail as well."""
 
 
 class BrokerError(DispatchError):

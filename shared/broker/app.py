@@ -34,16 +34,16 @@ from orcheo_dispatch.shared.text.redaction import error_line
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
 TICK = "orcheo_dispatch.tick"
 CRON = "orcheo_dispatch.cron"
-"""Asks a dispatcher to have the API dispatch due cron triggers."""
+"""Message that asks a dispatcher to have the API dispatch due cron triggers."""
 CRON_IN_WORKER = "orcheo_dispatch.dispatch_cron"
-"""Asks a worker to dispatch them."""
+"""Message that asks a worker to dispatch due cron triggers."""
 HINT_QUEUE = "celery"
-"""Where the API, and Orcheo's own Beat, publish: Celery's default queue."""
+"""Queue to which the API and Orcheo's own Beat publish: Celery's default queue."""
 
 BEAT_HEADER = "orcheo_dispatch_beat"
 INSTALLATION_HEADER = "orcheo_dispatch_installation"
 RETURNS_HEADER = "orcheo_dispatch_returns"
-"""How often workers have put a message back whose runs they did not know."""
+"""Number of times that workers have returned a message to its queue because they did not know its runs."""
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 SOCKET_TIMEOUT_SECONDS = 5.0
@@ -56,12 +56,11 @@ _PROBE = "orcheo-dispatch: can this be written?"
 
 
 def make_app(name: str, settings: Settings, installation: Installation | None) -> App:
-    """Return a Celery app that talks JSON over Redis, keeps no results and never gives up on its broker.
+    """Return a Celery app that sends JSON over Redis, stores no results and never stops reconnecting to its broker.
 
-    The settings answer known ways in which Celery on Redis stops without a word: a socket without a timeout
-    waits forever for a peer that has vanished; reconnecting ends after 100 attempts; a result backend of Redis
-    wedges Beat. Messages are acknowledged as soon as a run is taken up: whether a run is lost is decided by the
-    lease in the ledger, not by Redis.
+    The settings prevent known ways in which Celery on Redis stops silently: a socket without a timeout waits forever
+    for a peer that has vanished; reconnecting ends after 100 attempts; a Redis result backend blocks Beat. Messages
+    are acknowledged as soon as a worker accepts them: the lease in the ledger decides whether a run is lost, not Redis.
     """
     url = settings.redis_url.get_secret_value()
     queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
@@ -79,7 +78,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
         task_default_queue=queue,
         timezone="UTC",
         enable_utc=True,
-        # Without an option in the URL kombu would accept any certificate; redis-py, used everywhere else, accepts none.
+        # If the URL has no option, kombu would accept any certificate; redis-py, used everywhere else, verifies it.
         broker_use_ssl={"ssl_cert_reqs": ssl.CERT_REQUIRED} if url.startswith("rediss:") else False,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
@@ -98,7 +97,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
             "interval_start": 0,
             "interval_step": 0.2,
             "interval_max": 0.5,
-            # Keys of our own: Orcheo's stock worker may share this Redis, and the shorter visibility timeout would win.
+            # Separate keys: Orcheo's own worker may share this Redis, and the shorter visibility timeout would apply.
             "unacked_key": unacked,
             "unacked_index_key": f"{unacked}_index",
             "unacked_mutex_key": f"{unacked}_mutex",
@@ -115,7 +114,7 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
         beat_max_loop_interval=max(0.05, min(settings.poll_interval, 5.0)),
     )
 
-    # About messages that are acknowledged late, at each loss of the connection; ours are acknowledged early.
+    # This warning concerns messages that are acknowledged late; ours are acknowledged early.
     warnings.filterwarnings("ignore", r"\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
 
     def configure_logs(**_: Any) -> None:
@@ -130,9 +129,9 @@ def make_app(name: str, settings: Settings, installation: Installation | None) -
 
 
 def connect(url: str) -> redis.Redis:
-    """Return a Redis client whose every call ends within its timeouts; the URL may be kombu's."""
+    """Return a Redis client each of whose calls ends within its timeouts; the URL may be one for kombu."""
     url = for_client(url)
-    # redis-py takes neither for a socket of the file system.
+    # redis-py accepts neither option for a Unix socket.
     over_tcp = {} if url.startswith("unix:") else _OVER_TCP
     client: redis.Redis = redis.Redis.from_url(
         url, socket_timeout=SOCKET_TIMEOUT_SECONDS, health_check_interval=HEALTH_CHECK_SECONDS, **over_tcp
@@ -153,7 +152,7 @@ def probe_writing(client: redis.Redis, queue: str) -> None:
 
 @contextmanager
 def broker_errors(*clients: redis.Redis) -> Iterator[None]:
-    """Translate redis' and kombu's errors into `BrokerError`: one line, no password.
+    """Translate errors of redis-py and kombu into `BrokerError`: one line, no password.
 
     If a server has become read-only, the connections of `clients` are closed: their address may lead to a new primary.
     """
@@ -175,9 +174,9 @@ def send_claims(
     queue: str | None = None,
     returns: int = 0,
 ) -> None:
-    """Publish one message that carries these claims: `run_id, fence, run_id, fence, ...` and nothing else.
+    """Publish one message that contains these claims: `run_id, fence, run_id, fence, ...` and nothing else.
 
-    Raises redis' and kombu's errors. A message may have reached Redis although its sending failed.
+    Raises errors of redis-py and kombu. The message may have reached Redis even if this raises.
     """
     pairs = [part for claim in claims for part in (claim.run_id, claim.fence)]
     app.send_task(
@@ -189,21 +188,21 @@ def send_claims(
         ignore_result=True,
         # The body is base64: this header lets reconcile read which claims a message contains.
         headers={"claims": pairs, INSTALLATION_HEADER: installation.name, RETURNS_HEADER: returns},
-        # Celery would make texts of them, to be logged.
+        # Otherwise Celery would add text forms of the arguments, for logging.
         argsrepr="",
         kwargsrepr="",
     )
 
 
 def ask_for_cron(app: Celery, client: redis.Redis, queue: str) -> None:
-    """Ask a worker to dispatch due cron triggers, unless such a message waits already. Raises `BrokerError`."""
+    """Ask a worker to dispatch due cron triggers, unless such a message already waits. Raises `BrokerError`."""
     with broker_errors():
         if not client.llen(queue):
             app.send_task(CRON_IN_WORKER, queue=queue, retry=False, ignore_result=True)
 
 
 def read_pairs(pairs: Any) -> list[Claim] | None:
-    """Return the claims of `run_id, fence, run_id, fence, ...`, or None where it is something else."""
+    """Return the claims in `run_id, fence, run_id, fence, ...`, or None if `pairs` is anything else."""
     if not isinstance(pairs, list | tuple) or not pairs or len(pairs) % 2:
         return None
     claims = [Claim(run_id, fence) for run_id, fence in batched(pairs, 2)]
@@ -212,7 +211,7 @@ def read_pairs(pairs: Any) -> list[Claim] | None:
 
 
 def task_name(raw: bytes | str) -> str | None:
-    """Return the task that a raw message of kombu's names, or None where it is no such message."""
+    """Return the name of the task in a raw kombu message, or None if it is not one."""
     try:
         name = json.loads(raw)["headers"]["task"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -221,7 +220,7 @@ def task_name(raw: bytes | str) -> str | None:
 
 
 def claims_of(raw: bytes | str) -> list[Claim]:
-    """Return the claims that a raw message carries in its headers; none where it is not one of ours."""
+    """Return the claims in the headers of a raw message; an empty list if it is not one of ours."""
     try:
         message = json.loads(raw)
     except (ValueError, RecursionError):
@@ -230,7 +229,7 @@ def claims_of(raw: bytes | str) -> list[Claim]:
 
 
 def claims_in(message: Any) -> list[Claim]:
-    """Return the claims that a decoded message carries in its headers; none where it is not one of ours."""
+    """Return the claims in the headers of a decoded message; an empty list if it is not one of ours."""
     headers = message.get("headers") if isinstance(message, dict) else None
     if not isinstance(headers, dict) or headers.get("task") != EXECUTE_RUN:
         return []

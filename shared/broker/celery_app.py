@@ -1,4 +1,4 @@
-"""A Celery app that obeys its settings: no environment variable changes its broker, backend or loader."""
+"""A Celery app that uses only its own settings: no environment variable changes its broker, backend or loader."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from kombu.connection import Connection
 
 
 class Loader(AppLoader):
-    """Loads no module of settings."""
+    """Loads no settings module."""
 
     def read_configuration(self, env: str = "") -> dict[str, Any]:  # noqa: ARG002
-        """Return no settings: an app is configured where it is made."""
+        """Return no settings: an app is configured where it is created."""
         return {}
 
 
 class App(Celery):
-    """Connects to the one broker that it was made with; keeps no results."""
+    """Connects only to the broker that it was created with; stores no results."""
 
     backend_cls = "disabled"
     builtin_fixups: ClassVar[set[str]] = set()
-    """Django's would import the settings of whatever DJANGO_SETTINGS_MODULE names."""
+    """None, because Django's fixup would import the settings that DJANGO_SETTINGS_MODULE names."""
 
     def __init__(self, name: str, broker_url: str) -> None:
-        """`broker_url` is one that kombu understands."""
+        """`broker_url` must be one that kombu accepts."""
         self.broker_url = broker_url
         super().__init__(name, broker=broker_url, loader=Loader, set_as_current=False)
 
@@ -40,14 +40,14 @@ class App(Celery):
         return connection
 
     def connection(self, hostname: str | None = None, *arguments: Any, **options: Any) -> Connection:
-        """Return a connection, as kombu makes it."""
+        """Return a connection of kombu."""
         connection: Connection = super().connection(hostname or self.broker_url, *arguments, **options)
         return connection
 
     broker_connection = connection
 
     def forget_connections(self) -> None:
-        """Close the connections that messages are published by: the next one is made to where the address leads now."""
+        """Close the connections used for publishing, so that the next one is made to the address's current server."""
         self.pool.force_close_all(close_pool=False)
         # A closed pool does not reopen by itself: a caller that waits for a connection would wait forever.
         self.pool.setup()

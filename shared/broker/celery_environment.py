@@ -1,8 +1,8 @@
 """Environment variables that Celery and its libraries read directly, bypassing the settings of an app.
 
 `CELERY_BROKER_URL` replaces the broker of every app in the process (celery#4284, open). Such variables are meant for
-another application: they are ignored here, and named in one warning. A workflow may read them: those that matter to
-its own Celery stay in the environment.
+another application: they are ignored here, and one warning names them. Those that a workflow's own Celery may need
+stay in the environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OVERRULED = (
     "CELERY_CONFIG_MODULE",
     "DJANGO_SETTINGS_MODULE",
 )
-"""Read each time that Celery needs them; `orcheo_dispatch.shared.broker.celery_app.App` never asks."""
+"""Celery reads these each time that it needs them; `orcheo_dispatch.shared.broker.celery_app.App` never reads them."""
 
 REMOVED = (
     "REMAP_SIGTERM",
@@ -51,16 +51,16 @@ REMOVED = (
     "TIMER_DEBUG",
     "USE_FAST_LOCALS",
 )
-"""Read once, as a module is imported: removed before that. One that is no number would end the process there."""
+"""Celery reads these once, at import, so they are removed before. A value that is no number could end the process."""
 
 _removed: list[str] = []
 
 
 def clean(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Remove what Celery would read at its import. Without effect where it has been imported already."""
+    """Remove the variables that Celery would read at import. Has no effect on modules that are already imported."""
     _removed.extend(name for name in REMOVED if environment.pop(name, None))
 
 
 def ignored() -> list[str]:
-    """Return the variables that are set for Celery and ignored by this process, in alphabetical order."""
+    """Return the variables that are set for Celery but ignored by this process, in alphabetical order."""
     return sorted({*_removed, *(name for name in OVERRULED if os.environ.get(name))})

@@ -1,8 +1,8 @@
-"""Classify errors of Redis: an outage, a full server, or a refusal that never gets better.
+"""Classify errors of Redis: an outage, a full server, or a permanent refusal.
 
-UNAVAILABLE   it does not answer, or says that it will soon     ends by itself
-FULL          it answers, and stores nothing more now           ends when memory or disk is freed
-REFUSED       it answers, and never will do what we ask          somebody has to change rights, address or server
+UNAVAILABLE   it does not answer, or reports a temporary state   ends without intervention
+FULL          it answers, but stores nothing more at present     ends when memory or disk is freed
+REFUSED       it answers, but will never do what we ask          an operator has to change rights, address or server
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SAYS = {
     Fault.REFUSED: "Redis refuses",
 }
 
-# redis-py takes the code off some texts and makes a class of it; in a script, and through kombu, the text remains.
+# redis-py turns the code in some texts into an exception class and removes it; in scripts and through kombu it stays.
 _CLASSES: tuple[tuple[Fault, tuple[type[Exception], ...]], ...] = (
     (Fault.FULL, (errors.OutOfMemoryError,)),
     (
@@ -80,18 +80,18 @@ def classify(error: BaseException) -> Fault:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether the server takes no writes: a failover has made it a replica, and the address leads elsewhere."""
+    """Return whether the server is read-only: a failover made it a replica, and the address leads to another server."""
     return any(isinstance(each, errors.ReadOnlyError) or _READ_ONLY.search(str(each)) for each in _chain(error))
 
 
 def problem(error: BaseException) -> str:
-    """Return one line for people: what is wrong with Redis, without a password."""
+    """Return one human-readable line about what is wrong with Redis, without a password."""
     fault = classify(error)
     return _SAYS[fault] if fault is Fault.UNAVAILABLE else f"{_SAYS[fault]}: {error_line(error)}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and those that caused it."""
+    """Yield the error and its causes."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

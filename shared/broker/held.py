@@ -1,4 +1,4 @@
-"""Find out which claims have their messages in Redis; read in bounded pieces."""
+"""Find out which claims have messages in Redis, reading in bounded pieces."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orcheo_dispatch.shared.ledger.model import Claim
 
 _PIECE = 500
 _MOST_MESSAGES = 100_000
-"""Maximum number of messages read from a queue; claims behind them count as waiting."""
+"""Maximum number of messages read from a queue; claims further back count as waiting."""
 _MOST_OLD_MESSAGES = 10_000
-"""Number of messages read of the earlier releases' queue; claims further back are published again."""
+"""Maximum number of messages read from the queue of earlier releases; claims further back are published again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Held:
     """The claims whose messages Redis holds."""
 
     waiting: frozenset[Claim]
-    """In the queue: they will be delivered."""
+    """Claims in the queue, not delivered yet."""
     delivered: frozenset[Claim]
-    """Delivered to a worker and not acknowledged yet."""
+    """Claims that were delivered to a worker and not acknowledged yet."""
 
 
 def held_claims(client: redis.Redis, installation: Installation, claims: Collection[Claim]) -> Held:
-    """Return which of these claims have messages in Redis. Raises `BrokerError` when it cannot say."""
+    """Return which of these claims have messages in Redis. Raises `BrokerError` if that cannot be read."""
     missing = set(claims)
     with broker_errors():
         waiting, all_read = _take(missing, _queued(client, installation.runs, _MOST_MESSAGES))
@@ -45,7 +45,7 @@ def held_claims(client: redis.Redis, installation: Installation, claims: Collect
 
 
 def _take(missing: set[Claim], pieces: Iterator[list[Claim] | None]) -> tuple[set[Claim], bool]:
-    """Move from `missing` what is found, and return it with whether all was read that could hold the rest."""
+    """Remove the claims that are found from `missing`; return them, and whether everything was read."""
     found: set[Claim] = set()
     if not missing:
         return found, True
@@ -60,10 +60,10 @@ def _take(missing: set[Claim], pieces: Iterator[list[Claim] | None]) -> tuple[se
 
 
 def _queued(client: redis.Redis, queue: str, most: int) -> Iterator[list[Claim] | None]:
-    """Yield the claims of each piece of a queue; None where it is longer than `most`.
+    """Yield the claims of each piece of a queue; finally None if it is longer than `most`.
 
-    From the head, where messages are added: new ones shift the rest away from there, so none that
-    waits is missed, though some may be read twice.
+    Starts at the head, where messages are added: new ones shift the rest towards the tail, so no waiting message is
+    missed, though some may be read twice.
     """
     for first in range(0, most, _PIECE):
         piece: Any = client.lrange(queue, first, first + _PIECE - 1)
@@ -74,7 +74,7 @@ def _queued(client: redis.Redis, queue: str, most: int) -> Iterator[list[Claim] 
 
 
 def _unacked(client: redis.Redis, key: str) -> Iterator[list[Claim] | None]:
-    """Yield the claims of each piece of what kombu keeps until it is acknowledged: as many as workers hold."""
+    """Yield the claims of each piece of the messages that kombu keeps until workers acknowledge them."""
     cursor, read = 0, 0
     while read < _MOST_MESSAGES:
         answer: Any = client.hscan(key, cursor, count=_PIECE)
@@ -86,7 +86,7 @@ def _unacked(client: redis.Redis, key: str) -> Iterator[list[Claim] | None]:
 
 
 def _claims_of_unacked(raw: bytes | str) -> list[Claim]:
-    """Return the claims of a message that kombu keeps until it is acknowledged: `[message, exchange, routing key]`."""
+    """Return the claims of an unacknowledged message, as kombu stores it: `[message, exchange, routing key]`."""
     try:
         return claims_in(json.loads(raw)[0])
     except (ValueError, LookupError, TypeError, RecursionError):

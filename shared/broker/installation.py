@@ -1,7 +1,7 @@
 """Identify the installation that this process belongs to, and name its queues and keys in Redis.
 
-Several installations may use one Redis: staging beside production, or two of them with default settings. Their names
-differ because their databases do. Names with a colon are chosen here alone: no queue of the settings has one.
+Several installations may share one Redis: staging and production, or two with default settings. Their names differ
+because their databases differ. Only names that are chosen here contain a colon: queues in the settings never do.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import error_line
 
 OLD_DISPATCH_QUEUE = "orcheo.dispatch"
-"""Ticks of a Beat that does not know its installation, or is of an earlier release; read by every dispatcher."""
+"""Queue of ticks of a Beat without a known installation, or of an earlier release; all dispatchers read it."""
 OLD_UNACKED = "orcheo.unacked"
 _CONNECT_TIMEOUT_SECONDS = 5
 _IDENTITY_CHARACTERS = 12
-# A dump that is restored elsewhere differs in both, a database made from a template in the second one. A copy of the
-# data directory differs in neither.
+# A dump that is restored on another server differs in both parts, a database created from a template in the second. A
+# copy of the data directory differs in neither.
 _IDENTITY = """
 SELECT s.system_identifier::text || ':' || d.oid::text
   FROM pg_control_system() AS s, pg_database AS d WHERE d.datname = current_database()
@@ -32,16 +32,16 @@ SELECT s.system_identifier::text || ':' || d.oid::text
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The name that everything of ours in Redis carries."""
+    """Name of the installation, which is part of all our names in Redis."""
 
     name: str
     old_runs: str = DEFAULT_QUEUE
-    """ORCHEO_DISPATCH_QUEUE: what earlier releases called the queue of runs."""
+    """ORCHEO_DISPATCH_QUEUE: the queue of runs in earlier releases."""
 
     @property
     def runs(self) -> str:
         """The queue of runs."""
-        # A Redis user with the documented rights may use what begins with `orcheo.`.
+        # A Redis user with the documented rights may use names that begin with `orcheo.`.
         base = f"orcheo.runs:{self.name}"
         return base if self.old_runs == DEFAULT_QUEUE else f"{base}:{self.old_runs}"
 
@@ -52,12 +52,12 @@ class Installation:
 
     @property
     def cron(self) -> str:
-        """The queue of cron messages: workers that know them take from it, on a connection of their own."""
+        """The queue of cron messages: workers that support them read it, on a separate connection."""
         return f"orcheo.cron:{self.name}"
 
     @property
     def cron_record(self) -> str:
-        """What the keys begin with that say when cron triggers were last dispatched, and why they were not."""
+        """Prefix of the keys that record when cron triggers were last dispatched, and the last failure."""
         return f"orcheo.cron.last:{self.name}"
 
     def reader(self, worker_id: str) -> str:
@@ -66,20 +66,20 @@ class Installation:
 
     @property
     def unacked(self) -> str:
-        """Where kombu keeps what was delivered and not acknowledged."""
+        """Key where kombu keeps messages that were delivered and not acknowledged."""
         return f"{OLD_UNACKED}:{self.name}"
 
 
 def find_installation(settings: Settings) -> Installation:
     """Return the installation of the settings, or of their database. Raises `DatabaseError`.
 
-    Every process of an installation must find the same name, whatever its role and its way to the database.
+    Every process of an installation must find the same name, whatever its database role and address.
     """
     return Installation(settings.namespace or _identity(settings.postgres_dsn.get_secret_value()), settings.queue)
 
 
 def _identity(dsn: str) -> str:
-    """Return a name for a database that is its own on all servers."""
+    """Return a name for the database that is unique across all servers."""
     try:
         # Without SQLAlchemy, which Beat does not import.
         with psycopg.connect(

@@ -1,8 +1,8 @@
 """Record in Redis which workers read the queue of this release; workers of earlier releases do not.
 
-While workers of both releases are alive, as in the middle of an upgrade, runs go to the queue of earlier releases:
-their workers know no other, and those of this release move from there what they have room for. So every worker gets its
-share.
+While workers of both releases are alive, for example during an upgrade, runs go to the queue of earlier releases. Their
+workers read no other queue, and those of this release move messages from there as they have room. So every worker gets
+its share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.ledger.store import Store
 
 _NOTE_SECONDS = 30.0
-"""Added to the lease: the note of a worker that was killed must not end before the ledger calls it lost."""
+"""Seconds added to the lease: the note of a killed worker must not expire before the ledger considers it lost."""
 _MOST_PUT_BACK = 1000
 _NONE, _NEW = 0, 1
 """Values of a note: the worker drains, or it reads the queue of this release."""
@@ -25,16 +25,16 @@ _NONE, _NEW = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The live workers by the queue that they read; those that drain read none."""
+    """The live workers, grouped by the queue that they read; those that drain read none."""
 
     new: frozenset[str]
-    """Ids of those that read the queue of this release."""
+    """IDs of workers that read the queue of this release."""
     old: frozenset[str]
-    """Ids of those of earlier releases."""
+    """IDs of workers of earlier releases."""
 
 
 class Readers:
-    """Reads and writes the notes. Its methods raise redis' errors, and `DatabaseError` where they read the ledger."""
+    """Reads and writes the notes. Methods raise errors of redis-py, and `DatabaseError` if they read the ledger."""
 
     def __init__(self, client: redis.Redis, installation: Installation, store: Store, *, lease: float) -> None:
         """`lease` is that of workers, in seconds: the ledger decides which of them are alive."""
@@ -44,7 +44,7 @@ class Readers:
         self._lease = lease
 
     def note(self, worker_id: UUID, *, draining: bool = False) -> None:
-        """Note that this worker reads the queue of this release or, while it drains, none; repeat each second."""
+        """Record that this worker reads the queue of this release or, while it drains, none; repeat each second."""
         value = _NONE if draining else _NEW
         self._client.set(self._installation.reader(str(worker_id)), value, px=int(1000 * (self._lease + _NOTE_SECONDS)))
 
@@ -63,9 +63,9 @@ class Readers:
         return Survey(new, frozenset(each for each, note in by_id.items() if note is None))
 
     def put_back(self) -> int:
-        """Move what waits in our queue to that of earlier releases, a thousand messages at most; return how many.
+        """Move at most 1000 waiting messages from our queue to that of earlier releases; return how many.
 
-        Used when no worker is left that reads ours. The oldest stay in front: they are taken next.
+        Used when no live worker reads our queue. The oldest stay in front: they are taken next.
         """
         waiting: Any = self._client.llen(self._installation.runs)
         moved = 0

@@ -14,8 +14,8 @@ from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.settings.model import Settings
 
 _UNUSABLE = {
-    "cluster": "a Redis Cluster, where our keys are on different servers: name a Redis without cluster mode",
-    "sentinel": "a Redis Sentinel, which keeps no messages: name the primary, or an address that follows it",
+    "cluster": "a Redis Cluster, where our keys are on different servers: specify a Redis without cluster mode",
+    "sentinel": "a Redis Sentinel, which stores no messages: specify the primary, or an address that follows it",
 }
 
 
@@ -29,14 +29,14 @@ class Server:
 
     @property
     def unusable(self) -> str | None:
-        """Why our processes cannot use it, or None where they can."""
+        """Why our processes cannot use this server, or None if they can."""
         return _UNUSABLE.get(self.mode or "")
 
 
 def look_at(client: redis.Redis) -> Server:
-    """Ask the server what it is. Raises redis' errors, but where it refuses the question.
+    """Ask the server for its kind. Raises errors of redis-py, except if the server refuses the commands.
 
-    HELLO is open to every user; INFO is a command that many are not given.
+    Every user may run HELLO; many lack the right to run INFO.
     """
     for ask in (_hello, _info):
         try:
@@ -49,7 +49,7 @@ def look_at(client: redis.Redis) -> Server:
 def refuse_unusable(settings: Settings) -> None:
     """Raise `BrokerError` if one of the addresses leads to a server that our processes cannot use.
 
-    A server that is unavailable may be asked later: processes wait for it.
+    An unavailable server is skipped, because processes wait for it.
     """
     urls = {
         "REDIS_URL": settings.redis_url.get_secret_value(),

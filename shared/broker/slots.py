@@ -1,7 +1,7 @@
 """Return run slots: the API counts the runs of each workspace in Redis, and the process that ends a run decrements it.
 
-The API raises `orcheo:workspace:runs:{workspace_id}` when it creates a run. A slot that is not given back is
-lost to the workspace, one given back twice admits a run too many. The ledger says that a slot is due; Redis
+The API increments `orcheo:workspace:runs:{workspace_id}` when it creates a run. A slot that is not returned is
+lost to the workspace; one returned twice admits one run too many. The ledger records that a slot is due; Redis
 remembers for a day that it was returned, so that a repeated call changes nothing.
 """
 
@@ -17,7 +17,7 @@ COUNTER = "orcheo:workspace:runs:"
 _RECEIPT = "orcheo-dispatch:slot:"
 _RECEIPT_SECONDS = 86_400
 
-# One step in Redis: the receipt and the counter change together, and the counter never falls below zero.
+# Atomic: the receipt and the counter change together, and the counter never falls below zero.
 _GIVE_BACK = """
 if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[1]) then return 0 end
 if redis.call('EXISTS', KEYS[1]) == 0 then return 1 end
@@ -27,7 +27,7 @@ return 1
 
 
 class RunSlots:
-    """Gives run slots back to the API's counters."""
+    """Returns run slots to the API's counters."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -35,19 +35,19 @@ class RunSlots:
 
     @classmethod
     def at(cls, url: str) -> RunSlots:
-        """Return the slots that the Redis at `url` counts."""
+        """Return an instance for the Redis at `url`."""
         return cls(connect(url))
 
     def give_back(self, run_id: str, workspace_id: str) -> bool:
-        """Give back the slot of one run; return False where it had been given back before.
+        """Return the slot of one run to the API; return False if it had been returned before.
 
-        Raises `BrokerError`; then the slot stays due and the dispatcher tries again.
+        Raises `BrokerError`; then the slot stays due and the dispatcher retries.
         """
         with broker_errors(self._client):
             return bool(self._give_back(keys=[COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
 
     def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
-        """Give back the slots of several runs, `(run_id, workspace_id)` each, in one round trip.
+        """Return the slots of several runs, given as `(run_id, workspace_id)`, in one round trip.
 
         Raises `BrokerError`; then all of them stay due, and repeating those already returned changes nothing.
         """
@@ -58,7 +58,7 @@ class RunSlots:
             pipeline.execute()
 
     def in_use(self, workspace_id: str) -> int:
-        """Return how many slots of the workspace the API counts as taken."""
+        """Return how many slots of the workspace the API counts as in use."""
         with broker_errors(self._client):
             value = self._client.get(COUNTER + workspace_id)
         return int(value) if isinstance(value, bytes | str) else 0

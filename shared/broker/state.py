@@ -1,4 +1,4 @@
-"""Remember whether Redis is unavailable, log each change of state once, and reconnect soon."""
+"""Track whether Redis is unavailable, log each change of state once, and reconnect quickly."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class BrokerState:
     """Whether Redis is unavailable; logs each change once. Thread-safe."""
 
     def __init__(self, role: str, on_lost: Callable[[], None] | None = None) -> None:
-        """`on_lost` is called each time that Redis did not answer."""
+        """`on_lost` is called on each failure that is reported to `lost`."""
         self._role = role
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self.away = False
-        """Whether Redis did not do what it was last asked, for whatever reason."""
+        """Whether the last request to Redis failed, for whatever reason."""
         self._fault: Fault | None = None
         self._problem = ""
 
     def lost(self, error: BaseException) -> None:
-        """Note that Redis did not answer."""
+        """Record that a request to Redis failed."""
         fault = classify(error)
         with self._lock:
             changed = not self.away or fault is not self._fault
@@ -40,11 +40,11 @@ class BrokerState:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong, in one line, or None: an outage, a server that is full, or one that refuses us."""
+        """The current problem in one line, or None: an outage, a full server, or one that refuses us."""
         return self._problem if self.away else None
 
     def back(self) -> None:
-        """Note that Redis answered."""
+        """Record that Redis answered."""
         with self._lock:
             changed, self.away, self._fault = self.away, False, None
         if changed:
@@ -52,13 +52,13 @@ class BrokerState:
 
 
 def reconnect(connection: Connection, broker: BrokerState, callback: Callable[[], None] | None = None) -> Connection:
-    """Connect, for as long as it takes; `callback` is called after each failed attempt and may raise to give up."""
+    """Connect, retrying until it succeeds; `callback` is called after each failed attempt and may raise to stop."""
     backoff = Backoff()
 
     def failed(error: BaseException, _: float) -> None:
         broker.lost(error)
         time.sleep(backoff.next())
 
-    # Without pauses of kombu's own, which grow by addition and have no jitter.
+    # Without the pauses of kombu, which grow linearly and have no jitter.
     connection.ensure_connection(failed, None, interval_start=0, interval_step=0, interval_max=0, callback=callback)
     return connection

@@ -1,8 +1,8 @@
 """Remove our messages from a queue that others share, in bounded pieces; the others keep their place and order.
 
-What is new stands at the head, so each sweep begins there. What it has no time for is found by a cursor that goes
-round the whole queue, some pieces per sweep. So a sweep costs the same whatever the length of the queue. Redis itself
-picks out what may be ours: messages of others, of whatever size, do not cross the network.
+New messages are at the head, so each sweep begins there. The rest is scanned by a cursor that goes through the whole
+queue, a few pieces per sweep. So the cost of a sweep does not depend on the length of the queue. Redis itself selects
+the messages that may be ours: messages of others, of whatever size, are not transferred.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import redis
 
 PIECE = 250
-"""Messages that Redis scans in one step."""
+"""Number of messages that Redis scans in one step."""
 _PIECES_OF_HEAD = 4
 _MOST_PIECES_OF_HEAD = 20
-"""Maximum number of messages of one sweep, while each piece contains some of ours."""
+"""Maximum number of pieces at the head per sweep, if each piece contains messages of ours."""
 _PIECES_OF_REST = 4
 
 _FIND = """
@@ -27,8 +27,8 @@ end
 return found
 """
 
-# By value, wherever consumers and producers have moved them within the piece meanwhile: nothing else is removed. Each
-# is marked, and the marks are removed together: LREM once per message would read the whole queue as often.
+# Messages are found by value, because consumers and producers may have shifted them meanwhile: nothing else is removed.
+# Each is marked, and all marks are removed together: one LREM per message would read the whole queue each time.
 _REMOVE = """
 local ours, removed = {}, 0
 for i = 4, #ARGV do ours[ARGV[i]] = true end
@@ -47,7 +47,7 @@ _MARK = "orcheo-dispatch: taken out"
 
 
 class Sweep:
-    """Sweeps one queue. `take` is called with each message that holds `needle`; what it returns True for is removed."""
+    """Sweeps one queue. Calls `take` with each message that contains `needle`, and removes it if that returns True."""
 
     def __init__(self, client: redis.Redis, queue: str, *, needle: str, take: Callable[[bytes], bool]) -> None:
         self._client = client
@@ -57,10 +57,10 @@ class Sweep:
         self._find = client.register_script(_FIND)
         self._remove = client.register_script(_REMOVE)
         self._seen = 0
-        """Messages from the tail that the cursor has passed."""
+        """Number of messages from the tail that the cursor has passed."""
 
     def once(self) -> int:
-        """Sweep once; return how many messages are left in the queue. Raises redis' errors, and what `take` raises."""
+        """Sweep once; return how many messages remain in the queue. Raises errors of redis-py and of `take`."""
         self._sweep_head()
         for _ in range(_PIECES_OF_REST):
             self._sweep_rest()
@@ -90,6 +90,6 @@ class Sweep:
             # The oldest first, as they were sent.
             ours.extend(raw for raw in reversed(found) if self._take(raw))
         finally:
-            # Also where `take` raised: what it was called for is not to come again.
+            # Even if `take` raises, so that it is not called again for messages that it has accepted.
             removed: Any = ours and self._remove(keys=[self._queue], args=[remove_first, remove_last, _MARK, *ours])
         return len(found), int(removed or 0)

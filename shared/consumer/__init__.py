@@ -1,1 +1,1 @@
-"""Celery's consumer as our processes use it, and the watch on its progress."""
+"""Celery's consumer as our processes use it, and the monitoring of its progress."""

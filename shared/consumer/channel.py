@@ -1,4 +1,4 @@
-"""The channel of a consumer: limits what is taken from Redis, and drops what is no message."""
+"""Channel of a consumer: limits how many messages are taken from Redis, and drops what is not a message."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from orcheo_dispatch.shared.consumer.intake import Intake
 from orcheo_dispatch.shared.logs.lines import describe, log
 
 _GIVEN_SECONDS = 2.0
-"""Redis is asked to wait for a message for a second, so by then it has answered. Short runs have made room before."""
+"""Redis is asked to wait one second for a message, so it has answered by then. Short runs make room earlier."""
 
 
 class Taker(Protocol):
-    """What a channel asks of its consumer."""
+    """The consumer, as its channel uses it."""
 
     @property
     def intake(self) -> Intake:
-        """Return what decides whether messages are taken."""
+        """Return the object that decides whether messages are taken."""
 
     def may_take(self) -> bool:
         """Return whether to take one more message."""
 
 
 class QoS(RedisQoS):
-    """How much a channel takes: nothing while its consumer is paused, except messages that Redis delivered before."""
+    """Limits what a channel takes: nothing while its consumer is paused, except what Redis has already delivered."""
 
     def can_consume(self) -> bool:
-        """Return whether to take one more message, or the one that Redis has given already."""
+        """Return whether to take one more message, or the one that Redis has already delivered."""
         consumer, channel = self.channel.consumer, self.channel
         if consumer.may_take() and super().can_consume():
             return True
@@ -39,14 +39,14 @@ class QoS(RedisQoS):
 
 
 class Channel(RedisChannel):
-    """A channel that drops what is no message; kombu's would end the worker, or reconnect for it."""
+    """A channel that drops what is not a message; because of one, kombu's would end the worker or reconnect."""
 
     QoS = QoS
 
     def __init__(self, consumer: Taker, *args: Any, **kwargs: Any) -> None:
         self.consumer = consumer
         self.asked_at = time.monotonic()
-        """`time.monotonic()` of when a message was last asked for."""
+        """Time of the last request for a message (`time.monotonic()`)."""
         super().__init__(*args, **kwargs)
 
     def _brpop_start(self, timeout: float | None = None) -> None:

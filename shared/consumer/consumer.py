@@ -1,7 +1,7 @@
-"""Celery's consumer, changed: it reconnects soon, logs each change of state once, and survives any message.
+"""A modified Celery consumer: it reconnects quickly, logs each change of state once, and survives any message.
 
-Celery's own prints the whole body of a message that it cannot use, ends on one that is not even JSON, backs off
-for up to half a minute, and can go on without consuming. See `shared/broker/app.py` for the settings beside it.
+Celery's own prints the whole body of a message that it cannot use, exits on one that is not even JSON, backs off
+for up to half a minute, and may stay up without consuming. See `shared/broker/app.py` for the related settings.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from orcheo_dispatch.shared.process.progress import EXIT_STALLED, exit_now
 _LOGGER = logging.getLogger(__name__)
 _STEADY_SECONDS = 2.0
 
-# The connection's own errors; what a message can cause is none of them, but for kombu, who counts KeyError in.
+# Errors of the connection. None of them can be caused by a message, in contrast to kombu's list, which has KeyError.
 _CONNECTION_ERRORS = (OSError, redis.ConnectionError, redis.TimeoutError, redis.ResponseError, KombuOperationalError)
 
 
 class Consumer(CeleryConsumer):
-    """The consumer of dispatchers and workers, named by the setting `worker_consumer` of their apps."""
+    """The consumer of dispatchers and workers: the setting `worker_consumer` of their apps."""
 
     def __init__(self, *args: Any, intake: Intake, on_lost: Callable[[], None], **kwargs: Any) -> None:
-        """`on_lost` is called each time that Redis did not answer; the rest is Celery's."""
+        """`on_lost` is called each time that Redis does not answer; the other arguments are Celery's."""
         self.broker = BrokerState("consumer", on_lost)
         self.intake = intake
         self.received = 0
-        """Messages that came so far."""
+        """Number of messages received so far."""
         self._connected_at = float("-inf")
         self._given_up = False
         self._backoff = Backoff()
@@ -51,13 +51,13 @@ class Consumer(CeleryConsumer):
         super().__init__(*args, **kwargs)
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
-        """Return a connection whose channels survive any message, and take none while this consumer is paused."""
+        """Return a connection whose channels survive any message and take none while this consumer is paused."""
         connection = self.app.connection_for_read(heartbeat=heartbeat)
         connection.transport.Channel = partial(Channel, self)
         return self.ensure_connected(connection)
 
     def ensure_connected(self, conn: Connection) -> Connection:
-        """Connect, for as long as it takes."""
+        """Connect, retrying until it succeeds."""
         reconnect(conn, self.broker, state.maybe_shutdown)
         self._connected_at = time.monotonic()
         self.first_connection_attempt = False
@@ -72,17 +72,17 @@ class Consumer(CeleryConsumer):
         self.broker.lost(exc)
         super().on_connection_error_after_connected(exc)
         if time.monotonic() - self._connected_at < _STEADY_SECONDS:
-            # It can be connected to but answers with errors: its disk is full, it is a replica, it is loading.
+            # Redis accepts connections but answers with errors: its disk is full, it is a replica, or it is loading.
             time.sleep(self._backoff.next())
 
     @property
     def steady(self) -> bool:
-        """Whether there is a connection, and Redis answered on it."""
+        """Whether there is a connection and Redis answers on it."""
         return self.connection is not None and not self.broker.away
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with Redis, in one line, or None."""
+        """The current problem with Redis in one line, or None."""
         return None if self.steady else self.broker.problem or "not connected to Redis"
 
     def note_steady(self) -> None:
@@ -92,7 +92,7 @@ class Consumer(CeleryConsumer):
             self._backoff.reset()
 
     def may_take(self) -> bool:
-        """Return whether to take one more message; from the event loop, before each."""
+        """Return whether to take one more message; called by the event loop before each."""
         # Set first: a thread that makes room in between sees it and wakes us.
         self._held = True
         self._held = self.intake.paused() or self.intake.in_hand() >= self.pool.num_processes
@@ -101,13 +101,13 @@ class Consumer(CeleryConsumer):
     def room_made(self) -> None:
         """Make the event loop check at once whether it may take a message; callable from any thread.
 
-        By itself it looks when something happens on its connection, or a timer is due, which may take a second.
+        Otherwise it checks when its connection has an event or a timer is due, which may take a second.
         """
         if self._held:
             os.eventfd_write(self._wake, 1)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Listen, with a new event loop, also for `room_made`."""
+        """Register with a new event loop, and listen for `room_made` as well."""
         super().register_with_event_loop(hub)
         hub.add_reader(self._wake, self._awake)
 
@@ -116,7 +116,7 @@ class Consumer(CeleryConsumer):
             os.eventfd_read(self._wake)
 
     def has_room(self) -> bool:
-        """Return whether a message that waits should be coming to this process now."""
+        """Return whether Redis should now deliver a waiting message to this process."""
         return (
             self.connection is not None
             and self.blueprint.state == bootsteps.RUN
@@ -125,14 +125,14 @@ class Consumer(CeleryConsumer):
         )
 
     def restart_connection(self) -> None:
-        """Have the event loop drop its connection and make a new one; from any thread."""
+        """Make the event loop drop its connection and open a new one; callable from any thread."""
         self.call_soon(_fail)
 
     def give_up(self) -> None:
-        """End the process, for its service manager to start it again; from any thread, again and again.
+        """End the process, so that its service manager restarts it; callable from any thread, repeatedly.
 
-        First as a SIGTERM would, but with exit code 1: what runs is drained. Where the event loop does not even
-        hear that, the process ends when no work is left that could have something to save.
+        The first call acts like SIGTERM, but with exit code 1: running work is drained. If the event loop does not
+        respond, a later call ends the process once no remaining work could have anything to save.
         """
         if not self._given_up:
             self._given_up = True

@@ -8,23 +8,23 @@ from celery.worker import state
 
 
 class Intake(Protocol):
-    """What a consumer asks, from the thread of its event loop. Nothing here may wait."""
+    """Decisions that a consumer asks for from the thread of its event loop. No method may block."""
 
     def paused(self) -> bool:
         """Return whether to take nothing now, although there is room."""
 
     def in_hand(self) -> int:
-        """Return how many messages are being handled; no more are taken than the pool has room for."""
+        """Return how many messages are in progress; no more are taken than the pool has room for."""
 
     def gives_back(self) -> bool:
-        """Return whether what there is no room for goes back to Redis.
+        """Return whether messages for which there is no room are returned to Redis.
 
-        Then a message is read that Redis gave while the last room went; it would stay in the socket until there is
-        room again, however long that takes.
+        If so, a message that Redis delivered just as the last room was taken is read. Otherwise it would stay in the
+        socket until there is room again, however long that takes.
         """
 
     def busy(self) -> bool:
-        """Return whether there is work left that could have something to save."""
+        """Return whether any remaining work could have something to save."""
 
 
 class PoolIntake:
@@ -39,7 +39,7 @@ class PoolIntake:
         return len(state.reserved_requests)
 
     def gives_back(self) -> bool:
-        """Give nothing back."""
+        """Return nothing to Redis."""
         return False
 
     def busy(self) -> bool:

@@ -1,4 +1,4 @@
-"""Watch that a consumer takes the messages that wait."""
+"""Check that a consumer takes the messages that wait."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONSUMER_PATIENCE_SECONDS = 5.0
 
 
 class ConsumerProgress:
-    """Whether a consumer takes what waits: messages in its queue and room in the process, but none comes.
+    """Detects a stalled consumer: its queue has messages and the process has room, but none arrives.
 
-    Redis delivers at once to a client that waits for a message. So a queue that is found with messages again and again
-    while this process has room and gets none of them means that it is not waiting, whatever its connection says.
+    Redis delivers at once to a client that waits for a message. So if the queue has messages at check after check, and
+    this process has room but receives none, it is not waiting for any, whatever the state of its connection.
     """
 
     def __init__(self, consumer: Consumer, client: redis.Redis, queue: str) -> None:
@@ -27,7 +27,7 @@ class ConsumerProgress:
         self._received = -1
 
     def __call__(self) -> bool:
-        """Return whether the consumer makes progress; a Redis that is unavailable is not its fault."""
+        """Return whether the consumer makes progress; an unavailable Redis does not count as a stall."""
         self._consumer.note_steady()
         received, self._received = self._received, self._consumer.received
         if received != self._received or not self._consumer.has_room():
@@ -40,7 +40,7 @@ class ConsumerProgress:
 
 
 def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
-    """Return the watch on a consumer: it gets a new connection first; if that does not help, the process ends."""
+    """Return the watch on a consumer: a stall first gets it a new connection; if that fails, the process ends."""
 
     def restart_connection() -> None:
         metrics.consumer_stalled()

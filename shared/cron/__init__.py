@@ -1,1 +1,1 @@
-"""When due cron triggers are dispatched, and the record of it."""
+"""When due cron triggers are dispatched, and the record of dispatches."""

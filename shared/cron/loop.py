@@ -1,4 +1,4 @@
-"""Decide when to dispatch due cron triggers. `CronMode` decides who does.
+"""Decide when to dispatch due cron triggers. `CronMode` decides who creates their runs.
 
 Beat sends a message at each interval, and one process takes it. That is a convenience: a process that sees in the
 record that no process has dispatched for two intervals does so itself. Neither Beat, nor free run slots, nor Redis are
@@ -20,25 +20,25 @@ from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.logs.lines import describe, log
 
 SILENT_INTERVALS = 2
-"""Intervals without a dispatch by anybody after which a process dispatches by itself."""
+"""Number of intervals without a dispatch by any process after which a process dispatches on its own."""
 _JITTER = 0.2
 _STOP_SECONDS = 5.0
 
 
 class Prompts(Protocol):
-    """Where the messages that ask for a dispatch come from."""
+    """Source of the messages that ask for a dispatch."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait for one, for this many seconds at most; return whether one came. Never raises."""
+        """Wait at most this many seconds for a message; return whether one arrived. Never raises."""
         ...
 
     def stop(self) -> None:
-        """Let the wait end, from any thread, again and again."""
+        """End the wait; callable from any thread, repeatedly."""
         ...
 
 
 class CronMetrics(Protocol):
-    """What counts dispatches."""
+    """Counts dispatches."""
 
     def cron_dispatched(self, report: CronReport) -> None:
         """Count one dispatch."""
@@ -46,7 +46,7 @@ class CronMetrics(Protocol):
 
 
 class EventPrompts:
-    """Prompts that this process gives itself."""
+    """Prompts that come from this process itself."""
 
     def __init__(self) -> None:
         self._given = threading.Event()
@@ -62,7 +62,7 @@ class EventPrompts:
         return given
 
     def stop(self) -> None:
-        """Let the wait end."""
+        """End the wait."""
         self._given.set()
 
 
@@ -79,7 +79,7 @@ class CronLoop:
         metrics: CronMetrics,
         close: Callable[[], None],
     ) -> None:
-        """`dispatch` returns None where it may not be tried yet, and never raises; `close` follows the last one."""
+        """`dispatch` returns None if it may not be tried yet, and never raises; `close` is called after the last."""
         self._dispatch = dispatch
         self._prompts = prompts
         self._record = record
@@ -93,15 +93,15 @@ class CronLoop:
         self._thread = threading.Thread(target=self._run, name="cron", daemon=True)
 
     def start(self) -> None:
-        """Dispatch from now on."""
+        """Start to dispatch."""
         self._thread.start()
 
     def begin_stop(self) -> None:
-        """Begin no other dispatch; returns at once."""
+        """Begin no further dispatch; return at once."""
         self._stopping.set()
 
     def stop(self, timeout: float = _STOP_SECONDS) -> None:
-        """Begin no other dispatch, and wait for the one under way."""
+        """Begin no further dispatch, and wait for the one in progress."""
         self._stopping.set()
         deadline = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < deadline:
@@ -158,7 +158,7 @@ class CronLoop:
         self._say(report, by_itself=by_itself)
 
     def _say(self, report: CronReport, *, by_itself: bool) -> None:
-        """Log what was done, and a failure once for as long as it stays the same."""
+        """Log the result; log a failure only once for as long as it stays the same."""
         if report.outcome in ("succeeded", "busy"):
             recovered, self._failed = bool(self._failed), ""
             if report.runs or recovered:

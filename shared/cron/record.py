@@ -28,10 +28,10 @@ class CronSeen:
     """One entry of the record."""
 
     age: float
-    """Seconds since then, as Redis counts them."""
+    """Age of the entry in seconds, as Redis counts them."""
     host: str
     by_itself: bool
-    """Whether no message of Beat's had asked for it."""
+    """Whether the process dispatched on its own, without a message from Beat."""
     outcome: str
     reason: str
 
@@ -43,13 +43,13 @@ class CronRecord:
     """
 
     def __init__(self, client: redis.Redis, name: str) -> None:
-        """`name` is what both keys begin with."""
+        """`name` is the prefix of both keys."""
         self._client = client
         self._name = name
         self._host = socket.gethostname()
 
     def note(self, report: CronReport, *, by_itself: bool) -> None:
-        """Write down a dispatch. Never raises: without the record others merely dispatch too."""
+        """Record a dispatch. Never raises: without the record, other processes merely dispatch as well."""
         if report.outcome == "busy":
             return
         entry = CronSeen(0, self._host, by_itself, report.outcome, report.reason)
@@ -61,22 +61,22 @@ class CronRecord:
             log.debug("cron_not_recorded", reason=str(error))
 
     def take_turn(self, interval: float) -> bool:
-        """Return whether this process may dispatch by itself, of several that look at once. Raises `BrokerError`."""
+        """Return whether this process, of several that ask at once, may dispatch on its own. Raises `BrokerError`."""
         with broker_errors():
             milliseconds = max(1, int(interval * _TURN * 1000))
             return bool(self._client.set(f"{self._name}.turn", self._host, nx=True, px=milliseconds))
 
     def leave_turn(self) -> None:
-        """Let another process dispatch: this one did not. Never raises: the turn expires."""
+        """Let another process dispatch, because this one did not. Never raises, because the turn expires anyway."""
         with suppress(BrokerError), broker_errors():
             self._client.delete(f"{self._name}.turn")
 
     def success(self) -> CronSeen | None:
-        """Return the last dispatch that succeeded within a day, by any process. Raises `BrokerError`."""
+        """Return the last successful dispatch by any process, up to a day old. Raises `BrokerError`."""
         return self._read("success")
 
     def failure(self) -> CronSeen | None:
-        """Return the last one that failed within a day. Raises `BrokerError`."""
+        """Return the last failed dispatch, up to a day old. Raises `BrokerError`."""
         return self._read("failure")
 
     def _read(self, which: str) -> CronSeen | None:

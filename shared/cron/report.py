@@ -1,4 +1,4 @@
-"""What one dispatch of due cron triggers did."""
+"""Result of one dispatch of due cron triggers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SKIP_REASONS: tuple[str, ...] = get_args(SkipReason)
 
 @dataclass(frozen=True, slots=True)
 class CronReport:
-    """What one dispatch did."""
+    """Result of one dispatch."""
 
     outcome: CronOutcome
     runs: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Due triggers whose run was not created, by `SkipReason`. They stay due."""
+    """Number of due triggers whose run was not created, by `SkipReason`. They stay due."""
     reason: str = ""
-    """Why it failed: one line without a secret."""
+    """Why the dispatch failed: one line without a secret."""

@@ -1,1 +1,1 @@
-"""Postgres: connections, sessions, what an error means, and changes of many rows."""
+"""Postgres: connections, sessions, classification of errors, and changes of many rows."""

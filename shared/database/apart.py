@@ -1,7 +1,7 @@
 """Execute one statement for many items; if the batch fails, execute it for parts, so that no item fails another.
 
-Nine hundred good rows must not fail for one that a trigger refuses. The batch is divided, and divided again where a
-part fails, breadth first: so the parts that succeed never wait for those that have failed twice.
+Nine hundred good rows must not fail because a trigger refuses one. A batch that fails is divided into parts, and so is
+each part that fails, breadth first: parts that succeed never wait for parts that have failed twice.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from orcheo_dispatch.shared.errors import DatabaseError
 
 PARTS = 8
-"""Into how many a part that failed is divided. For `n` items of which one is bad about `8 log8(n)` statements are sent,
-and where all are bad `1.15 n`: never more than that."""
+"""Number of parts that a failed part is divided into. For `n` items of which one is bad, about `8 log8(n)` statements
+are sent; if all are bad, `1.15 n`, which is the maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part[T, R]:
-    """Some items, and what became of them: a result, or an error.
+    """Some items, and their result or error.
 
-    Where it is an error of `one` item, Postgres refused that item alone, and took others at that time. Otherwise
-    Postgres was unavailable, or refuses all.
+    If `one` is true, Postgres refused this single item, while it accepted the statement itself. Otherwise an error
+    means that Postgres was unavailable, or refuses all items.
     """
 
     items: Sequence[T]
@@ -35,8 +35,8 @@ def write_apart[T, R](items: Sequence[T], write: Callable[[Sequence[T]], R]) -> 
     """Write the items in as few statements as possible; yield parts as they are written, each item in one of them.
 
     `write` is one transaction and changes nothing for items that it is not given. It is called with no items to find
-    out whether Postgres refuses the statement itself: for want of a right or a table, because it takes no writes, or
-    because a table is locked. Raises what `write` raises that is no `DatabaseError`.
+    out whether Postgres refuses the statement itself: because a right or a table is missing, the server is read-only,
+    or a table is locked. Raises any exception of `write` that is not a `DatabaseError`.
     """
     parts: deque[Sequence[T]] = deque([items])
     checked = False

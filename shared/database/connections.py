@@ -1,4 +1,4 @@
-"""Connections to Postgres, and the one place where errors of the driver are translated."""
+"""Connections to Postgres, and the one place where the driver's errors are translated."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from orcheo_dispatch.shared.text.redaction import error_line
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
 MIGRATION_LOCK_MILLISECONDS = 300
-"""How long a change of the schema waits for a lock; see `shared/database/ddl.py`."""
+"""Maximum time that a change of the schema waits for a lock; see `shared/database/ddl.py`."""
 _TCP_DEAD_MILLISECONDS = 15_000
 _PREPARE_AFTER = 3
-"""Executions of a statement on a connection before it is prepared. Ours take a millisecond or two to plan each time."""
+"""Executions of a statement on a connection before it is prepared. Planning ours takes one or two milliseconds."""
 _BEGIN = "begin"
-"""What each connection's `info` keeps: the message that begins its transactions."""
+"""Key in each connection's `info` of the statements that begin its transactions."""
 KEEPS_CONNECTION = "keeps_connection"
-"""The option of a connection that is kept whatever a statement raises: one behind a savepoint, say."""
+"""Execution option that keeps a connection open whatever a statement raises, for example behind a savepoint."""
 _CONFLICT_ATTEMPTS = 5
 
 
 def connect(dsn: str, *, role: str) -> psycopg.Connection[tuple[object, ...]]:
-    """Return a connection in autocommit mode that prepares nothing.
+    """Return a connection in autocommit mode that prepares no statements.
 
-    Its death is noticed within 15 s, whatever became of its peer.
+    A dead connection is detected within 15 s, whatever happened to its peer.
     """
     return psycopg.connect(
         dsn,
@@ -63,11 +63,11 @@ def connect(dsn: str, *, role: str) -> psycopg.Connection[tuple[object, ...]]:
 
 
 def make_engine(settings: Settings, *, role: str, connections: int, migrates: bool = False) -> Engine:
-    """Return an engine of at most `connections` connections, whose transactions rely on no default of the role.
+    """Return an engine with at most `connections` connections, whose transactions do not rely on defaults of the role.
 
-    `role` is the `application_name` that `pg_stat_activity` shows. A statement that comes again is prepared on the
-    server, unless through a transaction pooler (PgBouncer). One that `migrates` has no statement timeout, may
-    work outside of transactions, and raises `SettingsError` if the DSN leads to a pooler.
+    `role` is part of the `application_name` that `pg_stat_activity` shows. Repeated statements are prepared on the
+    server, unless the connection goes through a transaction pooler (PgBouncer). With `migrates`, the engine has no
+    statement timeout, may work outside of transactions, and raises `SettingsError` if there is a pooler.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     pooler_found = threading.Event()
@@ -75,7 +75,7 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
     def connect_and_prepare() -> psycopg.Connection[tuple[object, ...]]:
         if migrates:
             return _connect_to_migrate(dsn, role=role)
-        # No BEGIN by the driver, which would cost a round trip: the event below sends ours.
+        # The driver sends no BEGIN, which would be a separate round trip: the event below sends ours.
         connection = connect(dsn, role=role)
         if not pooler_found.is_set():
             if through_pooler(connection):
@@ -89,9 +89,9 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
             return
         failure = failure_of(context.original_exception)
         if failure is Failure.POOLER:
-            # A pooler that we took for a server: another client's statements are on the connection, and ours are not.
+            # An undetected pooler: the connection has the prepared statements of another client instead of ours.
             pooler_found.set()
-        # Connected to a server that has become read-only: after a failover the DSN leads to another one.
+        # A server that has become read-only: after a failover the DSN leads to another one.
         if failure in (Failure.POOLER, Failure.READ_ONLY):
             context.is_disconnect = True
 
@@ -102,7 +102,7 @@ def make_engine(settings: Settings, *, role: str, connections: int, migrates: bo
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         hide_parameters=True,
-        # Looked up in the catalog by each connection, and used by no statement of ours.
+        # Each connection would look it up in the catalog, and none of our statements uses it.
         use_native_hstore=False,
     )
     if not migrates:
@@ -117,7 +117,7 @@ def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[obje
     if through_pooler(connection):
         connection.close()
         raise SettingsError(
-            "ORCHEO_POSTGRES_DSN leads through a pooler: migrate holds a lock of a session, name the server itself"
+            "ORCHEO_POSTGRES_DSN leads through a pooler: migrate needs a session lock, specify the server itself"
         )
     prepare_session(
         connection,
@@ -130,22 +130,22 @@ def _connect_to_migrate(dsn: str, *, role: str) -> psycopg.Connection[tuple[obje
 
 
 def prepare_session(connection: psycopg.Connection[Any], **instead: int) -> None:
-    """Have a connection that is a session of its own rely on no default of the role; see `shared/database/session.py`.
+    """Set what a connection that is a session of its own relies on; see `shared/database/session.py`.
 
-    `instead` has other values for some of the settings.
+    `instead` overrides the values of some settings.
     """
     connection.execute(session.set_session(connection.info.server_version, **instead).encode())
 
 
 def through_pooler(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
-    """Return whether there is a pooler such as PgBouncer, which invents the process id that its client sees."""
+    """Return whether a pooler such as PgBouncer is in between, which gives its client an invented process ID."""
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row != (connection.info.backend_pid,)
 
 
 @contextmanager
 def open_engine(settings: Settings, *, role: str, connections: int = 1, migrates: bool = False) -> Iterator[Engine]:
-    """Yield an engine as `make_engine` makes it, for as long as a command lasts; its connections are closed then."""
+    """Yield an engine from `make_engine` for the duration of a command, and close its connections afterwards."""
     engine = make_engine(settings, role=role, connections=connections, migrates=migrates)
     try:
         yield engine
@@ -154,7 +154,7 @@ def open_engine(settings: Settings, *, role: str, connections: int = 1, migrates
 
 
 def _note_begin(driver: psycopg.Connection[Any], record: Any) -> None:
-    """Make the message that begins the transactions of a new connection."""
+    """Store the statements that begin the transactions of a new connection."""
     row = driver.execute("SELECT current_setting('synchronous_commit') = 'off'").fetchone()
     record.info[_BEGIN] = session.begin(driver.info.server_version, durable=row == (True,))
 
@@ -172,11 +172,11 @@ def transaction(
     read_only: bool = False,
     many_rows: bool = False,
 ) -> Iterator[Connection]:
-    """Run a block in one short transaction; each of its statements is ended after the timeout.
+    """Run a block in one short transaction; each of its statements is cancelled after the timeout.
 
-    None of them waits for a lock for longer than `lock_timeout` seconds, where that is given. With `many_rows` they are
-    planned for the arrays that they get: a plan for any would join long ones row by row.
-    Raises `DatabaseError`, or what is below it where the cause is known.
+    If `lock_timeout` (seconds) is given, no statement waits longer than that for a lock. With `many_rows`, statements
+    are planned for the arrays that they get: a generic plan would join long arrays row by row.
+    Raises `DatabaseError`, or one of its subclasses if the cause is known.
     """
     with database_errors() as progress, ExitStack() as stack:
         connection = _begun(engine, stack)
@@ -196,10 +196,10 @@ def transaction(
 
 
 def _begun(engine: Engine, stack: ExitStack) -> Connection:
-    """Begin a transaction that ends with the stack; retry once if the pooled connection was dead.
+    """Begin a transaction that ends with the stack; try once more if the connection had died in the pool.
 
-    That is found out by BEGIN itself, before anything has happened, rather than by asking before each one. The pool
-    drops all connections that are older then.
+    BEGIN itself detects this, before anything has happened, so no ping is needed before each transaction. The pool then
+    drops all older connections.
     """
     try:
         return stack.enter_context(engine.begin())
@@ -210,9 +210,9 @@ def _begun(engine: Engine, stack: ExitStack) -> Connection:
 
 
 def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options: Any) -> T:
-    """Return what `work` makes of one transaction, done again where another one's made Postgres roll it back.
+    """Return the result of `work` in one transaction; retry if Postgres rolled it back because of another transaction.
 
-    `work` changes nothing but the database. `options` and errors are those of `transaction`.
+    `work` must not change anything except the database. `options` and errors are those of `transaction`.
     """
 
     def once() -> T:
@@ -222,7 +222,7 @@ def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options
     retrying = Retrying(
         retry=retry_if_exception_type(ConflictError),
         stop=stop_after_attempt(_CONFLICT_ATTEMPTS),
-        # Full jitter: the loser of a deadlock must not meet the winner at the same time again.
+        # Full jitter: the loser of a deadlock must not meet the winner again at the same moment.
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
         reraise=True,
     )
@@ -234,7 +234,7 @@ class _Progress:
     """How far a block of statements got before an error."""
 
     begun: bool = False
-    """A transaction was begun: if the connection breaks, it may have been committed."""
+    """Whether a transaction was begun: if the connection breaks, it may have been committed."""
 
 
 @contextmanager

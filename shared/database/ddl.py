@@ -1,7 +1,7 @@
-"""Change a schema beside live processes: take locks with a short timeout, and retry.
+"""Change a schema while processes are running: take locks with a short timeout, and retry.
 
-A statement that waits for a table lock blocks every later one: the API's inserts, for example. So no statement
-waits for longer than a third of a second, and between two tries everybody else has his turn.
+A session that waits for a lock on a table delays all sessions that request one later, such as the API's inserts. So no
+statement waits longer than a third of a second, and between two attempts the other sessions proceed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from orcheo_dispatch.shared.errors import RowLockedError
 
 LOCK_MILLISECONDS = MIGRATION_LOCK_MILLISECONDS
 PATIENCE_SECONDS = 120.0
-"""How long a change is tried."""
+"""Maximum time for which a change is attempted."""
 
 
 def patiently[T](engine: Engine, what: str, change: Callable[[], T]) -> T:
-    """Make a change, again and again where it does not get its locks; `what` is what is changed, for the error.
+    """Make a change, and retry it if it does not get its locks; `what` names the changed object in the error.
 
-    The change sets its lock timeout itself, and leaves nothing behind where it fails. Raises `RowLockedError` where
-    others keep the locks for two minutes.
+    The change sets its lock timeout itself, and has no effect if it fails. Raises `RowLockedError` if other sessions
+    hold the locks for two minutes.
     """
 
     def give_up(state: RetryCallState) -> T:

@@ -10,9 +10,9 @@ from orcheo_dispatch.shared.text.plain import plain
 
 _MOST = 3
 _LONGEST_NAME = 60
-# Table locks that exclude our statements, and sessions that wait for one: later statements queue behind them.
-# The text of a query is left out, since it may quote a run's inputs. Of the sessions of another role, only members of
-# pg_read_all_stats see state and times.
+# Table locks that conflict with our statements, whether granted or awaited: later requests wait behind either. The text
+# of a query is left out, because it may quote a run's inputs. Only members of pg_read_all_stats see the state and the
+# times of other roles' sessions.
 _HOLDERS = text("""
 SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table_name, l.mode, l.granted, a.application_name, a.state,
        EXTRACT(epoch FROM now() - COALESCE(a.query_start, a.xact_start))::float8 AS seconds
@@ -26,7 +26,7 @@ SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table_name, l.mode, l.grant
  ORDER BY l.pid, l.granted DESC
  LIMIT :most
 """)
-# CREATE INDEX CONCURRENTLY waits for every transaction that was open before.
+# CREATE INDEX CONCURRENTLY waits for every transaction that was open before it.
 _OPEN = text("""
 SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_start)::float8 AS seconds
   FROM pg_stat_activity AS a
@@ -36,15 +36,15 @@ SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_sta
 
 
 def lock_holders(engine: Engine, *, writers: bool = False) -> str:
-    """Return which sessions hold or await locks on whole tables of ours, or "" if none does or they cannot be read.
+    """Return the sessions that hold or await locks on our tables, or "" if there are none or they cannot be read.
 
-    With `writers` those that read or write the tables are among them: a change of the schema waits for them as well.
+    With `writers`, sessions that read or write the tables are included: a change of the schema waits for them as well.
     """
     try:
         with transaction(engine, timeout_milliseconds=1000, lock_timeout=0.2) as connection:
             rows = connection.execute(_HOLDERS, {"most": _MOST, "writers": writers}).all()
     except DatabaseError:
-        # The lock holder is only additional information: the failure itself is logged in any case.
+        # The holder is only additional information: that the table is locked is logged in any case.
         return ""
     return "; ".join(
         f"pid {row.pid} ({plain(row.application_name or 'no application_name', _LONGEST_NAME)}) "
@@ -56,7 +56,7 @@ def lock_holders(engine: Engine, *, writers: bool = False) -> str:
 
 
 def open_transactions(engine: Engine) -> str:
-    """Return which sessions have had a transaction open for a minute or longer, or "" likewise."""
+    """Return the sessions that have had a transaction open for a minute or longer, or "" as in `lock_holders`."""
     try:
         with transaction(engine, timeout_milliseconds=1000, lock_timeout=0.2) as connection:
             rows = connection.execute(_OPEN, {"most": _MOST}).all()

@@ -16,9 +16,9 @@ FIRST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 600.0
 _GRACE_SECONDS = 60.0
-"""Seconds after the end of its pause when an entry is dropped: it was tried again and not refused."""
+"""Seconds after the end of its pause until an entry is dropped: the run was retried and not refused."""
 MOST = 2000
-"""Maximum number of runs kept per step; the one that is due first makes room."""
+"""Maximum number of runs that are remembered per step; the run that would be retried first is dropped."""
 _TRANSIENT = (Failure.CONFLICT, Failure.LOCKED, Failure.TIMEOUT)
 _AT_RAISE = " at RAISE"
 _FUNCTION = re.compile(r"PL/pgSQL function ([\w.\"]+)\(")
@@ -34,8 +34,8 @@ class _Entry:
 class Refused:
     """Remembers refusals by step and run. Thread-safe.
 
-    The pause before a run is tried again doubles with each refusal in a row. A run is logged when it is first refused,
-    and again where the reason changes.
+    The pause before a run is retried doubles with each consecutive refusal. A run is logged when it is first refused,
+    and again if the reason changes.
     """
 
     def __init__(self, *, on_change: Callable[[str, int], None] = lambda _step, _runs: None) -> None:
@@ -45,7 +45,7 @@ class Refused:
         self._lock = threading.Lock()
 
     def skipped(self, step: str) -> list[str]:
-        """Return the runs that this step should leave alone for now."""
+        """Return the runs that this step should skip for now."""
         now = time.monotonic()
         with self._lock:
             entries = self._steps.get(step)
@@ -58,17 +58,17 @@ class Refused:
         return skipped
 
     def note(self, step: str, run_id: str, error: BaseException) -> None:
-        """Note that Postgres refused to change this run for the reason in `error`."""
+        """Record that Postgres refused to change this run for the reason in `error`."""
         first = _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS if failure_of(error) in _TRANSIENT else FIRST_PAUSE_SECONDS
         if self._enter(step, run_id, _Entry(0.0, first, reason_of(error))):
             log.warning("run_refused", run_id=run_id, step=step, reason=reason_of(error))
 
     def note_held(self, step: str, run_id: str) -> None:
-        """Note that the row of this run in the ledger is locked."""
+        """Record that another session has locked the ledger row of this run."""
         self._enter(step, run_id, _Entry(0.0, _FIRST_PAUSE_OF_THE_TRANSIENT_SECONDS, "row locked"))
 
     def _enter(self, step: str, run_id: str, entry: _Entry) -> bool:
-        """Enter a refusal; return whether it is news."""
+        """Store a refusal; return whether the run or its reason is new."""
         now = time.monotonic()
         with self._lock:
             entries = self._steps.setdefault(step, {})
@@ -89,9 +89,9 @@ def raised_by_function(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why Postgres refused something, in its own names.
+    """Return why Postgres refused something: error class, SQLSTATE, constraint and function.
 
-    Never the text of the error: a constraint or a trigger may quote a run's inputs in it.
+    Never return the text of the error: a constraint or a trigger may quote a run's inputs in it.
     """
     raised: Any = getattr(error, "orig", None) or error
     diagnostic = getattr(raised, "diag", None)

@@ -1,7 +1,7 @@
-"""Change many rows so that a row that Postgres refuses does not delay the others.
+"""Change many rows so that a row that Postgres refuses does not block the others.
 
-The change is made for all rows by one statement. Where Postgres refuses that, it is made again in one transaction for
-ever smaller parts of them, each behind a savepoint, until each refused row is alone. These are remembered
+One statement makes the change for all rows. If Postgres refuses it, the change is repeated in one transaction for
+smaller and smaller parts, each behind a savepoint, until the refused rows are isolated. These are remembered
 (`shared/database/refused.py`), and the change of all others is committed.
 """
 
@@ -22,17 +22,17 @@ from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
 from orcheo_dispatch.shared.errors import DatabaseError
 
 _ATTEMPTS = 256
-"""Statements that one sifting makes at most: 100 rows that are all refused take 199. The rest is for the next."""
+"""Maximum number of attempts: 100 rows that are all refused take 199. The remaining rows are left to the next call."""
 _SECONDS = 5.0
-"""The time after which it begins no other attempt."""
+"""Time after which no other attempt begins."""
 _STATEMENT_TIMEOUT_MILLISECONDS = 2000
 _LOCK_TIMEOUT_SECONDS = 0.2
-# Of these the server is the cause, unless a function raised them or other rows succeed.
+# The server is the cause of these, unless a function raised them or other rows succeed.
 _OF_THE_SERVER = (Failure.OUTAGE, Failure.READ_ONLY, Failure.POOLER)
 
 type Rows = Sequence[Any]
 type Act = Callable[[Connection, Sequence[str]], Rows]
-"""Changes the rows of these runs and returns what was changed; with no run at all it changes nothing."""
+"""Changes the rows of these runs and returns what was changed; with no runs it changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,19 @@ class Change:
     step: str
     """The name under which refusals are remembered and logged."""
     at_once: Callable[[Connection, list[str]], Rows]
-    """Makes it for all rows but those of the given runs, and returns what was changed."""
+    """Makes the change for all rows except those of the given runs, and returns what was changed."""
     choose: Callable[[Connection, list[str]], Sequence[str]]
-    """Locks the rows for which it would be made, again but those, and returns their runs."""
+    """Locks the rows that `at_once` would change, with the same exceptions, and returns their runs."""
     act: Act
 
 
 def sift(
     engine: Engine, refused: Refused, change: Change, *, lock_timeout: float | None = None, many_rows: bool = False
 ) -> Rows:
-    """Make a change for all rows but those that Postgres refuses; return what was changed.
+    """Make a change for all rows except those that Postgres refuses; return what was changed.
 
-    Raises `DatabaseError` where it is not a row that is to blame: the server is unavailable, a table is locked, or the
-    statement as such is refused.
+    Raises `DatabaseError` if the cause is not a row: the server is unavailable, a table is locked, or Postgres refuses
+    the statement itself.
     """
     skipped = refused.skipped(change.step)
     try:
@@ -80,7 +80,7 @@ def sift(
 
 @dataclass(slots=True)
 class _Sieve:
-    """What went through, and what did not."""
+    """What was changed, and which runs were refused."""
 
     changed: list[Any] = field(default_factory=list)
     succeeded: bool = False
@@ -88,7 +88,7 @@ class _Sieve:
 
 
 def _sieved(connection: Connection, change: Change, skipped: list[str]) -> _Sieve:
-    # A row may be refused with an SQLSTATE that would have the connection given up, and the savepoints with it.
+    # A row may be refused with an SQLSTATE that would otherwise close the connection and lose the savepoints.
     connection = connection.execution_options(**{KEEPS_CONNECTION: True})
     sieve = _Sieve()
     run_ids = list(change.choose(connection, skipped))
@@ -114,13 +114,13 @@ class _Part:
     rest: list[list[str]]
 
     def split(self) -> None:
-        """Have both halves tried in its place."""
+        """Replace this part by its halves, to be tried next."""
         middle = len(self.run_ids) // 2
         self.rest += [self.run_ids[middle:], self.run_ids[:middle]]
 
 
 def _parts(run_ids: list[str]) -> Iterator[_Part]:
-    """Yield all, and then the halves of what is split, until nothing or no time is left."""
+    """Yield all runs as one part, then the halves of each part that is split, until no part or no time remains."""
     rest = [run_ids] if run_ids else []
     ends_at = time.monotonic() + _SECONDS
     for _ in range(_ATTEMPTS):
@@ -132,13 +132,13 @@ def _parts(run_ids: list[str]) -> Iterator[_Part]:
 def _behind_savepoint(connection: Connection, act: Act, run_ids: Sequence[str]) -> Rows:
     with connection.begin_nested():
         rows = act(connection, run_ids)
-        # Deferred constraints, checked at COMMIT, would otherwise refuse all rows.
+        # A constraint that is checked only at COMMIT would refuse the change for all rows.
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         return rows
 
 
 def _blame(connection: Connection, act: Act, error: DBAPIError) -> None:
-    """Raise the error where none of the rows is to blame for it: the change fails for no row as well."""
+    """Raise the error if no row is its cause: the server is, or the change fails even without rows."""
     if failure_of(error) in _OF_THE_SERVER and not raised_by_function(error):
         raise error
     _behind_savepoint(connection, act, [])

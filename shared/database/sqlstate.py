@@ -14,29 +14,29 @@ class Failure(StrEnum):
     """What to do about a failed statement or commit."""
 
     OUTAGE = "outage"
-    """The server is unavailable, or short of something. The same may succeed later; whether it happened is unknown."""
+    """The server is unavailable, or lacks a resource. A retry may succeed later; the change may have been made."""
     CONFLICT = "conflict"
-    """Rolled back on account of another transaction. Nothing happened, and the same may succeed at once."""
+    """Rolled back because of another transaction. Nothing was changed, and a retry may succeed at once."""
     LOCKED = "locked"
     """Another session held a lock for longer than the caller waits. Nothing was changed."""
     TIMEOUT = "timeout"
-    """Ended by a timeout or by an operator. Nothing happened."""
+    """Cancelled by a timeout or an operator. Nothing was changed."""
     READ_ONLY = "read_only"
     """The server is read-only: after a failover, or by configuration. Nothing was changed."""
     POOLER = "pooler"
-    """The session is another one than before: a transaction pooler was taken for a server."""
+    """The session is a different one than before: an undetected transaction pooler."""
     SCHEMA = "schema"
-    """Something is missing, or this role has no right to it. An operator has to act."""
+    """An object is missing, or this role has no right to use it. An operator has to act."""
     REFUSED = "refused"
-    """Postgres, a constraint, a trigger or a policy will never take this value."""
+    """Postgres, a constraint, a trigger or a policy will never accept this value."""
 
 
 STATEMENT_COMPLETION_UNKNOWN = "40003"
 
 _STATES = {
-    # Of the class of conflicts, and the only one of it that must not be repeated blindly.
+    # Belongs to the class of conflicts, but is the only one in it that must not be retried blindly.
     STATEMENT_COMPLETION_UNKNOWN: Failure.OUTAGE,
-    # Raised at the end by a deferred constraint or trigger.
+    # Raised at COMMIT by a deferred constraint or trigger.
     "40002": Failure.REFUSED,
     "55P03": Failure.LOCKED,
     "57014": Failure.TIMEOUT,
@@ -45,7 +45,7 @@ _STATES = {
     "25006": Failure.READ_ONLY,
     "26000": Failure.POOLER,
     "42P05": Failure.POOLER,
-    # A limit of the role (temp_file_limit) and not of the machine.
+    # A limit of the role (temp_file_limit), not of the machine.
     "53400": Failure.REFUSED,
 }
 _CLASSES = {
@@ -61,26 +61,26 @@ _CLASSES = {
     "42": Failure.SCHEMA,
 }
 _WITHOUT_STATE = (psycopg.OperationalError, psycopg.InterfaceError)
-"""The driver's own: the connection broke, or was never made."""
+"""Errors of the driver itself: the connection broke, or was never established."""
 
 
 def failure_of_state(sqlstate: str) -> Failure:
-    """Return what a SQLSTATE means without further information; an unknown one means refused."""
+    """Return the failure that a SQLSTATE stands for, if nothing else is known; an unknown one counts as refused."""
     return _STATES.get(sqlstate) or _CLASSES.get(sqlstate[:2]) or Failure.REFUSED
 
 
 def answered(error: BaseException | None) -> bool:
-    """Return whether the server reported this error and the session is still usable.
+    """Return whether the server reported this error and the session continues.
 
-    A session ends with FATAL or PANIC, and an error that the driver made itself has no severity. No trigger, constraint
-    or policy can raise more than ERROR, whatever SQLSTATE it names.
+    FATAL and PANIC end the session, and an error raised by the driver itself has no severity. A trigger, constraint or
+    policy can raise no more than ERROR, whatever its SQLSTATE.
     """
     error = getattr(error, "orig", None) or error
     return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "ERROR"
 
 
 def failure_of(error: BaseException | None) -> Failure:
-    """Return what an error of the driver, or one of SQLAlchemy around it, means; an unknown one means refused."""
+    """Return the failure that an error of the driver or SQLAlchemy stands for; an unknown one counts as refused."""
     error = getattr(error, "orig", None) or error
     state = getattr(error, "sqlstate", None)
     if state is None:

@@ -1,1 +1,1 @@
-"""The ledger: which runs were claimed, by whom, and how they ended; its statements and its readers."""
+"""The ledger: which runs were claimed, by which process, and how they ended; its statements and queries."""

@@ -1,4 +1,4 @@
-"""Execute statements of the ledger, each in one short transaction, skipping rows that Postgres refused before."""
+"""Execute statements on the ledger, each in one short transaction, skipping rows that Postgres refused before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orcheo_dispatch.shared.database.sifting import Change, sift
 from orcheo_dispatch.shared.ledger.model import Claim
 
 _MANY_ROWS = 32
-"""Rows from which on planning the statement for their number, some milliseconds, is worth its time."""
+"""Number of rows from which a custom plan is worth its planning time of some milliseconds."""
 
 
 class Changes:
-    """Executes statements, with what Postgres refused in mind."""
+    """Executes statements; skips runs for which Postgres recently refused the change."""
 
     def __init__(
         self,
@@ -29,10 +29,10 @@ class Changes:
         refused: Refused | None = None,
         lock_timeout: float | None = None,
     ) -> None:
-        """With `worker_id`, `heartbeat` and `settle` touch the runs of this worker alone, whatever their fences.
+        """With `worker_id`, `heartbeat` and `settle` touch only the runs of this worker, whatever their fences.
 
-        `refused` remembers which runs Postgres refused to claim, release, reap and so on. `lock_timeout` is how many
-        seconds a statement waits for a lock where the caller of a method states nothing else.
+        `refused` remembers which runs Postgres refused to claim, release, reap and so on. `lock_timeout` is the default
+        time that a statement waits for a lock (seconds); callers of a method may override it.
         """
         self._engine = engine
         self._refused = refused or Refused()
@@ -40,7 +40,7 @@ class Changes:
         self._worker_id = str(worker_id) if worker_id else None
 
     def _sifted(self, step: str, change: TextClause, /, **parameters: Any) -> Sequence[Any]:
-        """Make a change of rows that it chooses itself, for all but those that Postgres refuses."""
+        """Execute a change that chooses its rows itself, for all rows but those that Postgres refuses."""
 
         def execute(connection: Connection, **what: Any) -> Sequence[Any]:
             return connection.execute(change, {**parameters, **what}).all()
@@ -59,7 +59,7 @@ class Changes:
     def _sifted_claims(
         self, step: str, change: TextClause, claims: Iterable[Claim], /, **parameters: Any
     ) -> Sequence[Any]:
-        """Make a change of these claims, for all but those that Postgres refuses."""
+        """Execute a change for these claims, except those for which Postgres refuses it."""
         given = {claim.run_id: claim for claim in sorted(claims)}
 
         def act(connection: Connection, run_ids: Sequence[str]) -> Sequence[Any]:
@@ -95,6 +95,6 @@ class Changes:
 
 
 def arrays(claims: Iterable[Claim]) -> dict[str, list[Any]]:
-    """Return these claims as the arrays that statements take, in the order of their runs."""
+    """Return these claims as the arrays that statements expect, ordered by run."""
     ordered = sorted(claims)
     return {"run_ids": [claim.run_id for claim in ordered], "fences": [claim.fence for claim in ordered]}

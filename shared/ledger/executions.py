@@ -1,6 +1,6 @@
 """Begin, keep alive and settle runs; each call takes any number of them.
 
-None of these calls waits for a locked row: such runs are reported as `locked`, and the
+None of these calls waits for a row that another session has locked: such runs are reported as `locked`, and the
 caller tries again.
 """
 
@@ -29,7 +29,7 @@ from orcheo_dispatch.shared.logs.lines import log
 
 
 class Executing(Changes):
-    """The half of `Store` that workers use. `lock_timeout` and `timeout` are seconds, for a statement each."""
+    """The half of `Store` that workers use. `lock_timeout` and `timeout` are in seconds and apply to each statement."""
 
     def begin(self, claim: Claim, *, worker_id: UUID, lease: float) -> Run | NotBegun:
         """Begin the run of one claim; see `begin_all`."""
@@ -44,9 +44,10 @@ class Executing(Changes):
         lock_timeout: float | None = None,
         timeout: float | None = None,
     ) -> list[Run | NotBegun]:
-        """Begin the runs of these claims, each once and under its own fence; return an answer to each, in order.
+        """Begin the runs of these claims, each once and under its own fence; return one answer per claim, in order.
 
-        Every later call with the same fence returns `stale`. A run whose row is locked returns `locked`.
+        Every later call with the same fence returns `stale`. A run whose row another session has locked returns
+        `locked`.
         """
         rows = self._rows(
             BEGIN,
@@ -63,12 +64,12 @@ class Executing(Changes):
         return [answers.get(claim) or NotBegun(claim, STALE if claim.run_id in known else UNKNOWN) for claim in claims]
 
     def begun_by(self, worker_id: UUID, claims: Iterable[Claim]) -> list[Run]:
-        """Return those of these runs that this worker has begun, as `begin_all` returned them."""
+        """Return the runs among `claims` that this worker has begun, as `begin_all` returned them."""
         rows = self._rows(BEGUN, worker_id=str(worker_id), **arrays(claims))
         return [run for run in map(_begun, rows) if isinstance(run, Run)]
 
     def refuse(self, errors: Mapping[Claim, str], *, worker_id: UUID, lock_timeout: float) -> dict[Claim, str | None]:
-        """Fail pending runs that cannot begin, each with its error; return them with the workspace a slot is due in."""
+        """Fail pending runs that cannot begin, each with its error; return the workspace in which each owes a slot."""
         rows = self._rows(
             REFUSE,
             lock_timeout,
@@ -81,7 +82,7 @@ class Executing(Changes):
         return {Claim(row.run_id, row.fence): row.workspace_id if row.slot == "due" else None for row in rows}
 
     def known(self, run_ids: Sequence[str]) -> frozenset[str]:
-        """Return those of these runs that the ledger has a row of, whatever their state."""
+        """Return the runs among `run_ids` that have a row in the ledger, whatever its state."""
         return frozenset(row.run_id for row in self._rows(KNOWN, run_ids=list(run_ids)))
 
     def settle(self, claim: Claim, ending: Ending, *, actor: str = ACTOR_WORKER) -> Settled | None:
@@ -98,7 +99,7 @@ class Executing(Changes):
     ) -> Settlement:
         """End runs, each under its fence.
 
-        Raises `DatabaseError` where Postgres is unavailable, or refuses one of the endings; then none was settled.
+        Raises `DatabaseError` if Postgres is unavailable or refuses one of the endings; in that case none is settled.
         """
         each = endings.values()
         rows = self._rows(
@@ -139,20 +140,21 @@ class Executing(Changes):
     ) -> dict[Claim, bool]:
         """Extend the leases of running claims; return those still held, with whether their leases were extended.
 
-        They are not renewed if the row is locked. The API's table is neither read nor locked.
+        A lease is not extended while another session has its row locked. The API's table is neither read nor locked.
         """
         rows = self._rows(HEARTBEAT, lock_timeout, timeout, lease=lease, worker_id=self._worker_id, **arrays(claims))
         return {Claim(row.run_id, row.fence): row.renewed for row in rows}
 
     def ended_by_api(self, claims: Iterable[Claim], *, lock_timeout: float | None = None) -> frozenset[Claim]:
-        """Return those of these running claims whose runs the API has ended or deleted."""
+        """Return the running claims among `claims` whose runs the API has ended or deleted."""
         rows = self._rows(ENDED_BY_API, lock_timeout, worker_id=self._worker_id, **arrays(claims))
         return frozenset(Claim(row.run_id, row.fence) for row in rows)
 
     def close_traces(self, run_ids: Iterable[str], *, lock_timeout: float | None = None) -> int:
-        """Close the traces of these runs as far as they are open and the runs have ended; return how many.
+        """Close the open traces of those of these runs that have ended; return how many.
 
-        Never raises: a trace is not worth a poll or a run. Orcheo makes the tables when it first writes a trace.
+        Never raises: a poll or a run must not fail because of a trace. The tables may be missing, because Orcheo
+        creates them when it first writes a trace.
         """
         try:
             return len(self._rows(CLOSE_TRACES, lock_timeout, run_ids=list(run_ids)))
@@ -187,14 +189,14 @@ def _begun(row: Any) -> Run | NotBegun:
 
 
 def _object_of(text: str | None, what: str) -> tuple[Mapping[str, Any], str | None]:
-    """Return the value of a JSON text, or why it cannot be used; never raises because of the text."""
+    """Return the JSON object in `text`, and the reason if it cannot be used. No text makes this raise."""
     try:
         value = json.loads(text) if text is not None else None
     except (ValueError, RecursionError, MemoryError) as error:
-        # A number of more digits than Python reads, or more lists in lists.
+        # A number has more digits, or lists are nested more deeply, than Python can read.
         return {}, f"The run's {what} cannot be read: {type(error).__name__}."
     if value is None:
         return {}, None
     if not isinstance(value, dict):
-        return {}, f"The run's {what} is no JSON object."
+        return {}, f"The run's {what} must be a JSON object."
     return value, None

@@ -1,4 +1,4 @@
-"""Workflows whose runs are executed in processes of their own, as recorded in the ledger."""
+"""Workflows whose runs are executed in dedicated runners, as recorded in the ledger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.ledger.statements.isolate import (
 )
 
 MOST = 10_000
-"""Rows that are read at most; those that expire soonest are left out."""
+"""Maximum number of rows that are read; those that expire soonest are left out."""
 _READ_MILLISECONDS = 2_000
 _LOCK_SECONDS = 1.0
 _ALL_VERSIONS = ""
@@ -26,55 +26,55 @@ _ALL_VERSIONS = ""
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
-    """A workflow, or one version of it, whose runs are executed in processes of their own."""
+    """A workflow, or one version of it, whose runs are executed in dedicated runners."""
 
     workflow_id: str
     workflow_version_id: str | None
-    """None: all versions."""
+    """None means all versions."""
     reason: str
     by: str
     """`worker`, or the login name of an operator."""
     since: datetime
     until: datetime | None
-    """None: until an operator clears it."""
+    """None means until an operator clears it."""
     last_seen_at: datetime | None
-    """When a worker last saw a run of it do harm; None: never."""
+    """When a worker last saw a run do harm; None means never."""
     times: int
-    """How often workers have seen that."""
+    """How often workers have seen a run do harm."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `--json` prints; these names are stable."""
+        """Return the object that `--json` prints; its keys are stable."""
         return asdict(self)
 
 
 class Isolations:
-    """Reads and writes them. Each method is one short transaction and raises `DatabaseError`."""
+    """Reads and writes isolations. Each method is one short transaction and raises `DatabaseError`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def held(self) -> list[Isolated]:
-        """Return what holds now, what holds for longest first; `MOST` at most."""
+        """Return at most `MOST` isolations that are in force, those that expire last first."""
         with transaction(
             self._engine, timeout_milliseconds=_READ_MILLISECONDS, lock_timeout=_LOCK_SECONDS, read_only=True
         ) as connection:
             return [Isolated(**row) for row in connection.execute(ISOLATED, {"limit": MOST}).mappings()]
 
     def record_harm(self, workflow_id: str, version_id: str, reason: str, *, times: int) -> None:
-        """Isolate a version for a day from now on, unless it is isolated for longer: its runs did harm `times` times.
+        """Isolate a version for one day from now because its runs did harm `times` times; never shorten an isolation.
 
-        Raises `RowLockedError` if the row stays locked for a second.
+        Raises `RowLockedError` if another session keeps the row locked for a second.
         """
         self._write(RECORD_HARM, workflow_id=workflow_id, version_id=version_id, reason=reason, times=times)
 
     def prune(self) -> None:
-        """Forget what expired a month ago."""
+        """Delete isolations that expired a month ago."""
         self._write(PRUNE_ISOLATION)
 
     def isolate(
         self, workflow_id: str, version_id: str | None, *, reason: str, by: str, seconds: float | None
     ) -> Isolated:
-        """Isolate a workflow, or a version of it, as an operator decided, for `seconds` or until it is cleared."""
+        """Record an operator's decision to isolate a workflow or a version, for `seconds` or until it is cleared."""
         (row,) = self._write(
             ISOLATE,
             workflow_id=workflow_id,
@@ -86,7 +86,7 @@ class Isolations:
         return Isolated(**row)
 
     def clear(self, workflow_id: str, version_id: str | None) -> list[Isolated]:
-        """Have a version share processes again, or without one the workflow and all of its versions; return which."""
+        """Clear the isolation of a version, or of a workflow and all its versions; return what was cleared."""
         rows = self._write(CLEAR_ISOLATION, workflow_id=workflow_id, version_id=version_id)
         return sorted((Isolated(**row) for row in rows), key=lambda each: each.workflow_version_id or _ALL_VERSIONS)
 

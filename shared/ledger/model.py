@@ -1,6 +1,6 @@
 """States and outcomes of a dispatched run, and the values that identify a claim.
 
-The tables themselves are in `shared/migrations`, every statement on them in `shared/statements`.
+The tables are defined in `shared/schema/migrations`; the statements that change them are in `shared/ledger/statements`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from enum import StrEnum
 
 SCHEMA = "orcheo_dispatch"
 PENDING_INDEX = "orcheo_dispatch_pending_runs"
-"""Pending runs, oldest first: for status, pages and views, and for claims where the other index is missing."""
+"""Index on pending runs, oldest first: for status, pages and views, and for claims if `TURNS_INDEX` is missing."""
 TURNS_INDEX = "orcheo_dispatch_pending_turns"
-"""Pending runs by workspace and workflow: for claims in turn."""
+"""Index on pending runs by workspace and workflow: for claims in turn."""
 MAX_CLAIMS_PER_MESSAGE = 500
-"""A message with more is not one of ours."""
+"""Maximum number of claims in a message; a message with more is not one of ours."""
 ACTOR_WORKER = "worker"
-"""The actor that Orcheo's own worker writes into a run's audit log, and so does ours."""
+"""The actor in a run's audit log: both Orcheo's own worker and ours write it."""
 ACTOR_DISPATCHER = "dispatcher"
 
 
 class State(StrEnum):
-    """Where a dispatched run is: `claimed -> published -> running -> settled`, and again from any of them."""
+    """State of a dispatched run: `claimed -> published -> running -> settled`; a settled run may be claimed again."""
 
     CLAIMED = "claimed"
     PUBLISHED = "published"
@@ -40,13 +40,13 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
     """The run was no longer pending when it was to begin."""
     RELEASED = "released"
-    """The claim was given back unharmed: the run never began."""
+    """The claim was given up before the run began; no attempt is counted."""
     REQUEUED = "requeued"
-    """The run had begun, was given up, and is pending again."""
+    """The run had begun, was abandoned, and is pending again."""
 
 
 class ProcessKind(StrEnum):
-    """What a process of ours does."""
+    """Kind of one of our processes."""
 
     BEAT = "beat"
     DISPATCHER = "dispatcher"
@@ -55,10 +55,10 @@ class ProcessKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Claim:
-    """A run and the fencing token of the claim on it; all that crosses Redis.
+    """A run and the fencing token of the claim on it. Nothing else crosses Redis.
 
-    The fence rises with each claim of a run and guards every later write, so a holder of an older one
-    changes nothing (M. Kleppmann, "How to do distributed locking", 2016: fencing tokens).
+    The fence rises with each claim of a run and guards every later write, so a holder of an older fence
+    cannot change anything (M. Kleppmann, "How to do distributed locking", 2016: fencing tokens).
     """
 
     run_id: str
@@ -67,29 +67,29 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found for a poll to do; by the time it is done it may be otherwise."""
+    """Work that one look found for a poll. It may have changed by the time the poll does it."""
 
     lost: bool
-    """Leases of running runs have expired."""
+    """Whether leases of running runs have expired."""
     lapsed: bool
-    """Claims have waited for a lease."""
+    """Whether claims have lapsed: their leases expired before their runs began."""
     queued: int
-    """Claims that have not begun."""
+    """Number of claims that have not begun."""
     pending: bool
-    """Runs are pending, claimed or not."""
+    """Whether runs are pending, claimed or not."""
     in_turn: bool
-    """There is an index that leads from turn to turn."""
+    """Whether the index for claims in turn exists and is valid."""
     at: float | None
-    """When it looked: seconds of the epoch, by the clock of the database; None where it could not look."""
+    """Time of the look (seconds since the epoch, by the clock of the database); None if it failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a push of the API."""
+    """Result of a push by the API."""
 
     known: bool
-    """The run is in this installation's table."""
+    """Whether the run is in this installation's table."""
     admitted: bool = False
-    """It is claimed from now on although the allow-list does not name its label."""
+    """Whether the run may be claimed from now on although its label is not on the allow-list."""
     refused: bool = False
-    """It would have been, but the push names another workspace than the run's."""
+    """Whether the run was not admitted because the push names a workspace other than the run's."""

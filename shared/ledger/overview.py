@@ -1,6 +1,6 @@
-"""Queries of the status page. They only read, and each is bounded: cost does not grow with the history.
+"""Queries of the status page. They only read, and the cost of each is bounded: it does not grow with the history.
 
-Nothing here reads a run's payload, where inputs, outputs and error texts are. Seconds throughout.
+None of them reads a run's payload, which holds inputs, outputs and error texts. All durations are in seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ HOUR_ROWS = 250_000
 SAMPLED = 10_000
 """Approximate number of these runs, evenly sampled, that percentiles of times are computed from."""
 
-# One row per minute, without gaps, oldest first; the row without a minute is the whole hour. The first is partial.
-# `wait` is from the creation of a run to its last begin, `ran` from there to its end.
+# One row per minute without gaps, oldest first, and one row for the whole hour, whose minute is NULL. The hour begins
+# within a minute. `wait` is the time from the creation of a run to its last begin, `ran` from that begin to its end.
 HOUR = text("""
 WITH ended AS MATERIALIZED (
     SELECT run_id, outcome, begun_at, settled_at, row_number() OVER () AS n
@@ -59,7 +59,7 @@ SELECT m.minute, COALESCE(c.succeeded, 0) AS succeeded, COALESCE(c.failed, 0) AS
  ORDER BY m.minute
 """)
 
-# The runs to show: each part ends after :limit rows of an index. A run that was released or requeued is pending again.
+# The runs to show. Each part stops after :limit rows of an index. A run that was released or requeued is pending again.
 RUNS = text("""
 WITH pending AS (
     SELECT run_id FROM orcheo_dispatch.all_pending_runs
@@ -91,7 +91,7 @@ SELECT run_id
  ORDER BY settled_at DESC LIMIT :limit
 """)
 
-# What is shown of a run. `reason` is an operator's word or the name of a class of errors; any other text is left out.
+# Columns shown for a run. `reason` is shown only if it is 'by hand' or a name, such as that of a class of errors.
 ROWS = text("""
 WITH rows AS (
     SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
@@ -118,7 +118,7 @@ SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, at
  LIMIT :limit
 """)
 
-# What to choose from when runs are filtered.
+# The workflows that the filter offers.
 WORKFLOWS = text("""
 SELECT workflow_id
   FROM (SELECT workflow_id FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published', 'running')
@@ -128,7 +128,7 @@ SELECT workflow_id
  GROUP BY workflow_id ORDER BY count(*) DESC, workflow_id LIMIT :limit
 """)
 
-# Processes seen recently, alive or not, so that missing ones are shown too.
+# Recently seen processes, alive or not, so that missing ones are shown too.
 PROCESSES = text("""
 SELECT kind, id::text AS id, host, pid, version, concurrency, running,
        EXTRACT(epoch FROM now() - started_at)::float8 AS up_for, seen_seconds_ago AS seen_ago, alive
@@ -138,7 +138,7 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running,
  LIMIT :limit
 """)
 
-# Orcheo's own table, which a dispatcher's role need not be allowed to read: then ids must do.
+# Orcheo's own table. A dispatcher's role may lack the right to read it; in that case ids are shown instead of names.
 MAY_NAME = text("""
 SELECT to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'id', 'SELECT')
            AND has_column_privilege(to_regclass('workflows'), 'handle', 'SELECT') AS handle,
@@ -152,7 +152,7 @@ SELECT id, COALESCE(payload ->> 'name', handle) AS name FROM workflows WHERE id 
 
 
 class Shown(StrEnum):
-    """The statuses that runs can be filtered by: the API's own."""
+    """Statuses by which runs can be filtered: those of the API."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -177,7 +177,7 @@ class Wanted:
 
 
 def runs_of(connection: Connection, wanted: Wanted, *, limit: int) -> list[dict[str, Any]]:
-    """Return runs, the last to begin, to end or to be created first."""
+    """Return runs, most recently begun, ended or created first."""
     status = wanted.status
     chosen = [outcome for each, outcomes in _OUTCOMES.items() if status in (None, each) for outcome in outcomes]
     return shown(
@@ -193,7 +193,7 @@ def runs_of(connection: Connection, wanted: Wanted, *, limit: int) -> list[dict[
 
 
 def names_of(connection: Connection, workflows: Sequence[str]) -> dict[str, str]:
-    """Return what these workflows are called, as far as this role may know."""
+    """Return the names of these workflows, as far as this role may read them."""
     may = connection.execute(MAY_NAME).one()
     if not workflows or not may.handle:
         return {}
@@ -202,7 +202,7 @@ def names_of(connection: Connection, workflows: Sequence[str]) -> dict[str, str]
 
 
 def shown(connection: Connection, choice: TextClause, *, limit: int, **parameters: Any) -> list[dict[str, Any]]:
-    """Return what is shown of the runs that a statement chooses, at most `limit`."""
+    """Return what the page shows of the runs that a statement chooses; at most `limit`."""
     run_ids = connection.scalars(choice, {**parameters, "limit": limit}).all()
     return rows_of(connection, ROWS, run_ids=list(run_ids), limit=limit) if run_ids else []
 

@@ -1,4 +1,4 @@
-"""Record that a process is alive: each of ours keeps one row in the ledger fresh."""
+"""Record that a process is alive: each of our processes updates one row in the ledger regularly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROCESS_RETENTION_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One start of one process. The id is new each time: another process may have the same host and pid later."""
+    """One start of one process. The id is new at each start, because a host and pid may be used again."""
 
     kind: ProcessKind
     concurrency: int = 1
@@ -27,10 +27,10 @@ class Process:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     triggers: tuple[str, ...] | None = None
-    """Of a dispatcher: which runs it takes, so that views tell ours from others."""
+    """For a dispatcher: the labels of the runs that it claims, so that views can distinguish our runs from others."""
 
     def seen(self, engine: Engine, *, running: int = 0, lock_timeout: float | None = None) -> None:
-        """Say that this process is alive and how many runs it executes. Raises `DatabaseError`."""
+        """Record that this process is alive and how many runs it executes. Raises `DatabaseError`."""
         parameters = {
             "id": str(self.id),
             "kind": self.kind,
@@ -44,12 +44,12 @@ class Process:
         in_transaction(engine, lambda connection: connection.execute(SEEN, parameters), lock_timeout=lock_timeout)
 
     def gone(self, engine: Engine) -> None:
-        """Deregister: delete the row, since this process ended in order. Raises `DatabaseError`."""
+        """Delete the row: this process ends in an orderly way. Raises `DatabaseError`."""
         in_transaction(engine, lambda connection: connection.execute(GONE, {"id": str(self.id)}))
 
 
 def ticked_elsewhere(engine: Engine, dispatcher: Process, *, seconds: float, lock_timeout: float | None = None) -> bool:
-    """Return whether another live dispatcher has been ticked within this many seconds. Raises `DatabaseError`."""
+    """Return whether Beat ticked and another dispatcher was alive within `seconds`. Raises `DatabaseError`."""
     parameters = {"id": str(dispatcher.id), "seconds": seconds}
     return in_transaction(
         engine,
@@ -64,12 +64,12 @@ class Workers:
 
     alive: int = 0
     smallest: int = 0
-    """Runs that the smallest of them executes at a time."""
+    """Number of runs that the smallest of them executes at a time."""
     ids: frozenset[str] = frozenset()
 
 
 def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = None) -> Workers:
-    """Return the workers that were seen within a lease. Raises `DatabaseError`."""
+    """Return the workers that were seen within `lease` seconds. Raises `DatabaseError`."""
     row = in_transaction(
         engine,
         lambda connection: connection.execute(WORKERS, {"lease": lease}).one(),
@@ -79,6 +79,6 @@ def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = N
 
 
 def prune_processes(engine: Engine) -> None:
-    """Forget processes that have not been seen for a day. Raises `DatabaseError`."""
+    """Delete the rows of processes that have not been seen for a day. Raises `DatabaseError`."""
     parameters = {"retention": PROCESS_RETENTION_SECONDS}
     in_transaction(engine, lambda connection: connection.execute(PRUNE_PROCESSES, parameters))

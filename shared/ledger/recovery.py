@@ -28,7 +28,7 @@ from orcheo_dispatch.shared.settings.policies import LostRuns
 
 
 class Recovering(Executing):
-    """Each method is one transaction, and raises `DatabaseError` where Postgres is unavailable."""
+    """Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable."""
 
     def admit_pushed(
         self,
@@ -39,9 +39,9 @@ class Recovering(Executing):
         every_trigger: bool,
         dispatcher_id: UUID,
     ) -> Admission:
-        """Have this run claimed whatever its label: the API pushed it. The push must name the run's own workspace.
+        """Admit a run that the API pushed, whatever its label. The push must name the run's own workspace.
 
-        A run that Postgres refuses to admit is remembered as such, and its push counts as answered.
+        A run that Postgres refuses to admit is remembered as refused, and its push counts as answered.
         """
         try:
             rows = self._rows(
@@ -63,7 +63,7 @@ class Recovering(Executing):
     def admit_labelled(
         self, *, triggers: Sequence[str], every_trigger: bool, older_than: float, dispatcher_id: UUID, batch: int
     ) -> list[str]:
-        """Have runs of manual dispatches claimed whose push was lost; return which."""
+        """Admit runs of manual dispatches whose push was lost; return their ids."""
         rows = self._sifted(
             "admit",
             ADMIT_LABELLED,
@@ -76,7 +76,7 @@ class Recovering(Executing):
         return [row.run_id for row in rows]
 
     def reap(self, policy: LostRuns, *, max_attempts: int, lease: float, batch: int) -> list[Reaped]:
-        """End or requeue runs whose worker missed its lease; none for `lease` seconds after a start of Postgres."""
+        """End or requeue runs whose lease has expired; do nothing for `lease` seconds after Postgres starts."""
         rows = self._sifted(
             "reap",
             REAP,
@@ -89,13 +89,13 @@ class Recovering(Executing):
         return [Reaped(Claim(r.run_id, r.fence), Outcome(r.outcome), r.worker_id, r.workflow_id) for r in rows]
 
     def reap_orphans(self, *, batch: int = 1000) -> int:
-        """Settle the rows of runs that are gone from the API's table; return how many."""
+        """Settle the rows of runs that were deleted from the API's table; return how many."""
         return len(self._sifted("orphans", REAP_ORPHANS, batch=batch))
 
     def adopt_cancelled(
         self, *, triggers: Sequence[str], every_trigger: bool, younger_than: float, dispatcher_id: UUID, batch: int
     ) -> int:
-        """Enter runs that were cancelled before any claim, so that their slots are given back; return how many."""
+        """Record runs that were cancelled while unclaimed, so that their slots are returned; return how many."""
         rows = self._sifted(
             "adopt",
             ADOPT_CANCELLED,
@@ -108,13 +108,13 @@ class Recovering(Executing):
         return len(rows)
 
     def slots_due(self, *, older_than: float, batch: int) -> list[tuple[str, str]]:
-        """Return `(run_id, workspace_id)` of the slots that have been due for `older_than` seconds."""
+        """Return `(run_id, workspace_id)` of each slot that has been due for `older_than` seconds."""
         skipped = self._refused.skipped("slots")
         rows = self._rows(SLOTS_DUE, older_than=older_than, batch=batch, skipped=skipped)
         return [(row.run_id, row.workspace_id) for row in rows]
 
     def slots_returned(self, run_ids: Iterable[str]) -> None:
-        """Note that these runs' slots were given back."""
+        """Record that the slots of these runs were returned."""
         given = sorted(set(run_ids))
 
         def act(connection: Connection, run_ids: Sequence[str]) -> Sequence[Any]:
@@ -130,6 +130,6 @@ class Recovering(Executing):
         return len(self._sifted("prune", PRUNE, retention=retention, batch=batch))
 
     def count_ended(self) -> None:
-        """Count what ended up to two minutes ago, six hours of it at most, and forget what ended a month ago."""
+        """Count claims that ended up to two minutes ago, at most six hours of them, and prune counts after a month."""
         self._rows(COUNT_ENDED)
         self._rows(PRUNE_ENDED)

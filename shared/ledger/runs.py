@@ -11,18 +11,18 @@ from uuid import UUID
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
 
 STALE = "stale"
-"""The run is ours, and its claim is not the last one, or was answered before."""
+"""The run is ours, but its claim is not the latest one, or its message was answered before."""
 UNKNOWN = "unknown"
-"""The ledger has no row of the run."""
+"""The ledger has no row for the run."""
 LOCKED = "locked"
-"""A row of the run is locked: it may begin later."""
+"""Another session has locked a row of the run; the run may begin a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a workflow, as begun: what an executor may know of it.
+    """A run that has begun, with everything that an executor may know about it.
 
-    `inputs` and `runnable_config` stay out of `repr`, so that no log line shows them.
+    `inputs` and `runnable_config` are excluded from `repr`, so that no log line shows them.
     """
 
     run_id: str
@@ -31,39 +31,39 @@ class Run:
     workflow_id: str
     workflow_version_id: str
     workspace_id: str
-    """The workspace that owns its workflow or, if the workflow has no owner, the one that it was created in."""
+    """The workspace that owns the workflow, or in which the run was created if the workflow has no owner."""
     triggered_by: str
     inputs: Mapping[str, Any] = field(repr=False)
     runnable_config: Mapping[str, Any] = field(repr=False)
     pending_for: float = 0.0
-    """Seconds from its creation to this claim, by the clock of the database."""
+    """Seconds from the run's creation to this claim, by the clock of the database."""
     queued_for: float = 0.0
-    """Seconds from its claim to its begin, by the same clock."""
+    """Seconds from this claim to the begin, by the clock of the database."""
     suspect: bool = False
     """Whether an earlier attempt was in a runner that ended."""
     fault: str | None = None
-    """Why its inputs or its configuration cannot be read; such a run has begun, and must fail instead of executing."""
+    """Why the inputs or the configuration cannot be read. Such a run has begun, but must fail instead of executing."""
 
     @property
     def claim(self) -> Claim:
-        """The claim under which it is executed."""
+        """The claim under which the run is executed."""
         return Claim(self.run_id, self.fence)
 
 
 @dataclass(frozen=True, slots=True)
 class NotBegun:
-    """A message that must not execute: `stale` (another fence, or answered before), `locked`, or why it was skipped."""
+    """A claim whose run must not be executed; `reason` is a word such as `stale` or `locked`, or why it was skipped."""
 
     claim: Claim
     reason: str
     slot_due_in: str | None = None
     rejected: bool = False
-    """Whether the run was cancelled because it may not be executed; `reason` says why."""
+    """Whether the run was cancelled because it must not be executed; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run is to end: the status the API will read, and what goes with it."""
+    """How a run is to end: the status that the API will read, and the details that go with it."""
 
     outcome: Outcome
     status: str
@@ -71,44 +71,44 @@ class Ending:
     reason: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     changes: str = field(default="{}", repr=False)
-    """JSON text of what else changes in the payload: `output_payload`, `error`."""
+    """Other changes of the payload, as JSON text: `output_payload`, `error`."""
     refund: bool = False
-    """Whether the attempt does not count."""
+    """Whether this attempt is refunded: it does not count."""
     suspect: bool = False
-    """Whether the next attempt runs alone in its runner."""
+    """Whether the next attempt must be alone in its runner."""
 
     @property
     def why(self) -> str:
-        """What the run's audit log will say of its end."""
+        """The error or reason that the run's audit log will show."""
         return str(self.metadata.get("error") or self.metadata.get("reason") or "")
 
     @classmethod
     def succeeded(cls, output: str) -> Ending:
-        """Return the ending of a run with this output, as JSON text."""
+        """Return the ending of a run that succeeded; `output` is JSON text."""
         changes = f'{{"error": null, "output_payload": {output}}}'
         return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=changes)
 
     @classmethod
     def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
-        """Return the ending of a run that failed with `error`; `reason` is what the ledger may say of it."""
+        """Return the ending of a run that failed with `error`; `reason` is stored in the ledger."""
         return cls(outcome, "failed", "run_failed", reason, {"error": error}, json.dumps({"error": error}))
 
     @classmethod
     def cancelled(cls, why: str) -> Ending:
-        """Return the ending of a run that is cancelled."""
+        """Return the ending of a run that was cancelled."""
         changes = json.dumps({"error": why})
         return cls(Outcome.CANCELLED, "cancelled", "run_cancelled", "cancelled", {"reason": why}, changes)
 
     @classmethod
     def requeued(cls, why: str, *, suspect: bool = False, refund: bool = False) -> Ending:
-        """Return the ending that hands a run back for another attempt; with `refund` this one does not count."""
+        """Return the ending that makes a run pending again; with `refund`, this attempt does not count."""
         metadata = {"reason": why}
         return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", metadata, refund=refund, suspect=suspect)
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a settle changed. `ended` is False where the API had ended the run before."""
+    """What a settle changed. `ended` is False if the API had already ended the run."""
 
     outcome: Outcome
     ended: bool
@@ -117,16 +117,16 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Result of one statement for many endings; a run in neither field is no longer this worker's."""
+    """Result of settling many runs. A claim that is in neither field no longer belongs to this worker."""
 
     settled: Mapping[Claim, Settled]
     locked: frozenset[Claim]
-    """Still this worker's, with a locked row: nothing was changed."""
+    """Claims that still belong to this worker but whose rows another session has locked: nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """A run whose worker was lost, and what became of it."""
+    """A run whose worker was lost, and its outcome."""
 
     claim: Claim
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""Queries for operators. They only read; each can be pasted into psql."""
+"""Queries for operators. They only read, and each can be pasted into psql."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 
 LATE_SECONDS = 300
-"""Age of a pending run at which `all_pending_runs` calls it late. For texts; who decides reads the view."""
+"""Age (seconds) from which `all_pending_runs` shows a pending run as late. Only for texts; decisions use the view."""
 ISOLATED_SHOWN = 50
 
 _RUNS_BY_STATUS = text("SELECT status, count(*) AS runs FROM workflow_runs GROUP BY status ORDER BY status")
@@ -27,20 +27,20 @@ SELECT COALESCE(max(runs) FILTER (WHERE ours), 0) AS pending,
           FROM orcheo_dispatch.all_pending_runs GROUP BY ours) AS p
 """)
 
-# Whether the views exist and this role may read them; dispatching does not depend on them.
+# Whether the views exist and this role may read them. Nothing depends on them.
 MAY_SEE_OTHERS = text("""
 SELECT COALESCE(bool_and(has_table_privilege(to_regclass(v.name), 'SELECT')), false)
   FROM (VALUES ('orcheo_dispatch.unclaimed_runs'), ('orcheo_dispatch.begun_elsewhere')) AS v(name)
  WHERE to_regclass(v.name) IS NOT NULL
 HAVING count(*) = 2
 """)
-# Pending runs that no dispatcher will claim, and runs that no worker of ours began. The views say which.
+# Pending runs that no dispatcher will claim, and runs that none of our workers began, as the views define them.
 OTHERS = text("""
 SELECT (SELECT count(*) FROM orcheo_dispatch.unclaimed_runs) AS unclaimed,
        (SELECT count(*) FROM orcheo_dispatch.begun_elsewhere) AS begun_elsewhere
 """)
 
-# Likewise of the view of what is isolated.
+# The same for the view of isolated workflows.
 MAY_SEE_ISOLATED = text(
     "SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.isolated_workflows'), 'SELECT'), false)"
 )
@@ -69,7 +69,7 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running, started_a
  ORDER BY kind, host, started_at LIMIT 10000
 """)
 
-# How long no Beat has been seen; nothing where none ever was, or not for a day: then its row is pruned.
+# How long no Beat has been seen; NULL if none was ever seen, or none for a day, after which its row is pruned.
 BEAT_SILENT = text("""
 SELECT min(seen_seconds_ago) FROM orcheo_dispatch.processes WHERE kind = 'beat'
 """)
@@ -77,21 +77,21 @@ SELECT min(seen_seconds_ago) FROM orcheo_dispatch.processes WHERE kind = 'beat'
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """How many runs are not executed by our workers."""
+    """Numbers of runs that our workers do not execute."""
 
     unclaimed: int
     begun_elsewhere: int
 
 
 def read_others(connection: Connection) -> Others | None:
-    """Return them, or None where the views are missing or this role may not read them."""
+    """Return these numbers, or None if the views are missing or this role may not read them."""
     if not connection.scalar(MAY_SEE_OTHERS):
         return None
     return Others(**connection.execute(OTHERS).mappings().one())
 
 
 def read_isolated(connection: Connection) -> tuple[int | None, list[dict[str, Any]]]:
-    """Return how many workflows or versions are isolated, and the newest; None where this role may not know."""
+    """Return the number of isolated workflows or versions, None if this role may not read it, and the latest ones."""
     if not connection.scalar(MAY_SEE_ISOLATED):
         return None, []
     found = [dict(row) for row in connection.execute(ISOLATED, {"limit": ISOLATED_SHOWN}).mappings()]
@@ -99,13 +99,13 @@ def read_isolated(connection: Connection) -> tuple[int | None, list[dict[str, An
 
 
 def count_isolated(connection: Connection) -> int | None:
-    """Return how many workflows or versions are isolated; None where this role may not know."""
+    """Return how many workflows or versions are isolated; None if this role may not read it."""
     return connection.scalar(ISOLATED_COUNT) if connection.scalar(MAY_SEE_ISOLATED) else None
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
-    """A process that is alive; `seen_ago` in seconds."""
+    """A process that is alive. `seen_ago` is in seconds."""
 
     kind: str
     id: str
@@ -120,7 +120,7 @@ class ProcessRow:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the whole at one instant. Ages are seconds."""
+    """State of the whole system at one instant. Ages are in seconds."""
 
     runs: dict[str, int]
     pending: int
@@ -135,24 +135,24 @@ class Status:
     stuck: int
     slots_due: int
     unclaimed: int | None
-    """Pending runs that no dispatcher will claim; None where the view is missing or this role may not read it."""
+    """Pending runs that no dispatcher will claim; None if the view is missing or this role may not read it."""
     begun_elsewhere: int | None
-    """Runs of the last ten minutes that the API itself, or Orcheo's own worker, began; None likewise."""
+    """Runs that the API itself or Orcheo's own worker began in the last ten minutes; None as for `unclaimed`."""
     isolated: int | None
-    """Workflows, or versions of them, whose runs get processes of their own; None as for `unclaimed`."""
+    """Number of isolated workflows or versions; None as for `unclaimed`."""
     beat_silent_for: float | None
-    """Seconds since a dispatcher took a tick of any Beat; None where there was none for a day."""
+    """Seconds since a dispatcher took a tick of any Beat; None if there was none for a day."""
     processes: list[ProcessRow] = field(default_factory=list)
     isolated_workflows: list[Isolated] = field(default_factory=list)
-    """Those that were isolated, or did harm, last."""
+    """The workflows or versions that were isolated, or did harm, most recently."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `--json` prints; these names are stable."""
+        """Return the object that `--json` prints; its keys are stable."""
         return asdict(self)
 
 
 def read_status(engine: Engine) -> Status:
-    """Return the state of the whole. Raises `DatabaseError`, `SchemaError` where our schema is missing."""
+    """Return the state of the whole system. Raises `DatabaseError`; `SchemaError` if our schema is missing."""
     with transaction(engine) as connection:
         by_status = {row.status: row.runs for row in connection.execute(_RUNS_BY_STATUS)}
         pending = connection.execute(PENDING).one()

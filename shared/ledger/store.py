@@ -1,4 +1,4 @@
-"""The ledger as Python calls: one short transaction per call, frozen values in and out."""
+"""Python interface of the ledger: one short transaction per call; arguments and results are immutable values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns
 
 
 class Store(Recovering):
-    """Every change of a run's status, and every row of the ledger, goes through here.
+    """Makes every change of a run's status and of a ledger row.
 
-    Each method is one transaction, and raises `DatabaseError` where Postgres is unavailable.
+    Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable.
     """
 
     def claim(
@@ -35,10 +35,11 @@ class Store(Recovering):
         limits: Limits = NO_LIMITS,
         in_turn: bool = True,
     ) -> list[Claim]:
-        """Claim up to `room` pending runs for `lease` seconds; no two callers get the same.
+        """Claim up to `room` pending runs for `lease` seconds; no two callers get the same run.
 
-        In turn by workspace and workflow, continuing from `turns`; else oldest first across all workspaces.
-        With `limits` one caller claims at a time, so that they hold exactly, if all dispatchers have the same.
+        With `in_turn`, workspaces and workflows take turns, continuing from `turns`; otherwise the oldest runs across
+        all workspaces come first. With `limits`, only one caller claims at a time, so that the limits hold exactly,
+        provided that all dispatchers have the same limits.
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
         terms = {**allowed, "lease": lease, "dispatcher_id": str(dispatcher_id)}
@@ -61,10 +62,10 @@ class Store(Recovering):
         return list(claims)
 
     def look(self, *, triggers: Sequence[str], every_trigger: bool) -> Look:
-        """Return what there is for a poll to do. Raises `DatabaseError` where the server takes no writes."""
+        """Return what a poll has to do. Raises `DatabaseError` if the server is read-only."""
         (row,) = self._rows(LOOK, triggers=list(triggers), every_trigger=every_trigger, index=TURNS_INDEX)
         if row.read_only:
-            # An idle dispatcher writes nothing else. The server's own refusal has all connections to it dropped.
+            # An idle dispatcher writes nothing else. The error that the server raises drops all connections to it.
             self._rows(WRITE_NOTHING)
         return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn, row.at)
 
@@ -77,19 +78,19 @@ class Store(Recovering):
         return live_workers(self._engine, lease=lease, lock_timeout=self._lock_timeout)
 
     def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
-        """Note that the messages of these claims are in Redis."""
+        """Record that the messages of these claims are in Redis."""
         self._sifted_claims("publish", MARK_PUBLISHED, claims, lease=lease)
 
     def release(self, claims: Iterable[Claim], *, reason: str) -> int:
-        """Give claims back that never began; return how many of them were still ours."""
+        """Release claims whose runs never began; return how many of them were still ours."""
         return len(self._sifted_claims("release", RELEASE, claims, reason=reason))
 
     def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
-        """Return claims that no worker has begun within a lease, with the reason of their last extension."""
+        """Return claims whose leases expired before their runs began, with the reason of their last extension."""
         skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
         rows = self._rows(LAPSED, batch=batch, skipped=skipped)
         return {Claim(row.run_id, row.fence): row.reason for row in rows}
 
     def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> int:
-        """Give these claims another lease; return how many of them got it."""
+        """Extend the leases of these claims by `lease` seconds from now; return how many were extended."""
         return len(self._sifted_claims("extend", EXTEND, claims, lease=lease, reason=reason))

@@ -15,26 +15,26 @@ from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_F
 KEYS = 64
 """Maximum number of pairs of workspace and workflow that one statement reads."""
 _STATEMENTS = 8
-"""Maximum number of statements per claim; the next poll, which follows at once, goes on from there."""
+"""Maximum number of statements per claim; the next poll follows at once and continues from there."""
 _BLANK_CLAIMS = 8
-"""Consecutive claims that found nothing among more pairs than they could read, before polling slows down."""
+"""Number of consecutive claims that find nothing, among more pairs than they can look at, before polling slows down."""
 _REMEMBERED = 5000
 """Maximum number of workspaces for which the last workflow that was claimed from is remembered."""
 
 Ask = Callable[..., Sequence[Any]]
-"""Executes a statement with parameters, and returns its rows."""
+"""Executes a statement with parameters and returns its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many runs may be claimed, published or running at a time; None is no limit."""
+    """Maximum numbers of runs that may be claimed, published or running at a time; None means no limit."""
 
     per_workflow: int | None = None
     per_workspace: int | None = None
-    """Runs outside a workspace are not counted as if they shared one."""
+    """Does not apply to runs without a workspace."""
 
     def __bool__(self) -> bool:
-        """Return whether there is any."""
+        """Return whether any limit is set."""
         return (self.per_workflow, self.per_workspace) != (None, None)
 
 
@@ -43,25 +43,28 @@ NO_LIMITS = Limits()
 
 @dataclass(slots=True)
 class Turns:
-    """A dispatcher's way round, kept from claim to claim.
+    """A dispatcher's position in the rotation, kept from claim to claim.
 
-    Each claim begins behind those that had their turn in the last one, so that thousands get theirs. Every dispatcher
-    goes its own way; which runs it gets is decided by the database alone.
+    Each claim starts after the workspaces and workflows that had a turn in the previous claim, so that each of
+    thousands gets one. Every dispatcher has its own position; the database alone decides which runs it gets.
     """
 
     more: bool = False
-    """Whether the last claim left runs that could be claimed at once, as far as it saw."""
+    """Whether the last claim, as far as it could see, left runs that can be claimed at once."""
     held: list[str] = field(default_factory=list)
-    """Runs that the last claim skipped because their rows in the ledger are locked."""
+    """Runs that the last claim skipped because another session has locked their ledger rows."""
     _workspace: str = ""
     _workflows: dict[str, str] = field(default_factory=dict)
-    """Of a workspace with more workflows than had their turn: the last one that had."""
+    """For each workspace in which some workflows are still to have a turn: the last workflow that had one."""
     _blank: int = 0
 
     def claim(
         self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
     ) -> list[Claim]:
-        """Claim up to `room` runs in this transaction, in turn or the oldest first; `terms` are the same for all."""
+        """Claim up to `room` runs in this transaction, in turn or oldest first.
+
+        `terms` are parameters that all statements have in common.
+        """
 
         def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
             return connection.execute(statement, {**terms, **asdict(limits), "choose": False, **parameters}).all()
@@ -74,13 +77,13 @@ class Turns:
     def choose(
         self, connection: Connection, room: int, terms: Mapping[str, Any], limits: Limits, *, in_turn: bool
     ) -> list[str]:
-        """Lock the runs that a claim would take now, and return their ids. The way round stays where it is."""
+        """Lock the runs that a claim would take now, and return their ids. The position does not change."""
         if limits:
             connection.execute(LIMITED_CLAIMS_LOCK)
         statement = CLAIM if in_turn else CLAIM_OLDEST_FIRST
         window = self._window() if in_turn else {}
         parameters = {**terms, **asdict(limits), "room": room, "choose": True, **window}
-        # There may be more, and those that are refused are passed over from now on.
+        # There may be more, and those that are refused are skipped from now on.
         self.more = True
         return [run_id for row in connection.execute(statement, parameters) for run_id in row.chosen_ids]
 
@@ -111,7 +114,7 @@ class Turns:
         return claims
 
     def _take_oldest(self, room: int, ask: Ask) -> list[Claim]:
-        """Claim up to `room` runs, oldest first across all workspaces: without the index on turns."""
+        """Claim up to `room` runs, oldest first across all workspaces; does not need the index on turns."""
         (row,) = ask(CLAIM_OLDEST_FIRST, room=room)
         claims = _claims(row)
         self.held = list(row.held_ids)
@@ -119,7 +122,7 @@ class Turns:
         return claims
 
     def _window(self, given: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-        """Return which keys to read: the given ones or, without any, the next in turn."""
+        """Return the parameters that say which keys to look at: those in `given` or, if empty, the next in order."""
         return {
             "workspaces": [workspace for workspace, _ in given] or None,
             "workflows": [workflow for _, workflow in given] or None,
@@ -130,7 +133,11 @@ class Turns:
         }
 
     def _advance(self, rows: Sequence[Any], *, stopped: bool) -> None:
-        """Note who had a turn: all that were read or, if the room was full before the end, up to the last."""
+        """Advance the position past the keys that had a turn.
+
+        These are all keys that were looked at or, if `stopped` because the room was full, those up to the last one with
+        a run.
+        """
         reached = max((n for n, row in enumerate(rows) if row.found), default=0) if stopped else len(rows) - 1
         for workspace, of_workspace in _grouped(rows).items():
             had = [row.workflow for n, row in of_workspace if n <= reached]
@@ -152,7 +159,7 @@ def _grouped(rows: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
 
 
 def _workflows_looked_at(rows: Sequence[Any]) -> int:
-    """Return how many workflows of each workspace a window may hold, as the statement reckons it."""
+    """Return how many workflows of each workspace a window may hold, computed as in the statement."""
     return max(1, KEYS // max(1, len({row.workspace for row in rows})))
 
 
@@ -163,7 +170,7 @@ def _saw_all(rows: Sequence[Any]) -> bool:
 
 
 def _interleaved(rows: Sequence[Any]) -> list[Claim]:
-    """Return the first claim of each row, then the second of each: what is published first waits least."""
+    """Return the first claim of each row, then the second of each, since claims that are published first wait least."""
     by_key: Iterable[Iterable[Claim | None]] = zip_longest(*map(_claims, rows))
     return [claim for claim in chain.from_iterable(by_key) if claim is not None]
 

@@ -1,1 +1,1 @@
-"""The schema `orcheo_dispatch`, and what is ours in the API's tables."""
+"""The schema `orcheo_dispatch`, and our objects on the API's table."""

@@ -1,6 +1,6 @@
-"""Our objects in the API's table: two indexes on pending runs and, on request, a trigger that notifies.
+"""Our objects on the API's table: two indexes on pending runs and, on request, a trigger that notifies.
 
-Nothing here imports Alembic: processes look for both when they start, and migrate nothing.
+Nothing here imports Alembic: processes check for both at startup, and never migrate.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from orcheo_dispatch.shared.errors import RowLockedError
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, SCHEMA, TURNS_INDEX
 
 CHANNEL = "orcheo_dispatch"
-"""What is notified on, in the database of the runs."""
+"""Channel of the notifications, in the database of the runs."""
 TRIGGER = "orcheo_dispatch_wake"
 _FUNCTION = f"{SCHEMA}.wake()"
 _NOTIFY_KEY = 0x0C4E_0D16
 
 _INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)"
-# CONCURRENTLY: the API continues to insert runs while it is built.
+# CONCURRENTLY, so that the API can insert runs while the index is built.
 _CREATE_INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON workflow_runs ({columns}) WHERE status = 'pending'"
 _DROP_INDEX = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
 _COLUMNS = {
@@ -29,19 +29,19 @@ _COLUMNS = {
     TURNS_INDEX: "(COALESCE(workspace_id, '')), workflow_id, created_at, id",
 }
 INDEXES = tuple(_COLUMNS)
-"""All that are ours."""
+"""Names of our indexes."""
 
 TRIGGER_ENABLED = (
     f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
 )
-"""One boolean, false if the trigger is disabled (ALTER TABLE); no row if the trigger does not exist."""
-# It must not slow down an insert, so it is silent in two cases, in which a poll finds the run anyway:
-# - Another transaction under way notifies. Postgres lets those that notify commit one after the other, in the whole
-#   cluster, each with its own flush to disk: a twentieth of the throughput with 32 clients. So only one at a time does;
-#   a listener polls again shortly after a notification, for those that were silent.
-# - The queue of notifications is half full. Where it is full, a commit that notifies fails. That takes a session that
-#   listens and stays in one transaction, and some hundred million notifications.
-# Empty payloads fold: however many rows and statements, one notification a transaction.
+"""Selects one boolean: false if the trigger was disabled by ALTER TABLE; no row if the trigger does not exist."""
+# The trigger must not slow down inserts, so it does not notify in two cases; a poll finds the run in either:
+# - Another open transaction notifies. Transactions that notify commit one after the other in the whole cluster, each
+#   with its own flush to disk, which reduces the throughput with 32 clients to a twentieth. So only one at a time
+#   notifies; a listener polls again a moment after a notification, for those that did not notify meanwhile.
+# - The notification queue is half full. If it were full, a commit that notifies would fail. That takes a listening
+#   session that stays in one transaction, and some hundred million notifications.
+# Notifications with equal (here: empty) payloads are merged: at most one per transaction.
 _CREATE_FUNCTION = f"""
 CREATE OR REPLACE FUNCTION {_FUNCTION} RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER
     SET search_path = pg_catalog, pg_temp AS $$
@@ -52,7 +52,7 @@ BEGIN
     RETURN NULL;
 END $$
 """
-# A trigger calls it for every role that inserts, whatever its rights; no one else needs it.
+# A trigger executes its function whatever the rights of the inserting role; no role needs to call it directly.
 _REVOKE_FUNCTION = f"REVOKE ALL ON FUNCTION {_FUNCTION} FROM PUBLIC"
 _CREATE_TRIGGER = (
     f"CREATE OR REPLACE TRIGGER {TRIGGER} AFTER INSERT ON workflow_runs FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}"
@@ -62,20 +62,20 @@ _DROP_FUNCTION = f"DROP FUNCTION IF EXISTS {_FUNCTION}"
 
 
 def index_is_valid(connection: Connection, index: str = PENDING_INDEX) -> bool | None:
-    """Return whether this index on pending runs can be used; None where there is none."""
+    """Return whether this index on pending runs is valid; None if it does not exist."""
     valid: bool | None = connection.scalar(text(_INDEX_VALID), {"index": index})
     return valid
 
 
 def indexes_are_valid(connection: Connection) -> bool:
-    """Return whether all indexes on pending runs can be used."""
+    """Return whether all indexes on pending runs exist and are valid."""
     return all(index_is_valid(connection, index) for index in INDEXES)
 
 
 def make_index(engine: Engine, index: str) -> bool:
-    """Make this index on pending runs where there is no valid one; return whether it was made.
+    """Create this index on pending runs unless a valid one exists; return whether it was created.
 
-    Raises `RowLockedError` where a transaction that was open before does not end in time.
+    Raises `RowLockedError` if a transaction that was open before does not end in time.
     """
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -86,7 +86,7 @@ def make_index(engine: Engine, index: str) -> bool:
             engine,
             autocommit,
             index,
-            # An interrupted CONCURRENTLY leaves an invalid index behind, which IF NOT EXISTS would keep.
+            # An interrupted CREATE INDEX CONCURRENTLY leaves an invalid index, which IF NOT EXISTS would keep.
             *([_DROP_INDEX.format(index=index)] if valid is False else []),
             _CREATE_INDEX.format(index=index, columns=_COLUMNS[index]),
         )
@@ -94,9 +94,9 @@ def make_index(engine: Engine, index: str) -> bool:
 
 
 def make_concurrently(engine: Engine, autocommit: Connection, index: str, *statements: str) -> None:
-    """Run statements that make an index CONCURRENTLY. Raises `RowLockedError` where they wait for too long.
+    """Execute statements that create an index CONCURRENTLY. Raises `RowLockedError` if they wait for too long.
 
-    No reader or writer of the table waits for them, so they may wait as long as other changes are retried.
+    They block no readers or writers of the table, so they may wait for as long as other changes are retried.
     """
     try:
         autocommit.exec_driver_sql(f"SET lock_timeout = {int(PATIENCE_SECONDS * 1000)}")
@@ -116,12 +116,12 @@ def make_concurrently(engine: Engine, autocommit: Connection, index: str, *state
 
 
 def notifies(connection: Connection) -> bool:
-    """Return whether a run that is inserted wakes who listens."""
+    """Return whether the insert of a run notifies the listeners."""
     return bool(_trigger(connection))
 
 
 def set_notify(engine: Engine, *, on: bool) -> None:
-    """Make the trigger, or take it out. May be repeated. Raises `DatabaseError` where the table stays locked."""
+    """Create or drop the trigger. Idempotent. Raises `DatabaseError` if the table stays locked."""
     patiently(engine, "workflow_runs", lambda: (_add_trigger if on else _remove_trigger)(engine))
 
 
@@ -143,11 +143,11 @@ def _remove_trigger(engine: Engine) -> None:
 
 
 def _trigger(connection: Connection) -> bool | None:
-    """Return whether the trigger is switched on; None where there is none."""
+    """Return whether the trigger is enabled; None if it does not exist."""
     enabled: bool | None = connection.exec_driver_sql(TRIGGER_ENABLED).scalar()
     return enabled
 
 
 def take_locks_soon(connection: Connection) -> None:
-    """Have the statements of this transaction wait for no lock for longer than the API's inserts may."""
+    """Limit how long this transaction's statements wait for a lock, because the API's inserts wait behind them."""
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")

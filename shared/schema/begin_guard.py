@@ -1,10 +1,10 @@
-"""A trigger on the API's table that refuses to begin a run twice.
+"""A trigger on the API's table that prevents a run from beginning twice.
 
-Orcheo begins a run by reading it, checking that it is pending and writing all of it back, in several transactions. A
-run that one of our workers begins in between would be executed by both, and the second start would overwrite the first.
-The trigger refuses that second start: Orcheo's transaction fails, and it does not execute the run.
+Orcheo begins a run by reading it, checking that it is pending and writing all of it back, in several transactions. If
+one of our workers begins the run in between, both would execute it, and the second start would overwrite the first.
+The trigger refuses the second start: Orcheo's transaction fails, and Orcheo does not execute the run.
 
-It fires only for an update that sets a run to running which is not pending, so none of ours and no other of the API's.
+It fires only for an update that sets a run to running that is not pending: for none of ours, and no other of the API's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _FUNCTION = f"{SCHEMA}.begin_once()"
 _ENABLED = (
     f"SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs') AND tgname = '{TRIGGER}'"
 )
-# Only runs that a worker of ours has begun: how others share theirs is not our business. With the rights of its owner,
-# since the API's role may not read the ledger.
+# Guards only runs that one of our workers has begun; how other workers share runs is not our concern. Executed with the
+# rights of its owner, because the API's role may not read the ledger.
 _CREATE_FUNCTION = f"""
 CREATE OR REPLACE FUNCTION {_FUNCTION} RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp AS $$
@@ -37,7 +37,7 @@ BEGIN
 END $$
 """
 _REVOKE_FUNCTION = f"REVOKE ALL ON FUNCTION {_FUNCTION} FROM PUBLIC"
-# After the update: a trigger before it would lock each updated row again.
+# AFTER UPDATE, because a BEFORE trigger would lock each updated row once more.
 _CREATE_TRIGGER = f"""
 CREATE OR REPLACE TRIGGER {TRIGGER} AFTER UPDATE OF status ON workflow_runs FOR EACH ROW
   WHEN (NEW.status = 'running' AND OLD.status <> 'pending'
@@ -49,12 +49,12 @@ _DROP_FUNCTION = f"DROP FUNCTION IF EXISTS {_FUNCTION}"
 
 
 def guards_begins(connection: Connection) -> bool:
-    """Return whether a second start of a run is refused."""
+    """Return whether the trigger refuses second starts of runs."""
     return bool(_enabled(connection))
 
 
 def set_guard(engine: Engine, *, on: bool) -> None:
-    """Make the trigger, or drop it. May be repeated. Raises `DatabaseError` where the table stays locked."""
+    """Create or drop the trigger. Idempotent. Raises `DatabaseError` if the table stays locked."""
     patiently(engine, "workflow_runs", lambda: (_add if on else _remove)(engine))
 
 
@@ -76,6 +76,6 @@ def _remove(engine: Engine) -> None:
 
 
 def _enabled(connection: Connection) -> bool | None:
-    """Return whether the trigger is enabled; None where there is none."""
+    """Return whether the trigger is enabled; None if it does not exist."""
     enabled: bool | None = connection.exec_driver_sql(_ENABLED).scalar()
     return enabled

@@ -1,6 +1,6 @@
 """Requirements on the database; `check` reports what is missing, and processes refuse to start without it.
 
-Read in one transaction, before anything is done. Each finding is one line: what, what was found, how to correct it.
+Checked in one transaction, before anything else. Each finding is one line: what, what was found, how to correct it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _SOURCES = {
         "ALTER ROLE {role} IN DATABASE ... RESET default_transaction_read_only",
     ),
     "database": ("this database", "ALTER DATABASE ... RESET default_transaction_read_only"),
-    "client": ("the DSN", "take it out of ORCHEO_POSTGRES_DSN"),
+    "client": ("the DSN", "remove it from ORCHEO_POSTGRES_DSN"),
 }
-_OF_THE_SERVER = ("the server", "name a server that takes writes in ORCHEO_POSTGRES_DSN")
+_OF_THE_SERVER = ("the server", "specify a writable server in ORCHEO_POSTGRES_DSN")
 
 _RUNS_TABLE = text("""
 SELECT to_regclass('workflow_runs')::oid IS NOT NULL AS found, current_setting('search_path') AS path,
@@ -35,8 +35,8 @@ SELECT to_regclass('workflow_runs')::oid IS NOT NULL AS found, current_setting('
               WHERE c.relname = 'workflow_runs' AND c.relkind IN ('r', 'p') ORDER BY 1) AS schemas
 """)
 
-# A policy hides nothing where it is for all commands that we use, its condition is true, and none restricts it. What
-# others it has does not matter then: policies are permissive, joined by OR.
+# No rows are hidden if permissive policies whose condition is true cover all commands that we use, and no restrictive
+# policy has another condition. Other permissive policies do not matter then, because they are combined with OR.
 _HIDDEN = text("""
 WITH used (relation, commands) AS (VALUES
     ('workflow_runs', '{r,w}'::"char"[]),
@@ -71,7 +71,7 @@ SELECT u.relation
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """Something that the database must be like, and is not."""
+    """A requirement that the database does not meet."""
 
     what: str
     found: str
@@ -83,7 +83,7 @@ class Unmet:
 
 
 def unmet_to_read(connection: Connection) -> list[Unmet]:
-    """Return what keeps every command of ours from this database."""
+    """Return what prevents all of our commands from using this database."""
     row = connection.execute(_RUNS_TABLE).one()
     if row.found:
         return []
@@ -94,17 +94,17 @@ def unmet_to_read(connection: Connection) -> list[Unmet]:
     if not row.may_enter:
         found = f"workflow_runs is in schema {schemas}, which role {row.role} may not use"
         return [Unmet("Orcheo's tables", found, f"GRANT USAGE ON SCHEMA {row.schemas[0]} TO {row.role}")]
-    found = f"workflow_runs is in schema {schemas}, which search_path ({row.path}) does not name"
+    found = f"workflow_runs is in schema {schemas}, which search_path ({row.path}) does not include"
     return [Unmet("Orcheo's tables", found, f"ALTER ROLE {row.role} SET search_path = {row.schemas[0]}")]
 
 
 def unmet_to_write(connection: Connection) -> list[Unmet]:
-    """Return what prevents a dispatcher, a worker or a repair from using this database, besides rights of its role."""
+    """Return what prevents a dispatcher, a worker or a repair from using this database, except rights of its role."""
     return [*_read_only(connection), *_missing_functions(connection), *_hidden_rows(connection)]
 
 
 def several_tables(connection: Connection) -> str | None:
-    """Return in which schemas there is a table of runs, where there are several: ours is the first on the path."""
+    """Return the schemas that have a table of runs, if there are several: we use the first on the search_path."""
     schemas = connection.execute(_RUNS_TABLE).one().schemas
     return ", ".join(schemas) if len(schemas) > 1 else None
 
@@ -112,7 +112,7 @@ def several_tables(connection: Connection) -> str | None:
 def _read_only(connection: Connection) -> list[Unmet]:
     row = connection.execute(_READ_ONLY).one()
     if row.in_recovery:
-        return [Unmet("database role", "read-only (in recovery)", "name the primary in ORCHEO_POSTGRES_DSN")]
+        return [Unmet("database role", "read-only (in recovery)", "specify the primary in ORCHEO_POSTGRES_DSN")]
     if not row.by_default:
         return []
     where, mend = (each.format(role=row.role) for each in _SOURCES.get(row.source, _OF_THE_SERVER))
@@ -128,6 +128,6 @@ def _hidden_rows(connection: Connection) -> list[Unmet]:
     hidden = connection.execute(_HIDDEN).scalars().all()
     if not hidden:
         return []
-    # A hidden run looks deleted: its row would be settled and its slot returned while it executes.
+    # A hidden run looks deleted: its row would be settled and its slot returned while the run executes.
     found = f"policies may hide rows of {', '.join(hidden)} from this role"
     return [Unmet("row-level security", found, "give it BYPASSRLS, or a policy for all commands USING (true)")]

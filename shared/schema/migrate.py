@@ -33,7 +33,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 _LOCK_KEY = 0x0C4E_0D15
 _LOCK_PATIENCE_SECONDS = 120
 _GUARDED_SINCE = "0004"
-"""The revision with which came the trigger that lets no run begin twice."""
+"""The revision that introduced the trigger that prevents a run from beginning twice."""
 
 _RUNS_TABLE = "SELECT to_regclass('workflow_runs') IS NOT NULL"
 
@@ -47,20 +47,20 @@ class Migration:
     index_created: bool
     index_present: bool
     notify: bool
-    """Whether a run that is inserted wakes the dispatchers that listen."""
+    """Whether the insert of a run wakes the dispatchers that listen."""
     made_again: tuple[str, ...] = ()
-    """Views, indexes and functions of our schema that had been dropped."""
+    """Views, indexes and functions of our schema that had been dropped and were created again."""
 
 
 def migrate(settings: Settings, *, index: bool = True, notify: bool | None = None) -> Migration:
-    """Bring the schema to the newest revision and, with `index`, make the indexes on pending runs.
+    """Upgrade the schema to the newest revision and, with `index`, create the indexes on pending runs.
 
-    `notify` creates the trigger that wakes dispatchers at each insert, or drops it; None leaves it as it is. The
-    trigger that lets no run begin twice is always made.
+    `notify` creates or drops the trigger that wakes dispatchers at each insert; None leaves it as it is. The trigger
+    that prevents a run from beginning twice is always created.
 
     Idempotent, and safe on several hosts at once: one goes first, the others wait and find it done.
-    Touches nothing else of the API's. Raises `SchemaError` when Orcheo's tables are missing, and `SettingsError` where
-    a pooler is used: a session lock would stay with a connection of the pool.
+    Changes nothing else of the API's. Raises `SchemaError` if Orcheo's tables are missing, and `SettingsError` if the
+    connection goes through a pooler: a session lock would stay with a connection of the pool.
     """
     with (
         open_engine(settings, role="migrate", connections=4, migrates=True) as engine,
@@ -82,7 +82,7 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         set_guard(engine, on=True)
         if notify is not None:
             set_notify(engine, on=notify)
-        # Last: it may wait for long, and all the rest does not need it.
+        # Last, because it may wait for a long time and nothing else needs it.
         created = [name for name in INDEXES if index and make_index(engine, name)]
         present = indexes_are_valid(connection)
         assert after is not None
@@ -90,11 +90,11 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
 
 
 def migrate_back(settings: Settings, to: str) -> Migration:
-    """Take the schema back to revision `to`, for an older release; the indexes on pending runs stay.
+    """Downgrade the schema to revision `to`, for an older release; keep the indexes on pending runs.
 
-    The triggers go with the releases that know them: an older one does not know how to drop them.
-    Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is none of this
-    release's, and `SchemaError` where the database is not as far as that.
+    Drop the trigger that notifies and, for a `to` before 0004, the guard of begins: an older release could not do it.
+    Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is not one of this
+    release's, and `SchemaError` if the database is not at `to` or a later one.
     """
     known = [script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()]
     if to not in known:
@@ -128,7 +128,7 @@ def _config(connection: Connection | None) -> Config:
 
 
 def _change(engine: Engine, connection: Connection, change: Callable[[], None]) -> None:
-    """Migrate: each revision is a transaction of its own, so that a retry continues where the last attempt stopped."""
+    """Migrate: each revision is one transaction, so that a retry continues where the previous attempt stopped."""
 
     def attempt() -> None:
         try:
@@ -141,9 +141,9 @@ def _change(engine: Engine, connection: Connection, change: Callable[[], None]) 
 
 
 def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
-    """Recreate views, indexes and functions that were dropped; return their names.
+    """Create views, indexes and functions again that were dropped; return their names.
 
-    Their definitions are read from a schema that the migrations create, in a transaction that is rolled back.
+    Their definitions are read from a schema that is created from scratch in a transaction that is rolled back.
     """
     gone = parts.missing(connection)
     connection.rollback()
@@ -175,7 +175,7 @@ def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
         autocommit = other.execution_options(isolation_level="AUTOCOMMIT")
         for name, definition in missing.items():
             if name in parts.INDEXES:
-                # The ledger is written to while it is built.
+                # The ledger is written to while the index is built.
                 make_concurrently(engine, autocommit, name, definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))
     return tuple(gone)
 
@@ -184,8 +184,8 @@ def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
 def _alone(engine: Engine) -> Iterator[None]:
     """Hold the migration lock.
 
-    It is tried for again and again rather than waited for: a session that waits holds a snapshot, and
-    CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would deadlock.
+    Try repeatedly to get it instead of waiting for it: a session that waits holds a snapshot, and
+    CREATE INDEX CONCURRENTLY waits for every snapshot, so the two would wait for each other forever.
     """
     with engine.connect() as connection:
         locked = connection.execution_options(isolation_level="AUTOCOMMIT")

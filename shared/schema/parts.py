@@ -1,6 +1,6 @@
-"""Functions, triggers and views of our schema, so that a dropped one is noticed and created again by `migrate`.
+"""Functions, indexes and views of our schema, so that a dropped one is noticed and created again by `migrate`.
 
-A test holds the names to what the migrations make.
+A test compares the names with what `migrate` creates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from orcheo_dispatch.shared.ledger.model import SCHEMA
 
 FUNCTIONS = ("iso", "moved", "of_chatkit")
-"""Without these no run is claimed, begins or ends."""
+"""Without these, no run can be claimed, begin or end."""
 INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell")
 VIEWS = (
     "all_pending_runs",
@@ -69,6 +69,6 @@ def definitions(connection: Connection, schema: str = SCHEMA) -> dict[str, str]:
 
 
 def missing(connection: Connection) -> list[str]:
-    """Return the names of those that are not there."""
+    """Return the names of those that are missing."""
     there = definitions(connection)
     return [name for name in (*FUNCTIONS, *INDEXES, *VIEWS) if name not in there]

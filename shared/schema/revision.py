@@ -1,4 +1,4 @@
-"""The revision of the schema, and the one that this release needs; without Alembic, which only `migrate` imports."""
+"""The schema's revision, and the one that this release needs. Does not import Alembic; only `migrate` does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = re.compile(r"(\d{4})_\w+\.py")
 
 
 def newest_revision() -> str:
-    """Return the revision that this release needs: the highest of those that files of migrations are named for."""
+    """Return the revision that this release needs: the highest number in the names of the migration files."""
     names = (
         _FILE.fullmatch(each.name) for each in files("orcheo_dispatch.shared.schema.migrations.versions").iterdir()
     )
@@ -22,7 +22,7 @@ def newest_revision() -> str:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, or None where our schema is not there."""
+    """Return the revision of the database, or None if our schema does not exist."""
     if connection.scalar(text("SELECT to_regclass(:table) IS NULL"), {"table": f"{SCHEMA}.alembic_version"}):
         return None
     revision: str | None = connection.scalar(text(_REVISION))

@@ -1,6 +1,6 @@
 """Views that `migrate` creates or replaces each time that it runs, whatever the revision: see `views.sql`.
 
-A new revision keeps processes of an earlier release from starting, and a view that is replaced harms none of them.
+A new revision prevents processes of an earlier release from starting; a replaced view does not affect them.
 The idea is that of Flyway's repeatable migrations.
 """
 

@@ -1,12 +1,12 @@
-"""Admit runs whose label is on no allow-list, because the API asked a worker to execute them.
+"""Admit runs whose label is not on the allow-list, because the API asked a worker to execute them.
 
-Such a run gets a row in the ledger as if a claim on it had been released. Claims take every pending run that has one.
+Such a run gets a ledger row as if a claim on it had been released. Claims take every pending run that has such a row.
 """
 
 from sqlalchemy import text
 
-# A push. It admits the run only where it names the run's workspace: Orcheo's worker finds no other run either.
-# Returns a row where the run is in the table, whatever becomes of it.
+# A push admits the run only if it names the run's workspace: Orcheo's worker finds no other run either.
+# Returns a row if the run is in the table, whether it is admitted or not.
 ADMIT_PUSHED = text("""
 WITH run AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
@@ -29,8 +29,8 @@ WITH run AS MATERIALIZED (
 SELECT EXISTS (SELECT FROM admitted) AS admitted, r.unlisted AND NOT r.same_workspace AS refused FROM run AS r
 """)
 
-# Pushes that Redis lost. Only a manual dispatch notes an actor that is not the label: `POST .../runs` and ChatKit note
-# the label for both. The API pushes each run of a manual dispatch.
+# Runs whose pushes Redis lost. The API pushes each run of a manual dispatch, and only a manual dispatch records an
+# actor that differs from the label: `POST .../runs` and ChatKit record the label as the actor.
 ADMIT_LABELLED = text("""
 WITH labelled AS MATERIALIZED (
     SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at

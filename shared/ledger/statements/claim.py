@@ -1,20 +1,20 @@
-"""Claims: which runs a dispatcher takes, and their rows in the ledger.
+"""Claim runs: choose which runs a dispatcher takes, and enter them into the ledger.
 
-Claims are made in turn: by workspace, within a workspace by workflow, and oldest first within a workflow. All three
-statements lock the runs and enter them into the ledger. With :choose, two of them only lock the runs and say which they
-are: where Postgres refuses a claim as a whole, `CLAIM_GIVEN` takes ever smaller parts of these in the same transaction,
-so that the limits hold.
+Workspaces take turns; within a workspace, workflows take turns; within a workflow, the oldest run is first. All three
+statements lock the runs and enter them into the ledger. With :choose, two of them only lock the runs and return their
+ids: if Postgres refuses a claim as a whole, `CLAIM_GIVEN` claims smaller and smaller parts of these runs in the same
+transaction, so that the limits hold.
 """
 
 from sqlalchemy import text
 
-# Looks at :keys keys at most. :workspaces and :workflows are NULL, or the keys that had more than their share.
+# Looks at :keys keys at most. :workspaces and :workflows are NULL, or the keys that had more runs than their share.
 CLAIM = text("""
 WITH RECURSIVE workspaces (workspace, lap, place) AS (
     -- Workspaces with pending runs, at most as many as there are keys, starting after the one that was served last and
-    -- wrapping around. Each is found by one step down the index on turns ("loose index scan", PostgreSQL wiki).
-    -- Conditions are comparisons of rows and ordered by all columns, so that no other index can serve them. An index
-    -- on the workflow alone would read all of its ended runs.
+    -- wrapping around. Each is found by one descent of the index on turns ("loose index scan", PostgreSQL wiki).
+    -- Conditions are row comparisons and ordered by all columns, so that no other index can serve them. An index on
+    -- the workflow alone would read all of its ended runs.
     SELECT CAST(:after_workspace AS text), 0, 0 WHERE CAST(:workspaces AS text[]) IS NULL
      UNION ALL
     SELECT n.workspace, n.lap, t.place + 1
@@ -29,8 +29,8 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
             LIMIT 1) AS n
      WHERE t.place < :keys AND (n.lap = 0 OR n.workspace <= :after_workspace)
 ), keys AS MATERIALIZED (
-    -- A key is a pair of workspace and workflow. A run outside a workspace has '' for it, as in the index on turns.
-    -- Keys are found in turn or, where the caller names those that had more than their share, given.
+    -- A key is a pair of workspace and workflow; the workspace is '' for runs without one, as in the index on turns.
+    -- Keys are found in turn, unless the caller gives those that had more runs than their share.
     SELECT w.workspace, w.place, f.workflow, f.place AS place_in_workspace
       FROM (SELECT workspace, place, count(*) OVER () AS workspaces FROM workspaces WHERE place > 0) AS w
       LEFT JOIN unnest(CAST(:workspaces_begun AS text[]), CAST(:after_workflows AS text[])) AS b(workspace, workflow)
@@ -60,15 +60,15 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
            row_number() OVER (PARTITION BY k.workspace ORDER BY k.workflow)
       FROM unnest(CAST(:workspaces AS text[]), CAST(:workflows AS text[])) AS k(workspace, workflow)
 ), live AS MATERIALIZED (
-    -- What counts against the limits, where any is set.
+    -- Runs that count against the limits, if any is set.
     SELECT COALESCE(d.workspace_id, '') AS workspace, d.workflow_id AS workflow, count(*) AS runs
       FROM orcheo_dispatch.dispatch AS d
      WHERE d.state IN ('claimed', 'published', 'running')
        AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL)
      GROUP BY 1, 2
 ), allowed AS MATERIALIZED (
-    -- What the limits leave. A workflow that is there under two workspaces has one turn at a time, so that its limit
-    -- holds.
+    -- How many more runs the limits allow. A workflow with runs in two workspaces has one turn at a time, so that its
+    -- limit holds.
     SELECT k.workspace, k.place, k.workflow, k.place_in_workspace,
            CASE WHEN CAST(:per_workflow AS integer) IS NULL THEN CAST(:room AS bigint)
                 WHEN row_number() OVER (PARTITION BY k.workflow ORDER BY k.place) > 1 THEN 0
@@ -79,8 +79,8 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
                                                              WHERE l.workspace = k.workspace), 0)) END AS of_workspace
       FROM keys AS k
 ), shares AS MATERIALIZED (
-    -- The share of a key divides the room evenly, first by workspace, then by workflow. It is at least one, but
-    -- never more than the limits leave.
+    -- The room is divided evenly into shares, first by workspace, then by workflow. A share is at least one, but never
+    -- more than the limits allow.
     SELECT a.workspace, a.place, a.workflow, a.place_in_workspace, s.of_workspace,
            LEAST(a.of_workflow, (s.of_workspace + n.workflows - 1) / n.workflows)::bigint AS share,
            a.of_workflow
@@ -90,14 +90,14 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
      CROSS JOIN LATERAL (
         SELECT LEAST(a.of_workspace, (:room + n.workspaces - 1) / n.workspaces) AS of_workspace) AS s
 ), candidates AS MATERIALIZED (
-    -- A pending run is ours where the allow-list names its label, or is '*', and it is none of ChatKit's; and where
-    -- it has a row in the ledger, since it was claimed before, or admitted because the API pushed it.
+    -- A pending run is ours if its label is on the allow-list, or the allow-list is '*', and it is not ChatKit's; or
+    -- if it has a row in the ledger, because it was claimed before, or admitted after the API pushed it.
     --
-    -- Runs that are claimed stay pending until they begin, at the head of their key. They are passed over by a hash
-    -- of them, made once per statement, and small enough for any work_mem. What is left is looked at one by one by
-    -- the primary key. As a value, since a NOT EXISTS may become a join with all live rows where statistics know of
-    -- none; and behind OFFSET 0, so that it is looked at once, for the condition and for the result. Where there is
-    -- no row, the label decides.
+    -- Claimed runs stay pending until they begin, at the head of their key. They are skipped by a hash of their ids,
+    -- which is built once per statement and small enough for any work_mem. The ledger rows of the other runs are
+    -- looked up one by one by the primary key. The lookup is a scalar subquery, because a NOT EXISTS may become a join
+    -- with all live rows if the statistics know of none. It is behind OFFSET 0, so that it is executed once, for both
+    -- the condition and the result. If there is no row, the label decides.
     SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, c.created_at, c.in_ledger
       FROM (SELECT DISTINCT workspace, place, of_workspace FROM shares ORDER BY place) AS w
      CROSS JOIN LATERAL (
@@ -126,20 +126,20 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
          LIMIT w.of_workspace) AS c
      LIMIT :room
 ), free_row AS MATERIALIZED (
-    -- A row of the ledger that somebody holds is passed over. The insert would wait for it, and all claims with it.
+    -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
     SELECT d.run_id
       FROM candidates AS c
      CROSS JOIN LATERAL (
         SELECT l.run_id FROM orcheo_dispatch.dispatch AS l WHERE l.run_id = c.id FOR UPDATE SKIP LOCKED) AS d
      WHERE c.in_ledger
 ), claimed AS (
-    -- SKIP LOCKED passes over rows that another dispatcher holds right now, but does not look again at a row that
-    -- another one locked, entered into the ledger and let go, unchanged, since the snapshot of this statement. For
-    -- those the conflict clause decides, and takes over a settled row only.
+    -- SKIP LOCKED skips runs that another dispatcher has locked right now, but does not check again a run that another
+    -- one locked, entered into the ledger and unlocked, unchanged, since the snapshot of this statement. For these the
+    -- conflict clause decides: it takes over only a settled row.
     --
-    -- A fence is the milliseconds of the epoch, times 1024, and in the last ten bits which claim of the run it is,
-    -- as far as the ledger knows. So it is above every fence that the run ever had, also where its row was pruned,
-    -- or the tables were restored as they were before.
+    -- A fence is the number of milliseconds since the epoch, times 1024; the last ten bits are the number of the
+    -- claim of this run, as far as the ledger knows. So it is higher than every earlier fence of the run, even if its
+    -- row was pruned or the tables were restored to an earlier state.
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
             dispatcher_id, created_at)
@@ -173,17 +173,17 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
  ORDER BY s.place, s.place_in_workspace
 """)
 
-# Oldest first across all workspaces: without the index on turns.
+# Claim the oldest runs across all workspaces. Does not need the index on turns.
 CLAIM_OLDEST_FIRST = text("""
 WITH live AS MATERIALIZED (
-    -- What counts against the limits, where any is set.
+    -- Runs that count against the limits, if any is set.
     SELECT COALESCE(d.workspace_id, '') AS workspace, d.workflow_id AS workflow, count(*) AS runs
       FROM orcheo_dispatch.dispatch AS d
      WHERE d.state IN ('claimed', 'published', 'running')
        AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL)
      GROUP BY 1, 2
 ), oldest AS MATERIALIZED (
-    -- Workflows and workspaces that have reached their limits are passed over.
+    -- Workflows and workspaces that have reached their limits are skipped.
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
            COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger
       FROM workflow_runs AS r
@@ -201,7 +201,7 @@ WITH live AS MATERIALIZED (
      LIMIT :room
        FOR UPDATE OF r SKIP LOCKED
 ), candidates AS MATERIALIZED (
-    -- Of those that are locked, what is over a limit is left.
+    -- Runs that are locked but exceed a limit are dropped.
     SELECT o.*
       FROM (SELECT o.*, row_number() OVER (PARTITION BY o.workflow_id ORDER BY o.created_at, o.id)
                         + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workflow = o.workflow_id), 0)
@@ -214,7 +214,7 @@ WITH live AS MATERIALIZED (
        AND (CAST(:per_workspace AS integer) IS NULL OR o.workspace_id IS NULL OR o.of_workspace <= :per_workspace)
      ORDER BY o.created_at, o.id
 ), free_row AS MATERIALIZED (
-    -- A row of the ledger that somebody holds is passed over. The insert would wait for it, and all claims with it.
+    -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
     SELECT d.run_id
       FROM candidates AS c
      CROSS JOIN LATERAL (
@@ -250,7 +250,7 @@ SELECT (SELECT count(*) FROM oldest) AS found,
   FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id
 """)
 
-# Some of the runs that one of the above has chosen and locked.
+# Claim some of the runs that one of the statements above has chosen and locked.
 CLAIM_GIVEN = text("""
 WITH candidates AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
@@ -260,7 +260,7 @@ WITH candidates AS MATERIALIZED (
      ORDER BY r.created_at, r.id
        FOR UPDATE OF r SKIP LOCKED
 ), free_row AS MATERIALIZED (
-    -- A row of the ledger that somebody holds is passed over. The insert would wait for it, and all claims with it.
+    -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
     SELECT d.run_id
       FROM candidates AS c
      CROSS JOIN LATERAL (
@@ -289,7 +289,7 @@ WITH candidates AS MATERIALIZED (
 SELECT n.run_id, n.fence FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
 """)
 
-# Taken before a claim under limits, so that one dispatcher at a time claims. A statement of its own: under READ
-# COMMITTED each has a snapshot of its own, and one that was taken before a lock was waited for would not show what the
-# other dispatcher claimed.
+# Taken before a claim with limits, so that one dispatcher claims at a time. This is a separate statement because, under
+# READ COMMITTED, each statement has its own snapshot: one that was taken before the wait for the lock would not show
+# what the other dispatcher claimed.
 LIMITED_CLAIMS_LOCK = text("SELECT pg_advisory_xact_lock(205392148)")

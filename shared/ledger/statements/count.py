@@ -2,10 +2,10 @@
 
 from sqlalchemy import text
 
-# Count complete minutes that were not counted yet, six hours of them at most, so that it never takes
-# long. Two dispatchers that count the same minute find the same, in one order, so that neither waits for
-# the other in a circle. For two minutes a transaction may still be
-# under way that settles within the minute it began in; no statement of ours takes as long.
+# Count the final minutes that were not counted yet, at most six hours of them, so that the statement is always short.
+# Two dispatchers that count the same minute insert the same rows in the same order, so that they cannot deadlock. A
+# minute is final after two more minutes: until then a transaction that began in it may still settle runs in it. No
+# statement of ours takes that long.
 COUNT_ENDED = text("""
 WITH next AS (
     SELECT min(d.settled_at) AS at FROM orcheo_dispatch.dispatch AS d

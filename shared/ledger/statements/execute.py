@@ -2,24 +2,24 @@
 
 from sqlalchemy import text
 
-# Begin runs: ledger row and run move together. A message with another fence, or one that has been answered before,
-# finds no row. A run that is no longer pending is settled with the status that the API gave it.
+# Begin runs: the ledger row and the run change together. A message with another fence, or one that has been answered
+# before, finds no row. A run that is no longer pending is settled with the outcome that the API gave it.
 #
-# A run that may not be executed is cancelled here, so that no executor ever sees it: one without a workspace, or whose
-# workspace is not the one that its payload names or that owns its workflow, and one whose workflow is archived or gone.
-# A workflow without an owner belongs to all workspaces, as in Orcheo; its runs belong to one each.
+# A run that must not be executed is cancelled here, so that no executor ever sees it: one that has no workspace, one
+# whose workspace is not the one that its payload names or that owns its workflow, and one whose workflow is archived or
+# was deleted. A workflow without an owner belongs to all workspaces, as in Orcheo; each of its runs belongs to one.
 #
-# `|| ''` keeps the planner off the indexes by status and by state. By its statistics hardly a row is running or
-# claimed, so it would compare each of those with each of ours; the keys find only ours.
+# `|| ''` prevents the planner from using the indexes on status and state. According to its statistics, hardly any row
+# is running or claimed, so it would compare each of those rows with each of ours; the keys lead to ours directly.
 #
-# Every statement that locks several rows skips locked ones and returns which they are: a row that is
-# locked delays only its own run. The others are locked in the order of their ids, runs before rows of the ledger.
+# Every statement that locks several rows skips those that another session has locked, and reports them: a locked row
+# delays only its own run. The others are locked in the order of their ids, runs before ledger rows.
 BEGIN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
 ), locked_run AS MATERIALIZED (
     SELECT r.id, r.status, r.workspace_id, r.workflow_id, r.payload ->> 'workspace_id' AS payload_workspace_id,
-           -- Whoever else executed it, as Orcheo's own worker does, has returned its slot.
+           -- Another worker that executed it, such as Orcheo's own, has returned its slot.
            r.status || '' IN ('succeeded', 'failed')
                AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
                AS executed
@@ -37,7 +37,7 @@ WITH message AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
      UNION ALL
-    -- Deleted. A run that is there and was not locked is held by somebody.
+    -- Deleted runs. A run that exists and was not locked here is locked by another session.
     SELECT m.run_id FROM message AS m
      WHERE m.run_id NOT IN (SELECT l.id FROM locked_run AS l)
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = m.run_id)
@@ -72,7 +72,7 @@ WITH message AS MATERIALIZED (
       FROM answer AS a
      WHERE d.run_id = a.run_id AND d.fence = a.fence AND d.state || '' IN ('claimed', 'published')
     RETURNING d.run_id, d.fence, d.state, d.reason, d.slot, d.workspace_id, d.claimed_at, a.rejected, d.suspect,
-              -- A begin that was refunded is none; the first one is the first in any case.
+              -- A refunded attempt does not count, but the number is at least 1.
               GREATEST(d.attempts - d.refunded, 1) AS attempts
 ), begun AS (
     UPDATE workflow_runs AS r
@@ -85,7 +85,7 @@ WITH message AS MATERIALIZED (
               CASE WHEN isfinite(r.created_at) THEN EXTRACT(EPOCH FROM a.claimed_at - r.created_at)::float8
                    ELSE 0 END AS pending_for,
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
-              -- As text: a value that Python cannot read must not cost the other runs their begin.
+              -- As text: a value that Python cannot read must not prevent the other runs from beginning.
               (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
               a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect
 ), rejected AS (
@@ -121,7 +121,7 @@ SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace
    AND d.state || '' IN ('claimed', 'published')
 """)
 
-# The runs among these that this worker has begun: asked where the answer to a begin was lost.
+# The runs among these that this worker has begun. Used if the answer to a begin was lost.
 BEGUN = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence, GREATEST(d.attempts - d.refunded, 1) AS attempts, d.slot, d.workspace_id, d.claimed_at,
@@ -141,7 +141,7 @@ SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected,
   FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
 """)
 
-# Fail pending runs whose begin Postgres refuses: no worker could ever execute them.
+# Fail pending runs whose begin Postgres refuses: they could never be executed.
 REFUSE = text("""
 WITH refused AS MATERIALIZED (
     SELECT f.* FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[]), CAST(:errors AS text[]))
@@ -169,13 +169,13 @@ WITH refused AS MATERIALIZED (
 SELECT s.run_id, s.fence, s.slot, s.workspace_id FROM settled AS s
 """)
 
-# Which of these runs are in the ledger.
+# The runs among these that have a row in the ledger.
 KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[]))")
 
-# Extend the leases of the runs that this worker executes. Touches the ledger alone: no lock on the API's table, its
-# next migration included, may cost a lease. Locked rows are skipped and returned as not renewed.
-# A run that is not returned is no longer this worker's. Its id is compared as well: after a restore of Redis too, a
-# message may be delivered twice, to two workers under one fence.
+# Extend the leases of the runs that this worker executes. Touches only the ledger, so that no lock on the API's table,
+# such as that of a migration, costs a lease. Rows that another session has locked are skipped and returned as not
+# renewed. A run that is not returned no longer belongs to this worker. The worker's id is compared as well, because a
+# message may be delivered twice, for example after a restore of Redis: to two workers with the same fence.
 HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -202,7 +202,7 @@ SELECT d.run_id, d.fence, false
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
 """)
 
-# Which of the runs that this worker executes the API has ended or deleted.
+# The runs among these that this worker executes and that the API has ended or deleted meanwhile.
 ENDED_BY_API = text("""
 SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
   JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -212,8 +212,8 @@ SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
    AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
 """)
 
-# End runs, each under its fence. If the API has ended one already, its status stays and only the ledger is settled.
-# A status 'pending' hands the run back for another attempt. Of another worker's runs none is touched.
+# End runs, each under its fence. If the API has ended one meanwhile, its status stays and only the ledger is settled.
+# Status 'pending' returns the run for another attempt. Runs of other workers are never touched.
 SETTLE = text("""
 WITH ending AS MATERIALIZED (
     SELECT e.* FROM unnest(
@@ -227,7 +227,7 @@ WITH ending AS MATERIALIZED (
 ), free AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
      UNION ALL
-    -- Deleted. A run that is there and was not locked is held by somebody.
+    -- Deleted runs. A run that exists and was not locked here is locked by another session.
     SELECT e.run_id FROM ending AS e
      WHERE e.run_id NOT IN (SELECT l.id FROM locked_run AS l)
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = e.run_id)
@@ -244,7 +244,7 @@ WITH ending AS MATERIALIZED (
            slot = CASE WHEN d.slot = 'held' AND COALESCE(l.status, 'cancelled') <> 'pending'
                         AND NOT (l.status = 'running' AND e.status = 'pending') THEN 'due' ELSE d.slot END,
            refunded = d.refunded + CASE WHEN e.refund THEN 1 ELSE 0 END,
-           -- A suspect that is handed back without having ended has proved nothing.
+           -- A suspect that is requeued before it has ended stays a suspect.
            suspect = e.suspect OR (d.suspect AND e.status = 'pending')
       FROM ending AS e
       JOIN locked_row AS k ON k.run_id = e.run_id AND k.fence = e.fence
@@ -265,7 +265,7 @@ WITH ending AS MATERIALIZED (
 SELECT s.run_id, s.fence, s.outcome, s.slot, s.workspace_id, s.run_id IN (SELECT e.id FROM ended AS e) AS ended
   FROM settled AS s
  UNION ALL
--- Still ours, and held by somebody at this moment.
+-- Still ours, but another session has locked the run or its row.
 SELECT d.run_id, d.fence, NULL, NULL, NULL, false
   FROM ending AS e JOIN orcheo_dispatch.dispatch AS d ON d.run_id = e.run_id AND d.fence = e.fence
  WHERE d.run_id = ANY (ARRAY(SELECT e.run_id FROM ending AS e

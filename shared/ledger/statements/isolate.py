@@ -1,11 +1,11 @@
-"""Workflows whose runs are executed in processes of their own: recorded by workers, decided by operators.
+"""Workflows whose runs are executed in dedicated runners: recorded by workers or decided by operators.
 
 An empty version means all versions of the workflow.
 """
 
 from sqlalchemy import text
 
-# What holds now; what holds for longest first, so that a limit leaves out what expires soonest.
+# Isolations in force, those that expire last first, so that a limit leaves out those that expire soonest.
 ISOLATED = text("""
 SELECT i.workflow_id, NULLIF(i.workflow_version_id, '') AS workflow_version_id, i.reason, i.by, i.since, i.until,
        i.last_seen_at, i.times
@@ -15,8 +15,8 @@ SELECT i.workflow_id, NULLIF(i.workflow_version_id, '') AS workflow_version_id, 
  LIMIT :limit
 """)
 
-# A worker has seen a run do harm: its version is isolated for a day from now on. What holds for longer, such as an
-# operator's decision, stays as it is.
+# A worker has seen a run do harm: isolate its version for one day from now. An isolation that lasts longer, such as an
+# operator's decision, is not shortened.
 RECORD_HARM = text("""
 INSERT INTO orcheo_dispatch.isolation AS i
        (workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times)
@@ -31,7 +31,7 @@ VALUES (:workflow_id, :version_id, :reason, 'worker', now(), now() + interval '1
        times = LEAST(i.times::bigint + EXCLUDED.times, 1000000000)
 """)
 
-# Rows that expired a month ago; until then they tell how often a version has done harm.
+# Delete rows that expired 30 days ago. Until then they show how often a version has done harm.
 PRUNE_ISOLATION = text("""
 WITH old AS (
     SELECT i.workflow_id, i.workflow_version_id FROM orcheo_dispatch.isolation AS i
@@ -41,7 +41,7 @@ DELETE FROM orcheo_dispatch.isolation AS i USING old
  WHERE i.workflow_id = old.workflow_id AND i.workflow_version_id = old.workflow_version_id
 """)
 
-# An operator's decision replaces whatever there was. Without :seconds it holds until it is cleared.
+# An operator's decision replaces any earlier isolation. Without :seconds it is in force until it is cleared.
 ISOLATE = text("""
 INSERT INTO orcheo_dispatch.isolation AS i (workflow_id, workflow_version_id, reason, by, since, until)
 VALUES (:workflow_id, :version_id, :reason, :by, now(), now() + make_interval(secs => CAST(:seconds AS float8)))
@@ -52,7 +52,7 @@ RETURNING i.workflow_id, NULLIF(i.workflow_version_id, '') AS workflow_version_i
           i.last_seen_at, i.times
 """)
 
-# Without :version_id of the workflow as a whole and of each of its versions.
+# Without :version_id, clear the isolation of the workflow as a whole and of each of its versions.
 CLEAR_ISOLATION = text("""
 DELETE FROM orcheo_dispatch.isolation AS i
  WHERE i.workflow_id = :workflow_id
@@ -62,7 +62,7 @@ RETURNING i.workflow_id, NULLIF(i.workflow_version_id, '') AS workflow_version_i
           i.last_seen_at, i.times
 """)
 
-# The workflow with this id, or those whose ids begin so. One that is isolated may be deleted by now.
+# The workflow with this id, or those whose ids begin with it. An isolated workflow may have been deleted.
 FIND_WORKFLOW = text("""
 SELECT f.id, f.id = :given AS exact
   FROM (SELECT w.id FROM workflows AS w WHERE starts_with(w.id, :given)
@@ -70,7 +70,7 @@ SELECT f.id, f.id = :given AS exact
  ORDER BY exact DESC, f.id LIMIT 4
 """)
 
-# The version of a workflow with this id or number, or those whose ids begin so.
+# The version of a workflow with this id or number, or those whose ids begin with it.
 FIND_VERSION = text("""
 SELECT f.id, bool_or(f.exact) AS exact
   FROM (SELECT v.id, v.id = :given OR v.version::text = :given AS exact

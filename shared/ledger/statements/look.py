@@ -1,10 +1,10 @@
-"""Find out what a poll has to do. Only a look: the statement that acts on it decides by itself."""
+"""Find out what a poll has to do. The result is only a hint: the statements that act on it check again."""
 
 from sqlalchemy import text
 
-# Whether leases of running runs have expired, whether leases of claims have, how many claims wait to begin,
-# whether a run of ours is pending, whether the index on turns exists, and whether the server is read-only: it
-# is in recovery, or a default makes it so.
+# Whether leases of running runs have expired, whether claims have lapsed, how many claims wait to begin, whether any of
+# our runs is pending, whether the index on turns is valid, and whether the server is read-only: because it is in
+# recovery, or by default.
 LOOK = text("""
 SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND lease_expires_at < now()) AS lost,
        EXISTS (SELECT FROM orcheo_dispatch.dispatch
@@ -20,7 +20,7 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
        EXTRACT(epoch FROM now())::float8 AS at,
        current_setting('transaction_read_only') = 'on' AS read_only
 """)
-# A server that takes no writes refuses this one, too, and any other changes nothing by it.
+# A read-only server refuses this statement; on any other server it changes nothing.
 WRITE_NOTHING = text("UPDATE orcheo_dispatch.dispatch SET state = state WHERE false")
-# How many claims wait to begin.
+# Number of claims that wait to begin.
 QUEUED = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')")

@@ -2,7 +2,7 @@
 
 from sqlalchemy import text
 
-# A process records that it is alive.
+# Record that a process is alive.
 SEEN = text("""
 INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running, triggers)
 VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
@@ -10,14 +10,14 @@ VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
     ON CONFLICT (id) DO UPDATE SET seen_at = now(), running = EXCLUDED.running
 """)
 
-# How many workers share the work, and how much the smallest of them takes.
+# How many workers are alive, and how many runs the smallest of them executes at a time.
 WORKERS = text("""
 SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest, COALESCE(array_agg(p.id::text), '{}') AS ids
   FROM orcheo_dispatch.process AS p
  WHERE p.kind = 'worker' AND p.seen_at > now() - make_interval(secs => :lease)
 """)
 
-# Whether some other dispatcher is alive that has lately been ticked: each tick reaches one of them only.
+# Whether Beat has ticked recently and another dispatcher is alive: each tick reaches only one dispatcher.
 TICKED_ELSEWHERE = text("""
 SELECT EXISTS (SELECT FROM orcheo_dispatch.process AS p
                 WHERE p.kind = 'beat' AND p.seen_at > now() - make_interval(secs => :seconds))

@@ -1,9 +1,9 @@
-"""Claims between claim and begin: marked as published, examined when their leases expire, released."""
+"""Statements for claims that have not begun: mark them as published, find lapsed ones, extend and release them."""
 
 from sqlalchemy import text
 
-# Note that the messages are in Redis. A worker may have begun already: then only the time is noted, and not
-# even that where it holds the row at this moment. So no two batches of rows can ever wait for each other.
+# Record that the messages are in Redis. If a worker has begun the run already, only the time is recorded, and not even
+# that if it has the row locked. So no two batches of rows can ever wait for each other.
 MARK_PUBLISHED = text("""
 WITH sent AS MATERIALIZED (
     SELECT d.run_id
@@ -23,7 +23,7 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Claims that no worker has begun within a lease: their messages wait in Redis, or are lost.
+# Claims whose leases expired before a worker answered: their messages wait in Redis, or are lost.
 LAPSED = text("""
 SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
@@ -32,8 +32,8 @@ SELECT d.run_id, d.fence, d.reason FROM orcheo_dispatch.dispatch AS d
  LIMIT :batch
 """)
 
-# Extend the leases of claims whose messages Redis still holds: a long queue is not a lost message. A locked
-# row is left to the next poll.
+# Extend the leases of claims whose messages are still in Redis: a long queue is not a lost message. A row that another
+# session has locked stays lapsed, and the next poll tries it again.
 EXTEND = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
@@ -50,12 +50,12 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Release claims that never began. If the API has ended the run, the row records it and the slot is due.
-# Locked runs and rows are skipped: such a claim is released when its lease has expired.
+# Release claims whose runs never began. If the API has ended the run meanwhile, the row says so and the slot is due.
+# Runs and rows that another session has locked are skipped: such a claim is released after its lease has expired.
 RELEASE = text("""
 WITH released AS MATERIALIZED (
     SELECT r.id, r.status, m.fence,
-           -- Whoever else executed it, as Orcheo's own worker does, has returned its slot.
+           -- Another worker that executed it, such as Orcheo's own, has returned its slot.
            r.status || '' IN ('succeeded', 'failed')
                AND r.payload @? '$.audit_log[*] ? (@.action == "run_started" && @.actor == "worker")'
                AS executed

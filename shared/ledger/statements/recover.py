@@ -1,13 +1,14 @@
-"""Reap lost runs, return slots, prune old rows, and repair runs for an operator.
+"""Reap lost runs, return slots, prune old rows, and repair runs manually.
 
-A statement that chooses its rows itself never chooses :skipped and, where :chosen is given, nothing else. With :choose
-it only locks the rows and returns which they are. So a change that Postgres refuses for one row is made for the others.
+A statement that chooses its rows itself never chooses those in :skipped and, if :chosen is given, only those in it.
+With :choose it only locks the rows and returns their ids. So a change that Postgres refuses for one row is made for all
+others.
 """
 
 from sqlalchemy import text
 
-# End or requeue the runs whose worker has sent no heartbeat for a lease. FOR UPDATE with SKIP LOCKED on both: a worker
-# that sends a heartbeat or settles at this moment is alive. For one lease after a start of Postgres no run is lost: no
+# End or requeue the runs whose lease expired without a heartbeat. Run and row are locked with SKIP LOCKED: a worker
+# that is just sending a heartbeat or settling is alive. For one lease after Postgres starts no run counts as lost: no
 # worker could send heartbeats during the outage. Under 'hold' only the rows of runs that the API has ended are settled.
 REAP = text("""
 WITH lost AS MATERIALIZED (
@@ -55,7 +56,7 @@ SELECT l.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id
  WHERE :choose OR s.run_id IS NOT NULL
 """)
 
-# Settle the rows of runs that are gone from the API's table.
+# Settle the rows of runs that were deleted from the API's table.
 REAP_ORPHANS = text("""
 WITH orphan AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
@@ -76,8 +77,8 @@ WITH orphan AS MATERIALIZED (
 SELECT o.run_id FROM orphan AS o LEFT JOIN settled AS s ON s.run_id = o.run_id WHERE :choose OR s.run_id IS NOT NULL
 """)
 
-# Runs that the API cancelled before anybody claimed them, or after their claim was released or they were requeued.
-# It took a slot for each, and gives none back.
+# Runs that the API cancelled before they were claimed, or after their claim was released or they were requeued.
+# The API took a slot for each of them and does not return it.
 ADOPT_CANCELLED = text("""
 WITH cancelled AS MATERIALIZED (
     SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by,
@@ -115,7 +116,7 @@ WITH cancelled AS MATERIALIZED (
 SELECT c.run_id FROM cancelled AS c LEFT JOIN adopted AS a ON a.run_id = c.run_id WHERE :choose OR a.run_id IS NOT NULL
 """)
 
-# Run slots of ended runs that have been due for a while: their worker died before it returned them.
+# Slots of ended runs that have been due for a while: the worker died before it returned them.
 SLOTS_DUE = text("""
 SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
  WHERE d.slot = 'due' AND d.settled_at < now() - make_interval(secs => :older_than)
@@ -124,7 +125,7 @@ SELECT d.run_id, d.workspace_id FROM orcheo_dispatch.dispatch AS d
  LIMIT :batch
 """)
 
-# A locked row stays due: its slot is returned again, which changes nothing.
+# A row that another session has locked stays due: its slot is returned once more, which has no effect.
 SLOTS_RETURNED = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
@@ -135,7 +136,7 @@ UPDATE orcheo_dispatch.dispatch AS d SET slot = 'returned' FROM held AS h WHERE 
 RETURNING d.run_id
 """)
 
-# Rows of pending runs are kept for their fence, and rows with a slot due until it is returned.
+# Delete old settled rows, but keep those of pending or running runs, because of the fence, and those whose slot is due.
 PRUNE = text("""
 WITH old AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
@@ -153,9 +154,9 @@ WITH old AS MATERIALIZED (
 SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHERE :choose OR d.run_id IS NOT NULL
 """)
 
-# An operator's change of one run: :action is cancel, fail or requeue. Refuses a run that a live worker holds
-# (except for a cancel, which the worker obeys itself) and a run that has ended otherwise. Its verdict says what was, or
-# under :dry_run would be, done. A run that was never claimed gets its row here, so that its slot is returned.
+# Cancel, fail or requeue one run on behalf of an operator, as :action says. Refuses a run that a live worker holds,
+# except to cancel it, which its worker notices itself, and a run whose status does not allow the action. Returns what
+# was or, with :dry_run, would be done. A run that was never claimed gets its row here, so that its slot is returned.
 REPAIR = text("""
 WITH run AS MATERIALIZED (
     SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by
@@ -206,7 +207,7 @@ WITH run AS MATERIALIZED (
 SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
 """)
 
-# Close the traces of ended runs whose worker cannot: an error step, as Orcheo's worker writes it, and the record's end.
+# Close the traces of ended runs whose worker cannot: add an error step, as Orcheo's worker does, and end the record.
 CLOSE_TRACES = text("""
 WITH open_trace AS MATERIALIZED (
     SELECT h.execution_id, r.payload ->> 'error' AS error,

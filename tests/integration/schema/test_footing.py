@@ -70,7 +70,7 @@ def test_tables_off_the_search_path_are_refused(database: Database, redis_url: s
     execute(database, "CREATE SCHEMA orcheo")
     execute(database, "ALTER TABLE workflow_runs SET SCHEMA orcheo")
     seen = Database(database.name, database.dsn)
-    found = r'workflow_runs is in schema orcheo, which search_path \("\$user", public\) does not name'
+    found = r'workflow_runs is in schema orcheo, which search_path \("\$user", public\) does not include'
     _is_refused(seen, redis_url, "Orcheo's tables", found, *_WRITERS, ["status"], ["runs"])
 
 

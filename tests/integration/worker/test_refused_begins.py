@@ -101,11 +101,11 @@ def test_run_that_was_created_at_no_time_begins_with_the_others(database: Databa
 
 _DEEP = "[" * 3000 + "]" * 3000
 _UNREADABLE = {
-    "configuration is a list": ("runnable_config", "[1]", "The run's configuration is no JSON object."),
-    "configuration is text": ("runnable_config", '"x"', "The run's configuration is no JSON object."),
-    "configuration is a number": ("runnable_config", "7", "The run's configuration is no JSON object."),
-    "inputs are a list": ("input_payload", "[]", "The run's inputs is no JSON object."),
-    "inputs are true": ("input_payload", "true", "The run's inputs is no JSON object."),
+    "configuration is a list": ("runnable_config", "[1]", "The run's configuration must be a JSON object."),
+    "configuration is text": ("runnable_config", '"x"', "The run's configuration must be a JSON object."),
+    "configuration is a number": ("runnable_config", "7", "The run's configuration must be a JSON object."),
+    "inputs are a list": ("input_payload", "[]", "The run's inputs must be a JSON object."),
+    "inputs are true": ("input_payload", "true", "The run's inputs must be a JSON object."),
     "lists in lists": ("input_payload", f'{{"deep": {_DEEP}}}', "The run's inputs cannot be read"),
     "a number of 5000 digits": ("input_payload", f'{{"n": {"9" * 5000}}}', "The run's inputs cannot be read"),
 }
