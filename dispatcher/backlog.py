@@ -110,7 +110,7 @@ class Backlog:
             "Workflows, or versions of them, whose runs get processes of their own.",
             of.get("isolated"),
         )
-        yield gauge("due_slots", "Run slots that are to be given back.", of.get("slots_due"))
+        yield gauge("due_slots", "Run slots that are still to be returned.", of.get("slots_due"))
         yield gauge(
             "oldest_transaction_age_transactions",
             "Transactions that began since the oldest one that is still open in this database.",

@@ -104,7 +104,7 @@ def migrate_command(
     made = "made" if done.index_created else "present" if done.index_present else "left out: claims read all runs"
     say(f"indexes on pending runs: {made}")
     if done.made_again:
-        say(f"made again what was missing: {', '.join(done.made_again)}; 'orcheo-dispatch roles' prints their grants")
+        say(f"recreated what was missing: {', '.join(done.made_again)}; 'orcheo-dispatch roles' prints their grants")
     say(f"wake-up by NOTIFY: {'on' if done.notify else 'off: migrate --notify switches it on'}")
 
 

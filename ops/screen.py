@@ -94,7 +94,7 @@ def status_view(status: Status) -> RenderableType:
     if status.unclaimed:
         unclaimed = _coloured(str(status.unclaimed), "red")
         promise.add_row(
-            "nobody will claim", unclaimed.append(", see orcheo-dispatch runs --unclaimed", style="default")
+            "no dispatcher will claim", unclaimed.append(", see orcheo-dispatch runs --unclaimed", style="default")
         )
 
     runs = Table(title="runs by status", title_justify="left", show_header=False, box=None, pad_edge=False)
@@ -158,7 +158,7 @@ def _beat_view(status: Status) -> list[RenderableType]:
     if any(process.kind == "beat" for process in status.processes):
         return []
     since = "a day or ever" if status.beat_silent_for is None else duration(status.beat_silent_for)
-    return [_coloured(f"no Beat for {since}: dispatchers and cron go on by themselves", "yellow")]
+    return [_coloured(f"no Beat for {since}: dispatchers and cron continue without it", "yellow")]
 
 
 def runs_view(rows: Sequence[RunRow]) -> RenderableType:

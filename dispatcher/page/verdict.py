@@ -39,7 +39,7 @@ DATABASE_AWAY = Problem(
     "database",
     Level.UNHEALTHY,
     "Postgres does not answer. Nothing moves until it does; no run is lost.",
-    "See that it runs, and that ORCHEO_POSTGRES_DSN leads to it.",
+    "Check that it is running and that ORCHEO_POSTGRES_DSN leads to it.",
     "orcheo-dispatch check",
 )
 DATABASE_REFUSES = Problem(
@@ -52,7 +52,7 @@ DATABASE_REFUSES = Problem(
 DATABASE_SLOW = Problem(
     "figures",
     Level.DEGRADED,
-    "Postgres is too slow for this page. Dispatch goes on; these figures are old.",
+    "Postgres is too slow for this page. Runs are dispatched; these figures are old.",
     "Look for long transactions, and for tables that were never analysed.",
     "orcheo-dispatch check",
 )
@@ -76,11 +76,11 @@ def _failed(check: Report) -> Problem:
             "broker",
             Level.UNHEALTHY,
             "Redis is unavailable. Pending runs wait in the database; none is lost.",
-            "See that it runs, and that REDIS_URL leads to it.",
+            "Check that it is running and that REDIS_URL leads to it.",
             "orcheo-dispatch check",
         )
     text = f"{_POLL}: {check.why}." if check.name == "poll" else f"{check.name}: {check.why}."
-    return Problem(check.name, Level.UNHEALTHY, text, "The log of this process says why.", "orcheo-dispatch check")
+    return Problem(check.name, Level.UNHEALTHY, text, "See the log of this process.", "orcheo-dispatch check")
 
 
 def _found_in(figures: Figures) -> list[Problem]:
@@ -122,7 +122,7 @@ def _found_in(figures: Figures) -> list[Problem]:
             Problem(
                 "beat",
                 Level.DEGRADED,
-                "No Beat ticks. Dispatchers and cron go on by themselves.",
+                "No Beat ticks. Dispatchers and cron continue without it.",
                 "Start one.",
                 "orcheo-dispatch beat",
             )

@@ -40,7 +40,7 @@ class Hearing(Enum):
 
     ON = "listening"
     OFF = "there is no trigger that notifies"
-    POOLER = "a pooler stands between: ORCHEO_DISPATCH_LISTEN_DSN may name a way without one"
+    POOLER = "the connection goes through a pooler: set ORCHEO_DISPATCH_LISTEN_DSN to bypass it"
     ELSEWHERE = "ORCHEO_DISPATCH_LISTEN_DSN leads to a database without the trigger"
     AWAY = "the database is unavailable"
 

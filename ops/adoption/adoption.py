@@ -134,7 +134,7 @@ class Adoption:
         action, reason = (Action.FAIL, _FAILED) if self._plan.running == "fail" else (Action.REQUEUE, _REQUEUED)
         done = repair(self._engine, running, action, reason=reason)
         done += [
-            Repair(run.run_id, None, None, "it has changed meanwhile")
+            Repair(run.run_id, None, None, "it has changed in the meantime")
             for run in found.running
             if run.run_id not in still
         ]

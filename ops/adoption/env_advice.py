@@ -140,7 +140,7 @@ def _redis(given: Mapping[str, str]) -> Iterator[Advice]:
 
 def _in_process(given: Mapping[str, str]) -> Iterator[Advice]:
     for name, what in (
-        ("ORCHEO_INPROCESS_EXECUTION", "the API executes runs inside its own process, beside the workers"),
+        ("ORCHEO_INPROCESS_EXECUTION", "the API executes runs inside its own process, in addition to the workers"),
         ("ORCHEO_INPROCESS_CRON", "the API dispatches cron triggers as well"),
     ):
         if given.get(name, "").lower() in _FALSE:

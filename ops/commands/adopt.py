@@ -41,9 +41,7 @@ def adopt(
         str, typer.Option(help="Only what has not changed for this long was left behind: 15m, 1h, 2d.")
     ] = "1h",
     repair: Annotated[bool, typer.Option("--repair", help="Repair what was left behind; default: a dry run.")] = False,
-    running: Annotated[Left, typer.Option(help="What becomes of runs that are running, and that nobody executes.")] = (
-        Left.FAIL
-    ),
+    running: Annotated[Left, typer.Option(help="What to do with running runs that no worker executes.")] = (Left.FAIL),
     pending: Annotated[
         Waiting, typer.Option(help="What becomes of old pending runs: dispatchers claim them, or they are cancelled.")
     ] = Waiting.RUN,

@@ -22,7 +22,7 @@ def isolate(
     ] = None,
     why: Annotated[str | None, typer.Option(help="Shown by status, by the status page and in the view.")] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Let its runs share processes again, whoever isolated it.")
+        bool, typer.Option("--clear", help="Let its runs share processes again, by whomever it was isolated.")
     ] = False,
     as_json: Json = False,
 ) -> None:

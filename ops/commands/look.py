@@ -79,7 +79,7 @@ def runs(
         bool,
         typer.Option("--unclaimed", help="Only pending runs that no dispatcher will claim, and why; no other filter."),
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of runs, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List runs, newest first, with their place in the ledger."""

@@ -11,7 +11,7 @@ from orcheo_dispatch.shared.text.plain import plain, say
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
 Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
 
 
 def cancel(

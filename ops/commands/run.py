@@ -38,7 +38,7 @@ def dispatcher() -> None:
 
 def worker(
     instance: Annotated[
-        int, typer.Option(min=0, max=9999, help="One of many on a host: its health port is so much higher.")
+        int, typer.Option(min=0, max=9999, help="Instance number on a host; added to the health port.")
     ] = 0,
 ) -> None:
     """Run a worker: execute runs."""

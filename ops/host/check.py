@@ -65,7 +65,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
             "Redis of the run slots",
             Grade.WARN,
             f"REDIS_URL is {redact(broker)}, ORCHEO_REDIS_URL {given} {redact(slots)}",
-            "set both to the Redis that the API uses, else slots are given back where nobody counts them",
+            "set both to the Redis that the API uses, otherwise slots are returned to the wrong Redis",
         )
     if in_container() and (local := [name for name, address in _addresses(settings) if is_local(address)]):
         yield Finding(
@@ -168,13 +168,13 @@ def _others(connection: Connection, kind: ProcessKind | None) -> Iterator[Findin
             "set ORCHEO_INPROCESS_EXECUTION=false for the API and restart it, and stop Orcheo's own worker",
         )
     else:
-        yield Finding("execution in the API", Grade.OK, "no run of the last 10 minutes was begun by somebody else")
+        yield Finding("execution in the API", Grade.OK, "no run of the last 10 minutes was begun by another process")
     if others.unclaimed:
         yield Finding(
             "unclaimed runs",
             Grade.WARN,
             f"{others.unclaimed} runs are pending that no dispatcher will claim",
-            "orcheo-dispatch runs --unclaimed says why, and what to change for each",
+            "orcheo-dispatch runs --unclaimed shows the reason and what to change for each",
         )
 
 
@@ -190,7 +190,7 @@ def _index(connection: Connection, what: str, index: str, without: str) -> Itera
 def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:
     """Report what wakes dispatchers between two ticks, besides the API's push."""
     if not notifies(connection):
-        found = "off: a run that nobody pushes waits for a tick"
+        found = "off: a run without a push waits for a tick"
         yield Finding("wake-up by NOTIFY", Grade.OK, found, "orcheo-dispatch migrate --notify, if that is too long")
         return
     name = "ORCHEO_DISPATCH_LISTEN_DSN" if settings.listen_dsn else "ORCHEO_POSTGRES_DSN"
@@ -201,7 +201,7 @@ def _wake_up(connection: Connection, settings: Settings) -> Iterator[Finding]:
             if through_pooler(direct):
                 yield Finding("wake-up by NOTIFY", Grade.WARN, f"not heard: {name} leads through a pooler", mend)
             else:
-                yield Finding("wake-up by NOTIFY", Grade.OK, f"on, heard by {name}")
+                yield Finding("wake-up by NOTIFY", Grade.OK, f"on, received by {name}")
     except DatabaseError as error:
         yield Finding("wake-up by NOTIFY", Grade.WARN, f"{name}: {error}", mend)
 

@@ -22,7 +22,7 @@ def cron(settings: Settings) -> Iterator[Finding]:
     """Say who dispatches cron triggers by these settings, and what cannot work."""
     mode = settings.cron_mode
     if mode is CronMode.OFF:
-        yield Finding(WHAT, Grade.OK, "off: somebody else dispatches cron triggers (ORCHEO_DISPATCH_CRON)")
+        yield Finding(WHAT, Grade.OK, "off: another process dispatches cron triggers (ORCHEO_DISPATCH_CRON)")
     elif mode is CronMode.WORKER and settings.executor != ORCHEO_EXECUTOR:
         yield Finding(
             WHAT,

@@ -94,7 +94,7 @@ def _of_queued(run: Any, fleet: Fleet) -> Iterator[str]:
     elif run.reason:
         yield f"when its lease had expired its message was found {run.reason}"
     if run.lease_left is not None and run.lease_left < 0:
-        yield "its dispatch lease has expired: the next poll looks for its message, and claims it anew if it is lost"
+        yield "its dispatch lease has expired: the next poll looks for its message, and claims it again if it is lost"
     yield from _of_workers(fleet)
 
 
@@ -108,7 +108,7 @@ def _of_workers(fleet: Fleet) -> Iterator[str]:
 def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
     if run.state != "running":
         yield (
-            "somebody else began it (Orcheo's own worker, or the API itself), and nothing here monitors it: "
+            "another process began it (Orcheo's own worker, or the API itself), and nothing here monitors it: "
             f"if it is dead, 'orcheo-dispatch requeue {run.run_id}' or 'fail {run.run_id}'"
         )
         return

@@ -129,9 +129,7 @@ class DispatcherMetrics(ConsumerMetrics):
         )
         self._ticks = make.counter("orcheo_dispatch_ticks_received", "Ticks of Beat that were received.")
         self.steps = StepCounters(make)
-        self._listening = make.gauge(
-            "orcheo_dispatch_listen_up", "1 while NOTIFY would be heard, 0 while it would not."
-        )
+        self._listening = make.gauge("orcheo_dispatch_listen_up", "1 while notifications are received, 0 otherwise.")
         self._beat_silent = make.gauge("orcheo_dispatch_beat_silent", "1 while Beat is silent, 0 while it ticks.")
         self.cron = CronCounters(make, get_args(ApiCronOutcome))
 

@@ -71,7 +71,7 @@ class DispatchSettings(BaseSettings):
         None,
         alias="ORCHEO_DISPATCH_NAMESPACE",
         pattern=r"^[A-Za-z0-9._\-]{1,40}$",
-        description="Name of this installation in Redis; unset: one made of the database's own identity.",
+        description="Name of this installation in Redis; unset: derived from the database's identity.",
     )
     triggers: Names = Field(
         DEFAULT_TRIGGERS,
@@ -84,7 +84,7 @@ class DispatchSettings(BaseSettings):
         alias="ORCHEO_DISPATCH_LEASE",
         ge=1,
         le=86_400,
-        description="Seconds that a claim or a published message may stay unanswered before it is looked into.",
+        description="Seconds after which a claim that no worker has begun is reconciled with Redis.",
     )
     lost_runs: LostRunsInAnyCase = Field(
         LostRuns.FAIL,

@@ -59,7 +59,7 @@ class Settings(WorkerSettings, DispatchSettings):
     health_allowed_hosts: HostNames = Field(
         (),
         alias="ORCHEO_HEALTH_ALLOWED_HOSTS",
-        description="Names, separated by commas, that the status page answers to beside this machine's own.",
+        description="Host names, separated by commas, for the status page besides this machine's own.",
     )
     log_level: LogLevel = Field(
         "INFO",

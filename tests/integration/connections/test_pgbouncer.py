@@ -158,7 +158,7 @@ def test_check_says_what_the_pooler_costs(database: Database, bouncer: PgBouncer
     assert found()["wake-up by NOTIFY"] == ("warn", f"not heard: {name} leads through a pooler")
     name = "ORCHEO_DISPATCH_LISTEN_DSN"
     assert found(listen_dsn=bouncer.url)["wake-up by NOTIFY"] == ("warn", f"not heard: {name} leads through a pooler")
-    assert found(listen_dsn=database.dsn)["wake-up by NOTIFY"] == ("ok", f"on, heard by {name}")
+    assert found(listen_dsn=database.dsn)["wake-up by NOTIFY"] == ("ok", f"on, received by {name}")
 
 
 def test_migrate_refuses_the_pooler(database: Database, bouncer: PgBouncer) -> None:

@@ -310,7 +310,7 @@ def test_check_says_whether_notify_is_on_and_heard(database: Database, redis_url
 
     assert (finding().grade, finding().found[:3]) == ("ok", "off")
     migrate(settings_for(database), notify=True)
-    assert (finding().grade, finding().found) == ("ok", "on, heard by ORCHEO_POSTGRES_DSN")
+    assert (finding().grade, finding().found) == ("ok", "on, received by ORCHEO_POSTGRES_DSN")
     away = finding(listen_dsn="postgresql://nobody@127.0.0.1:1/nothing")
     assert (away.grade, away.found.partition(":")[0]) == ("warn", "ORCHEO_DISPATCH_LISTEN_DSN")
 
