@@ -206,7 +206,7 @@ def test_hints_say_why_a_run_does_not_get_on(database: Database, stack: Stack) -
     assert held.startswith("ORCHEO_DISPATCH_LOST_RUNS is hold: decide by")
     (others,) = insert_runs(database)
     execute(database, "UPDATE workflow_runs SET status = 'running' WHERE id = %s", others)
-    assert _hints(stack, others)[0].startswith("somebody else began it")
+    assert _hints(stack, others)[0].startswith("another process began it")
     execute(database, "DELETE FROM workflow_runs WHERE id = %s", queued)
     assert _hints(stack, queued) == ["the API has deleted this run: only its row in the ledger is left"]
 
