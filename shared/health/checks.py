@@ -50,16 +50,6 @@ def progress(name: str, what: str, at: Callable[[], float], limit: float, *, pat
     return Check(name, look)
 
 
-def below(name: str, what: str, value: Callable[[], float], limit: float) -> Check:
-    """Return the check that a number of seconds, such as the lag of a loop, is not above its limit."""
-
-    def look() -> tuple[bool, str]:
-        seconds = value()
-        return seconds <= limit, f"{what} is {seconds:.1f} s, limit {limit:g} s"
-
-    return Check(name, look)
-
-
 def condition(name: str, wrong: Callable[[], str | None], well: str) -> Check:
     """Return the check that fails with what `wrong` returns, and reports `well` if that is None."""
 

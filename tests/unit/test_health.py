@@ -18,7 +18,7 @@ import pytest
 
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.health import server as health
-from orcheo_dispatch.shared.health.checks import Check, below, condition, progress
+from orcheo_dispatch.shared.health.checks import Check, condition, progress
 from orcheo_dispatch.shared.health.probe import ask
 from orcheo_dispatch.shared.health.routes import Answer, Request, Route
 from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
@@ -352,11 +352,6 @@ def test_patient_progress_gives_the_first_time_until_its_limit() -> None:
 
 def test_impatient_progress_fails_until_the_first_time() -> None:
     assert not progress("poll", "poll succeeded", lambda: NEVER, 60, patient=False).look()[0]
-
-
-def test_number_of_seconds_has_a_limit() -> None:
-    assert below("loop", "loop lag", lambda: 0.1, 2).look() == (True, "loop lag is 0.1 s, limit 2 s")
-    assert below("loop", "loop lag", lambda: 3, 2).look() == (False, "loop lag is 3.0 s, limit 2 s")
 
 
 _SERVING = """

@@ -119,9 +119,8 @@ class Orders:
             self.books.hasten()
 
     async def _provide(self, books: BookKeeper, runner: Runner, execution: Execution) -> None:
-        version = execution.run.workflow_version_id
         try:
-            provided = await books.provide(execution.run, runner.knows(version))
+            provided = await books.provide(execution.run, runner.versions.known_at(execution.run.workflow_version_id))
         except Exception as error:  # noqa: BLE001 - this run fails of it, and no other
             kind, at = describe(error)["error"], _raised_at(error)
             fault = Fault(kind, at, isinstance(error, psycopg.Error))
@@ -135,8 +134,7 @@ class Orders:
         elif provided.rejected is not None:
             self._end(runner, execution, Result(How.REJECTED, error=provided.rejected))
         else:
-            if provided.updated_at is not None:
-                runner.learns(version, provided.updated_at)
+            runner.versions.give(provided)
             _send(runner, execution, provided.encode())
 
 

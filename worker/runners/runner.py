@@ -13,6 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.books.workflows import KnownVersions
 from orcheo_dispatch.worker.execution import Execution
 from orcheo_dispatch.worker.frames import Attach, Attached, Frame, Held, NotAttached, Ping, Pong, Up, encode
 from orcheo_dispatch.worker.runners.fork_server import Started
@@ -22,8 +23,6 @@ _SILENT_SECONDS = 1.0
 """Maximum time for an answer (seconds), after which a runner gets no new runs: its event loop may be blocked."""
 _LAST_FRAMES_SECONDS = 0.5
 """Time that a runner's socket may stay open after its end (seconds): a child may have inherited it."""
-_VERSIONS = 128
-"""Versions that a runner is known to have; it keeps more of them."""
 _EXECUTED = 200
 _EXIT_TEXTS = {
     76: "Runner ended because its event loop was stopped",
@@ -82,7 +81,7 @@ class Runner:
         """The last run of each version that it was given, for those that it was given last."""
         self.given: OrderedDict[int, Run] = OrderedDict()
         """The runs that it was given last, by key."""
-        self.versions: OrderedDict[str, str] = OrderedDict()
+        self.versions = KnownVersions()
         """When the versions of workflows that it has were updated, as text."""
         self._process = started.process
         self._join = join
@@ -146,17 +145,6 @@ class Runner:
     def was_in_order_before(self) -> bool:
         """Whether it was in order when it was given its last run."""
         return self._answered_for >= self.taken - 1
-
-    def knows(self, version: str) -> str | None:
-        """Return when the version that this runner has was updated."""
-        return self.versions.get(version)
-
-    def learns(self, version: str, updated_at: str) -> None:
-        """Note that it has a version."""
-        self.versions[version] = updated_at
-        self.versions.move_to_end(version)
-        if len(self.versions) > _VERSIONS:
-            self.versions.popitem(last=False)
 
     def remember(self, key: int, run: Run) -> None:
         """Note that it was given a run."""
