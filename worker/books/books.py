@@ -1,4 +1,4 @@
-"""Read and write Orcheo's tables for the executor in the runners, from the main process."""
+"""Read and write Orcheo's tables in the main process, for the executor in the runners."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orcheo_dispatch.worker.books.rows import Rows
 from orcheo_dispatch.worker.books.workflows import Provided, Workflows
 
 _CONNECTIONS = 3
-"""One statement reads and one writes at a time."""
+"""At most one statement reads and one writes at a time."""
 
 
 class Books:
-    """Reads the workflows of all runs of a worker, and writes the traces and checkpoints that they leave.
+    """Read the workflows of all runs of a worker, and write the traces and checkpoints of these runs.
 
-    For one event loop, whichever `open` is called on. `running` returns how many runs are under way.
+    For one event loop: the one that `open` is called on. `running` returns the number of runs in progress.
     """
 
     def __init__(self, dsn: str, *, running: Callable[[], int]) -> None:
@@ -30,7 +30,7 @@ class Books:
         self._unwritten: dict[Claim, set[_Given]] = {}
 
     async def open(self) -> None:
-        """Connect. Raises `DatabaseError` where Postgres cannot be reached."""
+        """Connect. Raises `DatabaseError` if Postgres cannot be reached."""
         await open_pool(self._pool)
 
     async def close(self) -> None:
@@ -43,10 +43,10 @@ class Books:
         return await self._workflows.provide(run, known_at)
 
     def write(self, run: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
-        """Write rows of this run together, or none of them; soon, or with `hasten` as soon as possible.
+        """Write rows of this run together, or none of them; soon, or as soon as possible if `hasten` is set.
 
         The future's result is None when they are written, or says why they are not: the class of Postgres' error, or
-        `ForeignRows` or `MalformedRows` for what no executor sends.
+        `ForeignRows` or `MalformedRows` for rows that no executor sends.
         """
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         refusal = refusal_of(rows, run.run_id)
@@ -73,15 +73,15 @@ class Books:
 
     @property
     def makes_progress(self) -> bool:
-        """Whether statements are begun while rows wait; may be asked from any thread."""
+        """Whether statements begin while rows wait. May be read from any thread."""
         return self._commit.makes_progress
 
     def hasten(self) -> None:
-        """Write what was given before as soon as possible."""
+        """Write all rows given so far as soon as possible."""
         self._commit.hasten()
 
     def abandon(self, run: Claim) -> None:
-        """Write nothing more of this run that is not being written already: its fence is lost."""
+        """Write no more rows of this run, except those being written already: its fence is lost."""
         for unit in tuple(self._unwritten.get(run, ())):
             self._commit.drop(unit)
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-# An upsert for each table, written as Orcheo and LangGraph write theirs; what is empty is left out. A record that is
-# there already is that of an earlier attempt: it is continued, and ended if the run has ended.
+# One upsert per table, written as Orcheo and LangGraph write theirs; tables without rows are left out. An existing
+# record belongs to an earlier attempt: it is continued, and ended if the run has ended.
 _PARTS = {
     "records": """
     INSERT INTO execution_history AS h (execution_id, workflow_id, workspace_id, inputs, runnable_config, tags,
@@ -69,16 +69,16 @@ _PARTS = {
 
 
 class Connections(Protocol):
-    """Where the statements go; a pool, as a rule."""
+    """Executes the statements; usually a pool."""
 
     def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
-        """Return a connection for one statement, which may be repeated on another one."""
+        """Return a connection for one statement, which may be retried on another one."""
         ...
 
 
 @dataclass(slots=True)
 class Rows:
-    """Rows by table, each a JSON object; in `contents`, in the same order, what JSON cannot hold."""
+    """Rows by table, each a JSON object; `contents` has, in the same order, what JSON cannot hold."""
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     contents: dict[str, list[bytes | None]] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Rows:
             self.contents.setdefault(table, []).extend(contents)
 
     def size(self) -> int:
-        """Return about how many bytes they are."""
+        """Return the approximate size of the rows (bytes)."""
         texts = sum(len(row) for rows in self.texts.values() for row in rows)
         return texts + sum(len(each or b"") for contents in self.contents.values() for each in contents)
 
