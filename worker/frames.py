@@ -205,7 +205,7 @@ class Decoder[T]:
             while len(buffer) - start >= _HEADER.size:
                 (size,) = _HEADER.unpack_from(buffer, start)
                 if size > self._limit:
-                    raise FrameError(f"a frame of {size} bytes, at most {self._limit} are expected")
+                    raise FrameError(f"frame of {size} bytes exceeds the limit of {self._limit} bytes")
                 end = start + _HEADER.size + size
                 if len(buffer) < end:
                     return
@@ -214,7 +214,7 @@ class Decoder[T]:
                 try:
                     frame = self._decoder.decode(body)
                 except msgspec.MsgspecError as error:
-                    raise FrameError(f"no frame: {type(error).__name__}") from error
+                    raise FrameError(f"invalid frame: {type(error).__name__}") from error
                 yield frame
         finally:
             del buffer[:start]

@@ -91,8 +91,8 @@ class Lifecycle:
             given = pool.__module__.rpartition(".")[2]
             fail(
                 SettingsError(
-                    f"celery -P={given!r} is invalid: expected {_POOL!r} or no -P: runs have processes of their own by "
-                    "ORCHEO_WORKER_ISOLATION"
+                    f"celery -P={given!r} is invalid: expected {_POOL!r} or no -P: ORCHEO_WORKER_ISOLATION gives runs "
+                    "processes of their own"
                 )
             )
 
@@ -167,7 +167,7 @@ class Lifecycle:
         live = [
             progress("heartbeat", "heartbeat begun", lambda: runtime.heartbeat.turned_at, limit),
             progress("settle", "settle begun", lambda: runtime.settler.turned_at, _SETTLE_SECONDS),
-            progress("runners", "look at the runners", lambda: runtime.runners.turned_at, self._settings.worker_lease),
+            progress("runners", "check of the runners", lambda: runtime.runners.turned_at, self._settings.worker_lease),
         ]
         stored = progress(
             "database",
@@ -177,7 +177,7 @@ class Lifecycle:
             patient=False,
         )
         ready = [
-            condition("runs", lambda: runtime.failing.why, "not all fail of one error"),
+            condition("runs", lambda: runtime.failing.why, "not all fail with the same error"),
             condition("processes", lambda: runtime.runners.starter.problem, "can be started"),
             stored,
             condition("consumer", lambda: consumer.problem, "connected"),

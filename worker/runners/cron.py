@@ -43,7 +43,7 @@ class CronRunner:
                 return report
         except TimeoutError:
             runner.kill("Runner was ended because the dispatch of cron triggers took too long")
-            return CronReport("failed", reason=f"not done within {CRON_SECONDS:g} s")
+            return CronReport("failed", reason=f"not finished within {CRON_SECONDS:g} s")
 
     def take(self, frame: CronDone) -> None:
         """Accept an answer of the runner."""

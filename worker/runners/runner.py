@@ -220,7 +220,7 @@ class Runner:
 
     def unreadable(self, reason: str) -> None:
         """Kill a runner that sent bytes that are not a frame: its workflows have written to its socket."""
-        self.kill(f"Runner sent what is no message ({reason})")
+        self.kill(f"Runner sent an invalid message ({reason})")
 
     def closed(self) -> None:
         """Note that nothing more will be read."""

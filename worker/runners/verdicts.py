@@ -25,7 +25,7 @@ def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output:
     """Return how a run ended, as its runner reports; a run that was stopped before counts as stopped."""
     stop = execution.stop_reason
     if is_excused(runner, execution) and holder_of(runner) is not execution:
-        error = f"Run timed out after {execution.timeout:g} s in an event loop that another run held."
+        error = f"Run timed out after {execution.timeout:g} s in an event loop that another run blocked."
         return Result(How.SUSPECTED, error=error, kind="LoopHeld")
     how = How(frame.how) if frame.how in _SAID_BY_RUNNERS else How.FAILED
     output = frame.output.decode(errors="replace") if frame.output is not None else None

@@ -81,6 +81,6 @@ class Watching:
         grown = memory_of(runner.pid) - runner.base_memory
         if grown > self._max_memory:
             limit = self._max_memory >> 20
-            runner.kill(f"Runner was ended because it took more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
+            runner.kill(f"Runner was ended because it used more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
         elif grown > self._max_memory // 2:
             runner.draining = True

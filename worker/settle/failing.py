@@ -52,7 +52,7 @@ class Failing:
             return
         if self._why is None:
             log.error("runs_failing", runs=self._runs, error=fault.error, at=fault.at)
-        self._why = f"the last {self._runs} runs failed of {fault.error} at {fault.at}"
+        self._why = f"the last {self._runs} runs failed with {fault.error} at {fault.at}"
 
     def _clear(self) -> None:
         if self._why is not None:
