@@ -50,7 +50,7 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Do the remaining work, deregister the process and stop."""
+        """Record the slots returned since the last round, deregister the process and stop."""
         self._thread.stop(timeout=2 * self._interval)
         try:
             self._note_slots()
