@@ -31,7 +31,7 @@ from orcheo_dispatch.shared.process.entry import fail
 from orcheo_dispatch.shared.process.notify import ServiceManager
 from orcheo_dispatch.shared.process.progress import ProgressWatch
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import LostRuns, WorkerIsolation, WorkerPool
+from orcheo_dispatch.shared.settings.policies import WorkerIsolation, WorkerPool
 from orcheo_dispatch.worker.messages.wire import Wire
 from orcheo_dispatch.worker.runtime import Runtime
 
@@ -208,7 +208,7 @@ class Lifecycle:
     def cuts_short(self) -> bool:
         """Return whether runs are in progress that a stop now would not hand over to another worker."""
         under_way = len(self._runtime.executions) if self._runtime is not None else 0
-        return under_way > 0 and self._settings.lost_runs is not LostRuns.REQUEUE
+        return under_way > 0 and not self._settings.lost_runs.requeues
 
     def _stop(self, **_: Any) -> None:
         if self._runtime is not None:

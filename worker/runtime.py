@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.installation import Installation
@@ -21,6 +22,7 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -86,7 +88,7 @@ class Runtime:
             settings,
             metrics,
             self.isolation,
-            make_books=partial(_make_books, settings),
+            make_books=partial(_make_books, settings, self.process.id),
             told_of=self._told_of,
         )
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
@@ -224,8 +226,9 @@ class Runtime:
             log.warning("drain_timed_out", stopped=stopped)
 
 
-def _make_books(settings: Settings, running: Callable[[], int]) -> BookKeeper:
+def _make_books(settings: Settings, worker_id: UUID, running: Callable[[], int]) -> BookKeeper:
     # Imported only by workers whose executor wants it.
     from orcheo_dispatch.worker.books.books import Books
 
-    return Books(settings.postgres_dsn.get_secret_value(), running=running)
+    resumes = worker_id if settings.lost_runs is LostRuns.RESUME else None
+    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes)

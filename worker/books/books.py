@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from uuid import UUID
+
+import msgspec
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
@@ -23,10 +26,12 @@ class Books:
     For one event loop: the one that `open` is called on. `running` returns the number of runs in progress.
     """
 
-    def __init__(self, dsn: str, *, running: Callable[[], int]) -> None:
+    def __init__(self, dsn: str, *, running: Callable[[], int], resumes: UUID | None = None) -> None:
+        """`resumes` is the id of this worker if its runs are to be resumed: each write is guarded by their fences."""
+        self._resumes = resumes is not None
         self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
-        self._workflows = Workflows(self._pool)
-        self._commit = GroupCommit(self._pool, running=running)
+        self._workflows = Workflows(self._pool, resume=self._resumes)
+        self._commit = GroupCommit(self._pool, running=running, worker_id=resumes)
         self._unwritten: dict[Claim, set[_Given]] = {}
 
     async def open(self) -> None:
@@ -53,6 +58,9 @@ class Books:
         if refusal is not None:
             answer.set_result(refusal)
             return answer
+        if self._resumes:
+            rows.claims = {run.run_id: run.fence}
+            rows.progressed = {run.run_id} if _has_finished_a_step(rows) else set()
         unit = _Given(run.run_id, rows)
         self._unwritten.setdefault(run, set()).add(unit)
 
@@ -84,6 +92,26 @@ class Books:
         """Write no more rows of this run, except those being written already: its fence is lost."""
         for unit in tuple(self._unwritten.get(run, ())):
             self._commit.drop(unit)
+
+
+class _Metadata(msgspec.Struct):
+    step: int = -1
+
+
+class _Row(msgspec.Struct):
+    metadata: _Metadata
+
+
+def _has_finished_a_step(rows: Rows) -> bool:
+    """Return whether a checkpoint is among the rows that a step made; the first one of a run holds its inputs."""
+    for row in rows.texts.get("checkpoints", ()):
+        try:
+            if msgspec.json.decode(row, type=_Row).metadata.step >= 0:
+                return True
+        except msgspec.MsgspecError:
+            # Not the row of a checkpoint of LangGraph's: it proves no progress.
+            continue
+    return False
 
 
 class _Given(Unit):

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from uuid import UUID
 
 from orcheo_dispatch.shared.database.sqlstate import answered
 from orcheo_dispatch.shared.logs.lines import log
@@ -56,6 +57,10 @@ class Unit:
         raise NotImplementedError
 
 
+class StaleFenceError(Exception):
+    """This worker does not hold the run: nothing was written."""
+
+
 Sized = tuple[Unit, Rows]
 
 
@@ -71,8 +76,10 @@ class GroupCommit:
     Only `close` ends it: if the writing task is cancelled, another one continues with the rows in progress.
     """
 
-    def __init__(self, pool: Connections, *, running: Callable[[], int]) -> None:
+    def __init__(self, pool: Connections, *, running: Callable[[], int], worker_id: UUID | None = None) -> None:
+        """With `worker_id`, rows with claims are written only while that worker holds the runs."""
         self._pool = pool
+        self._worker_id = worker_id
         self._running = running
         """Returns the number of runs in progress: without others, rows are written at once."""
         self._queued: list[Unit] = []
@@ -189,7 +196,7 @@ class GroupCommit:
                 if error is not None and may_pass(error) and answered(error):
                     self._try_alone((unit, rows))
                 else:
-                    _tell(unit, error)
+                    _tell(unit, error, rows)
 
     async def _outlast(self, part: Sequence[Sized]) -> Exception | None:
         """Write these units together, retrying while Postgres is unavailable; return the error if that fails."""
@@ -200,6 +207,8 @@ class GroupCommit:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             error = await self._execute(together)
+            for _, rows in part:
+                rows.stale = together.stale & rows.claims.keys()
             if error is None or not may_pass(error) or answered(error) or time.monotonic() >= until:
                 return error
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - so that workers do not retry at the same time
@@ -208,7 +217,7 @@ class GroupCommit:
     async def _execute(self, rows: Rows) -> Exception | None:
         self._moved_at = time.monotonic()
         try:
-            await _execute_within(self._pool, rows)
+            await _execute_within(self._pool, rows, self._worker_id)
         except Exception as error:  # noqa: BLE001 - the caller that waits for a unit decides what it means.
             return error
         return None
@@ -240,10 +249,12 @@ class GroupCommit:
                     seen.add(unit.run_id)
                     continue
                 self._alone.remove(each)
-                _tell(unit, error)
+                _tell(unit, error, rows)
 
 
-def _tell(unit: Unit, outcome: Exception | None) -> None:
+def _tell(unit: Unit, outcome: Exception | None, rows: Rows | None = None) -> None:
+    if outcome is None and rows is not None and rows.stale:
+        outcome = StaleFenceError()
     if not unit.written.done():
         unit.written.set_result(outcome)
 
@@ -279,7 +290,7 @@ def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]
     return batches
 
 
-async def _execute_within(pool: Connections, rows: Rows) -> None:
+async def _execute_within(pool: Connections, rows: Rows, worker_id: UUID | None) -> None:
     """Write the rows in one transaction with short lock and statement timeouts, in one round trip."""
     seconds = STATEMENT_SECONDS + rows.size() * _SECONDS_A_BYTE
     limits = (
@@ -290,4 +301,6 @@ async def _execute_within(pool: Connections, rows: Rows) -> None:
     async with pool.connection_to_retry_on() as connection, connection.pipeline(), connection.transaction():
         for limit in limits:
             await connection.execute(cast("Any", limit))
-        await connection.execute(*statement_of(rows))
+        answer = await connection.execute(*statement_of(rows, worker_id))
+        if worker_id is not None and rows.claims:
+            rows.stale = rows.claims.keys() - {row["run_id"] for row in await answer.fetchall()}

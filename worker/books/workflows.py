@@ -53,6 +53,8 @@ class Provided(msgspec.Struct, frozen=True, array_like=True):
     """Postgres' time when this was read, in ISO form."""
     read_at: float
     """`time.monotonic()` when this was read; all processes of a host share this clock."""
+    resume: bool = False
+    """Whether each step is stored as it ends, and the run continues after the steps that an earlier attempt stored."""
 
     def encode(self) -> bytes:
         """Return the bytes that are sent to the runner."""
@@ -98,8 +100,9 @@ class Workflows:
     next one, so an answer is never older than its request.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, resume: bool = False) -> None:
         self._pool = pool
+        self._resume = resume
         self._asked: list[_Question] = []
         self._reading: asyncio.Task[None] | None = None
 
@@ -153,7 +156,9 @@ class Workflows:
         rows = await fetch_all(self._pool, _SELECT_WORKFLOWS, parameters)
         read_at = time.monotonic()
         by_place = {row["place"]: row for row in rows}
-        return [_provided(each.run, by_place[place], read_at) for place, each in enumerate(asked, 1)]
+        return [
+            _provided(each.run, by_place[place], read_at, resume=self._resume) for place, each in enumerate(asked, 1)
+        ]
 
 
 class _Question(msgspec.Struct, frozen=True):
@@ -162,7 +167,7 @@ class _Question(msgspec.Struct, frozen=True):
     answer: asyncio.Future[Provided]
 
 
-def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
+def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool) -> Provided:
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
     return Provided(
@@ -175,6 +180,7 @@ def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
         has_history=row["has_history"],
         now=row["now"],
         read_at=read_at,
+        resume=resume,
     )
 
 

@@ -68,7 +68,10 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
     # Apply the policy for lost runs, as the dispatcher would once the lease has expired.
     if settings.lost_runs is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+    if settings.lost_runs is LostRuns.RESUME and stop is Stop.DRAINED:
+        # It continues elsewhere after its last finished step, so a drain costs it no attempt.
+        return Ending.requeued(why, refund=True)
+    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why)
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 
@@ -87,7 +90,7 @@ def unstorable(error: BaseException) -> Ending:
 
 def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
     """Return the ending of a run that ended its runner: requeued if the policy allows it, else failed."""
-    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why, suspect=True)
     return Ending.failed(why, reason="crashed")
 
@@ -96,6 +99,6 @@ def _ending_of_lost(settings: Settings, why: str, *, suspect: bool) -> Ending | 
     """Return the ending of a run that did not, or not certainly, end its runner: the attempt does not count."""
     if settings.lost_runs is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.REQUEUE:
+    if settings.lost_runs.requeues:
         return Ending.requeued(why, suspect=suspect, refund=True)
     return Ending.failed(why, reason="runner_lost", outcome=Outcome.LOST)
