@@ -68,12 +68,7 @@ class ForkServer:
         This runs on the thread that starts processes: each start reaps processes that have ended, and if two threads
         read a status at the same time, only one gets it.
         """
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
-        except RuntimeError:
-            # The interpreter is shutting down and starts no thread's work any more: the process has ended, so this
-            # does not wait.
-            process.join()
+        await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
 
     def stop_sharing(self, server: int) -> None:
         """Replace the fork server that has this process ID by one that does not import the executor."""

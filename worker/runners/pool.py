@@ -107,7 +107,12 @@ class RunnerPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        attached = await self.starter.first(self._runners.add)
+        try:
+            attached = await self.starter.first(self._runners.add)
+        except BaseException:
+            # This process ends with the error: it needs no runner in place of the one that could not open the executor.
+            self._closing = True
+            raise
         self.has_cron = attached.cron
         if attached.books:
             books = self._make_books(self._where.__len__)
