@@ -1,4 +1,4 @@
-"""The checkpointer of a run: ours or, if the tables do not fit our statements, LangGraph's own."""
+"""Choose the checkpointer of runs: ours or, if the tables do not fit our statements, LangGraph's own."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 
 type Saver = RunSaver | OwnSaver
 type MakeSaver = Callable[[str, Outbox], Saver]
-"""Makes the checkpointer of the run with this id."""
+"""Creates the checkpointer of the run with this id."""
