@@ -1,7 +1,7 @@
-"""One request to Orcheo's API.
+"""Send one request to Orcheo's API.
 
-`http.client` on purpose: it knows no proxy of the environment, no `.netrc` and no redirect, so the token goes to the
-host that the operator has named and to no other. Nothing of a body is ever logged.
+Uses `http.client` on purpose: it ignores proxy variables and `.netrc` and follows no redirects, so the token is sent
+only to the host that the operator configured. Bodies are never logged.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 from orcheo_dispatch.shared.settings.addresses import Origin
 
 SOCKET_SECONDS = 10.0
-"""Silence after which a connection is given up."""
+"""Socket timeout."""
 DEADLINE_SECONDS = 30.0
-"""Time for all of one request, however slowly its answer drips."""
+"""Timeout of a whole request, however slowly the response arrives."""
 _MOST_BYTES = 64 * 1024 * 1024
 
 Failure = Literal["unreachable", "malformed"]
@@ -31,13 +31,13 @@ Failure = Literal["unreachable", "malformed"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the API answered, or why there is no answer."""
+    """The API's response, or why there is none."""
 
     status: int = 0
     body: Any = None
-    """What a successful answer holds as JSON; None where it is no JSON."""
+    """The parsed JSON of a successful response; None if it is not JSON."""
     location: str = ""
-    """Where a redirect leads: scheme and host, no more."""
+    """Target of a redirect: scheme, host and port only."""
     retry_after: float | None = None
     """Seconds."""
     failure: Failure | None = None
@@ -45,7 +45,7 @@ class Answer:
 
 
 def ask_api(origin: Origin, path: str, token: str | None, *, deadline: float = DEADLINE_SECONDS) -> Answer:
-    """POST to `path` without a body. Never raises, and returns soon after `deadline` seconds."""
+    """POST to `path` without a body. Never raises; returns soon after `deadline` seconds at the latest."""
     headers = {"Accept": "application/json", "Content-Type": "application/json", "Connection": "close"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -84,7 +84,7 @@ def _read(response: HTTPResponse) -> Answer:
     ok = 200 <= response.status < 300
     raw = response.read(_MOST_BYTES + 1) if ok else b""
     if ok and (len(raw) > _MOST_BYTES or (response.length or 0) > 0):
-        # A body that ends before its length says is no error to `read` with an amount.
+        # `read` with an amount does not raise if the body is shorter than its Content-Length.
         why = "is too long" if len(raw) > _MOST_BYTES else "is cut short"
         return Answer(response.status, failure="malformed", reason=f"{response.status}, but the answer {why}")
     return Answer(
@@ -96,7 +96,7 @@ def _read(response: HTTPResponse) -> Answer:
 
 
 def _failed(error: Exception) -> Answer:
-    """Return the answer for an exception, whose text is not used: some quote headers or lines of the answer."""
+    """Return the answer for an exception. Its text is not used: some exceptions quote headers or response lines."""
     match error:
         case TimeoutError():
             return Answer(failure="unreachable", reason=f"no answer within {SOCKET_SECONDS:g} s")
@@ -132,7 +132,7 @@ def _origin_of(location: str) -> str:
 
 
 def _seconds(value: str | None, date: str | None) -> float | None:
-    """Return the seconds of a `Retry-After`; one that is a date counts from the answer's own `Date`."""
+    """Return the seconds of a `Retry-After` header; a date is relative to the response's own `Date` header."""
     if not value:
         return None
     with suppress(ValueError, TypeError):

@@ -1,6 +1,6 @@
-"""The dispatcher process: a small Celery worker that ticks and hints wake.
+"""The dispatcher process: a small Celery worker that polls on each tick and hint.
 
-`celery -A orcheo_dispatch.dispatcher.app worker` starts it as well.
+It can also be started with `celery -A orcheo_dispatch.dispatcher.app worker`.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ from orcheo_dispatch.shared.settings.model import Settings
 _CONNECTIONS = 3
 _POLL_LIMIT_SECONDS = 5.0
 _POLL_PATIENCE_SECONDS = 120.0
-"""A poll is some ten statements, each with a timeout; one that takes longer will never end."""
+"""A poll is about ten statements, each with a timeout: one that is this much overdue has hung."""
 _UPKEEP_PATIENCE_SECONDS = 600.0
-"""A round returns up to a thousand slots, each a round trip to Redis."""
+"""A round returns up to 1,000 slots, one round trip to Redis per slot."""
 _LOCK_TIMEOUT_SECONDS = 1.0
 """The time that a step waits for a lock; locked rows are skipped without waiting."""
 
 
 class Dispatcher:
-    """The collaborators of a dispatcher process; the command `poll` uses the same."""
+    """The components of a dispatcher process. The command `orcheo-dispatch poll` uses them without `start`."""
 
     def __init__(self, settings: Settings, app: App, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
@@ -121,7 +121,7 @@ class Dispatcher:
         self._page = StatusPage(settings, self.process)
 
     def start(self) -> None:
-        """Poll from now on, and listen for hints. Raises `SettingsError` where the health port is taken."""
+        """Start polling and listening for hints. Raises `SettingsError` if the health port is in use."""
         self._health = serve_health(self._settings, self._routes())
         self._look_for_index()
         self.loop.start()
@@ -132,22 +132,22 @@ class Dispatcher:
         log.info("dispatcher_started", dispatcher_id=str(self.process.id), installation=self._installation.name)
 
     def watch(self, consumer: Consumer) -> None:
-        """Watch from now on whether ticks are taken and polls end."""
+        """Start watching that ticks are consumed and that polls and upkeep rounds end."""
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         keeping = Watched("upkeep", lambda: not self.upkeep.overdue(_UPKEEP_PATIENCE_SECONDS), (exit_now,), patience=0)
         taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
-        # Not by /livez: that is red while Postgres is unavailable as well, and a new process would not bring it back.
+        # Not based on /livez: it also fails while Postgres is unavailable, which a restart would not fix.
         self._progress = ProgressWatch(taking, polls, keeping, on_well=self._feed)
         self._manager.ready("polling")
         self._progress.start()
 
     def stopping(self) -> None:
-        """Say that this process ends."""
+        """Tell the service manager that this process is stopping."""
         self._manager.stopping("finishing the poll under way")
 
     def stop(self) -> None:
-        """Finish the poll under way and deregister. Claims that are out keep their leases."""
+        """Finish the current poll and deregister. Published claims keep their leases."""
         if self._progress is not None:
             self._progress.stop()
         self._hints.stop()
@@ -197,14 +197,14 @@ class Dispatcher:
         self._manager.feed()
 
     def _broker_problem(self) -> str | None:
-        """Return what is wrong with Redis, as found by what takes ticks or by what publishes."""
+        """Return what is wrong with Redis, as seen by the publisher or by the consumer of ticks; None if nothing."""
         if self.poller.broker_problem is not None:
             return self.poller.broker_problem
         return None if self._consumer is None else self._consumer.problem
 
     def _pushed(self, run_id: str, workspace_id: str | None) -> bool:
         self.metrics.hinted("run")
-        # Before the database is asked: most runs are claimed whether they were pushed or not.
+        # Before querying the database: most runs can be claimed whether they were pushed or not.
         self.loop.wake()
         admission = self._admitter.pushed(run_id, workspace_id)
         if admission.admitted:
@@ -223,12 +223,12 @@ class Dispatcher:
         try:
             ask_for_cron(self._app, self.broker, self._installation.cron)
         except BrokerError as error:
-            # Workers notice on their own that no process dispatches.
+            # Workers notice on their own that no process dispatches cron triggers.
             log.debug("cron_prompt_missing", reason=str(error))
 
 
 def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
-    """Return the app of a dispatcher process; the dispatcher itself starts with the Celery worker."""
+    """Return the Celery app of a dispatcher process; the dispatcher starts together with the Celery worker."""
     app = make_app("orcheo-dispatcher", settings, installation)
     queues = [installation.dispatch, OLD_DISPATCH_QUEUE]
     app.conf.update(worker_pool="threads", worker_concurrency=2, task_queues=[Queue(queue) for queue in queues])
@@ -286,5 +286,5 @@ def _make(settings: Settings) -> App:
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when the `celery` command asks for it, not at import."""
+    """Create `app` on first access by the `celery` command, not at import."""
     return lazy_app(name, __name__, _make)

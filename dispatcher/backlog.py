@@ -1,4 +1,4 @@
-"""Gauges of pending runs, processes and servers, read from the database when Prometheus scrapes, never by a poll."""
+"""Gauges of pending runs, processes and servers, read when Prometheus scrapes, never by a poll."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SELECT kind, count(*) FILTER (WHERE alive) AS alive, count(*) FILTER (WHERE vani
   FROM orcheo_dispatch.processes GROUP BY kind
 """)
 
-# In transactions, which everybody may see; how long another role's has been open in seconds, only few may.
+# Measured in transactions, which any role may see; the start time of another role's transaction needs a privilege.
 OLDEST_TRANSACTION = text("""
 SELECT COALESCE(max(GREATEST(age(backend_xmin), age(backend_xid))), 0) FROM pg_stat_activity
  WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()
@@ -47,7 +47,7 @@ SELECT COALESCE(max(GREATEST(age(backend_xmin), age(backend_xid))), 0) FROM pg_s
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What was found: nothing of a server that did not answer."""
+    """The result of one reading; values from a server that did not answer are None."""
 
     at: float
     ledger: dict[str, float] | None = None
@@ -58,10 +58,10 @@ class _Reading:
 
 
 class Backlog:
-    """Collects for prometheus_client.
+    """A collector for prometheus_client.
 
-    One reading serves all who scrape within five seconds. It is made on a thread and a connection of its own, so
-    that neither a poll nor a scrape waits for a database that does not answer.
+    One reading serves all scrapes within five seconds. It is made on its own thread and connection, so that neither a
+    poll nor a scrape waits for a database that does not answer.
     """
 
     def __init__(self, settings: Settings, installation: Installation, broker: redis.Redis) -> None:
@@ -140,7 +140,7 @@ class Backlog:
                 self._dispose()
 
     def _recent(self) -> _Reading:
-        """Return a fresh reading, or the last one where a new one takes too long; an empty one if that is stale."""
+        """Return a fresh reading; the last one if a new one takes too long; an empty one if the last one is stale."""
         with self._lock:
             done = self._done
             if done is None and not self._closed and time.monotonic() - self._reading.at > FRESH_SECONDS:
@@ -167,7 +167,7 @@ class Backlog:
             self._engine.dispose()
 
     def _look(self) -> _Reading:
-        # Whether they answer is all that matters here; polls and heartbeats say why not.
+        # Only whether they answer matters here; polls and heartbeats log the reason.
         messages, ledger, alive, vanished, cron_age = None, None, None, None, None
         with suppress(BrokerError), broker_errors():
             answer: Any = self._broker.llen(self._installation.runs)
@@ -177,7 +177,7 @@ class Backlog:
         try:
             ledger, alive, vanished = self._ask_database()
         except SchemaError:
-            # The server answers, and says that a view is missing or may not be read: `check` says which.
+            # The server answers, but a view is missing or may not be read: `check` reports which one.
             ledger = {}
         except DispatchError:
             pass

@@ -1,6 +1,6 @@
 """Beat's schedule: one tick per poll interval, one cron message per cron interval.
 
-`celery -A orcheo_dispatch.dispatcher.beat beat` starts it as well.
+It can also be started with `celery -A orcheo_dispatch.dispatcher.beat beat`.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ from orcheo_dispatch.shared.settings.policies import CronMode
 
 _MAX_WAITING_TICKS = 10
 _MAX_WAITING_CRON = 1
-"""One message is enough: its receiver dispatches all triggers that are due."""
+"""One message is enough: its receiver dispatches all due triggers."""
 _PATIENCE_SECONDS = 30.0
 _PATIENCE_INTERVALS = 5
 
 
 class TickScheduler(Scheduler):
-    """Celery's scheduler; it sends nothing while nobody consumes what it sent, and logs each change of state once.
+    """Celery's scheduler; it sends nothing while earlier messages wait, and logs each change of state once.
 
-    The schedule is kept in memory: it holds nothing worth a file. Messages do not expire: an expiry is written
-    by one host's clock and read by another's. Instead none is sent while a few wait.
+    The schedule is kept in memory, since it needs no file. Messages have no expiry, because one host's clock would
+    set it and another's would check it. Instead, nothing is sent while ten messages wait in the queue, or one for cron
+    in workers.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class TickScheduler(Scheduler):
         on_closing: Callable[[], None],
         **kwargs: Any,
     ) -> None:
-        """`installation` returns to whose dispatchers the ticks go, None: to those of all. The rest is Celery's."""
+        """`installation` returns whose dispatchers get the ticks; None means all. Other arguments are Celery's."""
         self.broker = BrokerState("beat", metrics.broker_failed)
         self.turned_at = time.monotonic()
-        """`time.monotonic()` of the last entry that was handled, whatever came of it."""
+        """`time.monotonic()` of the last schedule entry that was handled, whether or not it was sent."""
         self.sent_at = float("-inf")
-        """The same of the last tick that went out."""
+        """`time.monotonic()` of the last tick that was sent."""
         self._installation = installation
         self._metrics = metrics
         self._on_closing = on_closing
@@ -81,12 +82,12 @@ class TickScheduler(Scheduler):
         self._client = connect(self.app.broker_url)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """Send what is due, unless enough of it waits; never raises."""
+        """Send a due message, unless enough of them already wait in the queue. Never raises."""
         installation = self._installation()
         queue = installation.dispatch if installation else OLD_DISPATCH_QUEUE
         if entry.task == CRON_IN_WORKER:
             if installation is None:
-                # The installation is not known. Its workers notice on their own that no process dispatches.
+                # Which workers to ask is unknown. They notice on their own that no process dispatches cron triggers.
                 return
             queue = installation.cron
         entry.options["queue"] = queue
@@ -113,13 +114,13 @@ class TickScheduler(Scheduler):
         return reconnect(self.connection, self.broker, self._turn)
 
     def close(self) -> None:
-        """Log the end and close: there is nothing to save."""
+        """Call `on_closing` and stop: there is nothing to save."""
         self._on_closing()
         super().close()
 
     def _leave_server(self) -> None:
         """Reconnect for the next entry: if a server became read-only, its address may lead to the new primary."""
-        # Both are made when they are next used.
+        # Celery creates `producer` and `connection` again on next use.
         self.__dict__.pop("producer", None)
         connection = self.__dict__.pop("connection", None)
         if connection is not None:
@@ -131,7 +132,7 @@ class TickScheduler(Scheduler):
 
 
 def make_beat_app(settings: Settings) -> Celery:
-    """Return the app whose schedule Beat runs. Several Beats do no harm: ticks are coalesced.
+    """Return the Celery app of Beat. Several Beats may run at once: ticks are coalesced.
 
     Beat can stay alive without ticking: blocked on a socket, or waiting for a host clock that was set back.
     It then exits, so that its service manager restarts it; in the meantime dispatchers poll on their own.
@@ -148,7 +149,7 @@ def make_beat_app(settings: Settings) -> Celery:
         scheduler: TickScheduler = sender.scheduler
         installation.start()
         live = [progress("turn", "turn of the schedule", lambda: scheduler.turned_at, patience)]
-        # Not sent while Redis is unavailable or while nobody consumes what was sent.
+        # No tick is sent while Redis is unavailable, or while earlier ticks wait.
         sent = progress("tick", "tick sent", lambda: scheduler.sent_at, patience, patient=False)
         try:
             broker = condition("broker", lambda: scheduler.broker.problem, "Redis answers")
@@ -196,5 +197,5 @@ def make_beat_app(settings: Settings) -> Celery:
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when the `celery` command asks for it, not at import."""
+    """Create `app` on first access by the `celery` command, not at import."""
     return lazy_app(name, __name__, make_beat_app)

@@ -1,7 +1,7 @@
 """Determine which installation Beat belongs to: from the settings, or from the database once it answers.
 
-Beat needs no database: until it knows, its ticks go to the queue that every dispatcher on this Redis reads, as those of
-earlier releases do. A tick of another installation costs a dispatcher one poll.
+Beat does not need the database. Until it knows its installation, it sends ticks to the queue that every dispatcher on
+this Redis reads, as earlier releases do. A tick of another installation costs a dispatcher one poll.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ _RETRY_SECONDS = (5.0, 300.0)
 
 
 class BeatInstallation:
-    """Asks on a thread of its own, again and again, ever less often; `find` raises `DatabaseError`."""
+    """Looks up the installation on its own thread, with growing delays between attempts.
+
+    `find` may raise `DatabaseError`.
+    """
 
     def __init__(self, settings: Settings, find: Callable[[Settings], Installation] = find_installation) -> None:
         self._settings = settings
         self._find = find
         self.known: Installation | None = None
-        """The installation, once it is known."""
+        """The installation; None until it is known."""
 
     def start(self) -> None:
-        """Learn it: at once from the settings, else when the database answers."""
+        """Take the installation from the settings, or look it up in the background until the database answers."""
         if self._settings.namespace:
             self._learn()
         else:

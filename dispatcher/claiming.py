@@ -1,4 +1,4 @@
-"""Claims for a poller: what there is to do, and which runs it takes."""
+"""Look for work and claim runs, for a poller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 
 class Claimer:
-    """Looks and claims for one dispatcher, and keeps its place in the turns. Each method raises `DatabaseError`."""
+    """Looks and claims for one dispatcher, and keeps its place in the rotation. Methods raise `DatabaseError`."""
 
     def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
         self._settings = settings
@@ -31,15 +31,15 @@ class Claimer:
         return look
 
     def everything(self) -> Look:
-        """Return that there is everything to do, for a poll that could not look."""
+        """Return a `Look` that assumes there is work for every step but reaping, for a poll whose look failed."""
         return Look(lost=False, lapsed=True, queued=self._queued, pending=True, in_turn=self._in_turn, at=None)
 
     def queued(self) -> int:
-        """Return how many claims have not begun."""
+        """Return how many claimed runs have not begun."""
         return self._store.queued()
 
     def claim(self, room: int) -> tuple[list[Claim], bool]:
-        """Claim up to `room` runs; return them, and whether more could be claimed at once."""
+        """Claim up to `room` runs; return them, and whether more runs could be claimed immediately."""
         claims = self._store.claim(
             room,
             triggers=self._settings.triggers,
@@ -53,7 +53,7 @@ class Claimer:
         return claims, self._turns.more
 
     def _note_index(self, there: bool) -> None:
-        """Log a change of whether claims can be made in turn."""
+        """Log when the index needed for claiming in turn appears or disappears."""
         if there and not self._in_turn:
             log.info("index_found", index=TURNS_INDEX)
         elif not there and self._in_turn:

@@ -37,10 +37,10 @@ _OF_STATUS: dict[int, tuple[ApiCronOutcome, str]] = {
 
 
 class ApiCron:
-    """Asks the API to create the runs of cron triggers that are due; after a failure, not before a pause."""
+    """Asks the API to create the runs of due cron triggers; after a failure, only after a delay."""
 
     def __init__(self, origin: Origin, token: str | None, *, pause: Callable[[], float] = random.random) -> None:
-        """`pause` returns a number below 1, by which processes that failed together do not return together."""
+        """`pause` returns the jitter, a number below 1: processes that failed together must not retry together."""
         self._origin = origin
         self._token = token
         self._pause = pause
@@ -48,7 +48,7 @@ class ApiCron:
         self._not_before = float("-inf")
 
     def __call__(self) -> CronReport | None:
-        """Ask once; return what came of it, or None where it is too early to ask again. Never raises."""
+        """Send one request; return its result, or None if it is too early to retry. Never raises."""
         if time.monotonic() < self._not_before:
             return None
         answer = ask_api(self._origin, PATH, self._token)
@@ -80,7 +80,7 @@ class ApiCron:
         return CronReport(outcome, reason=f"{answer.status}: {why}")
 
     def _pause_after(self, answer: Answer) -> float:
-        """Return the delay before the next request to the API (seconds): its `Retry-After`, or exponential backoff."""
+        """Return the delay before the next request (seconds): exponential backoff, or `Retry-After` if longer."""
         seconds = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 20), _LONGEST_PAUSE_SECONDS)
         if answer.retry_after is not None:
             seconds = max(seconds, min(answer.retry_after, _LONGEST_RETRY_AFTER_SECONDS))
@@ -116,18 +116,18 @@ class DispatcherCron:
             )
 
     def start(self) -> None:
-        """Dispatch from now on, also where Beat is silent."""
+        """Start dispatching; this does not depend on Beat."""
         if self._loop is not None:
             self._loop.start()
 
     def asked(self) -> None:
-        """Dispatch as soon as possible, or have a worker do it: Beat, or Orcheo's own Beat, asks for it."""
+        """Dispatch as soon as possible, or have a worker do it, because Beat or Orcheo's own Beat asked for it."""
         if self._loop is not None:
             self._prompts.give()
         elif self._mode is CronMode.WORKER:
             self._pass_on()
 
     def stop(self) -> None:
-        """Begin no other dispatch, and wait a moment for the one under way."""
+        """Begin no other dispatch, and wait briefly for the current one."""
         if self._loop is not None:
             self._loop.stop()

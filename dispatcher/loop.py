@@ -1,4 +1,4 @@
-"""Decide when to poll: on a tick, on a hint, after the delay of the last poll, or alone when Beat is silent."""
+"""Decide when to poll: on a tick, on a hint, after the delay that the last poll returned, or while Beat is silent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOCK_TIMEOUT_SECONDS = 1.0
 
 
 class PollLoop:
-    """Polls on a thread of its own. Any number of wake-ups while it polls become one more poll."""
+    """Polls on its own thread. All wake-ups during a poll are coalesced into one more poll."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class PollLoop:
         self._ticked_at = time.monotonic()
         self._beat_silent = False
         self.database_away = False
-        """Whether Postgres was unavailable in the last poll."""
+        """Whether Postgres was unavailable at the last poll."""
         self._due_at = time.monotonic()
         self.polled_at = float("-inf")
-        """`time.monotonic()` of the last poll that succeeded."""
+        """`time.monotonic()` of the last successful poll."""
         self._thread = threading.Thread(target=self._run, name="poll-loop", daemon=True)
 
     def start(self) -> None:
@@ -58,20 +58,20 @@ class PollLoop:
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Finish the poll under way and stop."""
+        """Finish the current poll and stop."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.join(timeout)
 
     def wake(self) -> None:
-        """Poll as soon as possible: a hint came."""
+        """Poll as soon as possible, because a hint arrived."""
         with self._wake:
             self._woken = True
             self._wake.notify()
 
     def tick(self, beat: Process) -> None:
-        """Poll as soon as possible: this Beat is alive and says that an interval has passed."""
+        """Poll as soon as possible, because this Beat sent a tick."""
         with self._wake:
             self._ticked_at = time.monotonic()
             self._woken = True
@@ -84,7 +84,7 @@ class PollLoop:
             log.info("beat_recovered")
 
     def overdue(self, seconds: float) -> bool:
-        """Return whether a poll has not come to its end, or not begun, for this many seconds more than it should."""
+        """Return whether a poll is more than this many seconds late to begin, or has run for longer than that."""
         return time.monotonic() > self._due_at + seconds
 
     def _run(self) -> None:
@@ -93,7 +93,7 @@ class PollLoop:
             delay = self._poll_once()
 
     def _wait(self, delay: float | None) -> bool:
-        """Wait for a wake-up, for `delay`, or for Beat to have been silent too long; False to stop."""
+        """Wait for a wake-up, for `delay` seconds, or until Beat has been silent too long; return False to stop."""
         with self._wake:
             if not self._woken and not self._stopping:
                 pause = self._patience() if delay is None else min(delay, self._patience())
@@ -138,7 +138,7 @@ class PollLoop:
         return report.next_delay
 
     def _listen_for_beat(self) -> None:
-        """Tell silence from the ticks of others: each tick reaches one dispatcher, and this is polling already."""
+        """Report that Beat is silent, unless its ticks reach other dispatchers: each tick reaches only one."""
         seconds = SILENT_INTERVALS * self._interval
         if self._beat_silent or time.monotonic() - self._ticked_at < seconds:
             return

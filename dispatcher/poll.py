@@ -1,4 +1,4 @@
-"""One poll: look, reap, reconcile, room, claim, publish. What can wait is done by `dispatcher/upkeep.py`."""
+"""One poll: look, reap, reconcile, room, claim, publish. Work that can wait is in `dispatcher/upkeep.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 _FULL_QUEUE_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
-"""The time until the next poll where a step of this one failed."""
+"""Delay until the next poll if a step of this one failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,19 @@ class PollReport:
     published: int = 0
     broker_error: str | None = None
     failing: tuple[str, ...] = ()
-    """The steps that failed: each was passed over, and its reason is in the log."""
+    """The steps that failed: each was skipped, and its reason is in the log."""
     next_delay: float | None = None
-    """Seconds after which to poll again without waiting for the next tick; None where nothing hurries."""
+    """Seconds after which to poll again without waiting for the next tick; None to wait for the tick."""
 
     @property
     def dispatches(self) -> bool:
-        """Whether it could look for runs and claim them."""
+        """Whether the poll could look for runs and claim them."""
         return not {"look", "claim"} & set(self.failing)
 
 
 @dataclass(frozen=True, slots=True)
 class _Dispatched:
-    """What became of the claims of a poll."""
+    """The result of claiming and publishing in one poll."""
 
     claimed: int = 0
     sent: Sent = field(default_factory=Sent)
@@ -51,7 +51,7 @@ class _Dispatched:
 
 
 class Poller:
-    """Polls. Not thread-safe: one at a time; any number of pollers in other processes do no harm."""
+    """Polls. Not thread-safe; pollers in any number of other processes may run at the same time."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class Poller:
 
     @property
     def broker_problem(self) -> str | None:
-        """What is wrong with Redis, in one line; None where the last thing this poller asked of it succeeded."""
+        """What is wrong with Redis, in one line; None if this poller's last request to it succeeded."""
         return self._outgoing.problem
 
     def poll(self) -> PollReport:
-        """Poll once and return what was done. Raises `DatabaseError` where the server is unavailable.
+        """Poll once and return what was done. Raises `DatabaseError` if the server is unavailable.
 
-        Every step is a transaction of its own, committed before Redis is spoken to. One that fails is reported and
-        passed over, and until it succeeds again the claims of a poll come before it.
+        Every step is its own transaction, committed before any request to Redis. A step that fails is reported and
+        skipped. Until it succeeds again, it runs after the claims of each poll.
         """
         try:
             return self._poll()
@@ -124,7 +124,7 @@ class Poller:
         return look
 
     def _recover(self, look: Look, *, before_claims: bool) -> Recovered:
-        """Reap and reconcile: before the claims of this poll, or behind them what failed the last time."""
+        """Reap and reconcile: before claiming, or after claiming if the step failed the last time."""
         found = Recovered()
         if look.at is not None and ("reap" not in self._failing) is before_claims:
             found += self._steps.run("reap", lambda: self._recovery.reap(look), Recovered())
@@ -153,7 +153,7 @@ class Poller:
             self._steps.well("claim")
             self._backlog_is_deep = False
             return _Dispatched()
-        # What was requeued or released by this poll may be claimed by it.
+        # Runs that this poll requeued or released may be claimed by it.
         nothing: tuple[list[Claim], bool] = ([], False)
         claims, more = self._steps.run("claim", lambda: self._claimer.claim(room), nothing)
         self._metrics.claimed(len(claims))
@@ -167,7 +167,7 @@ class Poller:
         return _Dispatched(len(claims), sent, 0.0 if more else None)
 
     def _next(self, delay: float | None, look: Look) -> float | None:
-        """Return the seconds after which to poll again without waiting for the next tick."""
+        """Return the seconds after which to poll again without waiting for the next tick, or None."""
         delays = [] if delay is None else [delay]
         if look.lost and self._recovery.wait:
             delays.append(self._recovery.wait)
@@ -176,13 +176,13 @@ class Poller:
         return min(delays, default=None)
 
     def _least_room(self) -> int:
-        """Return how much room is worth a claim: with a deep backlog a batch, while workers have half a queue to do.
+        """Return the minimum room for claiming: with a deep backlog one batch, at most half of the queue's limit.
 
-        Else each poll would claim what was begun since the last one, in ever smaller messages.
+        Otherwise each poll would only replace the runs begun since the last one, in ever smaller messages.
         """
         return min(self._settings.batch_size, max(1, self._settings.max_queued // 2)) if self._backlog_is_deep else 1
 
     def _full_delay(self) -> float:
-        """Look again soon whether workers made room, and ever less often while they do not."""
+        """Return the delay until the next look for room: it starts short and doubles while there is none."""
         self._full_polls = min(self._full_polls + 1, 10)
         return float(min(self._settings.poll_interval, _FULL_QUEUE_SECONDS * 2 ** (self._full_polls - 1)))

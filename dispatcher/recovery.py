@@ -19,7 +19,7 @@ _WAITING, _DELIVERED = "waiting in Redis", "delivered"
 class ReapGate:
     """Closed for a while after polls were delayed: whatever delayed them may have delayed heartbeats as well.
 
-    Workers then get two heartbeat intervals to renew their leases, and after an outage of the server a whole lease.
+    Workers then get two heartbeat intervals to renew their leases, or one lease after an outage of the server.
     """
 
     def __init__(self, *, lease: float, heartbeat: float) -> None:
@@ -31,16 +31,16 @@ class ReapGate:
         self._outage_ended = float("-inf")
 
     def looked(self, at: float) -> None:
-        """Note that a poll looked at the ledger; `at` is the time by the clock of the database."""
+        """Note that a poll read the ledger; `at` is the database's time."""
         held_up = self._looked_at is not None and at - self._looked_at > self._lease
         if self._failed or held_up:
             self._not_before = at + self._grace
-        # A clock that was set back must not close the gate for longer.
+        # A clock that was set back must not keep the gate closed for longer.
         self._not_before = min(self._not_before, at + self._grace)
         self._looked_at, self._failed = at, False
 
     def failed(self) -> None:
-        """Note that a poll could not look: a table was locked, say."""
+        """Note that a poll could not read the ledger, e.g. because a table was locked."""
         self._failed = True
 
     def outage(self) -> None:
@@ -50,7 +50,7 @@ class ReapGate:
 
     @property
     def wait(self) -> float:
-        """Seconds until runs may be reaped; 0 where they may be now."""
+        """Seconds until runs may be reaped; 0 if they may be reaped now."""
         if self._failed or self._looked_at is None:
             return self._grace
         after_outage = self._outage_ended + self._lease - time.monotonic()
@@ -67,7 +67,7 @@ class Recovered:
     released: int = 0
 
     def __add__(self, other: Recovered) -> Recovered:
-        """Return both together."""
+        """Return the sums."""
         return Recovered(
             self.lost + other.lost,
             self.requeued + other.requeued,
@@ -87,7 +87,7 @@ class Recovery:
         metrics: DispatcherMetrics,
         on_reaped: Callable[[list[str]], None],
     ) -> None:
-        """`on_reaped` is given the runs that were ended or requeued: it returns their slots, and must not wait."""
+        """`on_reaped` gets the ids of runs that were ended or requeued, to return their slots. It must not block."""
         self._settings = settings
         self._store = store
         self._broker_gate = broker_gate
@@ -97,15 +97,15 @@ class Recovery:
 
     @property
     def wait(self) -> float:
-        """Seconds until runs may be reaped; 0 where they may be now."""
+        """Seconds until runs may be reaped; 0 if they may be reaped now."""
         return self._reap_gate.wait
 
     def looked(self, at: float) -> None:
-        """Note that a poll looked at the ledger; `at` is the time by the clock of the database."""
+        """Note that a poll read the ledger; `at` is the database's time."""
         self._reap_gate.looked(at)
 
     def look_failed(self) -> None:
-        """Note that a poll could not look."""
+        """Note that a poll could not read the ledger."""
         self._reap_gate.failed()
 
     def outage(self) -> None:
@@ -138,10 +138,10 @@ class Recovery:
         return Recovered(lost=len(reaped) - requeued, requeued=requeued)
 
     def reconcile(self) -> Recovered:
-        """Extend the claims whose messages Redis still holds and release those whose messages it lost.
+        """Extend claims whose messages Redis still holds; release claims whose messages it lost.
 
-        A message that a worker took and did not acknowledge for a lease died with its worker: Celery
-        acknowledges ours as soon as their runs are taken up.
+        A message that a worker has received but not acknowledged for one lease was lost with its worker, because
+        Celery acknowledges messages as soon as the worker accepts their runs.
         """
         lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
         if not lapsed:

@@ -1,4 +1,4 @@
-"""Run the steps of a poll and of the upkeep, each as a failure domain of its own."""
+"""Run the steps of a poll and of the upkeep, each as its own failure domain."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from orcheo_dispatch.shared.metrics.steps import StepName
 class Steps:
     """Runs steps and logs once per change of state which of them fail and why.
 
-    A step fails where Postgres refuses it, where a lock is held for longer than it waits, or where it has a bug; then
-    the next one is run. Only an unavailable server ends them all.
+    A step fails if Postgres rejects it, if it times out waiting for a lock, or if it has a bug; the next step still
+    runs. Only an unavailable server ends them all.
     """
 
     def __init__(self, engine: Engine, metrics: DispatcherMetrics) -> None:
@@ -30,13 +30,13 @@ class Steps:
 
     @property
     def failing(self) -> tuple[StepName, ...]:
-        """The steps that failed the last time that they were run."""
+        """The steps that failed when they last ran."""
         return tuple(sorted(self._failing))
 
     def run[T](self, step: StepName, work: Callable[[], T], otherwise: T) -> T:
-        """Return what `work` returns, or `otherwise` where it fails.
+        """Return the result of `work`, or `otherwise` if it fails.
 
-        Raises `DatabaseError` where the server is unavailable.
+        Raises `DatabaseError` if the server is unavailable.
         """
         try:
             result = work()
@@ -74,9 +74,9 @@ class Steps:
 
 
 def unavailable(error: DatabaseError) -> bool:
-    """Return whether the server is unavailable, or takes no writes: whatever is asked of it next fails as well.
+    """Return whether the server is unavailable or read-only, so that the next statement would fail as well.
 
-    The error class alone is not sufficient, since a trigger can raise any: the connection must have broken.
+    The error class alone is not sufficient, since a trigger can raise any class: the connection must be broken.
     """
     if not error.answered or failure_of(error.__cause__) is Failure.READ_ONLY:
         return True
@@ -84,6 +84,6 @@ def unavailable(error: DatabaseError) -> bool:
 
 
 def _reason(error: DatabaseError) -> str:
-    """Return the text of the server's own errors; of those that a function raised only its name and the SQLSTATE."""
+    """Return the text of a server error; if a function raised it, only the function's name and the SQLSTATE."""
     cause = error.__cause__
     return reason_of(cause) if cause is not None and raised_by_function(cause) else str(error)

@@ -1,7 +1,7 @@
-"""Work that can wait, on a thread and a connection of its own, so that claims never wait for it.
+"""Maintenance on its own thread and connection, so that claims never wait for it.
 
-Live processes are recorded, slots due from a dead worker are returned, rows without a run are settled, what
-ended is counted, what is old is pruned.
+Records live processes, returns the slots of lost workers' runs, settles ledger rows without a run, counts ended runs
+and prunes old rows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 INTERVAL_SECONDS = 30.0
 SLOT_PATIENCE_SECONDS = 15.0
-"""A worker records the slots that it returned with its heartbeats; only slots due for longer (seconds) are checked."""
+"""With its heartbeats a worker records the slots it returned; only slots due for longer than this are returned here."""
 SEEN_SECONDS = 5.0
 _BATCH = 1000
 _MOST_BEATS = 16
 _CANCELLED_SECONDS = 86_400.0
-"""The API's counter of slots, too, lives for a day."""
+"""The API's slot counter also expires after a day."""
 _PROCESSES_SECONDS = 3600.0
 _TRACE_SECONDS = 120.0
 """How long closing the traces of a reaped run is retried (seconds): a trace may be locked."""
@@ -56,7 +56,7 @@ class _Due:
 
 
 class Upkeep:
-    """Does one round after the other; each step of one is a transaction and a failure domain of its own."""
+    """Does rounds of maintenance; each step of a round is its own transaction and failure domain."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
-        """Do rounds from now on."""
+        """Start doing rounds."""
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End the round under way and begin no other."""
+        """Finish the current round and begin no other."""
         with self._wake:
             self._stopping = True
             self._stopped.set()
@@ -131,11 +131,11 @@ class Upkeep:
             self._wake.notify()
 
     def hurry(self) -> None:
-        """Have everything due now, as an operator's `orcheo-dispatch poll` wants it."""
+        """Make a round due now, as `orcheo-dispatch poll` does."""
         self._round.at = float("-inf")
 
     def once(self) -> None:
-        """Do what is due. Raises `DatabaseError` where the server is unavailable."""
+        """Do the work that is due. Raises `DatabaseError` if the server is unavailable."""
         self._say_alive()
         round_is_due = self._round.now()
         with self._wake:
@@ -146,7 +146,7 @@ class Upkeep:
             self._do("slots", lambda: self._return_slots(older_than=0.0))
         if round_is_due:
             self._do("orphans", self._store.reap_orphans)
-            # Before anything is pruned that was not counted.
+            # Before pruning, so that every run is counted.
             self._do("count", self._store.count_ended)
             self._do("adopt", self._adopt)
             self._do("slots", lambda: self._return_slots(older_than=SLOT_PATIENCE_SECONDS))
@@ -172,7 +172,7 @@ class Upkeep:
             self._began_at = None
 
     def _note_postponed(self, error: DatabaseError | None) -> None:
-        """Log each change: polls may succeed all the while, on connections that they have already."""
+        """Log each change. Polls may succeed meanwhile, on connections that are already open."""
         if error is not None and not self._postponed:
             log.warning("upkeep_postponed", reason=str(error))
         elif error is None and self._postponed:

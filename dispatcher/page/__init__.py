@@ -1,4 +1,4 @@
-"""The status page: what an operator sees first. It only reads, on a thread and a connection of its own."""
+"""The status page for operators. It only reads, on its own thread and connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 
 class StatusPage:
-    """The page of one dispatcher, where a health port is set; where none is, it costs nothing."""
+    """The page of one dispatcher, if a health port is set; otherwise it opens nothing."""
 
     def __init__(self, settings: Settings, process: Process) -> None:
         self._settings = settings
@@ -22,7 +22,7 @@ class StatusPage:
         self._watch: Watch | None = None
 
     def routes(self, checks: Sequence[Check]) -> dict[str, Route]:
-        """Start reading and return the routes; `checks` tell how this process is."""
+        """Start reading and return the routes; `checks` report the health of this process."""
         if self._settings.health_port == 0:
             return {}
         self._watch = Watch(make_engine(self._settings, role="page", connections=1), checks=checks)
@@ -30,6 +30,6 @@ class StatusPage:
         return page_routes(self._watch, self._process, guarded=self._settings.health_token is not None)
 
     def close(self) -> None:
-        """Stop reading. May be called again, and before `routes`."""
+        """Stop reading. May be called repeatedly, and before `routes`."""
         if self._watch is not None:
             self._watch.stop()

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from orcheo_dispatch.shared.health.routes import Answer
 
-# What a browser may do with anything that comes from here; the page alone may do more.
+# Headers of every response of the page's routes; the page itself allows its own style, script and requests.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "Referrer-Policy": "no-referrer",
@@ -19,11 +19,11 @@ HEADERS = {
 
 
 def make_document() -> Answer:
-    """Return the page. Made once, at the start: it is the same for everybody."""
+    """Return the page. It is the same for all requests, so it is created once, at the start."""
     style, script = _read("page.css"), _read("page.js")
     body = _read("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
-    # The hashes name these two texts: a style or script that anything else brings into the page does nothing. Nor
-    # may the script make HTML of a text.
+    # The hashes allow only this style and this script; injected ones are ignored. Trusted Types keep the script from
+    # creating HTML from a text.
     policy = (
         f"{HEADERS['Content-Security-Policy']}; style-src {_source(style)}; script-src {_source(script)}; "
         "connect-src 'self'; img-src data:; require-trusted-types-for 'script'; trusted-types 'none'"

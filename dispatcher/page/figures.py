@@ -83,7 +83,7 @@ def read_figures(connection: Connection) -> Figures:
 
 
 def named(rows: Iterable[Row], names: dict[str, str]) -> list[Row]:
-    """Return the rows, each with the name of its workflow, or None where it has none that we may know."""
+    """Return the rows, each with its workflow's name, or None if it is unknown or may not be read."""
     return [{**row, "workflow": names.get(row["workflow_id"])} for row in rows]
 
 

@@ -22,7 +22,7 @@ _LONGEST_ID = 200
 
 
 def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, Route]:
-    """Return the page at `/`, and `/overview.json`, which takes `status` and `workflow`."""
+    """Return the routes: the page at `/`, and `/overview.json` with its parameters `status` and `workflow`."""
     document = make_document()
     began = time.monotonic()
 
@@ -50,7 +50,7 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
 
 
 def _wanted(request: Request) -> Wanted:
-    """Return what is asked for; an empty value asks for all. Raises `ValueError`."""
+    """Return the runs that a request asks for; an empty parameter selects all. Raises `ValueError`."""
     status, workflow = request.query.get("status"), request.query.get("workflow")
     if workflow and (len(workflow) > _LONGEST_ID or not workflow.isprintable()):
         raise ValueError(workflow)
@@ -80,7 +80,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
 
 
 def _choices(workflows: list[str], wanted: Wanted) -> list[str]:
-    """Return the workflows to choose from; the chosen one is among them, though its last run be long ago."""
+    """Return the workflows to choose from, always with the chosen one, even if its last run was long ago."""
     return [*workflows, wanted.workflow] if wanted.workflow and wanted.workflow not in workflows else workflows
 
 

@@ -1,4 +1,4 @@
-"""Decide whether all is well, since when, and otherwise what is wrong and what an operator can do."""
+"""Decide how healthy dispatch is and since when, what is wrong, and what an operator can do about it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong, in a sentence or two, what to do about it, and the command that helps."""
+    """A problem in one or two sentences, what to do about it, and the command that helps."""
 
     name: str
     level: Level
@@ -60,7 +60,7 @@ _POLL = "The polls of this dispatcher do not succeed"
 
 
 def problems_of(trouble: Problem | None, checks: Sequence[Report], figures: Figures | None) -> list[Problem]:
-    """Return all that is wrong, the worst first. If the database is unavailable, its figures are left out."""
+    """Return all problems, unhealthy ones first. If the database is unavailable, its figures are left out."""
     found = [] if trouble is None else [trouble]
     away = trouble is not None and trouble.level is Level.UNHEALTHY
     # A poll without a database cannot succeed: one message is enough.
@@ -167,14 +167,14 @@ class _Change:
 
 
 class Verdict:
-    """The level as this process has seen it, and when it changed. Thread-safe."""
+    """The level that this process has observed, and its last changes. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changes: deque[_Change] = deque(maxlen=_REMEMBERED)
 
     def note(self, problems: Sequence[Problem]) -> Mapping[str, Any]:
-        """Take note of what is wrong now and return the whole as JSON takes it; `for` and `ago` are seconds."""
+        """Record the current problems; return level, problems and changes for JSON. `for` and `ago` are seconds."""
         level = max((problem.level for problem in problems), key=list(Level).index, default=Level.HEALTHY)
         names = tuple(problem.name for problem in problems)
         now = time.monotonic()

@@ -1,6 +1,6 @@
-"""Read the database for all browsers on one thread: a request never waits for a query, and a poll never for a page.
+"""Read the database for all browsers on one thread, so that queries are bounded and polls never wait for the page.
 
-It reads every two seconds while a reader is active and occasionally otherwise, so that "since when" is known.
+It reads every two seconds while a browser is active and every 15 seconds otherwise, to know when the level changed.
 It pauses twenty times as long as a read took, so that readers do not slow down a slow database.
 """
 
@@ -35,12 +35,12 @@ _WATCHED_SECONDS = 15.0
 _CHOICES = 8
 _STATEMENT_MILLISECONDS = 2_000
 _SILENT_SECONDS = 10.0
-"""A read that takes longer, of statements that may take two, is with a database that does not answer."""
+"""A read that takes longer than this means that the database does not answer: each statement is limited to two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is to show. `figures` and `runs` are the last that could be read, `None` where none could yet."""
+    """What to show. `figures` and `runs` are the last ones that were read; None before the first read."""
 
     health: dict[str, Any]
     figures: Figures | None
@@ -58,7 +58,7 @@ class _Choice:
 
 
 class Watch:
-    """Reads from `start` to `stop`, on connections of an engine of its own."""
+    """Reads from `start` to `stop`. It owns its engine."""
 
     def __init__(self, engine: Engine, *, checks: Sequence[Check]) -> None:
         self._engine = engine
@@ -80,7 +80,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and close the connections; where the database does not answer, later."""
+        """Stop reading and close the connections; if a read is in progress, they are closed when it ends."""
         with self._change:
             self._stopping = True
             self._change.notify_all()
@@ -88,7 +88,7 @@ class Watch:
             self._thread.join(_PATIENCE_SECONDS)
 
     def look(self, wanted: Wanted) -> Seen:
-        """Return what there is to show, after a second and a half at most. Never raises."""
+        """Return what to show, within 1.5 seconds. Never raises."""
         with self._change:
             choice = self._choose(wanted)
             self._change.notify_all()
@@ -109,7 +109,7 @@ class Watch:
     def _served(self, choice: _Choice) -> bool:
         if self._stopping or self._trouble is not None or self._silent():
             return True
-        # Where it rests because reads take long, what it has is as new as it gets.
+        # During the pause after a slow read, no newer result will come.
         return choice.runs is not None and not self._stale(choice.read_at) and not self._stale(self._read_at)
 
     def _stale(self, read_at: float) -> bool:
@@ -146,7 +146,7 @@ class Watch:
             self._judge()
 
     def _wait(self) -> bool:
-        """Wait until there is something to read; False to stop."""
+        """Wait until a read is due; return False to stop."""
         with self._change:
             while not self._stopping:
                 pause = self._due_at() - time.monotonic()
@@ -163,7 +163,7 @@ class Watch:
         return self._rest_until if watched else self._rest_until + _IDLE_SECONDS - _FRESH_SECONDS
 
     def _read(self) -> Problem | None:
-        """Read all that is wanted; return what kept us from it."""
+        """Read the figures and the selected runs; return the problem that prevented it, if any."""
         now = time.monotonic()
         with self._change:
             wanted = {w: c for w, c in self._choices.items() if now - c.asked_at < _WATCHED_SECONDS}

@@ -1,4 +1,4 @@
-"""Decide whether Redis can be published to; after a failure it is probed with growing pauses."""
+"""Decide whether messages can be published to Redis; after a failure, probe it with growing delays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 
 
 class BrokerGate:
-    """Closed from a failure until a write to the queue of runs succeeds. Not thread-safe."""
+    """Closes at a failure and reopens when a write to the queue of runs succeeds. Not thread-safe."""
 
     def __init__(self, broker: redis.Redis, installation: Installation, metrics: DispatcherMetrics) -> None:
         self._broker = broker
@@ -29,7 +29,7 @@ class BrokerGate:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with Redis, in one line; None where the last thing asked of it succeeded."""
+        """What is wrong with Redis, in one line; None if the last request to it succeeded."""
         return self._state.problem
 
     @property
@@ -38,7 +38,7 @@ class BrokerGate:
         return max(0.0, self._retry_at - time.monotonic())
 
     def probe(self) -> str | None:
-        """Return why Redis cannot be published to now; while the gate is closed, Redis is asked only after a pause."""
+        """Return why messages cannot be published now, or None. A closed gate probes Redis only after a delay."""
         if self._state.problem is None or self.delay:
             return self._state.problem
         try:
@@ -51,7 +51,7 @@ class BrokerGate:
         return None
 
     def held(self, claims: Collection[Claim]) -> Held | None:
-        """Return which of these claims have their messages in Redis, or None where Redis does not say."""
+        """Return which of these claims have their messages in Redis, or None if Redis does not answer."""
         try:
             return held_claims(self._broker, self._installation, claims)
         except BrokerError as error:
@@ -59,6 +59,6 @@ class BrokerGate:
             return None
 
     def failed(self, error: BrokerError) -> None:
-        """Note that Redis did not do what it was asked."""
+        """Note that a request to Redis failed."""
         self._state.lost(error)
         self._retry_at = time.monotonic() + self._backoff.next()

@@ -16,12 +16,12 @@ from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 _MANY = 8
-"""Claims of one poll from which on a message may carry several."""
+"""Minimum number of claims in a poll for a message to carry more than one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How many claims went out, how many were released, and what stopped the rest."""
+    """How many claims were published, how many were released, and the error that prevented the rest."""
 
     published: int = 0
     released: int = 0
@@ -43,7 +43,7 @@ class Outgoing:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with Redis, in one line; None where the last thing asked of it succeeded."""
+        """What is wrong with Redis, in one line; None if the last request to it succeeded."""
         return self._gate.problem
 
     @property
@@ -52,16 +52,16 @@ class Outgoing:
         return self._gate.delay
 
     def probe(self) -> str | None:
-        """Return why Redis cannot be published to now, or None."""
+        """Return why messages cannot be published now, or None."""
         return self._gate.probe()
 
     def redirect(self) -> None:
-        """Have messages that wait read by workers that are alive: some read the queue of earlier releases."""
+        """Move waiting messages to the queue of earlier releases if only workers of those are alive."""
         if not self._gate.problem:
             self._queue_choice.queue()
 
     def send(self, claims: list[Claim], steps: Steps) -> Sent:
-        """Publish claims, note in the ledger what went out, and release the rest."""
+        """Publish claims, mark those that were sent as published, and release the rest."""
         published, error = self._publish(claims)
         if published:
             steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
@@ -79,7 +79,7 @@ class Outgoing:
         try:
             self._workers = self._store.live_workers(lease=self._settings.worker_lease)
         except DatabaseError as reason:
-            # The claims are committed: they go out in messages as large as the last ones, whatever this is.
+            # The claims are committed and must be published: use the size of the last messages.
             log.debug("workers_unknown", reason=str(reason))
         return self._publisher.publish(
             claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()

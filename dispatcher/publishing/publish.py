@@ -1,4 +1,4 @@
-"""Publish claims: messages with `(run_id, fence)`, one claim per message when few wait and several when many do."""
+"""Publish claims in messages: one `(run_id, fence)` per message if there are few claims, several if there are many."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Publisher:
     def publish(
         self, claims: Sequence[Claim], *, per_message: int = 1, queue: str | None = None
     ) -> tuple[list[Claim], BrokerError | None]:
-        """Publish claims in order; return those that went out, and the error that stopped it, if any.
+        """Publish claims in order; return those that were sent, and the error that stopped it, if any.
 
-        A message may have reached Redis although its sending failed. That is harmless: its claims are
+        A message may have reached Redis although sending it failed. That is harmless: its claims are
         released, the next claims have higher fences, and the stray message begins nothing.
         """
         published: list[Claim] = []
@@ -62,10 +62,10 @@ class Publisher:
 
 
 def claims_per_message(claims: int, workers: Workers) -> int:
-    """Return how many claims a message is to carry.
+    """Return how many claims each message carries.
 
-    A message costs Celery some milliseconds, whatever it carries. One is best for latency and for an even spread,
-    so a message carries more only if many claims are published at once: each worker then still gets its share.
+    A message costs Celery a few milliseconds, whatever its size. One claim per message is best for latency and for an
+    even spread, so a message carries more only if there are enough for every worker to get its share.
     """
     share = claims // (_MESSAGES_A_WORKER * max(1, workers.alive))
     return max(1, min(share, workers.smallest // _MESSAGES_OF_CAPACITY, MAX_CLAIMS_PER_MESSAGE))

@@ -1,6 +1,6 @@
 """Choose the queue to publish to: our own, or that of earlier releases while their workers are alive.
 
-So in the middle of an upgrade, or on the way back from one, all workers share the work: see
+So all workers share the work during an upgrade or its rollback: see
 `orcheo_dispatch.shared.broker.readers`.
 """
 
@@ -19,13 +19,13 @@ from orcheo_dispatch.shared.logs.lines import log
 
 _FRESH_SECONDS = 5.0
 _CONFIRM_SECONDS = 2.0
-"""An emptied Redis has no notes of workers until each has written its own again, within a second."""
+"""An emptied Redis has no notes of workers until each has rewritten its own, within a second."""
 
 
 class QueueChoice:
-    """Chooses, and asks again every five seconds. Not thread-safe.
+    """Chooses, and chooses again every five seconds. Not thread-safe.
 
-    The first choice holds at once; later ones for the old queue once they are confirmed two seconds later.
+    A change to the old queue takes effect only if it is confirmed two seconds later, except for the first choice.
     """
 
     def __init__(self, store: Store, broker: redis.Redis, installation: Installation, *, lease: float) -> None:
@@ -37,10 +37,10 @@ class QueueChoice:
         self._confirms = True
 
     def queue(self) -> str:
-        """Return the queue to publish to. Never raises: what was claimed has to go out.
+        """Return the queue to publish to. Never raises, since claims must be published.
 
-        To be called while messages wait as well: where the last worker of this release has ended, and others live on,
-        what waits in its queue is moved to theirs.
+        Call it also while messages wait: if only workers of earlier releases are alive, messages that wait in the
+        queue of this release are moved to theirs.
         """
         now = time.monotonic()
         if now < self._ask_at:

@@ -1,1 +1,1 @@
-"""What wakes a dispatcher besides Beat's ticks: the API's pushes and notifications of Postgres."""
+"""Wakes a dispatcher, in addition to Beat's ticks: on the API's pushes and on notifications of Postgres."""

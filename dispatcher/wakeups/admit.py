@@ -1,4 +1,4 @@
-"""Admit runs that the API pushed: they are claimed whatever their label."""
+"""Admit runs that the API pushed, so that they are claimed whatever their label."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
 
 PUSH_PATIENCE_SECONDS = 10.0
-"""Age from which on the push of a run is taken for lost."""
+"""Age of a pending run from which its push is considered lost."""
 _BATCH = 1000
 
 
 class Admitter:
-    """Enters runs of other labels than the allow-list's into the ledger, for the next claim to take them."""
+    """Adds pushed runs whose labels are not on the allow-list to the ledger, so that the next claim takes them."""
 
     def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
         self._settings = settings
@@ -23,7 +23,7 @@ class Admitter:
         self._id = dispatcher_id
 
     def pushed(self, run_id: str, workspace_id: str | None) -> Admission:
-        """Admit a run that the API pushed, if it takes that. Raises `DatabaseError`."""
+        """Admit a run that the API pushed, if it needs to be admitted. Raises `DatabaseError`."""
         admission = self._store.admit_pushed(
             run_id,
             workspace_id,
@@ -36,7 +36,7 @@ class Admitter:
         return admission
 
     def lost(self) -> None:
-        """Admit runs whose push was lost: Redis was flushed, or unavailable when the API pushed them."""
+        """Admit runs whose push was lost because Redis was flushed, or unavailable when the API pushed them."""
         admitted = self._store.admit_labelled(
             triggers=self._settings.triggers,
             every_trigger=self._settings.takes_every_trigger,

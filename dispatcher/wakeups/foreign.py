@@ -28,18 +28,18 @@ class Foreign:
         return bool(self._named or self._kept)
 
     def say_task(self, name: str | None) -> None:
-        """Say once that a task of another application is in the queue."""
+        """Log once per task name that a task of another application is in the queue."""
         label = (name or "not a task")[:200]
         if label not in self._named and len(self._named) < _TASKS_NAMED:
             self._named.add(label)
             log.warning("foreign_task_ignored", queue=HINT_QUEUE, task=label)
 
     def is_kept(self, run_id: str) -> bool:
-        """Return whether this push was found to be another installation's, less than `KEPT_SECONDS` ago."""
+        """Return whether this push was left to another installation less than `KEPT_SECONDS` ago."""
         return time.monotonic() < self._kept.get(run_id, float("-inf"))
 
     def keep(self, run_id: str) -> bool:
-        """Leave this push to another installation; return False where it was left for long enough."""
+        """Leave this push to another installation; return False if it has already been left for `KEPT_SECONDS`."""
         now = time.monotonic()
         if run_id in self._kept:
             del self._kept[run_id]

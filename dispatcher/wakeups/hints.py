@@ -1,8 +1,8 @@
 """Read the API's pushes as hints: each wakes the dispatcher and names a run and its workspace.
 
 With ORCHEO_INPROCESS_EXECUTION=false the API publishes a Celery message for each run to queue `celery`.
-A queue without a consumer would grow without bound, so it is emptied: of the API's messages, and of those of Orcheo's
-own Beat. A message of anybody else stays where it is, and so does a push of another installation.
+Without a consumer the queue would grow without bound, so the messages of the API and of Orcheo's own Beat are removed.
+Messages of other applications and pushes of other installations stay in place.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _NUDGE_SECONDS = 0.05
 _SWEEP_SECONDS = 1.0
 _OLD_INBOX_MESSAGES = 1000
 
-# Back to the end of the queue that it came from; once, even if another process has seen it in the inbox.
+# Return a message to the end of the queue that it came from; once, even if another process has seen it in the inbox.
 _RETURN = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('RPUSH', KEYS[2], ARGV[1]) end
 """
 
 
 class HintListener:
-    """Empties the hint queue on a thread of its own and calls back for what it finds.
+    """Consumes the hint queue on its own thread and calls a callback for each hint.
 
-    `on_run` gets the run and the workspace that a push names and returns whether the run is in this installation's
-    table. A message leaves Redis after its callback: where that raises `DatabaseError`, it is tried again.
+    `on_run` gets the run and the workspace that a push names, and returns whether the run is in this installation's
+    table. A message is removed from Redis after its callback; if that raises `DatabaseError`, it is retried.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class HintListener:
         on_cron: Callable[[], None],
         interval: float,
     ) -> None:
-        # Tried again here: the client's own tries would wait on beyond a stop.
+        # Retried here, because the client's own retries would continue after a stop.
         client.set_retry(Retry(NoBackoff(), 0))
         self._client = client
         self._on_run = on_run
@@ -81,7 +81,7 @@ class HintListener:
         self._stopping.set()
         deadline = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < deadline:
-            # Ends the wait for a message; again and again, for it may have been just about to begin.
+            # Interrupts the wait for a message; repeatedly, since the wait may begin just after an attempt.
             self._client.connection_pool.disconnect()
             self._thread.join(_NUDGE_SECONDS)
 
@@ -103,7 +103,7 @@ class HintListener:
                 backoff.reset()
             except Exception as error:  # noqa: BLE001
                 if self._stopping.is_set():
-                    # Whatever a connection raises that is closed under its reader.
+                    # The error of a connection that was closed while being read.
                     return
                 if not isinstance(error, BrokerError | DatabaseError):
                     # A bug must not end the thread: nothing else empties the queue.
@@ -116,8 +116,8 @@ class HintListener:
     def _listen(self) -> None:
         """Wait for a message and inspect the next one; it stays in its place in the meantime.
 
-        To move the last message of a list to the end of the same list changes nothing, and waits while there is none.
-        So no message is ever out of its place: another application's consumer finds each in its order.
+        Moving the last message of a list to the end of the same list changes nothing, and blocks while the list is
+        empty. So no message ever leaves its place, and consumers of other applications find them in order.
         """
         raw: Any = self._client.blmove(HINT_QUEUE, HINT_QUEUE, _BLOCK_SECONDS, "RIGHT", "RIGHT")
         if raw is None:
@@ -129,7 +129,7 @@ class HintListener:
             self._sweeping = True
 
     def _look_through(self) -> None:
-        """Take hints from between foreign messages, periodically."""
+        """Remove the hints from among foreign messages."""
         self._sweeping = self._sweep.once() > 0
         if self._sweeping and not self._foreign.said:
             name = task_name(self._client.lindex(HINT_QUEUE, -1) or b"")
@@ -138,7 +138,7 @@ class HintListener:
                 self._foreign.say_task(name)
 
     def _take(self, raw: bytes) -> bool:
-        """Call back for a message and return whether it may be removed."""
+        """Call the callback for a message; return whether it may be removed."""
         name = task_name(raw)
         if name == CRON_HINT:
             self._on_cron()
@@ -155,7 +155,7 @@ class HintListener:
         return self._on_run(push.run_id, push.workspace_id) or not self._foreign.keep(push.run_id)
 
     def _empty_old_inbox(self) -> None:
-        """Finish what a listener of an earlier release had begun and did not live to end."""
+        """Process the messages that a listener of an earlier release left in its inbox when it died."""
         messages: Any = self._client.lrange(OLD_INBOX, 0, _OLD_INBOX_MESSAGES - 1)
         for raw in messages:
             if task_name(raw) in _HINTS and self._take(raw):

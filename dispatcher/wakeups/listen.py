@@ -1,7 +1,7 @@
 """LISTEN for inserted runs, if `orcheo-dispatch migrate --notify` has created the trigger.
 
-The trigger is the switch: it is looked for at the start and twice a minute, and where there is none no connection is
-held. A missed notification is made up for by the next poll, so a failure here delays a run and never loses it.
+The trigger enables this: it is checked at the start and twice a minute, and without it no connection is held. The next
+poll finds runs whose notification was missed, so a failure here delays runs but never loses one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Hearing(Enum):
 
 
 class NotifyListener:
-    """Listens on a thread and a connection of its own, and calls back when something was notified."""
+    """Listens on its own thread and connection, and calls `on_notify` after notifications."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class NotifyListener:
         on_change: Callable[[bool], None],
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """`on_change` is called with whether notifications are received, each time that this changes."""
+        """`on_change` is called with whether notifications are received, whenever this changes."""
         self._dsn = (settings.listen_dsn or settings.postgres_dsn).get_secret_value()
         self._engine = engine
         self._on_notify = on_notify
@@ -69,8 +69,8 @@ class NotifyListener:
         self._thread = threading.Thread(target=self._run, name="listen", daemon=True)
 
     def start(self) -> None:
-        """Listen from now on, where there is something to listen to."""
-        # Closed to end a wait, however long.
+        """Start listening, whenever the trigger exists."""
+        # `_bell` is closed to interrupt a wait.
         self._ear, self._bell = socket.socketpair()
         self._thread.start()
 
@@ -91,7 +91,7 @@ class NotifyListener:
                 self._stopping.wait(pause)
 
     def _turn(self) -> float:
-        """Listen for as long as there is a reason to and all goes well; return the seconds until the next turn."""
+        """Listen while the trigger exists and nothing fails; return the seconds until the next turn."""
         try:
             with transaction(self._engine) as connection:
                 wanted = notifies(connection)
@@ -117,7 +117,7 @@ class NotifyListener:
         if not _trigger_enabled(connection):
             self._note(Hearing.ELSEWHERE)
             return self._look_seconds
-        # A server that ends idle sessions would end this one.
+        # Otherwise a server with an idle session timeout would end this session.
         prepare_session(connection, idle_session_timeout=0)
         connection.execute(f"LISTEN {CHANNEL}")
         self._failures = 0
@@ -129,7 +129,7 @@ class NotifyListener:
             selector.register(self._ear, selectors.EVENT_READ)
             pause = self._look_seconds
             while True:
-                # Not by psycopg's own wait: it wakes up ten times a second.
+                # psycopg's own wait is not used, because it wakes up ten times per second.
                 ready = selector.select(pause)
                 if self._stopping.is_set():
                     return 0.0

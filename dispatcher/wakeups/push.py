@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 _WORKSPACE_HEADERS = ("workspace_id", "x-orcheo-workspace-id")
-"""The headers that Orcheo's worker reads, in its order."""
+"""The headers that Orcheo's worker reads, in the same order."""
 
 _MAX_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """A run that the API asked a worker to execute, and the workspace that it named; None where it named none."""
+    """A run that the API asked a worker to execute, and the workspace that the push names, if any."""
 
     run_id: str
     workspace_id: str | None
 
 
 def read_push(raw: bytes | str) -> Push | None:
-    """Return the push that a raw message of kombu's carries, or None where no run can be read from it."""
+    """Return the push in a raw kombu message, or None if no run can be read from it."""
     try:
         message = json.loads(raw)
         args, _, _ = json.loads(_body(message))
@@ -43,5 +43,5 @@ def _body(message: Mapping[str, Any]) -> str | bytes:
 
 
 def _is_text(value: object) -> bool:
-    # Postgres stores no NUL in a text.
+    # Postgres cannot store NUL in a text.
     return isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and "\x00" not in value

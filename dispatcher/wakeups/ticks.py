@@ -13,7 +13,7 @@ _LONGEST_HOST, _LARGEST_PID = 255, 2**22
 
 
 def beat_of(header: Any) -> Process | None:
-    """Return the Beat that a tick's header names, or None where it names none."""
+    """Return the Beat that a tick's header names, or None if it names none."""
     try:
         # Anyone who can write to Redis can forge a tick: its contents must be storable, and operators see them.
         host, pid = plain(str(header["host"]), _LONGEST_HOST), int(header["pid"])

@@ -1,7 +1,7 @@
 """Decide who may read the health port: everyone or, if a token is set, clients that present it. Probes need none.
 
-A script shows the token as `Authorization: Bearer ...`. A browser shows it so once, to `/login`, and gets a cookie
-that no script can read. So the token is in no address, no history and no proxy's log.
+A client sends the token as `Authorization: Bearer ...`. A browser sends it once, to `/login`, and gets a cookie that
+scripts cannot read. So the token appears in no URL, browser history or proxy log.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OF_THE_COOKIE = b"orcheo-dispatch health port"
 def guarded(
     routes: Mapping[str, Route], token: SecretStr | None, *, open_to_all: frozenset[str]
 ) -> Mapping[str, Route]:
-    """Return the routes; with a token, all but `open_to_all` ask for it, and two more let a browser in and out."""
+    """Return the routes; with a token, all but `open_to_all` require it, and two more let a browser log in and out."""
     if token is None:
         return routes
     access = _Access(token.get_secret_value())
@@ -34,7 +34,7 @@ def guarded(
 class _Access:
     def __init__(self, token: str) -> None:
         self._bearer = f"Bearer {token}"
-        # Derived from the token: valid at each process that has the same one, until it changes.
+        # Derived from the token: valid for every process with the same token, until the token changes.
         self._cookie = hmac.new(token.encode(), _OF_THE_COOKIE, "sha256").hexdigest()
 
     def asked_before(self, route: Route) -> Route:
@@ -53,7 +53,7 @@ class _Access:
         return _same(request.headers.get("authorization", ""), self._bearer)
 
     def _shows_cookie(self, request: Request) -> bool:
-        # Not by SimpleCookie: that gives up on the whole header where another program's cookie is odd.
+        # Not with SimpleCookie, which rejects the whole header if another program's cookie is malformed.
         for cookie in request.headers.get("cookie", "").split(";"):
             name, _, value = cookie.strip().partition("=")
             if name == COOKIE and _same(value, self._cookie):
@@ -62,7 +62,7 @@ class _Access:
 
 
 def _same(shown: str, right: str) -> bool:
-    """Compare in constant time; as bytes, so that what is not ASCII is no error."""
+    """Compare in constant time; as bytes, since comparing non-ASCII text raises."""
     return hmac.compare_digest(shown.encode(errors="replace"), right.encode())
 
 
@@ -72,7 +72,7 @@ def _refused() -> Answer:
 
 
 def _with_cookie(request: Request, value: str, seconds: int) -> Answer:
-    # Secure only if the browser came by TLS: otherwise it would never send the cookie.
+    # `Secure` only if the browser connected with TLS: otherwise it would never send the cookie.
     secure = "; Secure" if request.headers.get("x-forwarded-proto", "").lower() == "https" else ""
     cookie = f"{COOKIE}={value}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Strict{secure}"
     return Answer(b"", status=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": cookie})

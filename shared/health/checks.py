@@ -1,4 +1,4 @@
-"""Health checks: each reads what a process did last, because liveness means progress."""
+"""Health checks: each reads what a process last did, because liveness means progress."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A name, and a look that never waits and returns whether all is well, and why."""
+    """A name, and a function that never waits and returns whether the check is ok, and why."""
 
     name: str
     look: Callable[[], tuple[bool, str]]
 
     def report(self) -> Report:
-        """Look. Never raises: a look that fails is a check that fails."""
+        """Perform the check. Never raises: an error counts as a failed check."""
         try:
             return Report(self.name, *self.look())
         except Exception as error:  # noqa: BLE001 - its text may quote anything; its class is enough here
@@ -34,8 +34,8 @@ class Check:
 def progress(name: str, what: str, at: Callable[[], float], limit: float, *, patient: bool = True) -> Check:
     """Return the check that `what` (such as "poll succeeded") happened within `limit` seconds.
 
-    `at` returns `time.monotonic()` of the last time, or -inf. A patient check, which is what liveness asks, gives the
-    first time `limit` seconds from now; the other, which is what readiness asks, fails until it comes.
+    `at` returns `time.monotonic()` of the last time, or -inf. A patient check, for liveness, allows `limit` seconds
+    from now for the first time; one that is not patient, for readiness, fails until the first time.
     """
     began = time.monotonic()
 
@@ -51,7 +51,7 @@ def progress(name: str, what: str, at: Callable[[], float], limit: float, *, pat
 
 
 def condition(name: str, wrong: Callable[[], str | None], well: str) -> Check:
-    """Return the check that fails with what `wrong` returns, and reports `well` if that is None."""
+    """Return the check that fails with the text that `wrong` returns, and reports `well` if that is None."""
 
     def look() -> tuple[bool, str]:
         why = wrong()

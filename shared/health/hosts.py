@@ -1,7 +1,7 @@
 """Decide under which host names the health port answers, so that foreign pages cannot read it (DNS rebinding).
 
-A browser shows a page of `evil.example` what `evil.example` answers. The owner of that name may make it resolve to
-127.0.0.1 a moment later (DNS rebinding), and only the header `Host` tells. An address cannot be led elsewhere.
+A browser lets a page of `evil.example` read what `evil.example` answers. The owner of that name can make it resolve to
+127.0.0.1 a moment later, which only the header `Host` reveals. An IP address cannot be redirected in this way.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:\[\]/@]+))(?::
 def answering_to(
     names: frozenset[str], routes: Mapping[str, Route], *, open_to_all: frozenset[str]
 ) -> Mapping[str, Route]:
-    """Return the routes; all but `open_to_all` answer only where the request names an address, or one of the names."""
+    """Return the routes; all but `open_to_all` answer only requests for an IP address or for one of the names."""
     return {path: route if path in open_to_all else _checked(names, route) for path, route in routes.items()}
 
 
 def names_of(bound: str, allowed: tuple[str, ...]) -> frozenset[str]:
-    """Return the names of this machine, that of the address it serves on, and those that the settings allow."""
+    """Return the names of this machine, of the address it serves on, and those that the settings allow."""
     own = socket.gethostname()
     return frozenset(_same_form(name) for name in ("localhost", own, own.partition(".")[0], bound, *allowed) if name)
 
 
 def is_named(host: str, names: frozenset[str]) -> bool:
-    """Return whether a header `Host` names an address or one of the names; `.example.org` stands for all below it."""
+    """Return whether a header `Host` is an IP address or one of the names; `.example.org` covers its subdomains."""
     found = _HOST.fullmatch(host.strip())
     if ANY in names:
         return True
@@ -48,7 +48,7 @@ def is_named(host: str, names: frozenset[str]) -> bool:
 def _checked(names: frozenset[str], route: Route) -> Route:
     def checked(request: Request) -> Answer:
         host = request.headers.get("host")
-        # Without the header it is no browser: HTTP/1.1 demands it.
+        # Without the header the client is no browser: HTTP/1.1 requires it.
         return route(request) if host is None or is_named(host, names) else _misdirected()
 
     return checked

@@ -1,4 +1,4 @@
-"""Ask a process for its health over HTTP. Imports very little: containers probe every few seconds."""
+"""Request the health of a process over HTTP. Imports very little, since containers probe every few seconds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from http.client import HTTPConnection, HTTPException
 
 LIVE, READY, METRICS, PAGE = "/livez", "/readyz", "/metrics", "/"
 DEADLINE_SECONDS = 5.0
-"""A connection is closed after this time, however slowly its client reads or writes."""
+"""Maximum duration of a connection, however slowly its client reads or writes."""
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 def ask(host: str, port: int, path: str = LIVE, *, timeout: float = DEADLINE_SECONDS) -> tuple[bool, str]:
-    """Return whether the process that serves here is well, and its answer or why there is none. Never raises."""
+    """Return whether the process that serves here is healthy, and its answer or why there is none. Never raises."""
     host = without_brackets(host)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where all of them are served
     connection = HTTPConnection(host, port, timeout=timeout)

@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a route answers with."""
+    """The response of a route."""
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"

@@ -1,8 +1,8 @@
 """Serve health over HTTP: /livez, /readyz, /metrics and further routes of a process.
 
-The server never blocks the process: daemon threads, a bound on connections and on their time, no log line
-per request. It is the standard library's with these bounds: for some fixed routes that only read, a web server would be
-one more dependency of every process, with an event loop or threads and logs of its own.
+The server never blocks the process: it uses daemon threads, limits the number and duration of connections, and logs no
+requests. It is the standard library's server with these limits: for a few fixed, read-only routes, a web server would
+be one more dependency of every process, with its own event loop or threads and its own logs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.settings.model import Settings
 
 OPEN_TO_ALL = frozenset({LIVE, READY, PAGE})
-"""Probes have no token, and the page itself shows nothing: what it shows, it fetches."""
+"""Open without a token: probes have none, and the page itself contains no data, since it fetches them."""
 OPEN_TO_ALL_NAMES = frozenset({LIVE, READY, METRICS})
-"""Requested by machines, under any host name; they contain counts and states, and no names of workflows."""
+"""Open under any host name: machines request them, and they contain counts and states, no names of workflows."""
 _CONNECTIONS = 16
 """Maximum number of open connections; a new one closes the oldest."""
 _THREADS = 32
@@ -48,7 +48,7 @@ _SWEEP_SECONDS = 0.5
 def health_routes(
     *, live: Sequence[Check], ready: Sequence[Check], metrics: Callable[[], tuple[bytes, str]]
 ) -> dict[str, Route]:
-    """Return the three routes; `metrics` returns a body and its content type. More are added as to any dict."""
+    """Return the three routes, to which more may be added; `metrics` returns a body and its content type."""
     return {
         LIVE: lambda _: _answer_checks(live),
         READY: lambda _: _answer_checks(ready),
@@ -69,13 +69,13 @@ def serve_health(settings: Settings, routes: Mapping[str, Route]) -> HealthServe
 
 
 class HealthServer:
-    """Serves routes, by GET and HEAD, on threads that never keep the process from ending.
+    """Serves routes, for GET and HEAD, on threads that never keep the process from ending.
 
-    A child of the process neither serves nor keeps the port: what it inherits is closed at the fork.
+    A child of the process neither serves nor holds the port: the sockets it inherits are closed at the fork.
     """
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
-        """Port 0 means any free port here; see `port`."""
+        """Port 0 means any free port; see `port`."""
         self._host, self._port = without_brackets(host), port
         self._routes = routes
         self._server: _Server | None = None
@@ -83,11 +83,11 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The port that is served; 0 before `bind`."""
+        """The port in use; 0 before `bind`."""
         return self._server.server_port if self._server else 0
 
     def bind(self) -> None:
-        """Take the port without serving it yet. Raises `SettingsError` that names the variable to change."""
+        """Bind the port without serving it yet. Raises `SettingsError`, which names the variable to change."""
         if self._server is None:
             try:
                 self._server = _Server(self._host, self._port, self._routes)
@@ -95,7 +95,7 @@ class HealthServer:
                 raise _explain(error, self._host, self._port) from error
 
     def start(self) -> None:
-        """Serve from now on. Raises `SettingsError` as `bind` does."""
+        """Start serving. Raises `SettingsError` as `bind` does."""
         self.bind()
         assert self._server is not None
         self._thread = threading.Thread(
@@ -104,7 +104,7 @@ class HealthServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give the port back. May be called again, and before `start`."""
+        """Stop serving and close the port. May be called repeatedly, and before `start`."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -139,7 +139,7 @@ _bound: WeakSet[_Server] = WeakSet()
 
 
 def _close_inherited() -> None:
-    """Close, in a child, the sockets of its parent's server: the port must be free when the parent is gone."""
+    """Close, in a child, the sockets of its parent's server: the port must be free once the parent has ended."""
     for server in _bound:
         server.close_copies()
 
@@ -151,7 +151,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
-    # On Linux two processes may otherwise share a port, and each would answer for the other.
+    # Otherwise two processes on Linux could share a port, and each would answer for the other.
     allow_reuse_port = False
 
     def __init__(self, host: str, port: int, routes: Mapping[str, Route]) -> None:
@@ -188,7 +188,7 @@ class _Server(ThreadingHTTPServer):
             self._hang_up_on(request for request in self._waiting() if self._open[request] < overdue)
 
     def shutdown_request(self, request: Any) -> None:
-        # Under the lock, so that no thread closes a descriptor that has been reused by then.
+        # Under the lock, so that no thread closes a descriptor that has been reused in the meantime.
         with self._change:
             self._open.pop(request, None)
             super().shutdown_request(request)
@@ -198,7 +198,7 @@ class _Server(ThreadingHTTPServer):
         """Log nothing: the client disconnected. The handler logs failures on our side."""
 
     def _waiting(self) -> Iterator[Any]:
-        """Those not hung up on yet, the oldest first."""
+        """Return the connections that are still open, oldest first."""
         return (request for request, since in self._open.items() if since < _HUNG_UP)
 
     def _hang_up_on(self, requests: Iterable[Any]) -> None:
@@ -250,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(Answer(f"{status.value} {status.phrase}.{known}\n".encode(), status=status))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: probes come every few seconds."""
+        """Log nothing: probes come every few seconds."""
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)

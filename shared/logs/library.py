@@ -1,10 +1,10 @@
 """Route what libraries log, warn, print or raise to our log lines, without text that may quote a run.
 
-Only libraries whose log lines are known are quoted. Of Orcheo's own log lines only the template
-is shown and not what is filled in: a node may log its state. Of all others, such as a workflow's own loggers, a line
-says that, where and how severely they logged, and not what.
+Only libraries whose log lines are known are quoted. For Orcheo's own log lines only the template is shown, not its
+arguments, because a node may log its state. For all others, such as a workflow's own loggers, a line shows the logger,
+the place and the level, but not the text.
 
-The `InterceptHandler` of loguru's documentation passes every text on, so the routing is our own.
+The `InterceptHandler` of loguru's documentation passes on every text, so it is not used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, TextIO
 
 from orcheo_dispatch.shared.logs.lines import describe, log, run_in_context
 
-# Of these the text is shown. What may quote a value is kept off them by level.
+# The text of these is shown. Their lines that may quote a value are filtered by level.
 _QUOTED = ("celery", "kombu", "amqp", "redis", "psycopg", "sqlalchemy", "alembic")
-# Of these the template, without what is filled in.
+# The template of these is shown, without its arguments.
 _TEMPLATES = ("orcheo", "orcheo_backend", "asyncio", "concurrent")
 # They log each message, tick, statement and row; our own events cover what happens to a run.
 _QUIET = (
@@ -37,7 +37,7 @@ _QUIET = (
 )
 # Our own consumer logs what it warns of, once per change of state and without the message's body.
 _SILENT = {"celery.worker.consumer.consumer": logging.ERROR}
-# It quotes exceptions and arguments of tasks.
+# Its text quotes exceptions and arguments of tasks.
 _UNQUOTED = "celery.app.trace"
 
 _WARNING = re.compile(r"(?P<at>.+?:\d+): (?P<category>\w+): ")
@@ -47,7 +47,7 @@ _level: int | None = None
 
 
 def route(level: str) -> None:
-    """Have the standard library's logging, warnings and uncaught exceptions logged by us, at `level` and above."""
+    """Route the standard library's logging, warnings and uncaught exceptions to our log, at `level` and above."""
     global _level  # noqa: PLW0603 - logging is global, and so is where it goes
     _level = getattr(logging, level.replace("TRACE", "DEBUG"))
     _route(_level)
@@ -69,7 +69,7 @@ def route_again() -> None:
 
 
 def _route(level: int) -> None:
-    # Unknown libraries get no text, so below a warning there is nothing to log.
+    # The text of unknown libraries is not shown, so nothing below a warning is worth a line.
     logging.basicConfig(handlers=[_Intercept()], level=max(level, logging.WARNING), force=True)
     for name in (*_QUOTED, "orcheo", "orcheo_backend"):
         logging.getLogger(name).setLevel(level)
@@ -80,7 +80,7 @@ def _route(level: int) -> None:
 
 
 class _Intercept(logging.Handler):
-    """Hands the records of the standard library's logging to loguru; those of a run as far as its ration goes."""
+    """Passes records of the standard library's logging to loguru, within the rate limit of the run that logs them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         run = run_in_context()
@@ -138,9 +138,9 @@ def _not_raised(failed: sys.UnraisableHookArgs) -> None:
 
 
 class _NoPrints:
-    """Replaces stdout or stderr in a process that executes runs: what their code prints is discarded.
+    """Replaces stdout or stderr in a process that executes runs, to discard what their code prints.
 
-    The main thread executes none: what it prints is Celery's, or our own last words.
+    The main thread executes no run: its output comes from Celery, or from our own last lines.
     """
 
     def __init__(self, behind: TextIO, name: str) -> None:
@@ -152,7 +152,7 @@ class _NoPrints:
         return getattr(self.behind, name)
 
     def write(self, text: str) -> int:
-        """Write what the main thread writes; else log once for each run that something was printed."""
+        """Write the output of the main thread; otherwise log, once per run, that something was printed."""
         if threading.current_thread() is threading.main_thread() and run_in_context() is None:
             return self.behind.write(text)
         self._tell()
@@ -176,7 +176,7 @@ class _NoPrints:
 
 
 def drop_prints() -> None:
-    """Keep what the code of runs prints out of this process' output, which a service manager would log."""
+    """Discard what the code of runs prints, so that the service manager does not log it."""
     if not isinstance(sys.stdout, _NoPrints):
         sys.stdout = _NoPrints(sys.stdout, "stdout")
         sys.stderr = _NoPrints(sys.stderr, "stderr")

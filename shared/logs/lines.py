@@ -2,8 +2,8 @@
 
 The text of an exception may quote a run's inputs, so a line names its class and where it was raised, never its text.
 
-Where stderr is systemd's journal, each line begins with its priority, `<6>` for INFO, as sd-daemon(3) has it. The
-journal takes that off, and has a time of its own: so text lines there have none.
+If stderr is systemd's journal, each line begins with its priority, such as `<6>` for INFO: see sd-daemon(3). The
+journal removes it and adds its own timestamp, so text lines have none there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logger
 """`log.info("run_begun", run_id=..., fence=...)`: an event name and its fields."""
 
 FIRST_FIELDS = ("run_id", "workflow_id", "fence")
-"""The fields that come first in a line, where a line has them."""
+"""The fields that come first in a line, if it has them."""
 _MAX_CHARACTERS = 4000
 _LINES_PER_MINUTE = 100
 _PRIORITIES = {"TRACE": 7, "DEBUG": 7, "INFO": 6, "SUCCESS": 5, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
@@ -48,7 +48,7 @@ class RunInContext:
     fields: Mapping[str, Any]
     told: set[str] = field(default_factory=set)
     ration: Ration = field(default_factory=lambda: Ration(lines=_LINES_PER_MINUTE))
-    """Of lines that its code and its libraries log."""
+    """Rate limit for lines that its code and its libraries log."""
 
 
 _run: ContextVar[RunInContext | None] = ContextVar("run_of_log_lines", default=None)
@@ -56,9 +56,9 @@ _run: ContextVar[RunInContext | None] = ContextVar("run_of_log_lines", default=N
 
 @contextlib.contextmanager
 def within_run(**fields: Any) -> Iterator[None]:
-    """Give each log line that is written inside, by whomever, the fields of this run.
+    """Add the fields of this run to each log line that is written within the block, by any code.
 
-    Tasks and threads that asyncio makes inside inherit them; threads that a workflow makes by itself do not.
+    Tasks and threads that asyncio creates within it inherit them; threads that a workflow creates itself do not.
     """
     token = _run.set(RunInContext(fields))
     try:
@@ -68,12 +68,12 @@ def within_run(**fields: Any) -> Iterator[None]:
 
 
 def run_in_context() -> RunInContext | None:
-    """Return the run whose code is calling, or None."""
+    """Return the run whose code is the caller, or None."""
     return _run.get()
 
 
 def describe(error: BaseException | None, trace: TracebackType | None = None) -> dict[str, str]:
-    """Return the fields that tell of `error` without quoting it: its class and where it was raised."""
+    """Return the fields that describe `error` without quoting it: its class and where it was raised."""
     if error is not None:
         trace = trace or trace_of(error)
     fields = {"error": class_name(error)}
@@ -83,7 +83,7 @@ def describe(error: BaseException | None, trace: TracebackType | None = None) ->
 
 
 def to_journal(stream: IO[str]) -> bool:
-    """Return whether `stream` is the one that systemd has connected to the journal: `JOURNAL_STREAM` names its file."""
+    """Return whether systemd connected `stream` to the journal; `JOURNAL_STREAM` identifies its file."""
     device, _, inode = os.environ.get(_JOURNAL, "").partition(":")
     try:
         found = os.fstat(stream.fileno())
@@ -93,7 +93,7 @@ def to_journal(stream: IO[str]) -> bool:
 
 
 def complete(record: Record) -> None:
-    """Add the fields of the run in whose code this is, and redact."""
+    """Add the fields of the current run, and redact."""
     extra = record["extra"]
     if (run := _run.get()) is not None:
         for key, value in run.fields.items():
@@ -104,7 +104,7 @@ def complete(record: Record) -> None:
 
 
 def _safe(value: Any) -> Any:
-    """Return a value without secrets, and of a size that a line can have; what is no plain value as its text."""
+    """Return a value redacted and limited in size; an object is replaced with its text."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple | set | frozenset):
@@ -117,9 +117,9 @@ def _safe(value: Any) -> Any:
 
 
 def writer(form: str) -> Callable[[Message], None]:
-    """Return what writes one record; never raises: a full disk or a reader that is gone must not end a run.
+    """Return a function that writes one record and never raises: a full disk or a closed pipe must not end a run.
 
-    Where the reader hangs, lines are dropped after a second.
+    If the reader hangs, lines are dropped after a second.
     """
 
     def write(message: Message) -> None:
@@ -130,7 +130,7 @@ def writer(form: str) -> Callable[[Message], None]:
         line = _json_line(message.record) if form == "json" else _text_line(message.record, stamped=not journal)
         prefix = f"<{_priority(message.record)}>" if journal else ""
         if dropped := ERRORS.write(stream, f"{prefix}{line}\n"):
-            # Not from within a sink, which must not log.
+            # A sink must not log.
             threading.Thread(target=_say_dropped, args=(dropped,), name="log", daemon=True).start()
 
     return write
@@ -152,7 +152,7 @@ def _text_line(record: Record, *, stamped: bool) -> str:
 
 def _json_line(record: Record) -> str:
     head = {"time": record["time"].isoformat(), "level": record["level"].name, "event": record["message"]}
-    # What is in the head stays in the head, whatever a field is called.
+    # A field cannot replace an entry of the head that has the same name.
     return json.dumps({**head, **{key: value for key, value in _ordered(record) if key not in head}}, default=str)
 
 

@@ -1,7 +1,7 @@
-"""Find the secrets of a process: secret settings, credentials, and variables whose names say so.
+"""Find the secrets of a process: secret settings, credentials, and variables with the name of a secret.
 
-The environment is shared with Orcheo, with workflows and with whatever else its file is written for: a vault key,
-bootstrap tokens, keys of model providers. None of them is ours, and none of them may be printed by us.
+Orcheo, workflows and other programs share the environment, which may contain a vault key, bootstrap tokens and keys
+of model providers. We do not use them, and must not print them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAME = re.compile(
     r"|_(?:KEYS?|KEY_ID|PASS|PWD|PAT|JWKS|JWKS_STATIC|COOKIE))$",
     re.IGNORECASE,
 )
-"""How the names of variables with secrets end. Orcheo's are among them: `ORCHEO_VAULT_ENCRYPTION_KEY`,
+"""Endings of the names of variables with secrets, including Orcheo's: `ORCHEO_VAULT_ENCRYPTION_KEY`,
 `ORCHEO_AUTH_JWT_SECRET`, `ORCHEO_AUTH_BOOTSTRAP_SERVICE_TOKEN`, `ORCHEO_CHATKIT_TOKEN_SIGNING_KEY`, and so on."""
 _PUBLIC = re.compile(r"(?:^VITE_|PUBLIC_KEY$)", re.IGNORECASE)
-"""What is given to browsers, or is half of a pair."""
+"""Values that are given to browsers, or are one half of a pair."""
 _OTHERS = frozenset({"ORCHEO_POSTGRES_DSN", "GITHUB_PAT"})
 _URL_PASSWORD = re.compile(r"[A-Za-z0-9+.\-]://(?P<user>[^\s:@/]*):(?P<password>[^\s/]+)@")
 _PARAMETER = re.compile(r"\b(?:ssl)?password\s*=\s*(?P<value>'(?:[^'\\]|\\.)*'|[^\s&]+)")
@@ -38,12 +38,12 @@ _CONNINFO_SECRETS = ("password", "sslpassword")
 
 
 def keep_secrets_of(settings: BaseSettings) -> None:
-    """Redact from now on what is secret in the settings, in credentials and in the environment of this process."""
+    """Redact from now on the secrets in the settings, in credentials and in the environment of this process."""
     keep_secret(*secrets_of_settings(settings), *_of_process())
 
 
 def keep_secrets_of_process() -> None:
-    """Redact from now on what is secret in credentials and in the environment, beside what is known already.
+    """Redact from now on the secrets in credentials and in the environment as well.
 
     For a process that ends before it has settings.
     """
@@ -54,7 +54,7 @@ def _of_process() -> list[str]:
     try:
         credentials = read_credentials()
     except SettingsError:
-        # Their user reports them. What could not be read cannot be printed.
+        # The code that uses them reports the error. What could not be read cannot be printed.
         credentials = {}
     return [*secrets_of_environment(), *secrets_of_environment(credentials)]
 
@@ -66,7 +66,7 @@ def secrets_of_settings(settings: BaseSettings) -> list[str]:
 
 
 def secrets_of_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the values of variables that are named like secrets, and the passwords in all others."""
+    """Return the values of variables with the name of a secret, and the passwords in all others."""
     return [found for name, value in environment.items() for found in _of_variable(name, value)]
 
 
@@ -76,7 +76,7 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_in(text: str) -> list[str]:
-    """Return the passwords of a URL or DSN, or `text` itself where it is neither."""
+    """Return the passwords of a URL or DSN, or `text` itself if it is neither."""
     if "://" not in text and "=" not in text:
         return [text]
     parts = _conninfo(text)
@@ -94,7 +94,7 @@ def _of_variable(name: str, value: str) -> Iterator[str]:
 
 
 def _leaves(value: str) -> Iterator[str]:
-    """Yield what is in a JSON value, else the value and, where it is a list, what is in the list."""
+    """Yield the strings in a JSON value; otherwise the value and, if it is comma-separated, its items."""
     if value.lstrip()[:1] in {"{", "["}:
         try:
             parsed = json.loads(value)
@@ -124,7 +124,7 @@ def _passwords_in(text: str) -> Iterator[str]:
         user, password = unquote(match["user"]), unquote(match["password"])
         yield password
         if len(password) < MIN_CHARACTERS:
-            # Too short to be looked for by itself; together, as Basic authentication has them, they may not be.
+            # Too short to be searched for alone; `user:password`, as in Basic authentication, may be long enough.
             yield f"{user}:{password}"
     for match in _PARAMETER.finditer(text):
         yield unquote(match["value"].strip("'"))

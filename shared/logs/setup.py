@@ -1,6 +1,6 @@
 """Set up logging, once per process: loguru on standard error.
 
-`shared/logs/lines.py` defines log lines, `shared/logs/library.py` handles log records of other libraries.
+`shared/logs/lines.py` defines log lines; `shared/logs/library.py` handles log records of other libraries.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from loguru import Record
 
 _sinks = [0]
-"""Where lines go now: at first to the one that loguru comes with."""
+"""The current sink; at first loguru's default one."""
 
 _forking: set[int] = set()
-"""Threads that fork this process at this moment."""
+"""Threads that are forking this process now."""
 
 
 def _note_fork() -> None:
@@ -33,27 +33,27 @@ def _note_forked() -> None:
     _forking.discard(threading.get_ident())
 
 
-# Such hooks are called last registered first before a fork, and first registered first after it.
+# `before` hooks are called in reverse order of registration, the other hooks in order of registration.
 os.register_at_fork(before=_note_fork, after_in_parent=_note_forked, after_in_child=_forking.clear)
 
 
 def _is_writable(_: Record) -> bool:
-    """Tell whether a line can be written: not by a thread that forks, which holds loguru's locks.
+    """Return whether a line can be written: a thread that is forking cannot, since it holds loguru's locks.
 
-    Python 3.12 and later warn of a fork beside other threads before they release them.
+    Python 3.12 and later warn about a fork with other threads before those locks are released.
     """
     return threading.get_ident() not in _forking
 
 
 def configure(settings: Settings) -> None:
-    """Send every log line of this process to stderr, redacted, in the form that the settings ask for.
+    """Write every log line of this process to stderr, redacted, in the configured format.
 
-    The secrets of the settings, of credentials and of the environment are redacted from now on wherever they appear.
+    Secrets in the settings, in credentials and in the environment are redacted from now on wherever they appear.
     """
     keep_secrets_of(settings)
     log.configure(patcher=complete)
     write = writer(settings.log_format)
-    # Celery makes us configure again while our threads are logging: none of their lines may be lost.
+    # Celery triggers this again while our threads are logging; adding before removing loses none of their lines.
     added = log.add(
         write,
         level=settings.log_level,

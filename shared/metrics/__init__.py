@@ -1,1 +1,1 @@
-"""What Prometheus may read of our processes."""
+"""Metrics of our processes for Prometheus."""

@@ -7,7 +7,7 @@ from orcheo_dispatch.shared.metrics.instruments import Instruments
 
 
 class CronCounters:
-    """Counts dispatches of cron triggers, and what they created and skipped."""
+    """Counts dispatches of cron triggers, and the runs that they created and skipped."""
 
     def __init__(self, make: Instruments, outcomes: tuple[str, ...]) -> None:
         self._dispatches = make.counter(

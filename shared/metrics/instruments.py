@@ -1,8 +1,8 @@
-"""Counters, gauges and histograms of prometheus_client, in a registry of our own.
+"""Counters, gauges and histograms of prometheus_client, in our own registry.
 
-prometheus_client decides at its import, by an environment variable, where values live, and for all of a process.
-Here they are always kept in memory, and metrics of other code in this process stay separate from ours.
-prometheus_client has no argument for that, so its value class is replaced while a metric is made.
+prometheus_client decides at import, for the whole process, where values are stored, depending on an environment
+variable. Here they are always kept in memory, and metrics of other code in this process stay separate from ours.
+prometheus_client has no argument for that, so its value class is replaced while a metric is created.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from itertools import product
 from typing import Any
 
 OTHER = "other"
-"""Value of a label for values that were not known at the start, if the label allows it."""
+"""Label value that replaces values not known at the start, if the label allows it."""
 
 
 class _Nothing:
-    """Takes what every metric takes, and keeps nothing."""
+    """A metric that discards all values."""
 
     def inc(self, amount: float = 1) -> None: ...
     def dec(self, amount: float = 1) -> None: ...
@@ -29,9 +29,9 @@ _NOTHING = _Nothing()
 
 
 class Family:
-    """One metric: a series for each combination of its labels' values, all made at the start.
+    """One metric, with a series for each combination of label values, all created at the start.
 
-    So a rate never misses the first event, and no label can grow without bound.
+    So a rate never misses the first event, and the number of series is bounded.
     """
 
     def __init__(self, metric: Any, labels: dict[str, Sequence[str]]) -> None:
@@ -42,17 +42,17 @@ class Family:
                 self._series[values] = metric.labels(*values) if values else metric
 
     def __call__(self, *values: str) -> Any:
-        """Return the series with these values; one that takes all and keeps nothing where there is none."""
+        """Return the series with these label values; if there is none, one that discards all values."""
         known = (value if value in known else OTHER for value, known in zip(values, self._known, strict=True))
         return self._series.get(tuple(known), _NOTHING)
 
     def close(self) -> None:
-        """Keep nothing from now on."""
+        """Discard all values from now on."""
         self._series.clear()
 
 
 class Instruments:
-    """Makes metrics. Without `on` they keep nothing, and prometheus_client is not even imported."""
+    """Creates metrics. Without `on` they discard all values, and prometheus_client is not imported."""
 
     def __init__(self, *, on: bool) -> None:
         self._on = on
@@ -93,7 +93,7 @@ class Instruments:
             Info(name, what, registry=self.registry).info(facts)
 
     def add(self, collector: Any) -> None:
-        """Have `collector.collect()` asked at each reading as well."""
+        """Call `collector.collect()` at each scrape as well."""
         if self._on:
             self.registry.register(collector)
 
@@ -104,7 +104,7 @@ class Instruments:
         return self._write(_WithoutCreated(self.registry))
 
     def close(self) -> None:
-        """Keep nothing from now on."""
+        """Discard all values from now on."""
         for family in self._families:
             family.close()
 

@@ -1,7 +1,7 @@
 """The metrics of our processes, `orcheo_dispatch_*`: one class per kind of process, one method per event.
 
-Nothing is made at import, and nothing at all where no port is set to read it from. Labels take few values, all of
-them known: never a run, a workflow or a text.
+Nothing is created at import, and nothing at all if no health port is set. Labels have few values, all known in
+advance: never a run, a workflow or a text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OUTCOMES = tuple(outcome.value for outcome in Outcome if outcome is not Outcome
 
 
 class Metrics:
-    """What every kind of process has."""
+    """The metrics of every kind of process."""
 
     kind: ProcessKind
 
@@ -58,7 +58,7 @@ class Metrics:
         self._database_errors().inc()
 
     def add(self, collector: Any) -> None:
-        """Expose also what `collector.collect()` yields, as prometheus_client has it; asked at each reading."""
+        """Also expose what the prometheus_client collector `collector` yields at each scrape."""
         self._instruments.add(collector)
 
     def read(self) -> tuple[bytes, str]:
@@ -66,7 +66,7 @@ class Metrics:
         return self._instruments.read(), CONTENT_TYPE
 
     def close(self) -> None:
-        """Keep nothing from now on."""
+        """Discard all values from now on."""
         self._instruments.close()
 
     def _define(self, make: Instruments) -> None:
@@ -82,18 +82,18 @@ class BeatMetrics(Metrics):
         self._ticks = make.counter("orcheo_dispatch_ticks_sent", "Ticks that Beat has sent.")
 
     def tick_sent(self) -> None:
-        """Count a tick that went out."""
+        """Count a tick that was sent."""
         self._ticks().inc()
 
 
 class ConsumerMetrics(Metrics):
-    """What dispatcher and worker have, as takers of messages."""
+    """The metrics of dispatchers and workers, which consume messages."""
 
     def _define(self, make: Instruments) -> None:
         self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer had ceased to consume.")
 
     def consumer_stalled(self) -> None:
-        """Count a consumer that had ceased to consume."""
+        """Count a consumer that had stopped consuming."""
         self._stalls().inc()
 
 
@@ -134,7 +134,7 @@ class DispatcherMetrics(ConsumerMetrics):
         self.cron = CronCounters(make, get_args(ApiCronOutcome))
 
     def polled(self, result: PollResult, seconds: float) -> None:
-        """Count a poll and the time that it took."""
+        """Count a poll and its duration."""
         self._polls(result).inc()
         self._poll_seconds().observe(seconds)
 
@@ -143,15 +143,15 @@ class DispatcherMetrics(ConsumerMetrics):
         self._claimed().inc(runs)
 
     def published(self, runs: int) -> None:
-        """Count claims whose messages went out."""
+        """Count claims whose messages were published."""
         self._published().inc(runs)
 
     def released(self, claims: int, reason: ReleaseReason) -> None:
-        """Count claims that were given back."""
+        """Count claims that were released."""
         self._released(reason).inc(claims)
 
     def extended(self, claims: int) -> None:
-        """Count claims that got another lease."""
+        """Count claims whose leases were extended."""
         self._extended().inc(claims)
 
     def reaped(self, *, lost: int, requeued: int) -> None:
@@ -181,7 +181,7 @@ class DispatcherMetrics(ConsumerMetrics):
 
 
 class WorkerMetrics(ConsumerMetrics):
-    """The metrics of a worker: of its main process, which also counts what becomes of the runs in its runners."""
+    """The metrics of a worker's main process, which also counts the outcomes of runs in its runners."""
 
     kind = ProcessKind.WORKER
 
@@ -232,7 +232,7 @@ class WorkerMetrics(ConsumerMetrics):
         self.cron = CronCounters(make, get_args(WorkerCronOutcome))
 
     def message_taken(self, result: MessageResult) -> None:
-        """Count a message, once it is known what becomes of it."""
+        """Count a message by its outcome."""
         self._messages(result).inc()
 
     def run_begun(self) -> None:
@@ -240,28 +240,28 @@ class WorkerMetrics(ConsumerMetrics):
         self._in_flight().inc()
 
     def run_ended(self) -> None:
-        """Stop counting it: it is settled, or no longer ours to settle."""
+        """Stop counting a run as in flight: it is settled, or belongs to another worker by now."""
         self._in_flight().dec()
 
     def was_pending(self, seconds: float) -> None:
-        """Note how long a run that begins for the first time had been pending before its claim."""
+        """Record how long a run that begins for the first time was pending before its claim."""
         self._pending_seconds().observe(max(0.0, seconds))
 
     def was_queued(self, seconds: float) -> None:
-        """Note how long a run that begins now has been claimed."""
+        """Record the time between the claim and the begin of a run."""
         self._queued_seconds().observe(max(0.0, seconds))
 
     def run_settled(self, outcome: Outcome, trigger: str, seconds: float) -> None:
-        """Count a run that ended here, and the time that it ran."""
+        """Count a run that ended here, and its duration."""
         self._settled(outcome.value, trigger).inc()
         self._running_seconds().observe(seconds)
 
     def settle_was_stale(self) -> None:
-        """Count a run that could not be settled: it is another's by now."""
+        """Count a run that could not be settled, because it belongs to another worker by now."""
         self._stale().inc()
 
     def capacity(self, runs: int) -> None:
-        """Note how many runs this process executes at a time."""
+        """Record how many runs this worker executes at a time."""
         self._capacity().set(runs)
 
     def beaten(self, *, succeeded: bool) -> None:
@@ -269,15 +269,15 @@ class WorkerMetrics(ConsumerMetrics):
         self._heartbeats("succeeded" if succeeded else "failed").inc()
 
     def loop_lag(self, seconds: float) -> None:
-        """Note for how long the loop of a runner has not answered, the highest of all."""
+        """Record the longest time that the event loop of any runner has not responded."""
         self._lag().set(seconds)
 
     def loop_blocked(self) -> None:
-        """Count a run that blocked the loop of its runner."""
+        """Count a run that blocked the event loop of its runner."""
         self._blocked().inc()
 
     def runner_lost(self, how: str) -> None:
-        """Count a runner that ended in the middle of runs: `exited`, by a `signal`, or `killed` by this process."""
+        """Count a runner that ended while it executed runs: `exited`, by a `signal`, or `killed` by this process."""
         self._runners_lost(how).inc()
 
 

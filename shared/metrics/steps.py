@@ -10,15 +10,15 @@ StepName = Literal[
     "look", "reap", "reconcile", "room", "claim", "publish",
     "orphans", "count", "prune", "adopt", "slots", "admit", "processes",
 ]  # fmt: skip
-"""The steps of a poll, and those of the upkeep beside it."""
+"""The steps of a poll and of the upkeep."""
 RefusedStep = Literal[
     "claim", "publish", "release", "extend", "reap", "orphans", "prune", "adopt", "slots", "admit", "push",
 ]  # fmt: skip
-"""What Postgres may refuse for single runs."""
+"""The steps that Postgres may reject for single runs."""
 
 
 class StepCounters:
-    """Counts steps that failed, and runs that were refused."""
+    """Counts steps that failed, and runs for which Postgres rejected a step."""
 
     def __init__(self, make: Instruments) -> None:
         self._failed = make.counter(
@@ -35,5 +35,5 @@ class StepCounters:
         self._failed(step).inc()
 
     def refused(self, step: str, runs: int) -> None:
-        """Note for how many runs Postgres refuses this step."""
+        """Record for how many runs Postgres rejects this step."""
         self._refused(step).set(runs)

@@ -1,1 +1,1 @@
-"""What each of our processes does about itself: start, signals, progress, the service manager."""
+"""The lifecycle of our processes: start, signals, progress, the service manager."""

@@ -1,4 +1,4 @@
-"""Start a process: read the settings, and print one line instead of a traceback when they are invalid."""
+"""Start a process: read the settings, and print one line instead of a traceback if they are invalid."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def fail(error: DispatchError) -> NoReturn:
-    """Print the error, one line for each of its own, without any secret, and exit with its exit code.
+    """Print the error's lines, redacted, and exit with its exit code.
 
-    Never waits long for its reader.
+    Never waits long for the reader of stderr.
     """
     from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of_process
     from orcheo_dispatch.shared.text.bounded_output import ERRORS
@@ -36,9 +36,9 @@ def fail(error: DispatchError) -> NoReturn:
 
 
 def unexpected(error: BaseException) -> NoReturn:
-    """Print one line for an unexpected error, its class and its place, and exit with 1.
+    """Print one line with the class and place of an unexpected error, and exit with code 1.
 
-    At the levels DEBUG and TRACE the traceback comes first, without any secret.
+    At levels DEBUG and TRACE, first print the redacted traceback.
     """
     from orcheo_dispatch.shared.logs.lines import describe
     from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of_process
@@ -53,7 +53,7 @@ def unexpected(error: BaseException) -> NoReturn:
 
 
 def lazy_app(name: str, module: str, make: Callable[[Settings], Celery]) -> Any:
-    """Serve a module's attribute `app` for `celery -A`: made on first use, so that importing reads no environment."""
+    """Return a module's attribute `app` for `celery -A`, created on first use: importing reads no environment."""
     if name != "app":
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     return _made(make)

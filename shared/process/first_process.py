@@ -1,8 +1,8 @@
 """Do the work of process 1 in a container without an init: reap orphans and forward signals.
 
-A program that a workflow starts may leave children behind. They become children of process 1 and stay zombies until it
-waits for them. A worker cannot wait for children that it did not start: it would take the exit status of those that
-it did from `subprocess` and asyncio. So process 1 stays aside, and the command runs as its child.
+A program started by a workflow may leave children, which become children of process 1 and stay zombies until it waits
+for them. A worker cannot wait for arbitrary children: it would take the exit statuses that `subprocess` and asyncio
+wait for. So process 1 only reaps and forwards, and the command runs as its child.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _PASSED_ON = (
 )
 _WAITED_FOR = (*_PASSED_ON, signal.SIGCHLD)
 _FROM_TERMINAL = 0x80
-"""`si_code` of a signal that the kernel sends to the whole group in the foreground: the child has it already."""
+"""`si_code` of a signal that the kernel sent to the whole foreground group: the child has received it already."""
 _KILLED_BY = 128
 
 
 def stand_aside() -> None:
-    """Return at once, in a child where this is process 1. The parent ends when the child does, with its exit code.
+    """Return immediately; if this is process 1, return in a child, and exit the parent with the child's exit code.
 
-    To be called before there are threads. Exit code of a child that a signal ended: 128 and its number.
+    Call it before starting threads. If a signal ended the child, the exit code is 128 plus the signal's number.
     """
     if os.getpid() != 1:
         return
@@ -41,14 +41,14 @@ def stand_aside() -> None:
         received = signal.sigwaitinfo(_WAITED_FOR)
         if received.si_signo != signal.SIGCHLD:
             if received.si_code != _FROM_TERMINAL:
-                # Not yet reaped, so no other process has its pid.
+                # The child is not reaped yet, so no other process has its pid.
                 os.kill(child, received.si_signo)
         elif (code := _reap(child)) is not None:
             os._exit(code)
 
 
 def _reap(child: int) -> int | None:
-    """Reap all that has ended; return the exit code of `child` if it was among it."""
+    """Reap all children that have ended; return the exit code of `child` if it is one of them."""
     code = None
     while True:
         try:

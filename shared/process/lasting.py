@@ -1,4 +1,4 @@
-"""Threads that survive any error in one turn and publish when their last turn was."""
+"""Threads that survive any error in a turn and publish the time of their last turn."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _WAKE = object()
 
 
 class Inbox[T]:
-    """What other threads have put in for one thread to take."""
+    """A queue from many threads to one."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[T | object] = queue.SimpleQueue()
 
     def put(self, item: T) -> None:
-        """Put something in, from any thread."""
+        """Add an item, from any thread."""
         self._queue.put(item)
 
     def empty(self) -> bool:
-        """Return whether there is nothing to take."""
+        """Return whether the inbox is empty."""
         return self._queue.empty()
 
     def wake(self) -> None:
-        """End the wait of `take`, from any thread."""
+        """Interrupt the wait in `take`, from any thread."""
         self._queue.put(_WAKE)
 
     def take(self, timeout: float, *, most: int) -> list[T]:
-        """Wait for items, for `timeout` seconds at most; return those that have arrived, at most `most`."""
+        """Wait up to `timeout` seconds for an item; return up to `most` items that have arrived."""
         found: list[Any] = []
         with contextlib.suppress(queue.Empty):
             found.append(self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait())
@@ -45,10 +45,10 @@ class Inbox[T]:
 
 
 class LastingThread:
-    """Calls `turn` repeatedly until it is stopped, whatever that raises, `SystemExit` included.
+    """Calls `turn` repeatedly until it is stopped, whatever `turn` raises, including `SystemExit`.
 
-    `turn` returns within seconds: without work it waits for about one. What it is processing when it
-    fails, it must restore itself. `idle` returns whether no work is left; until then a stop waits.
+    `turn` must return within seconds; without work it waits for about one second. If it fails, it must restore the
+    items it was processing. `idle` returns whether no work is left; a stop waits for that.
     """
 
     def __init__(
@@ -59,37 +59,37 @@ class LastingThread:
         idle: Callable[[], bool] = lambda: True,
         inbox: Inbox[Any] | None = None,
     ) -> None:
-        """With `inbox` a turn waits for what comes there, and a stop ends that wait."""
+        """If turns wait on an inbox, pass it as `inbox`, so that a stop interrupts the wait."""
         self._turn = turn
         self._idle = idle
         self._inbox = inbox
         self._stopping = threading.Event()
         self.turned_at = time.monotonic()
-        """`time.monotonic()` of the moment when the last turn began; see `note_progress`."""
+        """`time.monotonic()` when the last turn began or last noted progress; see `note_progress`."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Turn from now on."""
+        """Start the turns."""
         self._thread.start()
 
     def stop(self, *, timeout: float | None = None) -> None:
-        """End after the last turn, as soon as nothing is left to do; wait for that, for `timeout` seconds at most."""
+        """Stop after the current turn, once no work is left; wait up to `timeout` seconds for that."""
         self._stopping.set()
         if self._inbox is not None:
             self._inbox.wake()
         self._thread.join(timeout)
 
     def pause(self, seconds: float) -> bool:
-        """Wait until the timeout or a stop; return whether it is stopped. For use within `turn`."""
+        """Wait for `seconds` or until a stop; return whether the thread is stopping. For use within `turn`."""
         return self._stopping.wait(seconds)
 
     def note_progress(self) -> None:
-        """Say, within a long turn, that it makes progress."""
+        """Note progress within a long turn."""
         self.turned_at = time.monotonic()
 
     @property
     def makes_progress(self) -> bool:
-        """Whether it is alive and has begun a turn, or noted progress, within the last few seconds."""
+        """Whether the thread is alive and has begun a turn or noted progress within the last few seconds."""
         return self._thread.is_alive() and time.monotonic() - self.turned_at <= _TURN_SECONDS
 
     def _run(self) -> None:
@@ -98,7 +98,7 @@ class LastingThread:
                 self.note_progress()
                 self._turn()
             except BaseException as error:  # noqa: BLE001 - whatever it is, all runs of the process rely on this thread
-                # Not even a logger that fails may end it.
+                # Even a failing logger must not end the thread.
                 with contextlib.suppress(BaseException):
                     log.error("turn_failed", thread=self._thread.name, **describe(error))
                 self._stopping.wait(_PAUSE_SECONDS)

@@ -1,7 +1,7 @@
-"""Keep pydantic's plugins, which any installed package may bring, out of processes that do not need them.
+"""Disable pydantic's plugins, which any installed package may provide, in processes that do not need them.
 
-Orcheo brings one, logfire: 15 MB and half a second for settings that it does not watch. Runners get them: a workflow's
-models may be what they are for.
+Orcheo installs one, logfire: it costs 15 MB and half a second, and does not watch our settings. Runners load plugins,
+which may be meant for a workflow's models.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _OURS = "ORCHEO_DISPATCH_INTERNAL_NO_PLUGINS"
 
 
 def keep_plugins_out() -> None:
-    """Make pydantic load no plugin in this process, unless the environment names one. Call before importing it."""
+    """Disable pydantic's plugins unless `PYDANTIC_DISABLE_PLUGINS` is set. Call it before pydantic is imported."""
     if _DISABLED not in os.environ:
         os.environ[_DISABLED] = "__all__"
         os.environ[_OURS] = "1"
 
 
 def let_plugins_in(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Take back what `keep_plugins_out` did to an environment: that of this process, or one for a child."""
+    """Undo `keep_plugins_out` in an environment: that of this process, or one for a child."""
     if environment.pop(_OURS, None):
         environment.pop(_DISABLED, None)

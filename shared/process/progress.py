@@ -1,6 +1,6 @@
-"""Liveness means progress: a thread watches what has to make progress, tries remedies, and then ends the process.
+"""Watch everything that must make progress, try remedies if it does not, and finally end the process.
 
-A process that is up and does nothing is worse than one that is down: nothing starts it again.
+A process that is alive but does nothing is worse than one that has exited, because nothing restarts it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from orcheo_dispatch.shared.logs.lines import describe, log
 
 EXIT_STALLED = 1
-"""Exit code of a process that makes no progress: no code of its own, it is a failure like others."""
+"""Exit code of a process that makes no progress: a general failure, not a code of its own."""
 LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Something that has to make progress: `getting_on` is asked each second, and may be False for `patience` seconds.
+    """Something that must make progress: `getting_on` is called every second and may be False for `patience` seconds.
 
-    Then the remedies are tried, one each `patience` seconds; the last one is tried again and again.
+    After that the remedies are tried, one every `patience` seconds; the last one is repeated.
     """
 
     name: str
@@ -32,22 +32,22 @@ class Watched:
 
 
 class ProgressWatch:
-    """Checks everything that has to make progress, on a thread of its own.
+    """Checks everything that must make progress, on its own thread.
 
-    After each look that found nothing stalled it calls `on_well`, which feeds the watchdog of a service manager. So
-    that ends what this watch cannot: a process that hangs as a whole, or one whose remedies do not help.
+    After each check that finds nothing stalled, it calls `on_well`, which feeds the service manager's watchdog. The
+    watchdog ends what this thread cannot: a process that hangs as a whole, or whose remedies do not help.
     """
 
     def __init__(self, *watched: Watched, on_well: Callable[[], None] | None = None) -> None:
         self.well_at = time.monotonic()
-        """`time.monotonic()` of the last look that found nothing stalled."""
+        """`time.monotonic()` of the last check that found nothing stalled."""
         self._on_well = on_well
         self._states = [_State(each) for each in watched]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start checking."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -55,7 +55,7 @@ class ProgressWatch:
         self._stopping.set()
 
     def look(self) -> None:
-        """Look once, on the caller's thread."""
+        """Check once, on the caller's thread."""
         for state in self._states:
             try:
                 state.look()
@@ -72,7 +72,7 @@ class ProgressWatch:
 
 
 class _State:
-    """What the watch knows of one thing."""
+    """The state of one watched item."""
 
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
@@ -81,7 +81,7 @@ class _State:
 
     @property
     def stalled(self) -> bool:
-        """Whether a remedy was tried, and it makes no progress yet."""
+        """Whether a remedy was tried and there is no progress yet."""
         return self._tried > 0
 
     def look(self) -> None:
@@ -98,6 +98,6 @@ class _State:
 
 
 def exit_now() -> None:
-    """End this process at once: there is nothing to save, and its service manager starts it again."""
+    """End this process immediately: there is nothing to save, and its service manager restarts it."""
     log.error("exit_stalled", code=EXIT_STALLED)
     os._exit(EXIT_STALLED)

@@ -1,6 +1,6 @@
-"""Provide what a container or a shell may lack: streams, a home folder, a limit of open files.
+"""Provide what a container or a shell may lack.
 
-Standard streams that are open and take any text, a home folder, a name for the user, file descriptors.
+That is: standard streams that are open and accept any text, a home folder, a user name, and file descriptors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOME, _USER = "HOME", "LOGNAME"
 
 
 def settle_in() -> None:
-    """Provide what is missing: before anything is opened, and before what asks for a home is imported."""
+    """Provide what is missing. Call it before opening files, and before importing code that needs a home folder."""
     _open_closed_streams()
     _print_any_text()
     sys.argv = [_readable(each) for each in sys.argv]
@@ -36,11 +36,11 @@ def settle_in() -> None:
 
 
 def raise_file_limit(runs: int = 0) -> None:
-    """Raise the soft limit of open files to the hard one; log where that is too few for the number of concurrent runs.
+    """Raise the soft limit of open files to the hard limit, up to 65,536; log if it is too low for the concurrent runs.
 
-    Logs as well that a makeshift home is used: what Orcheo keeps there, such as plugins, may be gone after a restart.
+    Also log that a temporary home folder is used: what Orcheo keeps there, such as plugins, may not survive a restart.
     """
-    # Here, since each start of the command imports this module.
+    # Imported here, since each start of the command imports this module.
     from orcheo_dispatch.shared.logs.lines import log
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -57,7 +57,7 @@ def raise_file_limit(runs: int = 0) -> None:
 
 
 def _readable(argument: str) -> str:
-    """Return an argument that the locale could not decode, with surrogates that no database takes, as UTF-8."""
+    """Decode an argument as UTF-8 if the locale could not: it contains surrogates, which databases reject."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -66,7 +66,7 @@ def _readable(argument: str) -> str:
 
 
 def _open_closed_streams() -> None:
-    """Open the null device in the place of standard streams that are closed: a socket would get their numbers."""
+    """Open the null device in place of closed standard streams: otherwise a socket could get their numbers."""
     for number, name in enumerate(_STREAMS):
         try:
             os.fstat(number)
@@ -81,14 +81,14 @@ def _open_closed_streams() -> None:
 
 
 def _print_any_text() -> None:
-    """Have stdout and stderr escape what their encoding cannot express, instead of raising."""
+    """Make stdout and stderr escape characters that their encoding cannot express, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _has_home() -> bool:
-    """Tell whether there is a home folder; `/`, which engines give to users without an entry, only where writable."""
+    """Return whether a home folder exists; `/`, which engines set for users without an entry, must be writable."""
     home = os.environ.get(_HOME)
     if not home:
         try:
@@ -103,7 +103,7 @@ def _makeshift_path() -> Path:
 
 
 def _makeshift_home() -> str:
-    """Create a folder that no other user may enter; `/` if none can be created."""
+    """Create a folder that no other user may access and return its path; `/` if none can be created."""
     try:
         path = _makeshift_path()
         path.mkdir(mode=0o700, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Handle signals: stop in order, stop at once, or ignore.
+"""Handle signals: stop gracefully, stop immediately, or ignore.
 
-SIGTERM and SIGINT  end in order; a worker lets its runs finish. The second one ends the drain time.
-SIGQUIT             end at once; what a worker executes is settled by `ORCHEO_DISPATCH_LOST_RUNS`.
-SIGHUP              a terminal was closed: end in order. Without one: ignored, since settings are read at start only.
+SIGTERM and SIGINT  stop gracefully; a worker lets its runs finish. A second signal ends the drain time.
+SIGQUIT             stop immediately; a worker's runs are settled according to `ORCHEO_DISPATCH_LOST_RUNS`.
+SIGHUP              with a terminal: stop gracefully. Without one: ignored, since settings are read only at start.
 
-Celery's own handlers cut runs short at SIGQUIT and at a second SIGINT, start the program anew at SIGHUP, and write to
-stdout, where a handler can block for ever. `REMAP_SIGTERM` in the environment makes SIGTERM a SIGQUIT.
+Celery's own handlers cut runs short at SIGQUIT and at a second SIGINT, restart the program at SIGHUP, and write to
+stdout, which can block forever. With `REMAP_SIGTERM` in the environment, they treat SIGTERM as SIGQUIT.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _IN_ORDER = (signal.SIGTERM, signal.SIGINT)
 
 
 def obey_signals(app: Celery, cut_short: Callable[[], bool] = lambda: False) -> None:
-    """Have the Celery workers of this app take signals as above.
+    """Make the Celery workers of this app handle signals as described above.
 
-    `cut_short` tells whether a SIGQUIT at this moment ends something that is not handed over: then the exit code is 1.
+    `cut_short` returns whether a SIGQUIT now would end a run that is not handed over; the exit code is then 1.
     """
     one_at_a_time = threading.Lock()
 
@@ -39,7 +39,7 @@ def obey_signals(app: Celery, cut_short: Callable[[], bool] = lambda: False) -> 
 
     def stop(number: int, _: FrameType | None) -> None:
         code = int(number == signal.SIGQUIT and cut_short())
-        # On a thread: a handler may have interrupted who holds the lock of a log or of a condition.
+        # On a thread, since the interrupted code may hold the lock of a log or of a condition.
         threading.Thread(target=tell, args=(signal.Signals(number).name, code), name="signal", daemon=True).start()
         state.should_stop = max(code, state.should_stop or 0)
 
@@ -49,20 +49,20 @@ def obey_signals(app: Celery, cut_short: Callable[[], bool] = lambda: False) -> 
         take_hangups(stop)
 
     class TakeSignals(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no types for it
-        """Takes the signals back from Celery, which installs its handlers just before its first step starts."""
+        """Replaces Celery's signal handlers, which Celery installs just before its first step starts."""
 
         def start(self, _: Any) -> None:
             take()
 
-    # From before the start of whatever has to end in order.
+    # Before anything starts that must be stopped gracefully.
     worker_init.connect(take, weak=False)
     app.steps["worker"].add(TakeSignals)
 
 
 def take_hangups(stop: Callable[[int, FrameType | None], None]) -> None:
-    """End by `stop` when the terminal of this process is closed; without a terminal, log a SIGHUP and continue.
+    """Call `stop` when the terminal of this process is closed; without a terminal, log SIGHUP and continue.
 
-    One that is ignored from the start, as under `nohup`, stays ignored.
+    If SIGHUP is ignored from the start, as under `nohup`, it stays ignored.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return

@@ -1,1 +1,1 @@
-"""Settings: read from the environment and from credentials once, at the entry point."""
+"""Settings, read once from the environment and from credentials, at the entry point."""

@@ -1,8 +1,8 @@
 """Check the URLs and DSNs of servers, without quoting a password in an error.
 
-A password with an unescaped `@`, `/` or blank moves into the host, the port or the path, and from there into
-error texts that cannot be redacted. So an address is parsed before anything connects. redis-py and kombu each split
-URLs themselves and disagree about sockets and TLS parameters, and an error of theirs may quote a part of the URL.
+A password with an unescaped `@`, `/` or space is parsed as part of the host, the port or the path, and from there gets
+into error texts that cannot be redacted. So addresses are checked before anything connects. redis-py and kombu parse
+URLs differently, disagree about sockets and TLS parameters, and may quote a part of the URL in an error.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pydantic import SecretStr
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _KOMBU_SOCKET = "redis+socket"
-"""Scheme for `unix` in kombu, and so in Orcheo's own Celery app."""
+"""What kombu, and so Orcheo's own Celery app, calls the scheme `unix`."""
 _SOCKET_DATABASE = {"unix": "db", _KOMBU_SOCKET: "virtual_host"}
 _SEVERAL_SERVERS = re.compile(r"^[a-z+]*(sentinel|cluster)[a-z+]*$")
-# What redis-py and kombu both understand; any other word stops one of the two.
+# Parameters that both redis-py and kombu accept; any other makes one of them fail.
 _TLS_PARAMETERS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _DATABASE = re.compile(r"(/\d*)?")
 _CERT_REQS = ("required", "optional", "none")
 
 
 def check_redis_url(value: SecretStr) -> SecretStr:
-    """Return `value` if it is a URL of a Redis. Raises `ValueError`: what is accepted, quoting nothing."""
+    """Return `value` if it is a valid URL of Redis. Raises `ValueError`, which says what is accepted, not the value."""
     try:
         parts = urlsplit(value.get_secret_value())
         several = _SEVERAL_SERVERS.match(parts.scheme) or ";" in parts.netloc.rpartition("@")[2]
-        # Raises ValueError where it is no number.
+        # Raises ValueError if it is not a number.
         _ = None if several else parts.port
     except ValueError:
         raise ValueError("a URL with a number for its port and a percent-encoded password") from None
@@ -62,12 +62,12 @@ def _check_socket(value: SecretStr, parts: SplitResult) -> SecretStr:
 
 
 def for_kombu(url: str) -> str:
-    """Return a checked URL of Redis as kombu writes it."""
+    """Return a checked URL of Redis in kombu's notation."""
     return _socket_as(_KOMBU_SOCKET, url)
 
 
 def for_client(url: str) -> str:
-    """Return a checked URL of Redis as redis-py writes it."""
+    """Return a checked URL of Redis in redis-py's notation."""
     return _socket_as("unix", url)
 
 
@@ -76,12 +76,12 @@ def _socket_as(scheme: str, url: str) -> str:
     if parts.scheme not in _SOCKET_DATABASE:
         return url
     query = parts.query.replace(f"{_SOCKET_DATABASE[parts.scheme]}=", f"{_SOCKET_DATABASE[scheme]}=")
-    # Not by urlunsplit, which drops the slashes of an empty host for schemes that it does not know.
+    # Not with urlunsplit, which drops the slashes of an empty host for schemes that it does not know.
     return f"{scheme}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
 def check_postgres_dsn(value: SecretStr) -> SecretStr:
-    """Return `value` if it is a DSN of Postgres. Raises `ValueError`: what is accepted, quoting nothing."""
+    """Return `value` if it is a valid Postgres DSN. Raises `ValueError`, which says what is accepted, not the value."""
     text = value.get_secret_value()
     takes = "a Postgres DSN such as postgresql://user@host:5432/database, with a percent-encoded password"
     try:
@@ -96,7 +96,7 @@ def check_postgres_dsn(value: SecretStr) -> SecretStr:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an HTTP API is: scheme, host and port, with the path that its own paths come after."""
+    """The base address of an HTTP API: scheme, host, port and the path that its own paths are appended to."""
 
     scheme: str
     host: str
@@ -105,7 +105,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """Parse a URL. Raises `ValueError`: what is accepted, quoting nothing."""
+        """Parse a URL. Raises `ValueError`, which says what is accepted, not the value."""
         takes = "a URL such as https://orcheo.example.com or http://127.0.0.1:8000"
         try:
             parts = urlsplit(url.strip())

@@ -1,10 +1,10 @@
-"""Read secrets from files: systemd's `LoadCredential=`, or any folder that `CREDENTIALS_DIRECTORY` names.
+"""Read secrets from files: of systemd's `LoadCredential=`, or in any folder that `CREDENTIALS_DIRECTORY` names.
 
-A file is named like the variable that it sets. If that variable is set too, the environment wins: so
+A file is named after the variable that it sets. If that variable is also set, the environment wins, so that
 a shell, or a drop-in of a unit, can override the value. An empty file or variable counts as unset.
 
-The reader of pydantic-settings (`SecretsSettingsSource`) is not used: it has no bound on the size of a file, its
-error for a file that is no text does not name it, and Orcheo needs the same values in the environment of the process.
+The reader of pydantic-settings (`SecretsSettingsSource`) is not used: it has no limit on the size of a file, its error
+for a file that is not text does not name the file, and Orcheo needs the same values in the environment of the process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from orcheo_dispatch.shared.settings.values import clean
 DIRECTORY = "CREDENTIALS_DIRECTORY"
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _MOST_BYTES = 1024 * 1024
-"""Limit of systemd for all credentials of a unit."""
+"""systemd's limit for all credentials of a unit together."""
 
 
 def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the credentials by variable, without those that are empty; none where no folder is named.
+    """Return the non-empty credentials by variable; none if no folder is named.
 
-    Files that are not named like a variable are ignored. Raises `SettingsError`, which quotes no content.
+    Files that are not named after a variable are ignored. Raises `SettingsError`, which quotes no content.
     """
     directory = environment.get(DIRECTORY)
     if not directory:
@@ -40,9 +40,10 @@ def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def export_credentials(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of credentials, if they are unset: Orcheo reads only its environment.
+    """Set unset environment variables from credentials, because Orcheo reads only its environment.
 
-    Only in this process, after its start: `/proc/PID/environ`, `systemctl show` and the journal do not show them.
+    They are set only in this process, after its start, so `/proc/PID/environ`, `systemctl show` and the journal do
+    not show them.
     Raises `SettingsError` as `read_credentials` does.
     """
     for name, text in read_credentials(environment).items():
@@ -51,7 +52,7 @@ def export_credentials(environment: MutableMapping[str, str] = os.environ) -> No
 
 
 def _is_unset(value: str | None) -> bool:
-    """Return whether a variable counts as unset; one that is not text is a mistake, and counts as set."""
+    """Return whether a variable counts as unset; one that is not text is an error, and counts as set."""
     try:
         return not value or not clean(value)
     except ValueError:

@@ -15,7 +15,7 @@ DEFAULT_TRIGGERS = ("webhook", "cron", "listener", "manual", "manual_batch", "cl
 
 
 class DispatchSettings(BaseSettings):
-    """Where the database and the broker are, what is dispatched and how."""
+    """Addresses of the database and the broker, and what is dispatched and how."""
 
     postgres_dsn: PostgresDsn = Field(
         alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."

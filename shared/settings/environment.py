@@ -1,4 +1,4 @@
-"""Read settings from the environment: clean each value, and note each that is read differently."""
+"""Read settings from the environment: clean each value, and note those whose interpretation differs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from orcheo_dispatch.shared.settings.values import log_format, log_level, postgr
 
 _DSNS = frozenset({"ORCHEO_POSTGRES_DSN", "ORCHEO_DISPATCH_LISTEN_DSN"})
 _READ_BY_ORCHEO = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL")
-"""What Orcheo reads in our processes as well: from the environment, and without cleaning it."""
+"""Variables that Orcheo also reads in our processes, from the environment and without cleaning them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A value that is read differently from how it is written; never quotes a secret."""
+    """A note that a value is interpreted differently from how it is written; never quotes a secret."""
 
     variable: str
     text: str
 
 
 class ValuesSource(PydanticBaseSettingsSource):
-    """Values by variable; those that are empty count as unset. Raises `SettingsError` for what is no text."""
+    """Values by variable; empty ones count as unset. Raises `SettingsError` for a value that is not text."""
 
     def __init__(self, settings: type[BaseSettings], values: Mapping[str, str]) -> None:
         super().__init__(settings)
@@ -38,16 +38,16 @@ class ValuesSource(PydanticBaseSettingsSource):
         self._found = {name: text for name, text in found.items() if text}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return what pydantic asks for: value, key, and that the value is no JSON."""
+        """Return the value, the key, and False, since the value is not JSON, as pydantic requires."""
         return self._found.get(str(field.alias)), str(field.alias), False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the values that are settings."""
+        """Return the values of settings."""
         return dict(self._found)
 
 
 def notes(variables: Container[str], environment: Mapping[str, str] = os.environ) -> list[Note]:
-    """Return what is read differently of these variables, one note for each change."""
+    """Return a note for each change made when these variables are read."""
     given = {name: raw for name, raw in _in_capitals(environment).items() if name in variables}
     found = [Note(name, text) for name, raw in sorted(given.items()) for text in _changes(name, raw)]
     broker = read("REDIS_URL", given.get("REDIS_URL", ""))
@@ -60,14 +60,14 @@ def notes(variables: Container[str], environment: Mapping[str, str] = os.environ
 def slots_follow(broker: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether run slots are returned at the broker because no setting says where the API counts them.
 
-    The API counts them on localhost then. In a container that is another host for us than for the API, unless the
-    broker is on localhost too.
+    The API then counts them on localhost. In a container, our localhost is not the API's, unless the broker is on
+    localhost too.
     """
     return bool(broker) and "://" in broker and not is_local(broker) and in_container(environment)
 
 
 def export_values(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what Orcheo reads in this process as we read it: credentials that are unset, and addresses, cleaned.
+    """Set the variables that Orcheo reads in this process to our values: unset credentials and cleaned addresses.
 
     Raises `SettingsError` as `read_credentials` does.
     """
@@ -95,7 +95,7 @@ def _changes(variable: str, raw: str) -> list[str]:
 
 
 def _in_capitals(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the values by their names in capitals; a name that is written so comes before others."""
+    """Return the values by upper-case name; a name that is written in upper case takes precedence."""
     written_so = {name: value for name, value in values.items() if name == name.upper()}
     return {**{name.upper(): value for name, value in values.items()}, **written_so}
 
@@ -105,9 +105,9 @@ _LEAST_SECONDS, _MOST_SECONDS = 1.0, 86_400.0
 
 
 def cron_interval_of_orcheo(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the seconds in Orcheo's variable, within our bounds; None where it is unset or no positive number.
+    """Return Orcheo's interval (seconds), limited to our range; None if it is unset or not a positive number.
 
-    Orcheo's API ignores such a value too.
+    Orcheo's API ignores an invalid value as well.
     """
     try:
         seconds = float(environment.get(ORCHEOS, ""))
@@ -119,7 +119,7 @@ def cron_interval_of_orcheo(environment: Mapping[str, str] = os.environ) -> floa
 
 
 def cron_interval_note(environment: Mapping[str, str] = os.environ) -> dict[str, Any] | None:
-    """Return what to log of Orcheo's variable: that it is used, or that it is ignored; None where neither is news."""
+    """Return what to log about Orcheo's variable: whether it is used or ignored; None if it is unset or overridden."""
     if environment.get(OURS) or not environment.get(ORCHEOS):
         return None
     seconds = cron_interval_of_orcheo(environment)
@@ -127,14 +127,14 @@ def cron_interval_note(environment: Mapping[str, str] = os.environ) -> dict[str,
 
 
 class OrcheoNames(PydanticBaseSettingsSource):
-    """Orcheo's names as the last source of settings."""
+    """Orcheo's own variables, as the last source of settings."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return what pydantic asks for: value, key, and that the value is no JSON."""
+        """Return the value, the key, and False, since the value is not JSON, as pydantic requires."""
         value = cron_interval_of_orcheo() if field.alias == OURS else None
         return value, str(field.alias), False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the settings that correspond to Orcheo's names."""
+        """Return the settings that correspond to Orcheo's variables."""
         seconds = cron_interval_of_orcheo()
         return {} if seconds is None else {OURS: seconds}

@@ -19,7 +19,7 @@ _SHOWN_CHARACTERS = 100
 
 
 def explain(item: Any, fields: Mapping[str, FieldInfo], secret: Collection[str]) -> str:
-    """Return the line for one error of pydantic's; values of `secret` variables and of credentials are not quoted."""
+    """Return the line for one pydantic error; values of `secret` variables and of credentials are not quoted."""
     location = item["loc"][0] if item["loc"] else "settings"
     field = fields.get(str(location)) or next((each for each in fields.values() if each.alias == location), None)
     variable = str(getattr(field, "alias", None) or location)

@@ -1,6 +1,6 @@
 """Types of the fields of `Settings`: which values each accepts.
 
-An error says what is accepted, as the end of a sentence, and quotes nothing.
+An error text says what is accepted, as the end of a sentence, and does not quote the value.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from orcheo_dispatch.shared.settings.policies import CronMode, LostRuns, WorkerI
 from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
 
 LONGEST = 1_000_000_000
-"""Seconds, 31 years: what every timer and every interval of Postgres takes."""
+"""Maximum duration (seconds): 31 years, which every timer and every Postgres interval accepts."""
 MOST = 1_000_000_000
-"""Runs: what an integer of Postgres holds."""
+"""Maximum number of runs; it fits Postgres' integer."""
 
 
 def _split_list(value: Any) -> Any:
@@ -48,7 +48,7 @@ def _check_service_token(value: SecretStr) -> SecretStr:
 
 def _check_dsn(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
-    # In a DSN of the form `host=... port=...` blanks separate; elsewhere they are an accident of copying.
+    # In a DSN of the form `host=... port=...` spaces are separators; elsewhere they are a copying mistake.
     _refuse_unprintable(text, blanks="://" not in text)
     return check_postgres_dsn(SecretStr(postgres_dsn(text)[0]))
 
@@ -59,7 +59,7 @@ def _check_url(value: SecretStr) -> SecretStr:
 
 
 def _refuse_unprintable(text: str, *, blanks: bool) -> None:
-    """Refuse characters that a client would silently drop from an address, or print unescaped."""
+    """Reject characters that a client would silently drop from an address, or print unescaped."""
     if any(not (character.isprintable() or (blanks and character.isspace())) for character in text):
         raise ValueError("an address without line breaks and characters that cannot be printed")
     if not blanks and any(character.isspace() for character in text):
@@ -97,7 +97,7 @@ LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_log_format)]
 
 
 def show_default(value: Any) -> str:
-    """Return a default as documentation shows it."""
+    """Return a default in the form used in the documentation."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):

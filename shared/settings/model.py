@@ -1,4 +1,4 @@
-"""Every setting, read once at the entry point and passed on as an argument.
+"""All settings, read once at the entry point and passed on as an argument.
 
 Each field is one environment variable (its alias), or a credential of that name. Durations are seconds.
 """
@@ -96,7 +96,7 @@ class Settings(WorkerSettings, DispatchSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return where settings come from; the first wins: argument, environment, credential, a name of Orcheo's."""
+        """Return the sources in order of precedence: argument, environment, credential, Orcheo's own variable."""
         environment, credentials = (ValuesSource(settings_cls, found) for found in (os.environ, read_credentials()))
         return init_settings, environment, credentials, OrcheoNames(settings_cls)
 
@@ -128,9 +128,9 @@ class Settings(WorkerSettings, DispatchSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
-        """Return the settings of the environment, with `overrides` by field name on top.
+        """Return the settings from the environment; `overrides`, by field name, take precedence.
 
-        Raises `SettingsError`, one line per invalid variable: its value and what is expected.
+        Raises `SettingsError` with one line per invalid variable: its value and what is expected.
         """
         try:
             return cls(**overrides)

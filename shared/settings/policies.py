@@ -1,4 +1,4 @@
-"""Settings whose values are words: what to do with lost runs, isolation, cron."""
+"""Settings with a fixed set of values: policy for lost runs, isolation, cron."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class LostRuns(StrEnum):
-    """What becomes of a run whose worker is lost."""
+    """What happens to a run whose worker is lost."""
 
     FAIL = "fail"
     REQUEUE = "requeue"
@@ -22,18 +22,18 @@ class LostRuns(StrEnum):
 
 
 class WorkerIsolation(StrEnum):
-    """Which runs get a process of their own."""
+    """Which runs are executed in a process of their own."""
 
     ADAPTIVE = "adaptive"
-    """Those of workflow versions that have held, crashed or filled the process that they shared."""
+    """Runs of workflow versions that have blocked, crashed or exhausted the memory of a shared process."""
     SHARED = "shared"
-    """None."""
+    """No run."""
     PROCESS = "process"
-    """All."""
+    """All runs."""
 
 
 class WorkerPool(StrEnum):
-    """How workers of earlier releases ran many runs at once; `WorkerIsolation` has taken its place."""
+    """How workers of earlier releases executed several runs at once; replaced by `WorkerIsolation`."""
 
     THREADS = "threads"
     PREFORK = "prefork"
@@ -43,7 +43,7 @@ ORCHEO_EXECUTOR = "orcheo"
 
 
 class CronMode(StrEnum):
-    """Who creates the runs of cron triggers that are due."""
+    """Who creates the runs of due cron triggers."""
 
     WORKER = "worker"
     API = "api"
@@ -53,8 +53,8 @@ class CronMode(StrEnum):
 def cron_mode(chosen: CronMode | None, *, executor: str, api_url: str | None) -> CronMode:
     """Return who creates the runs of due cron triggers.
 
-    By default, if workers have an executor other than Orcheo's, a configured API is asked, as in
-    releases before there was a choice.
+    By default, if workers use an executor other than Orcheo's, the API does if it is configured, as in
+    releases that had no such setting.
     """
     if chosen is not None:
         return chosen

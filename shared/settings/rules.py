@@ -9,7 +9,7 @@ _RESERVED_QUEUES = frozenset({"celery", "orcheo.cron", "orcheo.dispatch", "orche
 
 
 def check_leases(*, worker_lease: float, heartbeat: float) -> None:
-    """Refuse a lease that one late heartbeat would end."""
+    """Reject a lease so short that one late heartbeat would let it expire."""
     if worker_lease < 2 * heartbeat:
         raise SettingsError(
             f"ORCHEO_WORKER_LEASE={worker_lease:g} is invalid: expected at least twice ORCHEO_WORKER_HEARTBEAT "
@@ -18,7 +18,7 @@ def check_leases(*, worker_lease: float, heartbeat: float) -> None:
 
 
 def check_queue(queue: str) -> None:
-    """Refuse the name of a queue that has another use."""
+    """Reject a queue name that is used for something else."""
     if queue in _RESERVED_QUEUES or queue.startswith("_kombu"):
         raise SettingsError.wrong(
             "ORCHEO_DISPATCH_QUEUE", queue, "a name that is none of " + ", ".join(sorted(_RESERVED_QUEUES))
@@ -26,7 +26,7 @@ def check_queue(queue: str) -> None:
 
 
 def check_api(api_url: str | None) -> None:
-    """Refuse an API that cannot be asked to dispatch cron triggers; its URL may hold a password and is not quoted."""
+    """Reject an API that cannot dispatch cron triggers; its URL may contain a password and is not quoted."""
     if api_url is None:
         raise SettingsError("ORCHEO_API_URL is not set: expected Orcheo's API where ORCHEO_DISPATCH_CRON=api")
     try:

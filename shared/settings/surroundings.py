@@ -1,4 +1,4 @@
-"""Detect a container, in which `localhost` is the container itself and not a server next to it."""
+"""Detect containers, in which `localhost` is the container itself and not its host."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
 
 
 def in_container(environment: Mapping[str, str] = os.environ, marks: tuple[str, ...] = _MARKS) -> bool:
-    """Return whether this process runs in a container, as far as one can tell."""
+    """Return whether this process runs in a container, as far as can be detected."""
     return any(environment.get(name) for name in _VARIABLES) or any(Path(mark).exists() for mark in marks)
 
 
 def is_local(address: str) -> bool:
-    """Return whether a URL or a DSN names this host by TCP: `localhost`, or a loopback address."""
+    """Return whether a URL or DSN refers to this host over TCP: `localhost` or a loopback address."""
     return any(_is_loopback(host) for host in _hosts(address))
 
 

@@ -1,8 +1,8 @@
 """Interpret the value of an environment variable.
 
-One environment serves Orcheo and us, and it comes from shells, `.env` files, `docker --env-file`, Kubernetes secrets
-and Windows editors: with line breaks at the end, quotes around it, a byte order mark before it. What Orcheo accepts
-must not end our processes. Nothing here quotes a value.
+Orcheo and this project share one environment. Its values come from shells, `.env` files, `docker --env-file`,
+Kubernetes secrets and Windows editors, and may have trailing line breaks, surrounding quotes or a byte order mark.
+A value that Orcheo accepts must not end our processes. Nothing here quotes a value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OTHER_NAMES = {"WARN": "WARNING", "FATAL": "CRITICAL", "NOTSET": "TRACE", "SUCC
 CONSOLE, JSON = "console", "json"
 
 _DRIVER = re.compile(r"^(?P<scheme>postgres(?:ql)?)\+\w+(?=://)", re.IGNORECASE)
-# Of asyncpg, and of SQLAlchemy with it: libpq knows none of these.
+# Parameters of asyncpg, and of SQLAlchemy with it, that libpq does not know.
 _NO_PARAMETERS = frozenset(
     {
         "async_fallback",
@@ -36,7 +36,7 @@ _SSL_MODES = {"true": "require", "1": "require", "on": "require", "false": "disa
 
 
 def read(variable: str, raw: str) -> str:
-    """Return the value of a variable, cleaned. Raises `SettingsError`, which quotes nothing."""
+    """Return the cleaned value of a variable. Raises `SettingsError`, which does not quote it."""
     try:
         return clean(raw)
     except ValueError as error:
@@ -44,9 +44,9 @@ def read(variable: str, raw: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Return a value without blanks, line breaks, invisible marks, and one pair of quotes around it.
+    """Return a value without surrounding whitespace, invisible characters, and one pair of quotes.
 
-    Raises `ValueError` where it is no text in UTF-8.
+    Raises `ValueError` if it is not UTF-8 text.
     """
     try:
         text.encode()
@@ -58,7 +58,7 @@ def clean(text: str) -> str:
 def log_level(text: str) -> str | None:
     """Return the level for a name or a number of Python's logging, or None if it is neither.
 
-    A number between two levels is the upper one: what is logged is what logging would let through.
+    A number between two levels is rounded up, so that the same records are logged as by Python's logging.
     """
     name = text.strip().upper()
     name = _OTHER_NAMES.get(name, name)
@@ -71,12 +71,12 @@ def log_level(text: str) -> str | None:
 
 
 def log_format(text: str) -> str | None:
-    """Return the log format of a name, or None: Orcheo reads every name except `console` as `json`."""
+    """Return the log format for a name, or None if it is unknown: Orcheo reads all names but `console` as `json`."""
     return {"text": CONSOLE, CONSOLE: CONSOLE, JSON: JSON}.get(text.strip().lower())
 
 
 def postgres_dsn(text: str) -> tuple[str, list[str]]:
-    """Return a DSN as libpq takes it, and what was changed: SQLAlchemy's driver and asyncpg's parameters.
+    """Return a DSN that libpq accepts, and what was changed: SQLAlchemy's driver and asyncpg's parameters.
 
     A value that cannot be parsed as a URL is returned unchanged.
     """

@@ -110,7 +110,7 @@ class WorkerSettings(BaseSettings):
     def capacity(self) -> int:
         """Maximum number of runs that a worker executes at a time: the number of processes if each run needs its own.
 
-        A run that has begun and waits for a process would use up its timeout and delay those behind it.
+        A run that has begun but waits for a process would use up its timeout and delay the runs behind it.
         """
         if self.isolation is WorkerIsolation.PROCESS:
             return min(self.concurrency, self.max_processes)

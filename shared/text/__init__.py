@@ -1,1 +1,1 @@
-"""Text that leaves a process: without secrets, bounded in size, harmless to a terminal."""
+"""Text that leaves a process: redacted, limited in size and safe for a terminal."""

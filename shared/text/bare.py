@@ -1,14 +1,14 @@
-"""Strip a value of what an editor, a shell or a file has put around it."""
+"""Strip what an editor, a shell or a file has put around a value."""
 
 from __future__ import annotations
 
-# No blanks that anybody meant: a byte order mark, and marks that have no width.
+# Never intended: a byte order mark, and characters of zero width.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00a0\x00"
 _QUOTES = "\"'"
 
 
 def bare(text: str) -> str:
-    """Return `text` without blanks, invisible marks, and one pair of quotes around it."""
+    """Return `text` without surrounding whitespace, invisible characters, and one pair of quotes."""
     inner = _stripped(text)
     if len(inner) > 1 and inner[0] == inner[-1] and inner[0] in _QUOTES:
         inner = _stripped(inner[1:-1])

@@ -1,8 +1,8 @@
-"""Write to a stream that may block: a full pipe whose reader hangs must not stop a process.
+"""Write to a stream that may block, so that a full pipe whose reader hangs does not stop a process.
 
-Writes may wait for `WAIT_SECONDS` in all, and for as much again each minute, however many there are and however slowly
-the reader takes it. What cannot be written by then is dropped and counted. There is no thread and no queue: a process
-that forks writes with this as well.
+All writes together may wait for `WAIT_SECONDS`, and for the same time again per minute, whatever their number and the
+speed of the reader. A text that cannot be written in that time is dropped and counted. There is no thread and no
+queue, so this also works in a process that forks.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _REGAINED_PER_SECOND = WAIT_SECONDS / 60
 
 
 class BoundedOutput:
-    """Writes whole texts, or drops them and counts. Thread-safe; never raises."""
+    """Writes whole texts, or drops and counts them. Thread-safe; never raises."""
 
     def __init__(self, wait: float = WAIT_SECONDS) -> None:
         self._wait = wait
         self._allowance = wait
-        """Seconds that writes may wait yet."""
+        """Seconds that writes may still wait."""
         self._counted_at = time.monotonic()
         self._lock = threading.Lock()
         self._dropped = 0
         self._torn = False
 
     def write(self, stream: IO[str], text: str) -> int:
-        """Write `text`; return how many texts were dropped before it, 0 where it was itself dropped."""
+        """Write `text`; return how many texts were dropped before it, or 0 if it was itself dropped."""
         with self._lock:
             with contextlib.suppress(OSError, ValueError):
                 if not self._write(stream, text):
@@ -44,7 +44,7 @@ class BoundedOutput:
         try:
             number = stream.fileno()
         except (OSError, ValueError, AttributeError):
-            # A stream in memory.
+            # An in-memory stream.
             stream.write(text)
             stream.flush()
             return True
@@ -52,7 +52,7 @@ class BoundedOutput:
         if self._torn:
             data = b"\n" + data
         for start in range(0, len(data), select.PIPE_BUF):
-            # A pipe that is ready takes this many bytes without blocking.
+            # A pipe that is ready accepts this many bytes without blocking.
             piece = data[start : start + select.PIPE_BUF]
             while piece:
                 if not self._ready(number):
@@ -63,7 +63,7 @@ class BoundedOutput:
         return True
 
     def _ready(self, number: int) -> bool:
-        """Wait until a file can be written to, for no longer than is allowed yet."""
+        """Wait until a file can be written to, for the remaining allowance at most; return whether it can."""
         poll = select.poll()
         poll.register(number, select.POLLOUT)
         if poll.poll(0):
@@ -78,4 +78,4 @@ class BoundedOutput:
 
 
 ERRORS = BoundedOutput()
-"""For stderr, to which all threads write."""
+"""For stderr, shared by all threads."""

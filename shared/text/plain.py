@@ -1,7 +1,7 @@
-r"""Escape text from outside so that it is safe to show: in a terminal, a log line, a page.
+r"""Escape untrusted text so that it is safe to show in a terminal, a log line or a page.
 
-A client chooses names, labels, reasons and error texts. An escape sequence in one moves the cursor, sets the title of
-a window or writes to the clipboard; a mark for writing from right to left shows `exe.txt` as `txt.exe`; a line break
+Clients choose names, labels, reasons and error texts. An escape sequence in one can move the cursor, set the title of
+a window or write to the clipboard; a right-to-left mark shows `exe.txt` as `txt.exe`; a line break
 forges a line. Such characters are shown as escapes, such as `\u001b`.
 """
 
@@ -14,16 +14,16 @@ from typing import TextIO
 
 _ENDS = " ..."
 _MOST_MARKS = 3
-"""Marks above and below one letter; more of them reach into the lines around."""
+"""Maximum number of combining marks on one letter; more would overlap the lines above and below."""
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-# Python calls these printable; they are seen as nothing, or as a blank.
+# Python considers these printable, but they show as nothing or as a space.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef]"
 )
 
 
 def plain(text: str, limit: int | None = None) -> str:
-    """Return `text` as one line that no terminal obeys; what is beyond `limit` characters is left out, with ` ...`."""
+    """Return `text` as one line without control sequences, cut to `limit` characters and ` ...` if it is longer."""
     cut = limit is not None and len(text) > limit
     kept = text[:limit] if cut else text
     if not (kept.isascii() and kept.isprintable()):
@@ -32,7 +32,7 @@ def plain(text: str, limit: int | None = None) -> str:
 
 
 def plain_lines(text: str, limit: int | None = None) -> str:
-    """Return `text` likewise, but with its line breaks: for a place that is bounded by more than a line."""
+    """Return `text` like `plain`, but with its line breaks, for places that show several lines."""
     cut = limit is not None and len(text) > limit
     lines = (text[:limit] if cut else text).replace("\r\n", "\n").split("\n")
     return "\n".join(plain(line) for line in lines) + (_ENDS if cut else "")
@@ -44,7 +44,7 @@ def say(text: str = "", *, to: TextIO | None = None) -> None:
 
 
 def is_plain(text: str) -> bool:
-    """Return whether `text` is shown as it is."""
+    """Return whether `text` needs no escapes."""
     return plain(text) == text
 
 

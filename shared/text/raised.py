@@ -1,7 +1,7 @@
 """Describe an exception, its class and where it was raised, in bounded time and size whatever its class does.
 
-Workflows raise exceptions of classes of their own: their code is executed by `str(error)`, and may be by reading an
-attribute. Here attributes are read as Python itself stores them, and code of others has its own thread and a deadline.
+Workflows raise exceptions of their own classes, whose code is executed by `str(error)` and possibly by reading an
+attribute. Here attributes are read from Python's own storage, and foreign code runs on its own thread with a deadline.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from types import MemberDescriptorType, TracebackType, WrapperDescriptorType
 from typing import Any
 
 _SECONDS = 0.5
-"""An error whose text takes longer has none."""
+"""Time limit for an error's own code to produce its text; after that the text is empty."""
 _MOST_CHARACTERS = 100_000
-"""Of values that `repr` has to print; a single text may be longer, it is only cut."""
+"""Maximum size of a value passed to `repr`; a single text may be longer, since it is cut first."""
 _MOST_BITS = 14_000
-"""Beyond it `str` refuses an integer, or takes time that is quadratic."""
+"""Maximum size of an integer: beyond it `str` raises, or takes quadratic time."""
 _MOST_VALUES = 10
 _NAME_CHARACTERS = 200
 _PLACE_CHARACTERS = 1000
@@ -43,12 +43,12 @@ class _TimeIsOver(SystemExit):
 
 
 def class_name(error: BaseException | None) -> str:
-    """Return the name of the error's class, of at most 200 characters. Never raises."""
+    """Return the name of the error's class, at most 200 characters. Never raises."""
     return str(_name_of(type(error)))[:_NAME_CHARACTERS]
 
 
 def place_of(trace: TracebackType | None) -> str | None:
-    """Return file, line and function of the last frame of a traceback, of at most 1000 characters."""
+    """Return file, line and function of the last frame of a traceback, at most 1000 characters."""
     if trace is None:
         return None
     while trace.tb_next is not None:
@@ -58,17 +58,17 @@ def place_of(trace: TracebackType | None) -> str | None:
 
 
 def trace_of(error: BaseException) -> TracebackType | None:
-    """Return the error's traceback, without asking its class."""
+    """Return the error's traceback without executing code of its class."""
     trace: TracebackType | None = _trace_of(error)
     return trace
 
 
 def said_by(error: BaseException) -> str:
-    """Return `str(error)`, or nothing where it raises or takes longer than half a second. Never raises.
+    """Return `str(error)`, or an empty text if that raises or takes longer than half a second. Never raises.
 
-    Values that take long to print, such as a list of millions, are named by their type and length. Code of the error's
-    class is executed in a thread of its own, which is ended after its time limit. Nothing here can end a function in
-    C that keeps the interpreter's lock: only the end of its process does.
+    Values that take long to print, such as a list of millions, are shown by type and length. Code of the error's class
+    is executed on its own thread, which is stopped at its time limit. A C function that holds the GIL cannot be
+    stopped, except by ending its process.
     """
     try:
         args: tuple[Any, ...] = _args_of(error)
@@ -86,12 +86,12 @@ def said_by(error: BaseException) -> str:
 
 
 def _is_of_python(kind: type) -> bool:
-    """Return whether a class is one of the interpreter's own: not made at run time, by a module or by a script."""
+    """Return whether a class is built into the interpreter, not created at run time by a module or a script."""
     return not _flags_of(kind) & _HEAP_TYPE
 
 
 def _attributes(error: BaseException) -> Iterator[Any]:
-    """Yield what Python's own classes print beside the arguments, such as the file name of an `OSError`."""
+    """Yield what Python's own classes print in addition to the arguments, such as the file name of an `OSError`."""
     for kind in filter(_is_of_python, _mro_of(type(error))):
         for member in _dict_of(kind).values():
             if type(member) is MemberDescriptorType:
@@ -100,9 +100,9 @@ def _attributes(error: BaseException) -> Iterator[Any]:
 
 
 def _weight(value: Any) -> int | None:
-    """Return about how many characters `repr(value)` has, counted up to a bound; None where it executes other code.
+    """Return the approximate length of `repr(value)`, counted up to a limit; None if it would execute foreign code.
 
-    A value inside several others counts as often as it is printed, and one inside itself up to the bound.
+    A value contained several times is counted each time; one that contains itself is counted up to the limit.
     """
     total, left = 0, [iter((value,))]
     while left and total <= _MOST_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Remove credentials from every text that leaves the process, in time linear in the text that is kept."""
+"""Remove credentials from every text that leaves the process, in time linear in the length of the text that is kept."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from orcheo_dispatch.shared.text.bare import bare
 from orcheo_dispatch.shared.text.secret_forms import pattern_of
 
 MIN_CHARACTERS = 8
-"""Shorter secrets are words of every log line: they are found by the rules for URLs and names only."""
+"""Minimum length of a secret that is searched for: shorter ones occur as words and are left to the rules below."""
 _LINE_CHARACTERS = 1000
 _MARGIN = 4096
-"""Characters behind a cut that are searched as well, so that half a secret is redacted like a whole one."""
+"""Number of characters after a cut that are searched too, so that a secret that the cut splits is redacted."""
 _HIDDEN = "***"
-# What libraries put around a value: the quotes of Python, JSON, and JSON in JSON, and the `b` of bytes.
+# Values as libraries quote them: with the quotes of Python, JSON and nested JSON, and the `b` of bytes.
 _QUOTED = r"b?\\*\"[^\"]*\"?|b?\\*'[^']*'?"
-# Each begins with a literal, and no character is read by two starts: linear time.
+# Each begins with a literal, and no character is read from two starting points: linear time.
 _RULES = (
     # scheme://user:password@host
     re.compile(r"(?<=[A-Za-z0-9+.\-])://[^\s:@/]*:(?P<secret>[^\s/]+)@"),
@@ -34,13 +34,13 @@ _RULES = (
     ),
     re.compile(r"(?i)\bbearer\s+(?P<secret>[^\s,;'\"\\()]{4,})"),
 )
-# Base64 in lines of 60 characters and more, as MIME and many tools write it: the separator between two lines.
+# The line break in base64 with lines of at least 60 characters, as MIME and many tools write it.
 _LINE_BREAK = re.compile(r"(?=[\\\r\n])(?<=[A-Za-z0-9+/]{60})(?:\\{1,8}r|\r)?(?:\\{1,8}n|\n)(?=[A-Za-z0-9+/])")
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The secrets of this process, and what finds them."""
+    """The secrets of this process, and the expression that finds them."""
 
     secrets: frozenset[str] = frozenset()
     pattern: re.Pattern[str] | None = None
@@ -52,8 +52,7 @@ _known = _Known()
 def redact(text: str, limit: int | None = None) -> str:
     """Return `text` with `***` for passwords in URLs, the values of `password=`, `token:` and the like.
 
-    What was given to `keep_secret` is found in every form. Of a text of more than `limit` characters the rest is left
-    out, with ` ...` for it.
+    Secrets given to `keep_secret` are found in every form. A text is cut after `limit` characters, which ` ...` marks.
     """
     window = text if limit is None else text[: limit + _MARGIN]
     end = len(window) if limit is None else min(limit, len(window))
@@ -68,23 +67,23 @@ def redact(text: str, limit: int | None = None) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """Return the first line of a library's error, redacted and of at most 1000 characters, or the error's class."""
-    # The cut comes first, the line last: a secret may hold a line break.
+    """Return the first line of a library's error, redacted and at most 1000 characters long, or the error's class."""
+    # Redact before taking the first line: a secret may contain a line break.
     said = redact(str(error).strip(), _LINE_CHARACTERS)
     return said.splitlines()[0] if said else type(error).__name__
 
 
 def keep_secret(*secrets: str) -> None:
-    """Redact these from now on wherever they appear, in any quoting or encoding.
+    """Redact these secrets from now on wherever they appear, in any quoting or encoding.
 
-    In place of those of an earlier call. Shorter than 16 characters they are found as words of their own only; what has
-    less than 8 is left to the other rules. Of a secret of several lines each line is one.
+    They replace those of an earlier call. Secrets shorter than 16 characters are found only as whole words; those
+    shorter than 8 are left to the other rules. Each line of a multi-line secret also counts as a secret.
     """
     _know(frozenset(), secrets)
 
 
 def add_secrets(*secrets: str) -> None:
-    """Redact these as well, as `keep_secret` does."""
+    """Redact these secrets as well, as `keep_secret` does."""
     _know(_known.secrets, secrets)
 
 
@@ -94,7 +93,7 @@ def _know(known: frozenset[str], secrets: tuple[str, ...]) -> None:
         form for secret in secrets for line in (secret, *secret.splitlines()) for form in (line.strip(), bare(line))
     }
     found = known | {line for line in lines if len(line) >= MIN_CHARACTERS}
-    # In one assignment: other threads redact meanwhile.
+    # One assignment, because other threads redact at the same time.
     _known = _Known(found, pattern_of(found))
 
 
@@ -110,7 +109,7 @@ def _found(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _found_across(pattern: re.Pattern[str], text: str, breaks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield what is found in the text without these line breaks, as spans of the text with them."""
+    """Yield the matches in the text without these line breaks, as spans of the text with them."""
     starts = [0, *(stop for _, stop in breaks)]
     stops = [*(start for start, _ in breaks), len(text)]
     lines = list(zip(starts, stops, strict=True))
@@ -122,7 +121,7 @@ def _found_across(pattern: re.Pattern[str], text: str, breaks: list[tuple[int, i
 
 
 def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the spans, those that overlap or touch as one."""
+    """Yield the spans, merging those that overlap or touch."""
     current: tuple[int, int] | None = None
     for start, stop in spans:
         if current is not None and start <= current[1]:

@@ -1,12 +1,12 @@
-r"""A secret in every form in which a program prints it, as one regular expression.
+r"""Build one regular expression that matches a secret in every form in which a program prints it.
 
-A library that quotes a header, a URL or a parameter rarely quotes it unchanged: `repr`, JSON, YAML and C write a
-backslash before a quote, a shell and SQL more quotes, URLs a percent sign, HTML an entity, Basic authentication base64,
-Postgres the hexadecimal digits of bytes. Characters are matched one by one, so that forms may be mixed, such as a
-percent-encoded password in a JSON text in the `repr` of bytes.
+A library that quotes a header, a URL or a parameter rarely quotes it unchanged: `repr`, JSON, YAML and C escape a quote
+with a backslash, shells and SQL with more quotes, URLs with a percent sign, HTML with an entity; Basic authentication
+uses base64, Postgres prints bytes in hexadecimal. Characters are matched one by one, so that forms may be mixed, such
+as a percent-encoded password in a JSON text in the `repr` of bytes.
 
-No two ways of dividing a text among the parts of an expression match: what matches a backslash never begins what
-follows a backslash. So a search takes time that is linear in the text, whatever is in it.
+The expressions are unambiguous: a text can be divided among the parts of an expression in only one way, because what
+matches a backslash never begins what follows a backslash. So a search takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class _Form:
     parts: list[str]
     """Expressions that match one after the other."""
     first: str
-    """The characters that it may begin with."""
+    """The characters that a match may begin with."""
 
 
 _WHOLE_WORD_BELOW = 16
-"""Shorter secrets are matched as words of their own only: a password such as `postgres` is part of many words."""
+"""Secrets shorter than this are matched only as whole words: a password such as `postgres` is part of many words."""
 _PIECE = 1020
-"""Longer secrets, such as keys in one line, are found piece by piece: expressions stay small. A multiple of 3."""
+"""Longer secrets, such as keys in one line, are matched in pieces to keep expressions small. A multiple of 3."""
 _MOST_PIECES = 16
-"""Pieces of a secret that are matched exactly; the rest of a longer one is recognised by its alphabet."""
+"""Maximum number of pieces of a secret that are matched exactly; the rest is matched by its alphabet."""
 _REST = r"[A-Za-z0-9+/=_.\-]*"
 _MIN_BASE64_BYTES = 6
 _NESTED = 6
@@ -45,9 +45,9 @@ _ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v", "\
 }
 _ENTITIES = {chr(number): name for number, name in html.entities.codepoint2name.items()} | {"'": "apos"}
 _QUOTING = "'\"\\"
-"""These are equivalent: a shell writes `'"'"'` for `'`, SQL `''`."""
+"""Characters that are treated as equivalent: a shell writes `'"'"'` for `'`, SQL `''`."""
 _ALIKE = "-._~"
-"""Characters besides letters and digits that no encoding changes."""
+"""Characters, in addition to letters and digits, that no encoding changes."""
 _PERCENT = "%(?:25){0,2}"
 # Each level of quoting doubles a backslash.
 _BACKSLASH = rf"(?:\\|{_PERCENT}5[cC])"
@@ -56,20 +56,20 @@ _QUOTE = (
     rf"""(?:['"]|\\(?:x(?:2[27]|5[cC])|u00(?:2[27]|5[cC])|(?:04[27]|134))?|{_PERCENT}(?:2[27]|5[cC])"""
     rf"|{_AMPERSAND}(?:#0{{0,4}}(?:34|39|92)|#[xX]0{{0,4}}(?:2[27]|5[cC])|quot|apos);)"
 )
-# A word begins after what is no letter or digit, and after the end of an escape, such as the `D` of `%3D`.
+# A word begins after a character that is no letter or digit, and after the end of an escape, such as the `D` of `%3D`.
 _WORD_BEGINS = (
     r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2})|(?<=%25[0-9A-Fa-f]{2})|(?<=%2525[0-9A-Fa-f]{2})|(?<=\\[nrtbfvaeNLP0])"
     r"|(?<=\\[0-7]{3})|(?<=\\x[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\U[0-9A-Fa-f]{8}))"
 )
 _WORD_ENDS = r"(?![A-Za-z0-9])"
-# Characters of base64 that hold nothing but bits of the bytes before, by how many such bytes there are.
+# Number of base64 characters that contain bits of the preceding bytes, by the number of such bytes (0 to 2).
 _FOREIGN = (0, 2, 3)
 
 
 def pattern_of(secrets: Collection[str]) -> re.Pattern[str] | None:
-    """Return what finds these secrets in all their forms, the longest first, or None where there are none.
+    """Return the pattern that finds these secrets in all their forms, the longest first, or None if there are none.
 
-    Takes time that is linear in the text.
+    A search takes time linear in the length of the text.
     """
     if not secrets:
         return None
@@ -83,7 +83,7 @@ def pattern_of(secrets: Collection[str]) -> re.Pattern[str] | None:
             (words if is_word and _is_plain(secret[0]) else anywhere).append(form)
             encoded += [*_base64_forms(piece), *_hexadecimal_forms(piece)]
     found = [
-        # Most characters begin none of them: that is decided once, and not for each of them.
+        # Most characters begin none of the forms, so a lookahead rejects them once instead of once per form.
         f"(?=[{_firsts(forms)}]){begins}{_either([form.parts for form in forms])}"
         for begins, forms in (("", anywhere + encoded), (_WORD_BEGINS, words))
         if forms
@@ -96,7 +96,7 @@ def _firsts(forms: Sequence[_Form]) -> str:
 
 
 def _either(forms: Sequence[Sequence[str]], nested: int = 0) -> str:
-    """Return an expression for any of these forms, in which what several of them begin with is tried once."""
+    """Return an expression for any of these forms, in which common prefixes are tried only once."""
     if nested == _NESTED:
         return f"(?:{'|'.join(''.join(form) for form in forms)})"
     groups: dict[str, list[Sequence[str]]] = {}
@@ -110,10 +110,10 @@ def _after(rests: list[Sequence[str]], nested: int) -> str:
 
 
 def _pieces(secret: str) -> Iterator[tuple[str, str]]:
-    """Yield what of a secret is looked for, each with the expression for what may follow it."""
+    """Yield the pieces of a secret to search for, each with the expression for what may follow it."""
     starts = range(0, max(1, len(secret) - _WHOLE_WORD_BELOW), _PIECE)[:_MOST_PIECES]
     for start in starts:
-        # The last one is longer, so that none is as short as a word.
+        # The last piece is longer, so that no piece is as short as a word.
         end = start + _PIECE + (_WHOLE_WORD_BELOW if start == starts[-1] else 0)
         yield secret[start:end], _REST if start == starts[-1] and end < len(secret) else ""
 
@@ -123,7 +123,7 @@ def _text_form(secret: str, rest: str, *, is_word: bool) -> _Form:
     for character, run in groupby(secret, lambda each: _QUOTING[0] if each in _QUOTING else each):
         length = len(list(run))
         if character in _QUOTING:
-            # In one piece: the ways to divide a row of quotes and backslashes among them would each be tried.
+            # One expression for the whole sequence: otherwise every way to divide it would be tried.
             parts.append(f"{_QUOTE}{{{length},{16 * length + 16}}}")
         else:
             parts += [_character(character, after_quoting=quoted and at == 0) for at in range(length)]
@@ -149,9 +149,9 @@ def _bytes(text: str) -> bytes:
 
 @cache
 def _character(character: str, *, after_quoting: bool) -> str:
-    """Return the expression for one character as it is, percent-encoded, escaped with a backslash, or in HTML.
+    """Return the expression for one character: unchanged, percent-encoded, escaped with a backslash, or in HTML.
 
-    After quoting characters the backslash before it is among those.
+    After quoting characters, their expression has already matched the backslash before it.
     """
     if _is_plain(character):
         return character
@@ -180,7 +180,7 @@ def _entities(character: str) -> Iterator[str]:
 
 
 def _escapes(character: str) -> list[str]:
-    """Return the escapes of a character after a backslash, in Python, JSON, YAML and C."""
+    """Return the escapes of a character, without their backslash, in Python, JSON, YAML and C."""
     number, units = ord(character), character.encode("utf-16-be", "surrogatepass")
     high, low = units[:2], units[2:]
     found = [_ESCAPES[character]] if character in _ESCAPES else []
@@ -201,7 +201,7 @@ def _byte(byte: int, backslashes: str) -> str:
 
 
 def _byte_escapes(byte: int) -> str:
-    """Return the escapes of a byte after a backslash; `udc..` if it was decoded with surrogateescape."""
+    """Return the escapes of a byte, without their backslash; `udc..` if it was decoded with surrogateescape."""
     digits = _hexadecimal(byte, 2)
     return f"x{digits}|u(?:00|[dD][cC]){digits}|{byte:03o}"
 
@@ -222,14 +222,14 @@ def _hexadecimal(number: int, digits: int) -> str:
 
 
 def _hexadecimal_forms(secret: str) -> Iterator[_Form]:
-    """Yield the expression for the secret as Postgres prints bytes."""
+    """Yield the expression for the secret in the form in which Postgres prints bytes."""
     digits = _bytes(secret).hex()
     beginning = [_hexadecimal(int(digit, 16), 1) for digit in digits[:8]]
     yield _Form([*beginning, f"(?i:{digits[8:]})"], digits[0] + digits[0].upper())
 
 
 def _base64_forms(secret: str) -> Iterator[_Form]:
-    """Yield an expression for each place that the secret can have among others that are encoded with it."""
+    """Yield an expression for each alignment of the secret in a longer base64 text."""
     raw = _bytes(secret)
     if len(raw) < _MIN_BASE64_BYTES:
         return
@@ -238,7 +238,7 @@ def _base64_forms(secret: str) -> Iterator[_Form]:
         whole = (before + len(raw)) * 8 // 6
         body = [_base64_character(character) for character in text[foreign:whole]]
         first = {"+": "+-%", "/": "/_%\\"}.get(text[foreign], text[foreign])
-        # The last character may hold bits of what follows as well.
+        # The last character may also contain bits of the following byte.
         yield _Form([*body, "[A-Za-z0-9+/_-]?(?:=|%3[dD]){0,2}"], first)
 
 

@@ -1,1 +1,1 @@
-"""Executes runs with Orcheo itself: the only part of this project that imports it."""
+"""Executes runs with Orcheo. The only part of this project that imports it."""

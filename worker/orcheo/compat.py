@@ -1,7 +1,7 @@
 """All names of Orcheo and LangGraph that a worker uses, and a check that the installed releases have them.
 
-Orcheo promises neither names nor signatures of these, so each is probed at start. What is missing is an error
-of one line that names the release, the name and the remedy. Other modules import these names from here.
+Orcheo guarantees neither these names nor their signatures, so each is checked at start. A missing one is a one-line
+error with the release, the name and the remedy. Other modules import these names from here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orcheo_dispatch.worker.orcheo.releases import REMEDY, installed, owner
 
 
 def _unimportable(error: Exception) -> Exception:
-    """Return what to raise for an import that failed: the error itself where a distribution is not installed."""
+    """Return what to raise for a failed import: the error itself if a distribution is not installed."""
     ours = error.__traceback__ is not None and error.__traceback__.tb_next is None
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         return error
@@ -126,7 +126,7 @@ __all__ = [
 
 _ANY: Any = object()
 
-# Each call as this project makes it, without what a method is called on.
+# Each call as this project makes it, without the object of a method.
 _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...] = (
     (build_graph, (_ANY,), {}),
     (
@@ -198,7 +198,7 @@ def check_calls() -> None:
             raise SettingsError(f"{release}: {name} cannot be called as a worker does: {error}: {REMEDY}") from error
 
 
-# --- what only the group commit of checkpoints needs: where it is gone, LangGraph's own saver takes its place
+# --- needed only by the group commit of checkpoints: if missing, LangGraph's own saver is used instead
 
 _WRITE_INDEXES = "WRITES_IDX_MAP"
 _METADATA = "get_serializable_checkpoint_metadata"
@@ -206,18 +206,18 @@ _DELTA_SNAPSHOT = "_DeltaSnapshot"
 _CURSOR = "_cursor"
 
 write_indexes: Mapping[str, int] = getattr(_base, _WRITE_INDEXES, {})
-"""The places of the writes that are not a channel's."""
+"""Indexes of writes that do not belong to a channel."""
 serializable_metadata: Callable[..., Any] = getattr(_base, _METADATA, dict)
 _delta_snapshot: type | None = getattr(_serde_types, _DELTA_SNAPSHOT, None)
 
 
 def is_delta_snapshot(value: Any) -> bool:
-    """Tell whether a value of a channel is one that LangGraph marks in its checkpoint."""
+    """Return whether a channel's value is a delta snapshot, which LangGraph marks in its checkpoint."""
     return _delta_snapshot is not None and isinstance(value, _delta_snapshot)
 
 
 def group_commit_lacks() -> str | None:
-    """Return what the installed LangGraph lacks of that which the group commit of checkpoints needs."""
+    """Return what the group commit of checkpoints needs and the installed LangGraph lacks, or None."""
     for name in (_WRITE_INDEXES, _METADATA):
         if not hasattr(_base, name):
             return f"{owner(_base.__name__)} has no {_base.__name__}.{name}"
@@ -231,7 +231,7 @@ def group_commit_lacks() -> str | None:
 
 
 def _has_delta_channels() -> bool:
-    """Tell whether this LangGraph is one that makes such snapshots: those before 1.2 do not."""
+    """Return whether this LangGraph creates delta snapshots: releases before 1.2 do not."""
     try:
         import langgraph.channels.delta  # noqa: F401
     except ImportError:
@@ -239,7 +239,7 @@ def _has_delta_channels() -> bool:
     return True
 
 
-# --- what older releases lack
+# --- missing in older releases
 
 try:
     _postgres_pools: Any = importlib.import_module("orcheo.postgres_pools")
@@ -247,11 +247,11 @@ except ImportError:
     _postgres_pools = None
 
 _NAMES_SCRIPTS = "script_filename" in inspect.signature(load_graph_from_script).parameters
-"""Releases before 0.44.1 do not."""
+"""Whether a script is loaded with its file name: releases before 0.44.1 do not."""
 
 
 def load_graph_untimed(graph: Mapping[str, Any]) -> StateGraph[Any]:
-    """Build the graph of a stored script without limits on its time and size."""
+    """Build the graph of a stored script without limiting its run time and size."""
     filename = graph.get("filename")
     named = {"script_filename": filename if isinstance(filename, str) else None} if _NAMES_SCRIPTS else {}
     return load_graph_from_script(
@@ -267,14 +267,14 @@ _INITIALIZED = "_initialized"
 
 
 def without_creation(vault: BaseCredentialVault) -> BaseCredentialVault:
-    """Return the vault; it creates no tables and indexes at its first use if this release of Orcheo has that option."""
+    """Return the vault; if this release of Orcheo supports it, its first use creates no tables and indexes."""
     if hasattr(vault, _INITIALIZED):
         setattr(vault, _INITIALIZED, True)
     return vault
 
 
 def untraced() -> AbstractContextManager[None]:
-    """Keep what is executed within the block from LangSmith."""
+    """Send nothing that is executed within the block to LangSmith."""
     return tracing_context(enabled=False)
 
 
@@ -287,11 +287,11 @@ _CONNECTION_DEFAULTS: Mapping[str, Any] = {
     "tcp_user_timeout": 30_000,
     "prepare_threshold": None,
 }
-"""Those of Orcheo 0.46; releases before 0.45.6 set fewer or none of them."""
+"""The defaults of Orcheo 0.46; releases before 0.45.6 set fewer or none of them."""
 
 
 def connection_kwargs(*, autocommit: bool, row_factory: Any) -> dict[str, Any]:
-    """Return the arguments of a connection: Orcheo's own where it has them, and they are safe behind a pooler."""
+    """Return the arguments of a connection: Orcheo's own if it has them. They are safe behind a pooler."""
     arguments = {"autocommit": autocommit, "row_factory": row_factory}
     orcheos = getattr(_postgres_pools, "connection_kwargs", dict)
     return {**_CONNECTION_DEFAULTS, **orcheos(**arguments), **arguments}

@@ -1,15 +1,15 @@
 """Create the runs of due cron triggers, as `dispatch_cron_triggers` of Orcheo's stock worker does.
 
-Orcheo's own classes say when a trigger is due (time zones, clock changes, missed minutes, windows, overlap) and create
-its run (health of credentials, run slots, configuration). What differs is around them:
+Orcheo's own classes decide when a trigger is due (time zones, clock changes, missed minutes, windows, overlap) and
+create its run (health of credentials, run slots, configuration). The differences from the stock worker are:
 
-- A run and the mark that its trigger was dispatched are one transaction, and the mark is set only if no process has
-  set it since the trigger was read. Stock has two transactions; a process that dies between, or dispatches at the same
-  time, doubles a run.
-- A trigger that fails (a configuration that this release of Orcheo refuses, a broken version, a row that somebody
-  holds) is skipped and named. In stock it stops the triggers of all workspaces.
+- One transaction inserts a run and marks its trigger as dispatched, and only if no process has marked the trigger since
+  it was read. The stock worker uses two transactions; a process that dies between them, or dispatches at the same time,
+  creates a run twice.
+- A trigger that fails (a configuration that this release of Orcheo rejects, a broken version, a locked row) is skipped
+  and logged. In the stock worker it stops the triggers of all workspaces.
 - All times are Postgres' time, also in the run.
-- Nothing is pushed to Celery: the dispatcher is woken when all is committed.
+- Nothing is pushed to Celery: the dispatcher is woken after everything is committed.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from orcheo_dispatch.worker.orcheo.cron_repository import Connection, CronReposi
 _TURN = 205392149
 """Key of the advisory lock that one dispatch holds at a time."""
 _TURN_SECONDS = 300
-"""Seconds after which a process that hangs loses its turn to another; a run is still created only once."""
+"""Seconds after which another process may take over from one that hangs; a run is still created only once."""
 _MOST_SECONDS = 120.0
-"""Maximum duration of a dispatch (seconds); triggers that are left stay due for the next one."""
+"""Maximum duration of a dispatch (seconds); the remaining triggers stay due for the next one."""
 
 _TAKE_TURN = "SELECT pg_try_advisory_xact_lock(%s) AS mine, now() AS now"
-"""Its transaction holds no snapshot afterwards, and keeps vacuum from nothing."""
+"""Its transaction holds no snapshot afterwards, so it does not hold back vacuum."""
 
-# What `_refresh_cron_triggers` of Orcheo reads.
+# The same rows that Orcheo's `_refresh_cron_triggers` reads.
 _TRIGGERS = """
 WITH live_runs AS MATERIALIZED (
   SELECT DISTINCT workflow_id FROM workflow_runs WHERE triggered_by = 'cron' AND status IN ('pending', 'running'))
@@ -66,14 +66,14 @@ SELECT c.workflow_id, c.config, c.last_dispatched_at, l.workflow_id IS NOT NULL 
 
 @dataclass(slots=True)
 class _Trigger:
-    """What this process remembers of a trigger: one that was never dispatched is due from when it was first seen."""
+    """What this process remembers of a trigger; one that was never dispatched is due from when it was first seen."""
 
     config: Any
     state: CronTriggerState
 
 
 class OrcheoCron:
-    """Dispatches due cron triggers of all workspaces. One thread and one event loop, always the same, may use it."""
+    """Dispatches due cron triggers of all workspaces. Use it only from one thread and one event loop."""
 
     def __init__(self) -> None:
         self._triggers: dict[str, _Trigger] = {}
@@ -83,7 +83,7 @@ class OrcheoCron:
     async def dispatch(self, *, now: datetime | None = None) -> CronReport:
         """Create the run of each trigger that is due, unless another process is dispatching.
 
-        `now` is Postgres' time where it is not given. Raises `DatabaseError` where Postgres is unavailable.
+        `now` defaults to Postgres' time. Raises `DatabaseError` if Postgres is unavailable.
         """
         repository = self._open()
         try:
@@ -150,7 +150,7 @@ class OrcheoCron:
         return known.state
 
     async def _create(self, repository: CronRepository, due: Due, skipped: Counter[str]) -> int:
-        """Create the run of one trigger; return 1, or 0 where it was skipped."""
+        """Create the run of one trigger; return 1, or 0 if it was skipped."""
         try:
             workflow = await repository.get_workflow(UUID(due.workflow_id))
             version = await repository.get_latest_version(workflow.id)
@@ -167,7 +167,7 @@ class OrcheoCron:
                     workspace_id=await repository.get_workflow_workspace_id(workflow.id),
                 )
         except (WorkflowNotFoundError, WorkflowVersionNotFoundError, TakenError):
-            # Archived, without a version, or another's.
+            # Archived, without a version, or dispatched by another process.
             return 0
         except CredentialHealthError as error:
             self._skip(due.workflow_id, "credentials", skipped, error)
@@ -181,7 +181,7 @@ class OrcheoCron:
         except Exception as error:
             if repository.connection is None or repository.connection.closed:
                 raise
-            # Whatever is wrong with one trigger stops no other.
+            # An error of one trigger must not stop the others.
             self._skip(due.workflow_id, "failed", skipped, error)
             return 0
         due.state.consume_due()
@@ -189,14 +189,14 @@ class OrcheoCron:
         return 1
 
     def _skip(self, workflow_id: str, reason: SkipReason, skipped: Counter[str], error: BaseException) -> None:
-        """Count a due trigger without a run, and log it once for as long as the reason stays the same."""
+        """Count a due trigger without a run, and log it once while the reason stays the same."""
         skipped[reason] += 1
         if self._said.get(workflow_id) != reason:
             self._said[workflow_id] = reason
             log.warning("cron_trigger_skipped", workflow_id=workflow_id, reason=reason, **describe(error))
 
     def _forget(self, workflow_ids: Any) -> None:
-        """Drop what is remembered of triggers that are gone, or whose workflow is archived."""
+        """Forget triggers that were deleted, or whose workflow is archived."""
         for gone in self._triggers.keys() - set(workflow_ids):
             del self._triggers[gone]
             self._said.pop(gone, None)

@@ -43,11 +43,11 @@ class Due:
     state: CronTriggerState
     scheduled_for: datetime
     read: datetime | None
-    """When it was last dispatched, as it was read."""
+    """The time of its last dispatch when it was read."""
 
 
 class CronRepository(PostgresWorkflowRepository):  # type: ignore[misc]
-    """Creates runs through Orcheo's own code. It opens no pool, makes no tables and remembers no run."""
+    """Creates runs with Orcheo's own code. It opens no pool, creates no tables and remembers no run."""
 
     def __init__(self, dsn: str, *, credential_service: Any) -> None:
         super().__init__(dsn, credential_service=credential_service)
@@ -58,9 +58,9 @@ class CronRepository(PostgresWorkflowRepository):  # type: ignore[misc]
 
     @contextmanager
     def marking(self, due: Due) -> Iterator[None]:
-        """Make each run that is created within the block mark `due` as dispatched in the same transaction.
+        """Mark `due` as dispatched in the transaction of each run that is created within the block.
 
-        Creating it raises `TakenError` if another process has marked it since it was read.
+        Creating the run raises `TakenError` if another process has marked the trigger since it was read.
         """
         self._due = due
         try:
@@ -69,7 +69,7 @@ class CronRepository(PostgresWorkflowRepository):  # type: ignore[misc]
             self._due = None
 
     async def _ensure_initialized(self) -> None:
-        """Do nothing: the tables exist, and Orcheo would read all failed runs."""
+        """Do nothing: the tables exist, and Orcheo's own method would read all failed runs."""
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
@@ -107,7 +107,7 @@ class _MarkingConnection:
 
 
 def _at(now: datetime, parameter: Any) -> Any:
-    """Return a parameter of a new run's INSERT with Postgres' time: Orcheo takes its times from the host's clock."""
+    """Return a parameter of a new run's INSERT with Postgres' time, since Orcheo uses the host's clock."""
     if isinstance(parameter, datetime):
         return now
     if not isinstance(parameter, str) or not parameter.startswith("{"):
@@ -119,7 +119,7 @@ def _at(now: datetime, parameter: Any) -> Any:
 
 
 class _NoTrack:
-    """In place of Orcheo's trigger layer: what overlaps is read from the database before each dispatch."""
+    """Replaces Orcheo's trigger layer: overlapping runs are read from the database before each dispatch."""
 
     def track_run(self, workflow_id: UUID, run_id: UUID) -> None: ...
     def register_cron_run(self, run_id: UUID) -> None: ...
@@ -127,9 +127,9 @@ class _NoTrack:
 
 @asynccontextmanager
 async def begun(connection: Connection, **instead: int) -> AsyncIterator[None]:
-    """Run a block in a transaction that relies on no default of the role; `instead` has other values for settings.
+    """Run a block in a transaction with our settings instead of the role's defaults; `instead` overrides single ones.
 
-    SET LOCAL: there may be a transaction pooler.
+    They are set with SET LOCAL, since there may be a transaction pooler.
     """
     own = {"lock_timeout": _LOCK_MILLISECONDS, "statement_timeout": _STATEMENT_MILLISECONDS, **instead}
     statements = [
@@ -144,7 +144,7 @@ async def begun(connection: Connection, **instead: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def connected(dsn: str) -> AsyncIterator[Connection]:
-    """Yield a connection in autocommit that prepares nothing, and whose death is noticed within 15 s."""
+    """Yield an autocommit connection that prepares no statements; a dead one is detected within 15 s."""
     connection = await AsyncConnection.connect(
         dsn,
         autocommit=True,

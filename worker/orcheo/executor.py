@@ -1,4 +1,4 @@
-"""Executes runs as Orcheo's stock worker does, many at once on one event loop."""
+"""Executes runs as Orcheo's stock worker does, many at a time on one event loop."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _CANCELLED = "Workflow execution cancelled"
 class OrcheoExecutor:
     """Executes runs with Orcheo and writes their traces; an `Executor`.
 
-    Like the stock worker it builds the graph for each run. A cached graph would share its nodes
-    between runs, and Orcheo's nodes hold state: trace metadata, database clients, whatever a script keeps.
+    Like the stock worker, it builds the graph for each run. A cached graph would share its nodes between runs, and
+    Orcheo's nodes hold state, such as trace metadata, database clients, or anything that a script keeps.
     """
 
     def __init__(self) -> None:
@@ -60,30 +60,30 @@ class OrcheoExecutor:
         self._cron = OrcheoCron()
 
     def prepare(self) -> None:
-        """Load what is the same in all runners, once, before they are forked; it opens nothing and starts no thread.
+        """Load once what all runners share, before they are forked. It opens nothing and starts no thread.
 
-        Raises `SettingsError` where Orcheo's settings are wrong or its release does not fit.
+        Raises `SettingsError` if Orcheo's settings are invalid or its release does not fit.
         """
         check_calls()
         prepare()
         warm_up(self._perform)
 
     async def open(self) -> bytes:
-        """Create tables, execute the built-in workflow, and return what `attach` wants to know; see `find`.
+        """Create tables, execute the built-in workflow, and return what `attach` needs to know; see `find`.
 
-        To be called in one runner of a worker, before any other. It leaves no connection.
+        Called in one runner of a worker, before all others. It leaves no open connection.
         """
         return (await find(self._perform)).encode()
 
     async def attach(self, outside: Outside, found: bytes) -> None:
-        """Get ready to execute runs on the loop that this is called on, without a connection to anything."""
+        """Prepare to execute runs on the current event loop, without connecting to anything."""
         self._outside, self._attached = outside, attach(Found.decode(found))
 
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
         """Execute `run` and return its output; see `Executor`.
 
-        Its trace is closed on every way out, even where the run is cancelled. Only where the fence is lost it
-        is left unchanged: it belongs to the new holder.
+        Its trace is closed in every case, even if the run is cancelled, except if the fence is lost: then the trace
+        belongs to the new holder and is left unchanged.
         """
         if self._outside is None or self._attached is None:
             raise RuntimeError("the executor is not attached")
@@ -99,7 +99,7 @@ class OrcheoExecutor:
 
     async def _perform(self, services: Services, run: Run, loaded: Loaded, outbox: Outbox) -> Mapping[str, Any] | None:
         version = loaded.version.stored
-        # From a copy: the version is that of other runs too, and nodes may change what is in their config.
+        # A copy, since other runs use the same version and nodes may change their config.
         config = within_workspace(
             merge_runnable_configs(copy.deepcopy(run.runnable_config or version.runnable_config), None),
             run.workspace_id,
@@ -121,7 +121,7 @@ class OrcheoExecutor:
             output = await _run_graph(
                 services, run, loaded.version, config, history, saver, durability=durability, continues=continues
             )
-            # Queued before the wait for the checkpoint, so that one statement writes both.
+            # Queued before waiting for the checkpoint, so that one statement writes both.
             closed = history.completed()
             await _save(run, saver, history)
         except asyncio.CancelledError as cancelled:
@@ -131,7 +131,7 @@ class OrcheoExecutor:
             await _see_through(run, history.failed(error_text(error)))
             raise
         except SystemExit as error:
-            # Raised further, it would stop the loop of all other runs.
+            # Propagated, it would stop the event loop of all other runs.
             ended = RuntimeError(f"The workflow called sys.exit({error.code!r}).")
             await _see_through(run, history.failed(error_text(ended)))
             raise ended from error
@@ -146,7 +146,7 @@ class OrcheoExecutor:
         return await self._cron.dispatch()
 
     async def close(self) -> None:
-        """Finish what is being closed, then disconnect from whatever nodes have connected to."""
+        """Wait until browsers are closed, then close the connections that nodes have opened."""
         attached, self._attached = self._attached, None
         if attached is None:
             return
@@ -192,7 +192,7 @@ async def _run_graph(
         updates = graph.astream(
             state, config=runtime_config, stream_mode="updates", subgraphs=True, durability=durability
         )
-        # Closed at once on cancellation: left to the garbage collector, the nodes would run on.
+        # Closed immediately on cancellation: until it is garbage-collected, its nodes would continue.
         async with aclosing(cast("Any", updates)):
             async for chunk in updates:
                 namespace, step = split_subgraph_update(chunk)
@@ -212,7 +212,7 @@ async def _save(run: Run, saver: Saver, history: History) -> None:
 
 
 async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: asyncio.CancelledError) -> None:
-    """Say in the trace what the run's status will say; nothing where the run may be another worker's by now."""
+    """Close the trace with the run's future status; if the run may belong to another worker, write nothing."""
     stopped = cancelled.args[0] if cancelled.args else None
     if not isinstance(stopped, Stopped):
         stopped = Stopped("cancelled", _CANCELLED)
@@ -225,7 +225,7 @@ async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: as
 
 
 async def _see_through(run: Run, closing: asyncio.Future[Any]) -> None:
-    """Await `closing`, for some seconds at most; it continues if `run` is cancelled in the meantime."""
+    """Await `closing` for a limited time; `closing` continues if `run` is cancelled in the meantime."""
     try:
         async with asyncio.timeout(_CLOSING_SECONDS):
             await asyncio.shield(closing)

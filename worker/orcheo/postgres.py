@@ -1,4 +1,4 @@
-"""The clock of a runner's runs, and connections that are opened when a node first needs one."""
+"""The clock of a runner's runs, and connections that are opened only when a node first needs one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orcheo_dispatch.worker.books.postgres import Pool, make_pool
 from orcheo_dispatch.worker.orcheo.compat import connection_kwargs
 
 POOL_SIZE = 8
-"""Connections of one runner at most; its runs wait for one, not for each other."""
+"""Maximum number of connections of a runner; its runs wait for a connection, not for each other."""
 _NAME = "orcheo-dispatch runner"
 
 
 class LazyPool(Pool):
-    """A pool that opens when it is first asked for a connection; until then it has no connection and no task."""
+    """A pool that opens when a connection is first requested; until then it has no connection and no task."""
 
     async def getconn(self, timeout: float | None = None) -> AsyncConnection[DictRow]:
         """Return a connection."""
@@ -33,22 +33,22 @@ def make_lazy_pool(dsn: str) -> LazyPool:
 
 
 def make_opening_pool(dsn: str) -> Pool:
-    """Return the pool of the runner that looks whether everything fits, before any run."""
+    """Return the pool of the runner that checks the tables before any run."""
     return make_pool(Pool, dsn, name=_NAME, min_size=1, max_size=POOL_SIZE, arguments=_arguments())
 
 
 def _arguments() -> dict[str, Any]:
-    """Return Orcheo's own arguments of a connection, as its settings have them."""
+    """Return the connection arguments of Orcheo's settings."""
     return connection_kwargs(autocommit=True, row_factory=dict_row)
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Postgres' time, read once and advanced by a monotonic clock: never a host's clock."""
+    """Postgres' time, read once and advanced by a monotonic clock. Never uses the host's wall clock."""
 
     read: datetime
     read_at: float
-    """`time.monotonic()` then, in whichever process of this host."""
+    """`time.monotonic()` at that time, which is the same in all processes of this host."""
 
     def now(self) -> datetime:
         """Return the time."""

@@ -1,4 +1,4 @@
-"""The installed releases of Orcheo and LangGraph, and those that this release was tested with.
+"""The installed releases of Orcheo and LangGraph, and the ones that this release was tested with.
 
 The bounds are those of the extras in pyproject.toml. Imports neither Orcheo nor LangGraph.
 """
@@ -20,10 +20,10 @@ DISTRIBUTIONS = (
     "langgraph-checkpoint-postgres",
 )
 OPTIONAL = "orcheo-sdk"
-"""A client: a worker does without it."""
+"""A client, which a worker does not need."""
 REMEDY = f"pip install --upgrade '{OWN}[orcheo]'"
 
-# The longest prefix of a module decides.
+# The longest matching prefix of a module's name decides.
 _OWNERS = {
     "orcheo": "orcheo",
     "orcheo_backend": "orcheo-backend",
@@ -38,12 +38,12 @@ _OWNERS = {
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A distribution that is installed, and the versions of it that were tested."""
+    """An installed distribution, and the versions of it that were tested."""
 
     name: str
     version: str
     tested: str
-    """As in a requirement, such as `<0.40,>=0.38`; empty without bounds."""
+    """In the form of a requirement, such as `<0.40,>=0.38`; empty if unbounded."""
     was_tested: bool
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class Release:
 
 
 def installed() -> list[Release]:
-    """Return the releases that are installed here, in the order of `DISTRIBUTIONS`."""
+    """Return the installed releases, in the order of `DISTRIBUTIONS`."""
     tested = _tested()
     found = []
     for name in DISTRIBUTIONS:
@@ -66,7 +66,7 @@ def installed() -> list[Release]:
 
 
 def missing() -> list[str]:
-    """Return the distributions that a worker needs and that are not installed here."""
+    """Return the distributions that a worker needs and that are not installed."""
     present = {release.name for release in installed()}
     return [name for name in DISTRIBUTIONS if name != OPTIONAL and name not in present]
 

@@ -1,4 +1,4 @@
-"""Services that the runs of a runner share; cheap to create, they connect when a node first needs them."""
+"""Services that the runs of a runner share. They are cheap to create and connect when a node first needs them."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from orcheo_dispatch.worker.orcheo.workflow import Versions
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the first runner of a worker has found, and all others rely on; JSON."""
+    """What the first runner of a worker has found, as JSON for all other runners."""
 
     saver: Literal["outbox", "langgraph"]
     """Which saver writes the checkpoints of runs."""
 
     def encode(self) -> bytes:
-        """Return what is handed to other runners."""
+        """Return the bytes that are passed to other runners."""
         return msgspec.json.encode(self)
 
     @classmethod
     def decode(cls, encoded: bytes) -> Found:
-        """Return what `encode` was called on."""
+        """Return the object that `encode` encoded."""
         return msgspec.json.decode(encoded, type=cls)
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the runs of a runner share: nothing here belongs to one run, and no connection is held during a run."""
+    """Services that the runs of a runner share. Nothing belongs to one run; no connection is held during a run."""
 
     store: AsyncPostgresStore
     vault: BaseCredentialVault
@@ -56,7 +56,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The services of a runner, and what it closes at its end."""
+    """The services of a runner, and what it closes when it ends."""
 
     services: Services
     versions: Versions
@@ -68,7 +68,7 @@ def prepare() -> str:
     """Load Orcheo's settings and plugins and return the DSN; it connects to nothing and starts no thread.
 
     The stock worker loads no plugins, so a workflow that imports one fails there and runs in the API.
-    Raises `SettingsError` where Orcheo's settings are wrong.
+    Raises `SettingsError` if Orcheo's settings are invalid.
     """
     dsn = postgres_dsn()
     for plugin in load_enabled_plugins().results:
@@ -78,7 +78,7 @@ def prepare() -> str:
 
 
 def postgres_dsn() -> str:
-    """Return the DSN of Orcheo's settings. Raises `SettingsError` where these are wrong."""
+    """Return the DSN of Orcheo's settings. Raises `SettingsError` if they are invalid."""
     try:
         return str(get_settings().postgres_dsn or "")
     except ValueError as error:
@@ -86,7 +86,7 @@ def postgres_dsn() -> str:
 
 
 def attach(found: Found) -> Attached:
-    """Return the services of a runner. To be called on its event loop; it connects to nothing."""
+    """Return the services of a runner. Call it on its event loop; it connects to nothing."""
     pool, vault, serde = make_lazy_pool(postgres_dsn()), LazyVault(), JsonPlusSerializer()
     if found.saver == "langgraph":
         make_saver: MakeSaver = lambda run_id, _: OwnSaver(pool, run_id, serde)  # noqa: E731 - typed

@@ -1,4 +1,4 @@
-"""Orcheo's vault, created when a node first resolves a credential: it opens a connection and threads at once."""
+"""Orcheo's vault, created only when a node first resolves a credential, since it opens a connection and threads."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from orcheo_dispatch.worker.orcheo.compat import BaseCredentialVault, get_vault,
 
 
 class LazyVault:
-    """What has the attributes of Orcheo's vault, which the first access makes. Thread-safe."""
+    """A proxy for Orcheo's vault, which is created on first access. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: BaseCredentialVault | None = None
 
     def as_vault(self) -> BaseCredentialVault:
-        """Return itself, as what Orcheo takes it for."""
+        """Return itself with the type that Orcheo expects."""
         return cast("BaseCredentialVault", self)
 
     def close_made(self) -> None:
-        """Close the vault if it was made; Orcheo's cannot be opened again."""
+        """Close the vault if it was created; Orcheo's vault cannot be reopened."""
         with self._lock:
             if self._made is not None:
                 cast("Any", self._made).close()
@@ -28,6 +28,6 @@ class LazyVault:
     def __getattr__(self, name: str) -> Any:
         with self._lock:
             if self._made is None:
-                # The first runner has created its tables. Its DDL would wait for transactions that write a credential.
+                # The first runner has created the tables; DDL here would wait for transactions that write a credential.
                 self._made = without_creation(get_vault())
         return getattr(self._made, name)

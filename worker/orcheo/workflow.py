@@ -1,4 +1,4 @@
-"""The workflow versions that the main process provides; each is sent once, until it is changed."""
+"""The workflow versions that the main process provides; each is sent once per change."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Version:
     def build_graph(self) -> StateGraph[Any]:
         """Build a new graph, as the stock worker does: its nodes hold the state of one run.
 
-        Orcheo limits the time of a script. Off the main thread it does so by tracing each line, which makes the
-        whole process slow, so a script whose graph has been built once is not timed again.
+        Orcheo limits the run time of a script. Off the main thread it does so by tracing each line, which slows down
+        the whole process, so a script whose graph has been built once is not timed again.
         """
         graph = self.stored.graph
         if not self._was_built or graph.get("format") != LANGGRAPH_SCRIPT_FORMAT:
@@ -49,7 +49,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a run executes, and what an earlier attempt at it has left."""
+    """What a run executes, and what an earlier attempt at it has left in the tables."""
 
     version: Version
     has_checkpoints: bool
@@ -60,7 +60,7 @@ class Loaded:
 
 
 class Versions:
-    """The versions that this runner was given; those that were used longest ago are dropped."""
+    """The versions that were sent to this runner; the least recently used ones are dropped."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -85,7 +85,7 @@ class Versions:
         if provided.payload is not None:
             known = Version(WorkflowVersion.model_validate_json(provided.payload))
         elif known is None:
-            # The run that it came with was stopped before it began, or too many others came since.
+            # The run that it was sent with was stopped before it began, or many other versions were sent since.
             known = await self._read(provided.version_id)
         self._known[provided.version_id] = known
         self._known.move_to_end(provided.version_id)

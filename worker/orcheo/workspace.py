@@ -1,4 +1,4 @@
-"""Keep what a client's configuration may name within the workspace of the run."""
+"""Restrict a client's configuration to the workspace of the run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from orcheo_dispatch.worker.orcheo.compat import RunnableConfigModel
 
 _WORKSPACE = "workspace_id"
-"""Agent nodes hand it on to their tools, which prefer it to the workspace of the run's own state."""
+"""Agent nodes pass it on to their tools, which prefer it to the workspace in the run's own state."""
 _ATTACHMENTS = "attachment_scope"
 
 
 def within_workspace(config: RunnableConfigModel, workspace_id: str) -> RunnableConfigModel:
-    """Return `config` without what would lead a node into another workspace; the same object where nothing does.
+    """Return `config` without references to another workspace; the same object if there are none.
 
-    `runnable_config` is the client's: Orcheo stores it as it was sent.
+    A client sends `runnable_config`, and Orcheo stores it unchecked.
     """
     configurable = dict(config.configurable)
     if _WORKSPACE in configurable:
@@ -28,7 +28,7 @@ def within_workspace(config: RunnableConfigModel, workspace_id: str) -> Runnable
 
 
 def _is_within(scope: Any, workspace_id: str) -> bool:
-    """Tell whether all workspaces that a scope names, at any depth, are this one."""
+    """Return whether all workspaces that a scope names, at any depth, are this one."""
     if not isinstance(scope, Mapping):
         return True
     return scope.get(_WORKSPACE, workspace_id) == workspace_id and all(

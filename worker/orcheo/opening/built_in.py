@@ -1,6 +1,6 @@
-"""Execute a built-in workflow twice with the code that executes runs, to show that the installed releases fit.
+"""Execute a built-in workflow twice with the code that executes runs, to check that the installed releases fit.
 
-Twice, because the second build of a graph goes another way than the first.
+Twice, because the second build of a graph takes another code path than the first.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def build():
 _LINE = "ready"
 
 type Perform = Callable[[Run, Loaded, Outbox, MakeSaver], Awaitable[Mapping[str, Any] | None]]
-"""Executes a run with this outbox and such a checkpointer."""
+"""Executes a run with this outbox and a checkpointer of this function."""
 
 
 class ClosingOutside(Outside, Protocol):
     """An outside that can be waited for."""
 
     async def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until all rows are written."""
         ...
 
 
 async def play(perform: Perform, outside: ClosingOutside, make_saver: MakeSaver, clock: Clock) -> None:
-    """Execute the workflow twice. Raises `SettingsError` where it cannot be executed, and what a server raised."""
+    """Execute the workflow twice. Raises `SettingsError` if it cannot be executed, and errors of servers."""
     version = Version(_built_in())
     for build in ("first", "second"):
         run = _run(version)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NEWEST_CHECKPOINT_MIGRATION = 9
-"""The last of LangGraph's migrations whose tables are described here."""
+"""LangGraph's latest migration whose tables are described here."""
 
 _TEXT, _JSON, _TIME = "text", "jsonb", "timestamp with time zone"
 
@@ -96,18 +96,18 @@ SELECT_MIGRATION = "SELECT max(v) AS v FROM checkpoint_migrations"
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """What differs from the tables that this release knows, a phrase for each difference; empty where nothing does."""
+    """The differences from the tables that this release knows, one phrase each; empty if there are none."""
 
     read: tuple[str, ...] = ()
-    """In the columns without which no run can be executed."""
+    """Differences in the columns without which no run can be executed."""
     checkpoints: tuple[str, ...] = ()
-    """In the tables of checkpoints."""
+    """Differences in the tables of checkpoints."""
     traces: tuple[str, ...] = ()
-    """In the tables of traces."""
+    """Differences in the tables of traces."""
 
 
 def compare(rows: Iterable[Mapping[str, Any]]) -> Mismatch:
-    """Compare the rows of `SELECT_COLUMNS` with what this release knows. A table that is missing is no mismatch."""
+    """Compare the rows of `SELECT_COLUMNS` with what this release knows. A missing table is no mismatch."""
     tables: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         tables.setdefault(row["table_name"], {})[row["column_name"]] = row
@@ -124,7 +124,7 @@ def has_migrations(rows: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def unknown_migration(newest: int | None) -> str | None:
-    """Return what is wrong where LangGraph has migrated its tables further than is described here."""
+    """Return what is wrong if LangGraph has migrated its tables further than described here, otherwise None."""
     if newest is None or newest <= NEWEST_CHECKPOINT_MIGRATION:
         return None
     return f"checkpoint_migrations is at {newest}, known up to {NEWEST_CHECKPOINT_MIGRATION}"

@@ -40,10 +40,10 @@ type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, 
 
 
 async def find(perform: Perform) -> Found:
-    """Create the tables that are missing, have `perform` execute the rehearsal, and return what was found.
+    """Create missing tables, have `perform` execute the rehearsal, and return what was found.
 
-    All that it opens is closed at its end. Raises `SettingsError` where Orcheo's settings are wrong or its release
-    does not fit, and `DatabaseError` where Postgres cannot be reached or its tables do not fit.
+    All that it opens is closed at the end. Raises `SettingsError` if Orcheo's settings are invalid or its release does
+    not fit, and `DatabaseError` if Postgres cannot be reached or its tables do not fit.
     """
     if (outside := untested()) is not None:
         log.warning("releases_untested", releases=outside)
@@ -64,12 +64,12 @@ async def find(perform: Perform) -> Found:
 
 
 def _make_stores() -> tuple[BaseCredentialVault, RunHistoryStore]:
-    """Return a vault and a history store of Orcheo's settings, which create their tables when they are first used."""
+    """Return Orcheo's configured vault and history store, which create their tables on first use."""
     stores: dict[str, RunHistoryStore] = {}
     try:
         settings = get_settings()
         vault = create_vault(settings)
-        # Orcheo makes the history store together with the repository, which itself stays unused here.
+        # Orcheo creates the history store together with the repository, which is not used here.
         create_repository(settings, ensure_credential_service(settings, vault), stores)
     except ValueError as error:
         raise SettingsError(redact(f"Orcheo's settings: {error}")) from error
@@ -98,7 +98,7 @@ async def _create_tables(
 
 
 async def _fit(perform: Perform, pool: Pool, store: AsyncPostgresStore, vault: BaseCredentialVault) -> Found:
-    """Return which checkpointer fits; what cannot be stored at all is logged and left out."""
+    """Return which checkpointer fits; log what cannot be stored at all."""
     mismatch = await look_at_tables(pool)
     serde = JsonPlusSerializer()
 

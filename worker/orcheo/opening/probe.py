@@ -1,6 +1,6 @@
-"""Import what a worker imports of Orcheo and print as JSON what is wrong.
+"""Import what a worker imports from Orcheo and print as JSON what is wrong.
 
-Runs in a process of its own, so that the caller need not import Orcheo, nor crash with it.
+Runs in its own process, so that the caller neither imports Orcheo nor crashes with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Execute the built-in workflow on the tables of this database, to show that what a run leaves can be stored.
+"""Execute the built-in workflow on the tables of this database, to check that a run's rows can be stored.
 
-All that it writes is in transactions that are rolled back, so no row of it is ever visible, whatever becomes of the
-worker.
+All rows are written in transactions that are rolled back, so none is ever visible, even if the worker crashes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _TRACES = {"records", "changes", "steps"}
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why what a run leaves cannot be stored; None where it can."""
+    """Why a run's checkpoints or traces cannot be stored; None if they can."""
 
     checkpoints: str | None = None
     traces: str | None = None
@@ -45,7 +44,7 @@ class Refused:
 async def rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, own_saver: bool) -> Refused:
     """Execute the built-in workflow twice and return what could not be stored.
 
-    Raises `SettingsError` where it cannot be executed and `DatabaseError` where Postgres is unavailable.
+    Raises `SettingsError` if it cannot be executed and `DatabaseError` if Postgres is unavailable.
     """
     try:
         async with asyncio.timeout(_SECONDS):
@@ -57,7 +56,7 @@ async def rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, o
 async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, own_saver: bool) -> Refused:
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_rolled_back(pool))
-        # LangGraph's saver writes when it likes, between the statements of the group commit.
+        # LangGraph's saver may write at any time, also between the statements of the group commit.
         of_saver = await stack.enter_async_context(_rolled_back(pool)) if own_saver else connection
         clock = await _clock(connection)
         outside = _Recording(connection)
@@ -80,7 +79,7 @@ async def _rehearse(pool: Pool, serde: SerializerProtocol, perform: Perform, *, 
 
 
 async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None:
-    """Return what is wrong where LangGraph does not read from our rows what it gave us."""
+    """Return None if LangGraph reads from our rows the checkpoint that it gave us, otherwise what is wrong."""
     config = saver.config()
     remembered = await saver.aget_tuple(config)
     try:
@@ -101,7 +100,7 @@ class _Recording:
         self.outage: Exception | None = None
 
     def provided(self, claim: Claim) -> bytes | None:  # noqa: ARG002 - of the protocol
-        """Return nothing: what is executed is built in."""
+        """Return None, since the workflow is built in."""
         return None
 
     def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:  # noqa: ARG002
@@ -110,10 +109,10 @@ class _Recording:
         return self._writing[-1]
 
     def hasten(self) -> None:
-        """Do nothing: all is being written."""
+        """Do nothing, since all rows are already being written."""
 
     async def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until all rows are written."""
         await asyncio.gather(*self._writing)
 
     async def _write(self, rows: Rows) -> None:
@@ -134,7 +133,7 @@ class _Recording:
 
 
 class _OneConnection:
-    """What the group commit needs of a pool: one connection, and a savepoint for each statement."""
+    """The part of a pool that the group commit needs: one connection, and a savepoint for each statement."""
 
     def __init__(self, connection: AsyncConnection[DictRow]) -> None:
         self._connection = connection

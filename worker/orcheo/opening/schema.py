@@ -33,15 +33,15 @@ _LOST_RACES = (
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Return whether another attempt may do better, as it may after an outage; not where a column is missing."""
+    """Return whether another attempt may succeed, e.g. after an outage, but not if a column is missing."""
     return may_pass(error) or isinstance(error, _LOST_RACES)
 
 
 async def create_tables(dsn: str, creates: list[Create]) -> None:
-    """Await each of `creates` in order, one process at a time; all of them do nothing where their tables exist.
+    """Await each of `creates` in order, one process at a time; each does nothing if its tables exist.
 
-    The API creates some of the same tables without our lock, so a race that is lost is run again. What Postgres
-    refuses keeps no other from being awaited; then the first such error is raised.
+    The API creates some of the same tables without our lock, so a lost race is retried. If Postgres rejects one of
+    them, the others are still awaited; then the first such error is raised.
     """
     refused: psycopg.Error | None = None
     async with _alone(dsn):
@@ -68,15 +68,15 @@ async def _outlast_race(create: Create) -> None:
 
 @asynccontextmanager
 async def _alone(dsn: str) -> AsyncIterator[None]:
-    """Hold the advisory lock of this module on a connection of its own.
+    """Hold the advisory lock of this module on its own connection; after a time limit, continue without it.
 
     The lock is polled for. A blocking `pg_advisory_lock` would wait with an open snapshot, LangGraph's
-    CREATE INDEX CONCURRENTLY waits for every snapshot, and the two would wait for each other. Behind a
-    transaction pooler the lock may stay with a server session, hence the time limit.
+    CREATE INDEX CONCURRENTLY waits for every snapshot, and the two would deadlock. Behind a transaction pooler
+    the lock may stay with a server session, hence the time limit.
     """
     kwargs = connection_kwargs(autocommit=True, row_factory=tuple_row)
     async with await psycopg.AsyncConnection.connect(dsn, **kwargs) as connection:
-        # Idle while tables are created: a server that ends idle sessions would release the lock.
+        # The session is idle while tables are created; an idle session timeout would release the lock.
         await prepare_session(connection, idle_session_timeout=0)
         locked = await _try_lock(connection)
         try:

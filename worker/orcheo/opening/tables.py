@@ -18,7 +18,7 @@ from orcheo_dispatch.worker.orcheo.releases import installed
 
 
 async def look_at_tables(pool: Pool) -> Mismatch:
-    """Return what differs in the tables that we write. Raises `SchemaError` where no run could be executed."""
+    """Return the differences in the tables that we write. Raises `SchemaError` if no run could be executed."""
     rows = await fetch_all(pool, SELECT_COLUMNS, {})
     mismatch = compare(rows)
     if mismatch.read:
@@ -35,7 +35,7 @@ async def look_at_tables(pool: Pool) -> Mismatch:
 
 
 def explain(error: psycopg.Error) -> DatabaseError:
-    """Return the error to report for one of Postgres': its class and its first line, which holds no row."""
+    """Return what to report for an error of Postgres: its class and its first line, which contains no row."""
     return DatabaseError(f"{type(error).__name__}: {said(error)}")
 
 

@@ -1,6 +1,6 @@
 """Execute the built-in workflow without a database, so that imports and caches are warm before the first run.
 
-Executed in the fork server, so that runners neither repeat it nor keep their own copies.
+It runs in the fork server, so that runners neither repeat it nor hold their own copies.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, 
 
 
 def warm_up(perform: Perform) -> None:
-    """Have `perform` execute the built-in workflow. Raises `SettingsError` where it cannot be executed.
+    """Have `perform` execute the built-in workflow. Raises `SettingsError` if it cannot be executed.
 
-    It connects to nothing, and does nothing where LangGraph's own saver has to write the checkpoints. What LangChain
-    would send to LangSmith is switched off: its client starts a thread.
+    It connects to nothing, and does nothing if LangGraph's own saver has to write the checkpoints. LangSmith tracing
+    is switched off, because its client starts a thread.
     """
     if group_commit_lacks():
         return
@@ -57,14 +57,14 @@ async def _warm_up(perform: Perform) -> None:
 
 
 class _Nowhere:
-    """An outside that forgets what it is given."""
+    """An outside that discards all rows."""
 
     def provided(self, claim: Claim) -> bytes | None:  # noqa: ARG002 - of the protocol
-        """Return nothing: what is executed is built in."""
+        """Return None, since the workflow is built in."""
         return None
 
     def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:  # noqa: ARG002
-        """Forget the rows."""
+        """Discard the rows."""
         written: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         written.set_result(None)
         return written

@@ -1,1 +1,1 @@
-"""What a run leaves in the tables of Orcheo and LangGraph: its trace and its checkpoints."""
+"""Store the trace and the checkpoints of a run in the tables of Orcheo and LangGraph."""

@@ -1,4 +1,4 @@
-"""The checkpointer of a run: ours or, if the tables do not fit our statements, LangGraph's own."""
+"""Choose the checkpointer of runs: ours or, if the tables do not fit our statements, LangGraph's own."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _MAX_UNWRITTEN_STEPS = 100
 
 
 class _Events(Unit):
-    """What a trace has got since it was last written: rows as Orcheo's history store writes them, event by event."""
+    """The unwritten events of a trace, as rows in the form of Orcheo's history store."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(run_id)
@@ -45,10 +45,10 @@ class _Events(Unit):
 
 
 class History:
-    """Writes the trace of one run, soon and together with those of other runs.
+    """Writes the trace of one run, shortly after its events and together with those of other runs.
 
-    It outlasts a restart of Postgres, and what still cannot be written is logged and left out: a trace
-    never costs a run its result. A step may be there twice where Postgres died between its commit and its answer.
+    It survives a restart of Postgres. What still cannot be written is logged and dropped: a trace never costs a run its
+    result. A step may be stored twice if Postgres crashes between its commit and its answer.
     """
 
     def __init__(self, outbox: Outbox, run: Run, clock: Clock) -> None:
@@ -59,7 +59,7 @@ class History:
         self._events: _Events | None = None
 
     def start(self, workflow_id: str, config: RunnableConfigModel) -> None:
-        """Open the record; that of an earlier attempt at the run is continued."""
+        """Open the record, or continue that of an earlier attempt at the run."""
         run = self._run
         events, at = self._growing("start")
         events.record = {
@@ -77,7 +77,7 @@ class History:
         }
 
     async def step(self, update: Mapping[str, Any]) -> None:
-        """Append one update of the graph; it waits where many are not written yet."""
+        """Append one update of the graph; wait if many are not written yet."""
         events = self._append("step", _storable_step(update))
         if len(events.steps) >= _MAX_UNWRITTEN_STEPS:
             self._outbox.hasten()
@@ -99,24 +99,24 @@ class History:
         return self._close("failed", "error", reason, {"status": "error", "error": reason})
 
     def cancelled(self, reason: str) -> asyncio.Future[Any]:
-        """Close the record of a run that was cancelled or timed out, as the API does for runs of its own."""
+        """Close the record of a run that was cancelled or timed out, as the API does for its own runs."""
         reason = storable_text(reason)
         return self._close("cancelled", "cancelled", reason, {"status": "cancelled", "reason": reason})
 
     def checkpoint_lost(self, error: str) -> asyncio.Future[Any]:
-        """Say, after the end, that the run's checkpoint could not be stored: an error of this class."""
+        """Add, after the end, that the run's checkpoint could not be stored; `error` is the class of the error."""
         reason = f"The checkpoint of this run could not be stored: {error}."
         events = self._append("checkpoint", {"checkpoint": {"status": "error", "error": reason}})
         self._outbox.hasten()
         return events.written
 
     def abandon(self) -> None:
-        """Write nothing more, not even what was not written yet."""
+        """Write nothing more, and drop what has not been sent."""
         if self._events is not None:
             self._outbox.drop(self._events)
 
     def _close(self, what: str, status: str, error: str | None, step: Mapping[str, Any]) -> asyncio.Future[Any]:
-        """Append the last step, end the record and return when that is written, whether or not anybody waits."""
+        """Append the last step and end the record; it is written even if the returned future is not awaited."""
         events = self._append(what, step)
         events.end = {"status": status, "completed_at": events.last_at, "error": error}
         self._outbox.hasten()
@@ -128,7 +128,7 @@ class History:
         return events
 
     def _growing(self, what: str) -> tuple[_Events, str]:
-        """Return what is not written yet, with one more event, and when that was."""
+        """Return the unsealed events, to which the event `what` is to be added, and its time."""
         if self._events is None or self._events.sealed:
             self._events = _Events(self._run.run_id)
             self._events.written.add_done_callback(partial(self._log_failure, self._events))
@@ -145,9 +145,9 @@ class History:
 
 
 def _storable_step(update: Mapping[str, Any]) -> Any:
-    """Return `update` in the form that the stock worker writes, as far as it can be stored."""
+    """Return `update` in the form that the stock worker writes, without what cannot be stored."""
     try:
-        # The history's form differs from the output's: "+00:00" for "Z", the attributes of any object.
+        # The form differs from that of outputs: "+00:00" instead of "Z", and the attributes of any object.
         update = normalize_json_mapping(update)
     except Exception as error:  # noqa: BLE001 - Code of the workflow's own types runs here.
         log.debug("history_step_simplified", **describe(error))

@@ -1,4 +1,4 @@
-"""Collect what one run leaves in Orcheo's tables, and send it to the main process."""
+"""Collect the rows that one run writes to Orcheo's tables, and send them to the main process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from orcheo_dispatch.worker.books.rows import Rows
 from orcheo_dispatch.worker.executor.outside import Outside
 
 MAX_WRITE_BYTES = 16_000_000
-"""Rows of one unit that are larger are written one part after the other."""
+"""Maximum size of the rows written at once; larger units are written in parts, one after the other."""
 
 
 class NotWrittenError(Exception):
-    """Rows of a run were not written: Postgres refused them, or was unavailable for too long."""
+    """Rows of a run were not written because Postgres rejected them or was unavailable for too long."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind
-        """The class of the error."""
+        """The class of the underlying error."""
 
 
 class Outbox:
-    """Sends the units of one run: at once if a caller waits for one, otherwise after a short delay.
+    """Sends the units of one run: immediately if a caller waits for one, otherwise after a short delay.
 
-    A unit may grow until it is sealed, which it is when it is sent. Nothing is sent while something that was sent
-    before is not written: in one statement, two units of a run would not see each other's rows.
+    A unit may grow until it is sealed, which happens when it is sent. Nothing is sent until what was sent before is
+    written: in one statement, two units of a run would not see each other's rows.
     """
 
     def __init__(self, outside: Outside, run: Claim) -> None:
@@ -39,25 +39,25 @@ class Outbox:
         self._due = False
         """Whether queued units are to be sent as soon as possible."""
         self._under_way = 0
-        """Units that are sent and not written."""
+        """Number of units that are sent and not written yet."""
         self._hastened = False
         """Whether a caller waits for units that are queued or being written."""
 
     def add(self, unit: Unit) -> None:
-        """Send the unit soon."""
+        """Queue the unit, to be sent after a short delay."""
         self._queued.append(unit)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SOON_SECONDS, self._send_soon)
 
     def drop(self, unit: Unit) -> None:
-        """Do not send the unit, unless it has been sent."""
+        """Remove the unit from the queue, unless it has been sent."""
         if not unit.sealed:
             self._queued.remove(unit)
             unit.sealed = True
             unit.written.set_result(None)
 
     def hasten(self) -> None:
-        """Have all that is queued or under way written as soon as possible."""
+        """Have all units that are queued or sent written as soon as possible."""
         self._due = True
         if self._under_way and not self._hastened:
             self._outside.hasten()
@@ -65,7 +65,7 @@ class Outbox:
         self._send()
 
     def close(self) -> None:
-        """Send all that is queued, soon or not."""
+        """Send all queued units without the delay."""
         self._due = True
         self._send()
 
@@ -84,7 +84,7 @@ class Outbox:
         for unit in units:
             unit.sealed = True
         for place, unit in enumerate(units, 1):
-            # The last one hastens them all, so that they are written together.
+            # Only the last unit hastens, so that all of them are written together.
             self._send_part(unit, parts_of(unit.rows()), hasten=hasten and place == len(units))
 
     def _send_part(self, unit: Unit, parts: Iterator[Rows], *, hasten: bool) -> None:
@@ -112,7 +112,7 @@ class Outbox:
 
 
 def parts_of(rows: Rows) -> Iterator[Rows]:
-    """Yield rows in parts that are not too large, what a checkpoint needs before the checkpoint."""
+    """Yield rows in parts of limited size; rows that a checkpoint needs come before the checkpoint."""
     if rows.size() <= MAX_WRITE_BYTES:
         if rows.texts:
             yield rows

@@ -1,6 +1,6 @@
-"""Write checkpoints through LangGraph's own statements, for tables that ours do not fit.
+"""Write checkpoints with LangGraph's own statements, for tables that our statements do not fit.
 
-Slower than the group commit: LangGraph writes each checkpoint by itself.
+Slower than the group commit: LangGraph writes each checkpoint separately.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from orcheo_dispatch.worker.orcheo.compat import (
 
 
 class OwnSaver(InMemorySaver):
-    """The checkpointer of one run: kept in memory, where the run reads it, and stored by LangGraph's own saver.
+    """The checkpointer of one run: it reads from memory, and stores through LangGraph's own saver.
 
-    Nothing more is stored after the first failure: a checkpoint whose predecessors are missing is of no use.
+    After the first failure nothing more is stored, because a checkpoint without its predecessors is useless.
     """
 
     def __init__(self, pool: Pool | AsyncConnection[DictRow], run_id: str, serde: SerializerProtocol) -> None:
@@ -35,11 +35,11 @@ class OwnSaver(InMemorySaver):
         self._stored = AsyncPostgresSaver(pool, serde=serde)
         self._thread = run_id
         self.error: Exception | None = None
-        """Why nothing more is stored."""
+        """The error after which nothing more is stored; None if there was none."""
         self._abandoned = False
 
     async def saved(self) -> None:
-        """Raise what Postgres raised; there is nothing to wait for."""
+        """Raise the error of Postgres, if any. There is nothing to wait for."""
         if self.error is not None:
             raise self.error
 
@@ -48,7 +48,7 @@ class OwnSaver(InMemorySaver):
         self._abandoned = True
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint of `config`."""
+        """Return the checkpoint that `config` identifies."""
         if self._is_another(config):
             return await outlast_outage(self._stored.aget_tuple)(config)
         return await super().aget_tuple(config)
@@ -66,7 +66,7 @@ class OwnSaver(InMemorySaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Take a checkpoint."""
+        """Store a checkpoint."""
         if self._is_another(config):
             return await self._stored.aput(config, checkpoint, metadata, new_versions)
         taken = await super().aput(config, checkpoint, metadata, new_versions)
@@ -76,7 +76,7 @@ class OwnSaver(InMemorySaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Take the writes of one task."""
+        """Store the writes of one task."""
         if self._is_another(config):
             await self._stored.aput_writes(config, writes, task_id, task_path)
             return
@@ -84,7 +84,7 @@ class OwnSaver(InMemorySaver):
         await self._store(self._stored.aput_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Delete what is known of a thread."""
+        """Delete the checkpoints of a thread."""
         await super().adelete_thread(thread_id)
         await self._store(self._stored.adelete_thread, thread_id)
 

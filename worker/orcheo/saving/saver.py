@@ -1,4 +1,4 @@
-"""Write the checkpoints of a run as LangGraph's rows together with its other rows; read them from memory."""
+"""Write a run's checkpoints as LangGraph's rows, together with its other rows; read them from memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Key = tuple[str, str]
 
 @dataclass(slots=True)
 class _Saved:
-    """A checkpoint as its row holds it."""
+    """A checkpoint in the form of its row."""
 
     parent_id: str | None
     checkpoint: str
@@ -54,7 +54,7 @@ class _Write:
 
 
 class _Unsaved(Unit):
-    """What a saver holds that is not in the tables yet."""
+    """The part of a saver's contents that is not in the tables yet."""
 
     def __init__(self, saver: RunSaver) -> None:
         super().__init__(saver.run_id)
@@ -69,10 +69,10 @@ class _Unsaved(Unit):
 
 
 class RunSaver(AsyncPostgresSaver):
-    """The checkpointer of one run, whose thread has no checkpoint in the tables as the run begins.
+    """The checkpointer of one run, whose thread has no checkpoint in the tables when the run begins.
 
-    It knows all checkpoints of the run, so it reads none. What it is given goes into the outbox:
-    `saved` waits for that. All other calls are answered by LangGraph's own statements, after all rows are written.
+    It keeps all checkpoints of the run in memory, so it reads none. It writes through the outbox; `saved` waits until
+    that is done. All other calls use LangGraph's own statements, after all rows are written.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class RunSaver(AsyncPostgresSaver):
         self._units: list[_Unsaved] = []
 
     def config(self) -> RunnableConfig:
-        """Return what names the latest checkpoint of the run's own graph."""
+        """Return the config that identifies the latest checkpoint of the run's own graph."""
         return {"configurable": {"thread_id": self._thread, "checkpoint_ns": ""}}
 
     async def saved(self) -> None:
-        """Wait until the tables hold what it was given. Raises `NotWrittenError` where they do not."""
+        """Wait until everything is written to the tables. Raises `NotWrittenError` if that fails."""
         while self._units:
             self._outbox.hasten()
             error = await asyncio.shield(self._units[0].written)
@@ -101,12 +101,12 @@ class RunSaver(AsyncPostgresSaver):
             del self._units[:1]
 
     def abandon(self) -> None:
-        """Write nothing more, not even what was not written yet."""
+        """Write nothing more, and drop what has not been sent."""
         for unit in self._units:
             self._outbox.drop(unit)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint of `config`."""
+        """Return the checkpoint that `config` identifies."""
         thread_id, namespace = config["configurable"]["thread_id"], config["configurable"].get("checkpoint_ns", "")
         if thread_id != self._thread:
             return await outlast_outage(super().aget_tuple)(config)
@@ -120,7 +120,7 @@ class RunSaver(AsyncPostgresSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint; LangGraph's own saver defines what belongs in which table."""
+        """Store a checkpoint, divided among the tables as by LangGraph's own saver."""
         configurable = config["configurable"]
         if configurable["thread_id"] != self._thread:
             return await super().aput(config, checkpoint, metadata, new_versions)
@@ -153,7 +153,7 @@ class RunSaver(AsyncPostgresSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Take the writes of one task."""
+        """Store the writes of one task."""
         configurable = config["configurable"]
         if configurable["thread_id"] != self._thread:
             await super().aput_writes(config, writes, task_id, task_path)
@@ -169,7 +169,7 @@ class RunSaver(AsyncPostgresSaver):
                 unit.writes[key, task_id, index] = None
 
     def rows(self, unit: _Unsaved) -> Rows:
-        """Return what `unit` has to write."""
+        """Return the rows of `unit`."""
         rows = Rows()
         for namespace, channel, version in unit.blobs:
             kind, content = self._blobs[namespace, channel, version]
@@ -196,7 +196,7 @@ class RunSaver(AsyncPostgresSaver):
         return self._units[-1]
 
     def _tuple(self, key: _Key) -> CheckpointTuple:
-        """Return a checkpoint as if it were read from the tables: what a codec makes of a value is part of it."""
+        """Return a checkpoint as if read from the tables, with values encoded and decoded by the serializer."""
         namespace, checkpoint_id = key
         saved = self._checkpoints[key]
         checkpoint = json.loads(saved.checkpoint)
@@ -219,7 +219,7 @@ class RunSaver(AsyncPostgresSaver):
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
-        """Have LangGraph's own statements see all that it was given."""
+        """Write everything first, so that LangGraph's own statements see it."""
         await self.saved()
         async with super()._cursor(pipeline=pipeline) as cursor:
             yield cursor
