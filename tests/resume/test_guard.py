@@ -123,3 +123,15 @@ def test_reaper_passes_over_a_run_whose_checkpoint_is_being_committed(database: 
         assert store.reap(LostRuns.RESUME, max_attempts=3, lease=0, batch=10) == []
         session.commit()
         assert [each.outcome for each in store.reap(LostRuns.RESUME, max_attempts=3, lease=0, batch=10)] == ["requeued"]
+
+
+def test_drain_after_a_finished_step_refunds_no_more_than_began(database: Database) -> None:
+    """Otherwise each drain would raise the number of attempts that a run has."""
+    insert_runs(database, 1)
+    worker_id = uuid4()
+    with store_of(database) as (store, _):
+        (claim,) = _begun(store, worker_id, 1)
+        assert _written(database, worker_id, (claim, _rows(claim.run_id, step=0))) == [None]
+        store.settle(claim, Ending.requeued("drained", refund=True))
+    row = ledger(database, claim.run_id)
+    assert (row["attempts"], row["refunded"]) == (1, 1)
