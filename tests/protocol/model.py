@@ -199,7 +199,7 @@ class Model:
         for run in lost:
             if run.status != "running":
                 run.skip()
-            elif policy is LostRuns.REQUEUE and run.attempts - run.refunded < MAX_ATTEMPTS:
+            elif policy.requeues and run.attempts - run.refunded < MAX_ATTEMPTS:
                 run.enter("settled", "requeued")
                 run.move("pending", "run_requeued")
             else:

@@ -255,7 +255,7 @@ class Protocol(Machine):
     def worker_drains(self, worker: int) -> None:
         for claim in self.held[worker]:
             run = self.model.runs[claim.run_id]
-            again = self.policy is LostRuns.REQUEUE and run.attempts - run.refunded < MAX_ATTEMPTS
+            again = self.policy.requeues and run.attempts - run.refunded < MAX_ATTEMPTS
             if self.policy is not LostRuns.HOLD:
                 self.do("settle", claim, REQUEUED if again else LOST)
         self.held[worker] = []
