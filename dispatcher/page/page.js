@@ -1,5 +1,5 @@
 "use strict";
-// Shows overview.json and asks for it again and again. Every text goes in as text, never as HTML.
+// Polls overview.json and shows it. Every text is inserted as text, never as HTML.
 (() => {
   const EVERY = 3000, SOON = 500, SLOWEST = 15000, PATIENCE = 8000, OLD_SECONDS = 20;
   const SVG = "http://www.w3.org/2000/svg";
@@ -22,7 +22,7 @@
     return span(s);
   }
 
-  // Whole units, for what counts up before one's eyes.
+  // Whole units, for durations that count up on the page.
   function span(seconds) {
     const s = Math.max(0, Math.floor(seconds));
     if (s < 60) return `${s} s`;
@@ -43,8 +43,8 @@
   const percent = (part) => (part > 0 && part < 0.001 ? "< 0.1 %" : share(part));
   const short = (id) => (id.length > 13 ? id.slice(0, 8) : id);
 
-  // Names, labels and reasons are a client's: what nobody would see, or what turns a line round, is shown as it is written.
-  // All that is shown comes through here, as it arrives.
+  // Clients choose names, labels and reasons. Characters that are invisible or change the direction of a line are shown as
+  // escapes. Every text of a response passes through here.
   const UNSEEN = /[\p{C}\p{Zl}\p{Zp}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]|(?<=\p{M}{3})\p{M}/gu;
   const plain = (text) => text.replace(UNSEEN, (mark) => `\\u{${mark.codePointAt(0).toString(16).padStart(4, "0")}}`);
 
@@ -60,7 +60,7 @@
     return node;
   }
 
-  // A text that counts on between two answers.
+  // A text that keeps counting between two responses.
   const ticking = new Map();
   function live(node, seconds, words) {
     ticking.set(node, { seconds, words, at: performance.now() });
@@ -78,7 +78,7 @@
     tellFreshness();
   }
 
-  // Keeps one element a key, so that focus, selection and scroll stay where they are.
+  // Keeps one element per key, so that focus, selection and scroll position are preserved.
   function list(parent, items, key, create, fill) {
     const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
     items.forEach((item, index) => {
@@ -94,7 +94,7 @@
     for (const node of known.values()) node.remove();
   }
 
-  // --- Charts: sixty bars, each a stack ---
+  // --- Charts: sixty stacked bars ---
   function chart(id, series, summary, format) {
     const figure = $(id), at = figure.querySelector("span"), legend = make("output", "legend");
     const plot = make("div", "plot"), label = make("span", "top-label"), nothing = make("span", "nothing");
@@ -289,7 +289,7 @@
 
   function showRuns(runs) {
     const rows = runs.rows;
-    // Not read yet: what is there stays, dimmed, until it is.
+    // Not read yet: the previous rows stay, dimmed, until it is.
     if (!rows) return;
     $("runs-table").removeAttribute("aria-busy");
     list($("runs-rows"), rows, (run) => run.run_id, () => {
@@ -429,7 +429,7 @@
     return chosen.length ? `?${new URLSearchParams(chosen)}` : "";
   }
 
-  // Returns what there is to show, or nothing: it failed, a later question has overtaken it, or a token is wanted.
+  // Returns what to show; null if the request failed, was superseded by a later one, or requires a token.
   async function fetched(turn) {
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
@@ -506,7 +506,7 @@
     let answer = null;
     try {
       answer = await fetch("login", { headers: { Authorization: `Bearer ${$("token").value.trim()}` }, credentials: "same-origin" });
-    } catch { /* A token that no header can hold, or nobody there: both are told below. */ }
+    } catch { /* A token that is not valid in a header, or no response: reported below. */ }
     put($("login-wrong"), answer?.ok ? "" : answer?.status === 401 ? "That is not the token." : "No answer. Try again.");
     if (!answer?.ok) return;
     $("token").value = "";
