@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance faults neighbours systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance resume faults neighbours systemd compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ coverage: $(INSTALLED)  ## Share of the product's lines that unit and integratio
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance
+
+resume: $(INSTALLED)  ## Workers killed in each step of each shape of graph, under ORCHEO_DISPATCH_LOST_RUNS=resume; ten minutes
+	TEST_RESUME=all $(BIN)/python -m pytest tests/resume
 
 faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),3)

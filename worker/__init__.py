@@ -1,1 +1,1 @@
-"""Executes runs: begin, execute, settle, with a heartbeat beside it. Only the folder `orcheo` imports Orcheo."""
+"""Execute runs: begin, execute, settle, and send heartbeats meanwhile. Only the folder `orcheo` imports Orcheo."""

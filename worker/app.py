@@ -22,11 +22,11 @@ from orcheo_dispatch.worker.messages.wire import Wire
 from orcheo_dispatch.worker.run import take
 
 _TAKING_THREADS = 2
-"""Celery's own concurrency: messages whose runs are being begun at a time. None waits for a run."""
+"""Celery's concurrency: number of messages whose runs are begun in parallel. No thread waits for a run to end."""
 
 
 def make_worker_app(settings: Settings, installation: Installation) -> Celery:
-    """Return the app of a worker process; what executes runs starts and stops with the Celery worker."""
+    """Return the Celery app of a worker process; its runtime starts and stops with the Celery worker."""
     app = make_app("orcheo-worker", settings, installation)
     app.conf.update(
         worker_pool="threads",
@@ -44,7 +44,7 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
         try:
             claims = [] if _wants_more(self.request) else read_claims(args, kwargs)
             if not claims:
-                # Callbacks that such a message names are not executed either.
+                # `Ignore` also keeps Celery from running follow-up tasks that the message names.
                 lifecycle.metrics.message_taken("malformed")
                 raise Ignore
             take(lifecycle.runtime, claims, returns=_returns_of(self.request))
@@ -55,14 +55,14 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
 
 
 def _returns_of(request: Any) -> int | None:
-    """Return how often the message has been put back by workers that did not know its runs; None: it may not be."""
+    """Return how often workers that did not know the runs put the message back; None if it must not be put back."""
     headers = request.headers or {}
     returns = headers.get(RETURNS_HEADER)
     return returns if headers.get(INSTALLATION_HEADER) and type(returns) is int and returns >= 0 else None
 
 
 def _wants_more(request: Any) -> bool:
-    """Tell whether a message wants other tasks to follow, or a time limit of Celery's: ours never do."""
+    """Tell whether a message asks for follow-up tasks or for a Celery time limit; ours never do."""
     limited = any(request.timelimit or ())
     more = bool(request.callbacks or request.errbacks or request.chord or request.chain)
     if more or limited:

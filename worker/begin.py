@@ -1,10 +1,9 @@
 """Begin the runs of a message in one statement, or in parts if that fails, and each exactly once.
 
-- A run whose row is locked is retried for `LOCK_SECONDS`, while the others execute; then it is reported as
-  `locked`.
-- A run whose begin Postgres refuses, whatever the reason, fails with that reason.
-- Where the connection broke, the begin may have been committed although its answer was lost. Then we begin again, and
-  find by our own id and fence what we had begun.
+- A run whose row is locked is retried for `LOCK_SECONDS` while the others execute; then it is reported as `locked`.
+- A run whose begin Postgres refuses, for whatever reason, fails with that reason.
+- If the connection breaks, the begin may have been committed although its answer was lost. The worker then begins
+  again, and finds by its own ID and the fence which runs it had already begun.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 
 LOCK_SECONDS = 0.25
-"""Maximum time that the end of a message is delayed by a locked row (seconds)."""
+"""How long locked rows are retried, counted from the start of the message (seconds)."""
 STATEMENT_SECONDS = 3.0
 REFUSED = "refused"
-"""Postgres refuses the begin of the run; the run has failed, unless Postgres refused that as well."""
+"""Postgres refuses the begin of the run. The run has failed, unless Postgres refused that write as well."""
 UNAVAILABLE = "unavailable"
-"""Postgres is unavailable: the claim has a lease, and the dispatcher reconciles it when that has expired."""
+"""Postgres is unavailable: the claim has a lease, and the dispatcher reconciles it once the lease has expired."""
 _ATTEMPTS = 3
 _TABLE_LOCK_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.1
@@ -41,7 +40,7 @@ Answer = Run | NotBegun
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Answers to some claims, and `time.monotonic()` of the moment before their leases can have begun."""
+    """Answers to some claims; `since` is the `time.monotonic()` before their leases can have begun."""
 
     since: float
     answers: list[Answer]
@@ -49,7 +48,7 @@ class Begun:
 
 @dataclass(slots=True)
 class _Message:
-    """What is known of the claims of one message while it is being answered."""
+    """State of one message's claims while they are being begun."""
 
     began_at: float
     failures: dict[Claim, int] = field(default_factory=dict)
@@ -59,7 +58,7 @@ class _Message:
 
 
 class Beginner:
-    """Begins runs for one worker."""
+    """Begin runs for one worker."""
 
     def __init__(self, store: Store, metrics: WorkerMetrics, *, worker_id: UUID, lease: float) -> None:
         self._store = store
@@ -70,9 +69,9 @@ class Beginner:
         self._lock = threading.Lock()
 
     def begin(self, claims: Sequence[Claim]) -> Iterator[Begun]:
-        """Yield an answer to each of these claims, as they come. Never raises on account of a run or of Postgres."""
+        """Yield the answer to each claim as soon as it is known. Never raises because of a run or of Postgres."""
         with self._lock:
-            # The same message twice: the first one may still be checking what it has begun.
+            # If the same message arrives twice, the first thread may still be recovering what it has begun.
             fresh = dict.fromkeys(claim for claim in claims if claim not in self._under_way)
             self._under_way.update(fresh)
         try:
@@ -114,7 +113,7 @@ class Beginner:
         )
 
     def _sort(self, message: _Message, started: float, answers: list[Answer]) -> Iterator[Begun]:
-        """Yield final answers, including runs that an earlier attempt began without receiving the answer."""
+        """Yield the final answers, including runs that an earlier statement began although its answer was lost."""
         final: list[Answer] = []
         stale: list[Claim] = []
         for answer in answers:
@@ -145,7 +144,7 @@ class Beginner:
         return [answer]
 
     def _in_doubt(self, message: _Message, claim: Claim) -> bool:
-        """Return whether it may have begun, with a lease that has not expired."""
+        """Return whether the run may have begun under a lease that has not expired."""
         since = message.in_doubt_since.get(claim)
         return since is not None and time.monotonic() - since < self._lease
 
@@ -167,7 +166,7 @@ class Beginner:
         return final
 
     def _refused(self, message: _Message, claim: Claim, error: DatabaseError) -> list[Answer]:
-        """Fail a run that failed to begin alone, while Postgres took the same statement without it."""
+        """Retry or fail a run that could not begin by itself, while Postgres accepted the statement without it."""
         failure = failure_of_state(error.sqlstate or "")
         if failure is Failure.LOCKED:
             return list(self._locked(message, NotBegun(claim, LOCKED)))

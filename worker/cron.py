@@ -1,6 +1,6 @@
 """Dispatch due cron triggers in a worker, independently of its runs.
 
-In a runner of its own: neither full run slots nor a run that holds its event loop delay it.
+This is done in a runner of its own, so that neither full run slots nor a run that blocks its event loop delays it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _LEAST_BLOCK_SECONDS = 0.1
 
 
 class QueuePrompts:
-    """Messages of Beat's in the queue of cron messages. Each reaches one worker, and is gone with it."""
+    """Beat's messages in the queue of cron messages. Each message reaches one worker and is then deleted."""
 
     def __init__(self, client: redis.Redis, queue: str) -> None:
-        # Tried again here: the client's own tries would wait on beyond a stop.
+        # Retried here: the client's own retries would continue to wait after a stop.
         client.set_retry(Retry(NoBackoff(), 0))
         self._client = client
         self._queue = queue
@@ -42,7 +42,7 @@ class QueuePrompts:
         self._stopping = threading.Event()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a message, for this many seconds at most and never for longer than a few."""
+        """Wait for a message, for at most this many seconds and never longer than a few."""
         try:
             with broker_errors():
                 found: Any = self._client.brpop(
@@ -53,27 +53,27 @@ class QueuePrompts:
             return False
         except Exception:
             if self._stopping.is_set():
-                # Whatever a connection raises that is closed under its reader.
+                # A connection that is closed while it is being read may raise anything.
                 return False
             raise
         self._backoff.reset()
         return found is not None and task_name(found[1]) == CRON_IN_WORKER
 
     def stop(self) -> None:
-        """Let the wait end, from any thread."""
+        """End the wait, from any thread."""
         self._stopping.set()
         self._client.connection_pool.disconnect()
 
 
 class ExecutorCron:
-    """Has the executor dispatch, in a runner."""
+    """Have the executor dispatch cron triggers, in a runner."""
 
     def __init__(self, dispatch: Callable[[], CronReport], wake: Callable[[], None]) -> None:
         self._dispatch = dispatch
         self._wake = wake
 
     def __call__(self) -> CronReport:
-        """Dispatch, and wake the dispatchers for what was created."""
+        """Dispatch, and wake the dispatchers if runs were created."""
         report = self._dispatch()
         if report.runs:
             self._wake()
@@ -88,7 +88,7 @@ def make_cron(
     dispatch: Callable[[], CronReport] | None,
     wake: Callable[[], None],
 ) -> CronLoop | None:
-    """Return the loop that dispatches cron triggers; None where that is not a worker's to do, or it cannot."""
+    """Return the loop that dispatches cron triggers; None if a worker must not dispatch them, or cannot."""
     if settings.cron_mode is not CronMode.WORKER:
         return None
     if dispatch is None:

@@ -1,4 +1,4 @@
-"""Stop runs at their timeout, and give them up when they go on after the grace time."""
+"""Stop runs at their timeout, and have their runners ended if they continue after the grace time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LOOK_SECONDS = 0.1
 
 
 class Deadlines:
-    """Checks every run periodically, on a thread: one of them may block the event loop.
+    """Check every run periodically, from a thread: a run may be blocking the event loop.
 
-    A look costs less than a microsecond a run. There is no timer a run: of a thousand runs a second, which take
-    milliseconds and may take an hour, each would leave one behind.
+    A check takes less than one microsecond per run. There is no timer per run: at a thousand runs per second that take
+    milliseconds but may take an hour, each run would leave a timer behind.
     """
 
     def __init__(self, executions: Executions, *, grace: float) -> None:
@@ -25,11 +25,11 @@ class Deadlines:
         self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start checking."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop checking: no runs are left."""
+        """Stop checking. Call it when no runs remain."""
         self._stopping.set()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""A run in execution as the main process knows it: begun, waiting for a runner or in one, ended."""
+"""Represent a run under execution in the main process: begun, waiting for a runner, in a runner, ended."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Stop(Enum):
     """The API cancelled it."""
     TIMED_OUT = auto()
     LOST = auto()
-    """Its fence has changed: another process has claimed it."""
+    """Its fence has changed: this worker no longer holds it."""
     LEASE_OVER = auto()
-    """Postgres was unreachable for a whole lease: a dispatcher may have reaped the run."""
+    """Its lease was not renewed in time: a dispatcher may have reaped the run by now."""
     DRAINED = auto()
 
 
@@ -35,14 +35,14 @@ class How(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     REJECTED = "rejected"
-    """Its executor rejected it."""
+    """Its executor reports that it must not be executed."""
     STOPPED = "stopped"
     CRASHED = "crashed"
     """Its code ended the runner."""
     SUSPECTED = "suspected"
     """The runner ended while several runs were in it: one of them may have ended it."""
     LOST = "lost"
-    """The runner ended for a reason that is not the run's."""
+    """The runner ended for a reason unrelated to the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,16 @@ class Result:
     output: str | None = None
     """JSON text."""
     error: str | None = None
-    """What the run will say of its failure."""
+    """The error text that is stored in the run."""
     kind: str | None = None
     """The class of its error, for logs."""
     at: str | None = None
-    """Where that was raised."""
+    """Where the error was raised."""
     fault: Fault | None = None
-    """The fault of the platform that it failed of, if it is one."""
+    """The platform fault that made it fail, if there was one."""
     stop: Stop | None = None
     ignored_stop: bool = False
-    """Whether it went on after the grace time. Its runner was killed, or will be replaced."""
+    """Whether it continued after the grace time. Its runner was killed, or will be replaced."""
 
 
 class Execution:
@@ -78,24 +78,24 @@ class Execution:
         on_ignored: Callable[[Execution], None],
         on_end: Callable[[Execution], None],
     ) -> None:
-        """`on_stop` is called when it is to stop, `on_ignored` when it has not ended within the grace time."""
+        """`on_stop` is called when it must stop, `on_ignored` if it has not ended within the grace time."""
         self.run = run
         self.claim = run.claim
         self.key = next(_numbers)
-        """Its number in this process."""
+        """Its number, unique in this process."""
         self.timeout = timeout
-        """Seconds that it may take."""
+        """Maximum duration (seconds)."""
         self.begun_at = begun_at
-        """`time.monotonic()` of the moment before its lease began."""
+        """`time.monotonic()` just before its lease began."""
         self.stopped_at: float | None = None
-        """The same of the moment when it was to stop."""
+        """`time.monotonic()` when its stop was requested."""
         self.stop_reason: Stop | None = None
         self.started = False
-        """Whether a runner was given it."""
+        """Whether it was sent to a runner."""
         self.result: Result | None = None
-        """How it ended. From then on it is being settled: that its lease is gone is no news."""
+        """How it ended. Once set, the run is being settled, and a lost lease is no longer reported."""
         self.settled = threading.Event()
-        """Set when its end is written, or is not ours to write."""
+        """Set when its end is written, or when this worker must not write it."""
         self._given_up = False
         self._on_stop = on_stop
         self._on_ignored = on_ignored
@@ -113,11 +113,11 @@ class Execution:
         return True
 
     def refuse(self, why: str) -> None:
-        """End without having been executed: there is something wrong with the run itself."""
+        """End the run without executing it, because the run itself is faulty."""
         self.end(Result(How.FAILED, error=why, kind="UnreadableRun"))
 
     def give_up(self) -> bool:
-        """Have its runner ended, because it ignored its stop. Return whether this was the first time."""
+        """Have its runner ended, because it ignored its stop. Return whether this was the first request."""
         with self._lock:
             if self._given_up or self.result is not None:
                 return False
@@ -126,7 +126,7 @@ class Execution:
         return True
 
     def end(self, result: Result) -> None:
-        """Record how it ended, once, and pass it on to be settled."""
+        """Record how it ended, once, and have it settled."""
         with self._lock:
             if self.result is not None:
                 return
@@ -140,7 +140,7 @@ class Executions:
     def __init__(self, capacity: int, on_room: Callable[[], None] | None = None) -> None:
         """`on_room` is called when there is room for a run again."""
         self.capacity = capacity
-        """Runs that this process executes at a time."""
+        """Maximum number of runs that this process executes at a time."""
         self._on_room = on_room
         self._changed = threading.Condition()
         self._running: dict[Claim, Execution] = {}
@@ -163,21 +163,21 @@ class Executions:
         return len(self._running) + self._reserved >= self.capacity
 
     def reserve(self, wanted: int) -> int:
-        """Keep room for as many of `wanted` runs as there is; return for how many."""
+        """Reserve room for up to `wanted` runs; return for how many."""
         with self._changed:
             room = max(0, min(wanted, self.capacity - len(self._running) - self._reserved))
             self._reserved += room
             return room
 
     def add(self, executions: Iterable[Execution], *, reserved: int) -> None:
-        """Keep the leases of these runs alive from now on; they take the place of what was reserved for them."""
+        """Add runs, whose leases are extended from now on, and end the reservation of `reserved` places."""
         with self._changed:
             self._reserved -= reserved
             for execution in executions:
                 self._running[execution.claim] = execution
 
     def remove(self, executions: Iterable[Execution]) -> None:
-        """Remove settled runs."""
+        """Remove settled runs; their leases are no longer extended."""
         with self._changed:
             for execution in executions:
                 self._running.pop(execution.claim, None)
@@ -186,7 +186,7 @@ class Executions:
             self._on_room()
 
     def get(self, claim: Claim) -> Execution | None:
-        """Return the execution under this claim, if it is here."""
+        """Return the execution with this claim, if there is one."""
         with self._changed:
             return self._running.get(claim)
 
@@ -197,5 +197,5 @@ class Executions:
                 self._changed.wait(1.0)
 
     def stop_all(self, why: Stop, *, where: Callable[[Execution], bool] = lambda _: True) -> int:
-        """Stop every run; return how many were not stopped before."""
+        """Stop every run that `where` selects; return how many were not stopped before."""
         return sum(execution.stop(why) for execution in self if where(execution))

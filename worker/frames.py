@@ -1,8 +1,8 @@
-"""Frames between the main process of a worker and a runner: length-prefixed MessagePack.
+"""Encode and decode frames between the main process of a worker and a runner: length-prefixed MessagePack.
 
-Down go orders, up goes what became of them. A frame holds bytes and texts that are stored as they are, never objects:
-the main process decodes no types that a workflow could define. A frame is not trusted because a runner
-sent it: workflow code can write to its runner's socket. So a run's key is accepted only from the runner that has it.
+Orders go down to the runner, results go up. A frame holds bytes and texts that are stored as they are, never objects:
+the main process decodes no types that a workflow could define. A frame is not trusted because a runner sent it:
+workflow code can write to its runner's socket. So a run's key is accepted only from the runner that has it.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any
 import msgspec
 
 PROTOCOL = 1
-"""Named in the first frame of a runner. Both ends are of one installation; a mismatch is an upgrade under way."""
+"""Sent in the first frame of a runner. Both ends are of one installation; a mismatch means an upgrade in progress."""
 _HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
-"""No frame is larger: what may be in one is limited by its sender to less."""
+"""Maximum size of a frame (bytes); senders limit the contents of a frame to less."""
 
 
 class FrameError(Exception):
-    """What came is no frame of ours, or one that is too large."""
+    """The bytes are not a valid frame, or the frame is too large."""
 
 
 class Frame(msgspec.Struct, frozen=True, tag_field="t", array_like=True):
-    """A frame; the first item of its array says which."""
+    """A frame; the first item of its array is its type."""
 
 
 # --- down: from the main process
 
 
 class Attach(Frame, frozen=True, tag="attach"):
-    """Get ready; `found` is what the first runner's executor found when it was opened, None for the first runner."""
+    """Get ready; `found` is what the first runner's executor found when it opened, None for the first runner."""
 
     found: bytes | None
     cron: bool
-    """Whether this runner dispatches cron triggers, and executes no run."""
+    """Whether this runner dispatches cron triggers and executes no runs."""
 
 
 class Start(Frame, frozen=True, tag="start"):
     """Execute a run."""
 
     key: int
-    """The run's number in this worker; a number is never used twice."""
+    """The run's number in this worker; no number is used twice."""
     run: dict[str, Any]
     """Fields of `orcheo_dispatch.shared.ledger.runs.Run`, without inputs and configuration."""
     payload: bytes
@@ -61,14 +61,14 @@ class Stop(Frame, frozen=True, tag="stop"):
 
 
 class Written(Frame, frozen=True, tag="written"):
-    """Rows are written, or refused: then with the error's class."""
+    """Rows are written, or refused with this class of error."""
 
     unit: int
     error: str | None
 
 
 class Ping(Frame, frozen=True, tag="ping"):
-    """Answer when the event loop gets to it."""
+    """Answer when the event loop reaches this frame."""
 
     number: int
 
@@ -91,13 +91,13 @@ class Attached(Frame, frozen=True, tag="attached"):
 
     protocol: int
     found: bytes | None
-    """From the first runner: for all others."""
+    """Sent by the first runner, for all others."""
     books: bool
-    """Whether the executor wants workflows read and rows written for it."""
+    """Whether the executor wants the main process to read workflows and write rows for it."""
     cron: bool
-    """Whether it can dispatch cron triggers."""
+    """Whether the executor can dispatch cron triggers."""
     threads: int
-    """Of Python, where the executor was imported. A fork server that has more than one must not fork."""
+    """Python threads in the process that imported the executor. A fork server with more than one must not fork."""
     server: int
     """The process id of the fork server."""
 
@@ -127,11 +127,11 @@ class Ended(Frame, frozen=True, tag="ended"):
     output: bytes | None = None
     """JSON text."""
     error: str | None = None
-    """What the run will say of its failure: redacted, cut, storable."""
+    """The error text that is stored in the run: redacted, cut, storable."""
     kind: str | None = None
     """The class of its error."""
     at: str | None = None
-    """Where that was raised."""
+    """Where the error was raised."""
     fault: Fault | None = None
 
 
@@ -151,23 +151,23 @@ class Hasten(Frame, frozen=True, tag="hasten"):
 
 
 class Pong(Frame, frozen=True, tag="pong"):
-    """The event loop has got to a ping."""
+    """The event loop has reached a ping."""
 
     number: int
 
 
 class Held(Frame, frozen=True, tag="held"):
-    """The event loop has been held for a while; sent by another thread, on the socket for that."""
+    """The event loop has been blocked for a while; sent by another thread, on a socket of its own."""
 
     key: int | None
-    """The run whose code holds it, where that is known."""
+    """The run whose code blocks it, if that is known."""
     at: str
     node: str | None
     node_type: str | None
 
 
 class CronDone(Frame, frozen=True, tag="cron_done"):
-    """What became of a dispatch of cron triggers: fields of `orcheo_dispatch.shared.cron.report.CronReport`."""
+    """The result of a dispatch of cron triggers: fields of `orcheo_dispatch.shared.cron.report.CronReport`."""
 
     number: int
     outcome: str
@@ -183,13 +183,13 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: Frame) -> bytes:
-    """Return a frame with its length before it."""
+    """Return a frame, preceded by its length."""
     body = _encoder.encode(frame)
     return _HEADER.pack(len(body)) + body
 
 
 class Decoder[T]:
-    """Makes frames of the bytes of one socket, in whatever pieces they come."""
+    """Decode frames from the bytes of one socket, in whatever pieces these arrive."""
 
     def __init__(self, kind: Any, *, limit: int = MAX_FRAME_BYTES) -> None:
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
@@ -197,7 +197,7 @@ class Decoder[T]:
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[T]:
-        """Yield the frames that are complete by now. Raises `FrameError`; then nothing more can be read."""
+        """Yield the frames that are complete. Raises `FrameError`; then nothing more can be read."""
         buffer = self._buffer
         buffer += data
         start = 0
@@ -205,7 +205,7 @@ class Decoder[T]:
             while len(buffer) - start >= _HEADER.size:
                 (size,) = _HEADER.unpack_from(buffer, start)
                 if size > self._limit:
-                    raise FrameError(f"a frame of {size} bytes, at most {self._limit} are expected")
+                    raise FrameError(f"frame of {size} bytes exceeds the limit of {self._limit} bytes")
                 end = start + _HEADER.size + size
                 if len(buffer) < end:
                     return
@@ -214,7 +214,7 @@ class Decoder[T]:
                 try:
                     frame = self._decoder.decode(body)
                 except msgspec.MsgspecError as error:
-                    raise FrameError(f"no frame: {type(error).__name__}") from error
+                    raise FrameError(f"invalid frame: {type(error).__name__}") from error
                 yield frame
         finally:
             del buffer[:start]

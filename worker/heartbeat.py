@@ -1,18 +1,17 @@
-"""Extend the leases of this process's runs, and find out which are no longer its own.
+"""Extend the leases of this process's runs, and detect the runs that it no longer holds.
 
-A thread with a connection of its own that does nothing else, and touches the ledger alone: a run that blocks the loop,
-a pool that is exhausted, or a lock on the API's table must not cost anybody a lease. `worker/upkeep.py` does the rest
-of what is due at intervals.
+The heartbeat has a thread and a connection of its own, and touches only the ledger: a blocked event loop, an exhausted
+pool or a lock on the API's table must not cost any run its lease. `worker/upkeep.py` does the other periodic work.
 
-What Postgres refuses for one run, a trigger say, costs the lease of that run alone: the others are renewed in parts
-(`shared/database/apart.py`), and the refused one is tried last, by itself, from then on. A statement may take a tenth
-of the lease, more where none has succeeded, so that all other runs are renewed within a lease.
+If Postgres refuses the renewal of one run, because of a trigger for example, only that run loses its lease. The others
+are renewed in parts (`shared/database/apart.py`), and from then on the refused run is tried last and by itself. A
+statement may take a tenth of the lease, or more after failures, so that all other runs are renewed within one lease.
 
-A locked row is skipped, the others are renewed, and it is retried several times between two heartbeats.
-Its run need not stop, however long that takes: no process can reap, requeue, claim or begin it without a lock on that
-row, and dispatchers skip locked rows as well. When the row is unlocked after the lease has expired, either we
-renew it first, or a dispatcher reaps it; then the next attempt, a fraction of a second later, finds it lost and stops
-it, and until then the fence guards all that it writes.
+A locked row is skipped, the others are renewed, and it is retried several times between two beats. Its run need not
+stop, however long the lock lasts: reap, requeue, claim and begin all need a lock on the same row, and the dispatchers
+skip locked rows as well. If the lock is released after the lease has expired, either the worker renews the lease first,
+or a dispatcher reaps the run. In that case the next retry, a fraction of a second later, detects the loss and stops the
+run; until then the fence guards everything that it writes.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.05, 1.0
 
 
 class Heartbeat:
-    """Beats every `settings.heartbeat` seconds until it is stopped; one statement a beat, as a rule."""
+    """Extend leases every `settings.heartbeat` seconds until stopped; usually in one statement per beat."""
 
     def __init__(self, settings: Settings, process: Process, executions: Executions, metrics: WorkerMetrics) -> None:
         self._interval = settings.heartbeat
@@ -62,33 +61,33 @@ class Heartbeat:
         self._thread = LastingThread("heartbeat", self._turn)
 
     def start(self) -> None:
-        """Beat from now on."""
+        """Start the heartbeat."""
         self._due = time.monotonic() + self._interval
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, and close the connection: there are no runs left."""
+        """Stop, and close the connection. Call it when no runs remain."""
         self._thread.stop(timeout=2 * self._interval)
         self._engine.dispose()
 
     @property
     def turned_at(self) -> float:
-        """`time.monotonic()` of the last beat that was begun, whatever came of it, or of the last wait for one."""
+        """`time.monotonic()` when the last beat, or the last wait for one, began, whether or not it succeeded."""
         return self._thread.turned_at
 
     @property
     def gets_on(self) -> bool:
-        """Whether beats are begun when they are due; whether they reach the database is another matter."""
+        """Whether beats begin when they are due, regardless of whether they reach the database."""
         return time.monotonic() - self.turned_at <= 2 * self._interval
 
     def beat(self) -> None:
-        """Extend all leases; stop the runs that are not ours any more. Raises `DatabaseError`."""
+        """Extend all leases, and stop the runs that this worker no longer holds. Raises `DatabaseError`."""
         self._renew([execution.claim for execution in self._executions])
 
     def stop_what_was_not_renewed(self) -> None:
-        """Give up the runs whose leases have expired: a stale holder stops itself.
+        """Stop the runs whose leases were not renewed in time: a stale holder stops itself.
 
-        Called from another thread, since the heartbeat's own may be waiting on a dead connection.
+        To be called from another thread: the heartbeat's own may be waiting for a dead connection.
         """
         now = time.monotonic()
         for execution in self._executions:
@@ -97,7 +96,7 @@ class Heartbeat:
                 self._stop(execution, Stop.LEASE_OVER, "lease_not_renewed")
 
     def _turn(self) -> None:
-        """Wait for the next beat, or to try again what was held; then beat."""
+        """Wait until the next beat, or the next retry of locked rows, is due; then extend the leases."""
         retry = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, self._interval / _RETRIES_PER_BEAT))
         left = max(0.0, self._due - time.monotonic())
         if self._thread.pause(min(left, retry) if self._held else min(left, self._interval)):
@@ -128,10 +127,10 @@ class Heartbeat:
             suspects = [claim for claim in self._refused if claim in claims]
             until = time.monotonic() + self._interval
             try:
-                # Also without runs, to learn whether Postgres can be reached.
+                # Executed even without claims, to find out whether Postgres can be reached.
                 self._renew_some([claim for claim in claims if claim not in self._refused])
                 for claim in suspects:
-                    # Those tried last this time come first the next time.
+                    # Move it to the end: the runs not tried this time come first the next time.
                     self._refused[claim] = self._refused.pop(claim)
                     self._renew_some([claim])
                     if time.monotonic() >= until:
@@ -142,7 +141,7 @@ class Heartbeat:
             self._timeout = self._shortest_timeout
 
     def _renew_some(self, claims: Sequence[Claim]) -> None:
-        """Renew these. Raises `DatabaseError` where Postgres is unavailable."""
+        """Renew these leases. Raises `DatabaseError` if Postgres is unavailable."""
         for part in write_apart(claims, self._write):
             if part.result is not None:
                 self._note(part.items, part.result)
@@ -153,7 +152,7 @@ class Heartbeat:
 
     def _write(self, claims: Sequence[Claim]) -> tuple[float, dict[Claim, bool]]:
         self._thread.note_progress()
-        # Of the moment before: the lease is not later than what we believe.
+        # Taken before the statement, so that the worker never assumes a lease that lasts longer than the real one.
         began = time.monotonic()
         held = self._store.heartbeat(claims, lease=self._lease, lock_timeout=self._timeout, timeout=self._timeout)
         return began, held
@@ -169,7 +168,7 @@ class Heartbeat:
             if claim not in held:
                 self._stop(execution, Stop.LOST, "run_lost")
                 continue
-            # The lock on the row keeps every other process from it as well.
+            # A locked row counts as renewed: the lock keeps every other process from taking the run.
             self._renewed_at[claim] = began
             if held[claim]:
                 self._held = [each for each in self._held if each != claim]

@@ -21,17 +21,17 @@ REFRESH_SECONDS = 2.0
 _PAUSE_SECONDS = 0.2
 """Minimum pause between two reads (seconds), however often there is something to write."""
 _FIRST_SECONDS = 5.0
-"""How long a start waits for what the ledger knows; runs that begin before it is read share a runner."""
+"""How long a start waits for the ledger's isolations (seconds); runs that begin before they are read share a runner."""
 _STOP_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
-"""For one look: each of its transactions waits for a connection and for a statement, both with timeouts below this."""
+"""Maximum time of one round (seconds): its waits for a connection and for statements have timeouts below this."""
 _WRITTEN_AT_A_TIME = 10
 """Each may wait a second for a locked row, and reading must not be delayed for long."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Harm:
-    """What the runs of a version did that the ledger does not know yet."""
+    """Harm done by the runs of a version that is not yet recorded in the ledger."""
 
     workflow_id: str
     reason: str
@@ -39,10 +39,11 @@ class _Harm:
 
 
 class Isolation:
-    """Under `adaptive`: what has harmed other runs, what an operator isolated, and runs that are suspects.
+    """Under `adaptive`, keep what has harmed other runs, what an operator isolated, and which runs are suspects.
 
-    All but `start` and `stop` may be called from any thread, and never wait for the database. Convictions count in
-    this process at once, and in other workers when both have talked to the ledger, within two seconds each.
+    All methods but `start` and `stop` may be called from any thread, and never wait for the database. A conviction
+    takes effect at once in this process, and in other workers when both have synchronised with the ledger, within two
+    seconds each.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,9 +54,9 @@ class Isolation:
         self._workflows: frozenset[str] = frozenset()
         self._versions: frozenset[str] = frozenset()
         self._convicted: set[str] = set()
-        """Versions that count although what was read last does not name them."""
+        """Versions that are isolated although the last read did not return them."""
         self._suspected: set[str] = set()
-        """Versions of which one may have harmed others, each until a run of it has been alone."""
+        """Versions of which one may have harmed others; each stays until one of its runs has been alone."""
         self._unwritten: dict[str, _Harm] = {}
         self._problem: Mapping[str, Any] | None = None
         self._turned_at = time.monotonic()
@@ -65,14 +66,14 @@ class Isolation:
         self._thread = threading.Thread(target=self._run, name="isolation", daemon=True)
 
     def start(self) -> None:
-        """Read what the ledger knows, within a few seconds, and keep in step with it from now on."""
+        """Read the isolations in the ledger, within a few seconds, and stay synchronised with it from now on."""
         if self._mode is WorkerIsolation.ADAPTIVE:
             self._turned_at = time.monotonic()
             self._thread.start()
             self._looked.wait(_FIRST_SECONDS)
 
     def stop(self) -> None:
-        """Write what is not written yet, and disconnect; where the database does not answer, leave it."""
+        """Write what is not yet written, and disconnect; do not wait for a database that does not answer."""
         self._stopping.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -80,17 +81,17 @@ class Isolation:
 
     @property
     def makes_progress(self) -> bool:
-        """Whether this is kept in step with the ledger, or that is tried."""
+        """Whether synchronisation with the ledger is at least attempted in time."""
         return self._mode is not WorkerIsolation.ADAPTIVE or time.monotonic() - self._turned_at < _PATIENCE_SECONDS
 
     def is_isolated(self, run: Run) -> bool:
-        """Tell whether a run is to be alone in its runner."""
+        """Tell whether a run must be alone in its runner."""
         if self._mode is WorkerIsolation.ADAPTIVE:
             return run.suspect or run.workflow_version_id in self._suspected or self._is_known(run)
         return run.suspect or self._mode is WorkerIsolation.PROCESS
 
     def convict(self, run: Run, reason: str) -> None:
-        """Have all runs of this run's workflow version isolated for a day from now on."""
+        """Isolate all runs of this run's workflow version for a day from now on."""
         if self._mode is not WorkerIsolation.ADAPTIVE:
             return
         version = run.workflow_version_id
@@ -132,7 +133,7 @@ class Isolation:
             self._engine.dispose()
 
     def _look(self) -> None:
-        """Write what the ledger does not know yet, and read what it knows. Never raises."""
+        """Write what the ledger does not have yet, and read what it has. Never raises."""
         problem = None
         for step in (self._write, self._read):
             try:
@@ -142,7 +143,7 @@ class Isolation:
         self._tell(problem)
 
     def _write(self) -> Mapping[str, Any] | None:
-        """Write each conviction by itself; return what went wrong last. What was not written is tried again, last."""
+        """Write each conviction by itself; return the last error. Those that were not written are retried last."""
         with self._lock:
             harms = dict(islice(self._unwritten.items(), _WRITTEN_AT_A_TIME))
             for version in harms:
@@ -166,11 +167,11 @@ class Isolation:
         with self._lock:
             self._workflows = frozenset(each.workflow_id for each in held if each.workflow_version_id is None)
             self._versions = frozenset(each.workflow_version_id for each in held if each.workflow_version_id)
-            # What was written before this read is in it; what an operator has cleared since is not, and ends here.
+            # It contains what was written before this read; what an operator has cleared since ends here.
             self._convicted = set(self._unwritten)
 
     def _tell(self, problem: Mapping[str, Any] | None) -> None:
-        """Log when the ledger can no longer be reached for this, and when it can again; not each time."""
+        """Log when synchronising with the ledger begins to fail, and when it works again; not each time."""
         if (problem is None) == (self._problem is None):
             return
         self._problem = problem

@@ -1,4 +1,4 @@
-"""Start, drain and stop the runtime of a worker at Celery's signals."""
+"""Start, drain and stop the runtime of a worker on Celery's signals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orcheo_dispatch.shared.process.entry import fail
 from orcheo_dispatch.shared.process.notify import ServiceManager
 from orcheo_dispatch.shared.process.progress import ProgressWatch
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import LostRuns, WorkerIsolation, WorkerPool
+from orcheo_dispatch.shared.settings.policies import WorkerIsolation, WorkerPool
 from orcheo_dispatch.worker.messages.wire import Wire
 from orcheo_dispatch.worker.runtime import Runtime
 
@@ -39,19 +39,19 @@ _END_SECONDS = 5.0
 _CLOSE_SECONDS = 30.0
 """Time for closing the executor, deregistering and exiting after the last run (seconds); exceeds their timeouts."""
 _WELL_SECONDS = 10.0
-"""The runtime's own watch looks each second, and waits for nothing."""
+"""The runtime's own watch checks once per second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
 _SETTLE_SECONDS = 60.0
-"""An attempt may wait for a connection and for a statement; the thread turns each second where it has nothing to do."""
+"""A settle may wait for a connection and for a statement; an idle thread turns once per second."""
 _AT_ONCE = "SIGQUIT"
 _POOL = "threads"
-"""Celery's pool: its threads take messages, and execute no run."""
+"""Celery's pool: its threads take messages and execute no runs."""
 
 
 class Lifecycle:
-    """Ties a runtime to the Celery worker around it; the `Intake` of its consumer.
+    """Connect a runtime to the Celery worker around it; the `Intake` of its consumer.
 
-    A second signal to stop, or SIGQUIT, ends the drain: runs that still execute are stopped at once.
+    A second stop signal, or SIGQUIT, ends the drain: runs in progress are stopped at once.
     """
 
     def __init__(self, settings: Settings, installation: Installation, wire: Wire) -> None:
@@ -76,7 +76,7 @@ class Lifecycle:
         return self._runtime
 
     def connect(self) -> None:
-        """Listen to Celery's signals."""
+        """Connect to Celery's signals."""
         worker_init.connect(self._refuse_another_pool, weak=False)
         worker_init.connect(self._start, weak=False)
         worker_ready.connect(self._watch, weak=False)
@@ -91,8 +91,8 @@ class Lifecycle:
             given = pool.__module__.rpartition(".")[2]
             fail(
                 SettingsError(
-                    f"celery -P={given!r} is invalid: expected {_POOL!r} or no -P: runs have processes of their own by "
-                    "ORCHEO_WORKER_ISOLATION"
+                    f"celery -P={given!r} is invalid: expected {_POOL!r} or no -P: ORCHEO_WORKER_ISOLATION gives runs "
+                    "processes of their own"
                 )
             )
 
@@ -112,7 +112,7 @@ class Lifecycle:
             fail(error)
 
     def _watch(self, sender: Consumer, **_: Any) -> None:
-        """Watch from now on whether the consumer of this process takes what waits."""
+        """Start watching whether the consumer of this process takes waiting messages."""
         self._consumer = sender
         self._broker = connect(self._settings.redis_url.get_secret_value())
         watched = watch_consumer(sender, self._broker, self._installation.runs, self.metrics)
@@ -122,7 +122,7 @@ class Lifecycle:
         self._progress.start()
 
     def paused(self) -> bool:
-        """Return whether there is no room, or no runner can be started: another worker had better begin the runs."""
+        """Return whether there is no room, or no runner can be started: another worker should begin the runs."""
         runtime = self._runtime
         return runtime is None or runtime.runners.starter.problem is not None or runtime.executions.full
 
@@ -132,11 +132,11 @@ class Lifecycle:
         return runtime is not None and runtime.executions.full and runtime.runners.starter.problem is None
 
     def busy(self) -> bool:
-        """Return whether runs are under way."""
+        """Return whether runs are in progress."""
         return self._runtime is not None and len(self._runtime.executions) > 0
 
     def in_hand(self) -> int:
-        """Return how many messages are being taken, at most Celery's own count: what it drops must not stay counted."""
+        """Return how many messages are being taken, at most Celery's own count: those that it drops do not count."""
         return min(self._in_hand, len(state.reserved_requests))
 
     def _room_made(self) -> None:
@@ -148,7 +148,7 @@ class Lifecycle:
             self._consumer.give_up()
 
     def _feed(self) -> None:
-        """Feed the watchdog where the runtime is well too."""
+        """Notify the service manager's watchdog if the runtime makes progress as well."""
         if time.monotonic() - self.runtime.well_at < _WELL_SECONDS:
             self._manager.status(self._status())
             self._manager.feed()
@@ -161,13 +161,13 @@ class Lifecycle:
         self._manager.stopping("draining", self._settings.drain_timeout + self._settings.cancel_grace + _CLOSE_SECONDS)
 
     def _serve_health(self, consumer: Consumer) -> None:
-        """Answer from now on."""
+        """Start the health server."""
         runtime = self.runtime
         limit = max(_MIN_LIMIT_SECONDS, 3 * self._settings.heartbeat)
         live = [
             progress("heartbeat", "heartbeat begun", lambda: runtime.heartbeat.turned_at, limit),
             progress("settle", "settle begun", lambda: runtime.settler.turned_at, _SETTLE_SECONDS),
-            progress("runners", "look at the runners", lambda: runtime.runners.turned_at, self._settings.worker_lease),
+            progress("runners", "check of the runners", lambda: runtime.runners.turned_at, self._settings.worker_lease),
         ]
         stored = progress(
             "database",
@@ -177,7 +177,7 @@ class Lifecycle:
             patient=False,
         )
         ready = [
-            condition("runs", lambda: runtime.failing.why, "not all fail of one error"),
+            condition("runs", lambda: runtime.failing.why, "not all fail with the same error"),
             condition("processes", lambda: runtime.runners.starter.problem, "can be started"),
             stored,
             condition("consumer", lambda: consumer.problem, "connected"),
@@ -195,7 +195,7 @@ class Lifecycle:
             self._in_hand += 1
 
     def seen_to(self) -> None:
-        """Say that a message has been taken: its runs execute, and the next one may come."""
+        """Record that a message has been taken: its runs execute, and the next message may come."""
         with self._in_hand_lock:
             self._in_hand -= 1
         self._room_made()
@@ -206,13 +206,13 @@ class Lifecycle:
             self._runtime.drain(at_once=sig == _AT_ONCE)
 
     def cuts_short(self) -> bool:
-        """Return whether runs are under way that a stop at this moment would not hand over to another worker."""
+        """Return whether runs are in progress that a stop now would not hand over to another worker."""
         under_way = len(self._runtime.executions) if self._runtime is not None else 0
-        return under_way > 0 and self._settings.lost_runs is not LostRuns.REQUEUE
+        return under_way > 0 and not self._settings.lost_runs.requeues
 
     def _stop(self, **_: Any) -> None:
         if self._runtime is not None:
-            # Watched, and watched over, to the last run.
+            # The progress watch and the health server keep running until the last run has ended.
             self._runtime.executions.wait_until_none()
         if self._progress is not None:
             self._progress.stop()
@@ -225,14 +225,14 @@ class Lifecycle:
 
 
 def _end_for_certain() -> None:
-    """Exit even if a run left a thread running: Python would wait for it."""
+    """Exit even if a run left a thread running, which Python would wait for."""
     time.sleep(_END_SECONDS)
     log.warning("threads_abandoned", threads=sum(not thread.daemon for thread in threading.enumerate()) - 1)
     os._exit(state.should_stop or 0)
 
 
 def _replace_pool(settings: Settings) -> Settings:
-    """Return the settings with what has taken the place of ORCHEO_WORKER_POOL, which earlier releases had."""
+    """Return the settings with the replacement for ORCHEO_WORKER_POOL, a setting of earlier releases."""
     if settings.pool is None:
         return settings
     isolated = settings.pool is WorkerPool.PREFORK and "isolation" not in settings.model_fields_set

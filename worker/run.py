@@ -1,8 +1,8 @@
-"""What a worker does with the claims of a message: begin the runs and have runners execute them.
+"""Begin the runs of a message and have runners execute them.
 
-Runs begin together and are settled together, in one statement each; between the two they are in runner processes. No
-thread waits for a run, so a run that waits costs the memory of its coroutine and little more. How a run goes on when
-it has ended: `worker/settle/settle.py`, then `worker/settle/finish.py`.
+Many runs are begun in one statement and settled in one statement; in between they are in runner processes. No thread
+waits for a run, so a waiting run costs little more than the memory of its coroutine. When a run has ended,
+`worker/settle/settle.py` continues, then `worker/settle/finish.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
-    """Begin these runs, as far as there is room, and have them executed; return those that execute now.
+    """Begin as many of these runs as there is room for, have them executed, and return those that have begun.
 
-    Runs without room go back to Redis, and so do runs whose rows are locked. Never raises because
-    of a run or of Postgres: what could not begin has a lease, and the dispatcher reconciles it when that has expired.
+    Claims without room go back to Redis, and so do claims whose rows are locked. Never raises because of a run or of
+    Postgres: a claim that could not begin has a lease, and the dispatcher reconciles it once the lease has expired.
     """
     room = reserved = runtime.executions.reserve(len(claims))
     back = list(claims[room:])
@@ -53,7 +53,7 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
 
 
 def _execute(runtime: Runtime, some: Begun, reserved: int) -> tuple[list[Execution], int]:
-    """Execute what has begun; return it, and how much room is still reserved. One run costs no other its execution."""
+    """Execute the runs that have begun; return them, and the room still reserved. A faulty run affects no other."""
     begun = []
     for answer in some.answers:
         if isinstance(answer, Run):
@@ -66,7 +66,7 @@ def _execute(runtime: Runtime, some: Begun, reserved: int) -> tuple[list[Executi
     executed = []
     for execution in begun:
         if late:
-            # Postgres answered so late that the run may be another's by now: settled, if it can be, not executed.
+            # Postgres answered so late that another worker may hold the run by now: settle if possible, never execute.
             execution.stop(Stop.LEASE_OVER)
             log.warning("lease_not_renewed", run_id=execution.claim.run_id, fence=execution.claim.fence)
         if execution.run.fault is not None:
@@ -115,9 +115,9 @@ def _skip(runtime: Runtime, not_begun: NotBegun) -> None:
 
 
 def _say_skipped(runtime: Runtime, not_begun: NotBegun) -> None:
-    # A message that was answered before is a replay, or came late; both deserve a look.
+    # A stale message is a replay or arrived late; both are worth a warning.
     stale = not_begun.reason == STALE
-    # Anybody who can write to Redis can repeat them without end.
+    # Rate-limited, because anyone who can write to Redis can repeat such messages without limit.
     fields = runtime.said_stale.take() if stale else {}
     if fields is not None:
         claim, level = not_begun.claim, "WARNING" if stale else "INFO"
@@ -146,7 +146,7 @@ def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
     try:
         runtime.wire.hand_back(claims)
     except BrokerError as error:
-        # They are pending again and will be claimed again.
+        # Released runs are pending again, and are claimed again.
         runtime.metrics.broker_failed()
         parts = write_apart(claims, lambda some: runtime.store.release(some, reason="no_room"))
         released = sum(part.result or 0 for part in parts)

@@ -1,4 +1,4 @@
-"""The parts of one worker process, and the order in which they start and stop."""
+"""Build the parts of one worker process, and start and stop them in order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.installation import Installation
@@ -21,6 +22,7 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -40,10 +42,10 @@ from orcheo_dispatch.worker.settle.settle import Settler
 from orcheo_dispatch.worker.upkeep import Upkeep
 
 _CONNECTIONS = 6
-"""Two messages at a time are answered, one batch is settled, parts of others may be, and traces are closed."""
+"""Two messages are begun at a time, one batch is settled, parts of others may be settled, and traces are closed."""
 _RUNNERS_PATIENCE_SECONDS = 10.0
 _HEARTBEAT_PATIENCE_SECONDS = 60.0
-"""A beat may wait for a connection and for a statement, each with a timeout below this. So may a settle."""
+"""A heartbeat or a settle may wait for a connection and for a statement, each with a timeout below this (seconds)."""
 
 
 class Runtime:
@@ -86,7 +88,7 @@ class Runtime:
             settings,
             metrics,
             self.isolation,
-            make_books=partial(_make_books, settings),
+            make_books=partial(_make_books, settings, self.process.id),
             told_of=self._told_of,
         )
         self.heartbeat = Heartbeat(settings, self.process, self.executions, metrics)
@@ -119,7 +121,7 @@ class Runtime:
         self._drain: threading.Timer | None = None
 
     def start(self) -> None:
-        """Open the executor, then beat. Raises `DispatchError`, or whatever the executor raises."""
+        """Open the executor, then start the heartbeat. Raises `DispatchError`, or whatever the executor raises."""
         began = time.monotonic()
         self.isolation.start()
         self.runners.start()
@@ -151,7 +153,7 @@ class Runtime:
         )
 
     def drain(self, *, at_once: bool = False) -> None:
-        """Let the runs under way finish for the drain time, then stop them; `at_once`, or again, to stop them now.
+        """Let runs finish within the drain time, then stop them; `at_once`, or a second call, stops them now.
 
         Returns at once. Celery has stopped taking messages by then and returns unstarted ones to Redis.
         """
@@ -168,7 +170,7 @@ class Runtime:
         log.info("drain_begun", running=len(self.executions), seconds=seconds)
 
     def stop(self) -> None:
-        """End in order: wait for the runs under way, close the executor, deregister, close the connections."""
+        """Stop in order: wait for the runs in progress, close the executor, deregister, close the connections."""
         self.executions.wait_until_none()
         self.strangers.stop()
         self._old_queue.stop()
@@ -194,7 +196,7 @@ class Runtime:
 
     @property
     def well_at(self) -> float:
-        """`time.monotonic()` of the last look that found runners and heartbeat in order."""
+        """`time.monotonic()` of the last check that found no part of this worker stalled."""
         return self._progress.well_at
 
     def _runners_get_on(self) -> bool:
@@ -224,8 +226,9 @@ class Runtime:
             log.warning("drain_timed_out", stopped=stopped)
 
 
-def _make_books(settings: Settings, running: Callable[[], int]) -> BookKeeper:
-    # Imported by workers alone whose executor wants it.
+def _make_books(settings: Settings, worker_id: UUID, running: Callable[[], int]) -> BookKeeper:
+    # Imported only by workers whose executor wants it.
     from orcheo_dispatch.worker.books.books import Books
 
-    return Books(settings.postgres_dsn.get_secret_value(), running=running)
+    resumes = worker_id if settings.lost_runs is LostRuns.RESUME else None
+    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes)

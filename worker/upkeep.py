@@ -1,8 +1,8 @@
-"""Exchange with Postgres what is due at each heartbeat interval, except renewing leases.
+"""Exchange data with Postgres once per heartbeat interval, except for renewing leases.
 
-That it is alive, that run slots were given back, and which of its runs the API has ended. A thread and a connection of
-its own: it may wait for a lock on the API's table, up to `LOCK_SECONDS` per round, and costs no lease. Each of
-the three is done whatever becomes of the others.
+Each round reports that this process is alive and which run slots were returned, and reads which of its runs the API has
+ended. It has a thread and a connection of its own: it may wait for a lock on the API's table, up to `LOCK_SECONDS` per
+round, and costs no lease. Each of the three steps is done even if another one fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCK_SECONDS = 1.0
 
 
 class Upkeep:
-    """Goes round every `settings.heartbeat` seconds until it is stopped."""
+    """Do one round every `settings.heartbeat` seconds until stopped."""
 
     def __init__(self, settings: Settings, process: Process, executions: Executions, metrics: WorkerMetrics) -> None:
         self._interval = settings.heartbeat
@@ -44,13 +44,13 @@ class Upkeep:
         self._thread = LastingThread("upkeep", self._turn)
 
     def start(self) -> None:
-        """Make this process known, and go round from now on. Raises `DatabaseError`."""
+        """Register this process, and start the rounds. Raises `DatabaseError`."""
         self._process.seen(self._engine)
         self._due = time.monotonic() + self._interval
         self._thread.start()
 
     def stop(self) -> None:
-        """Go round a last time, deregister the process and stop."""
+        """Record the slots returned since the last round, deregister the process and stop."""
         self._thread.stop(timeout=2 * self._interval)
         try:
             self._note_slots()
@@ -61,11 +61,11 @@ class Upkeep:
 
     @property
     def makes_progress(self) -> bool:
-        """Whether rounds are begun when they are due."""
+        """Whether rounds begin when they are due."""
         return time.monotonic() - self._thread.turned_at <= 2 * self._interval
 
     def note_slots_returned(self, run_ids: Iterable[str]) -> None:
-        """Have the next round note that the slots of these runs were given back."""
+        """Have the next round record that the slots of these runs were returned."""
         with self._returned_lock:
             self._returned.extend(run_ids)
 

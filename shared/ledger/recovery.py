@@ -80,7 +80,7 @@ class Recovering(Executing):
         rows = self._sifted(
             "reap",
             REAP,
-            policy=policy.value,
+            policy="requeue" if policy.requeues else policy.value,
             max_attempts=max_attempts,
             lease=lease,
             batch=batch,

@@ -89,14 +89,14 @@ class DispatchSettings(BaseSettings):
     lost_runs: LostRunsInAnyCase = Field(
         LostRuns.FAIL,
         alias="ORCHEO_DISPATCH_LOST_RUNS",
-        description="What becomes of a run whose worker is lost: fail, requeue or hold.",
+        description="What becomes of a run whose worker is lost: fail, requeue, resume or hold.",
     )
     max_attempts: int = Field(
         3,
         alias="ORCHEO_DISPATCH_MAX_ATTEMPTS",
         ge=1,
         le=1000,
-        description="Times that a run may begin before `requeue` gives it up.",
+        description="Times that a run may begin before `requeue` or `resume` gives it up.",
     )
     retention: float = Field(
         604_800.0,

@@ -10,7 +10,15 @@ class LostRuns(StrEnum):
 
     FAIL = "fail"
     REQUEUE = "requeue"
+    """It starts again from the beginning."""
+    RESUME = "resume"
+    """It continues after its last finished step."""
     HOLD = "hold"
+
+    @property
+    def requeues(self) -> bool:
+        """Whether the run becomes pending again."""
+        return self in (LostRuns.REQUEUE, LostRuns.RESUME)
 
 
 class WorkerIsolation(StrEnum):

@@ -315,7 +315,7 @@ def test_worker_whose_runs_all_fail_of_the_platform_is_not_ready(installation: _
         worker.saw("runs_failing")
         told = why()
         assert told is not None
-        assert f"the last {STREAK_RUNS} runs failed of UndefinedColumn at " in told
+        assert f"the last {STREAK_RUNS} runs failed with UndefinedColumn at " in told
         assert "worker/books/" in told
         execute(installation.database, "ALTER TABLE workflow_versions RENAME COLUMN changed_at TO updated_at")
         execute(installation.database, "DELETE FROM workflow_runs")

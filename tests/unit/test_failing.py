@@ -122,7 +122,7 @@ def test_runs_that_fail_of_one_fault_are_told_until_one_succeeds() -> None:
         assert failing.why is None
     failing.note(_run(), _result(_PLATFORM))
     assert failing.why == (
-        f"the last {STREAK_RUNS} runs failed of LookupError at /lib/orcheo_dispatch.worker.orcheo.postgres.py:2 step"
+        f"the last {STREAK_RUNS} runs failed with LookupError at /lib/orcheo_dispatch.worker.orcheo.postgres.py:2 step"
     )
     failing.note(_run(), _result(_WORKFLOW))
     assert failing.why is not None

@@ -65,7 +65,7 @@ def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch
         ("ORCHEO_DISPATCH_POLL_INTERVAL", "soon", "='soon' is invalid: expected a valid number"),
         ("ORCHEO_DISPATCH_POLL_INTERVAL", "0", "='0' is invalid: expected greater than or equal to 0.05"),
         ("ORCHEO_DISPATCH_BATCH_SIZE", "-1", "='-1' is invalid: expected greater than or equal to 1"),
-        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "='retry' is invalid: expected 'fail', 'requeue' or 'hold'"),
+        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "='retry' is invalid: expected 'fail', 'requeue', 'resume' or 'hold'"),
         ("ORCHEO_WORKER_POOL", "gevent", "='gevent' is invalid: expected 'threads' or 'prefork'"),
         (
             "ORCHEO_WORKER_HEARTBEAT",

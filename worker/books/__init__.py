@@ -1,1 +1,1 @@
-"""What a worker reads and writes for its runs in the tables of Orcheo and LangGraph, without importing either."""
+"""Read and write Orcheo's and LangGraph's tables for the runs of a worker, without importing either."""

@@ -1,9 +1,12 @@
-"""Read and write Orcheo's tables for the executor in the runners, from the main process."""
+"""Read and write Orcheo's tables in the main process, for the executor in the runners."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from uuid import UUID
+
+import msgspec
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
@@ -14,23 +17,25 @@ from orcheo_dispatch.worker.books.rows import Rows
 from orcheo_dispatch.worker.books.workflows import Provided, Workflows
 
 _CONNECTIONS = 3
-"""One statement reads and one writes at a time."""
+"""At most one statement reads and one writes at a time."""
 
 
 class Books:
-    """Reads the workflows of all runs of a worker, and writes the traces and checkpoints that they leave.
+    """Read the workflows of all runs of a worker, and write the traces and checkpoints of these runs.
 
-    For one event loop, whichever `open` is called on. `running` returns how many runs are under way.
+    For one event loop: the one that `open` is called on. `running` returns the number of runs in progress.
     """
 
-    def __init__(self, dsn: str, *, running: Callable[[], int]) -> None:
+    def __init__(self, dsn: str, *, running: Callable[[], int], resumes: UUID | None = None) -> None:
+        """`resumes` is the id of this worker if its runs are to be resumed: each write is guarded by their fences."""
+        self._resumes = resumes is not None
         self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
-        self._workflows = Workflows(self._pool)
-        self._commit = GroupCommit(self._pool, running=running)
+        self._workflows = Workflows(self._pool, resume=self._resumes)
+        self._commit = GroupCommit(self._pool, running=running, worker_id=resumes)
         self._unwritten: dict[Claim, set[_Given]] = {}
 
     async def open(self) -> None:
-        """Connect. Raises `DatabaseError` where Postgres cannot be reached."""
+        """Connect. Raises `DatabaseError` if Postgres cannot be reached."""
         await open_pool(self._pool)
 
     async def close(self) -> None:
@@ -43,16 +48,19 @@ class Books:
         return await self._workflows.provide(run, known_at)
 
     def write(self, run: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
-        """Write rows of this run together, or none of them; soon, or with `hasten` as soon as possible.
+        """Write rows of this run together, or none of them; soon, or as soon as possible if `hasten` is set.
 
         The future's result is None when they are written, or says why they are not: the class of Postgres' error, or
-        `ForeignRows` or `MalformedRows` for what no executor sends.
+        `ForeignRows` or `MalformedRows` for rows that no executor sends.
         """
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         refusal = refusal_of(rows, run.run_id)
         if refusal is not None:
             answer.set_result(refusal)
             return answer
+        if self._resumes:
+            rows.claims = {run.run_id: run.fence}
+            rows.progressed = {run.run_id} if _has_finished_a_step(rows) else set()
         unit = _Given(run.run_id, rows)
         self._unwritten.setdefault(run, set()).add(unit)
 
@@ -73,17 +81,37 @@ class Books:
 
     @property
     def makes_progress(self) -> bool:
-        """Whether statements are begun while rows wait; may be asked from any thread."""
+        """Whether statements begin while rows wait. May be read from any thread."""
         return self._commit.makes_progress
 
     def hasten(self) -> None:
-        """Write what was given before as soon as possible."""
+        """Write all rows given so far as soon as possible."""
         self._commit.hasten()
 
     def abandon(self, run: Claim) -> None:
-        """Write nothing more of this run that is not being written already: its fence is lost."""
+        """Write no more rows of this run, except those being written already: its fence is lost."""
         for unit in tuple(self._unwritten.get(run, ())):
             self._commit.drop(unit)
+
+
+class _Metadata(msgspec.Struct):
+    step: int = -1
+
+
+class _Row(msgspec.Struct):
+    metadata: _Metadata
+
+
+def _has_finished_a_step(rows: Rows) -> bool:
+    """Return whether a checkpoint is among the rows that a step made; the first one of a run holds its inputs."""
+    for row in rows.texts.get("checkpoints", ()):
+        try:
+            if msgspec.json.decode(row, type=_Row).metadata.step >= 0:
+                return True
+        except msgspec.MsgspecError:
+            # Not the row of a checkpoint of LangGraph's: it proves no progress.
+            continue
+    return False
 
 
 class _Given(Unit):

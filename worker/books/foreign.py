@@ -9,9 +9,9 @@ import msgspec
 from orcheo_dispatch.worker.books.rows import Rows
 
 FOREIGN_ROWS = "ForeignRows"
-"""A row names another run than the one that it was sent for."""
+"""A row belongs to another run than the one that it was sent for."""
 MALFORMED_ROWS = "MalformedRows"
-"""A table that is not allowed, not a JSON object, or fewer contents than rows."""
+"""A table that must not be written, a row that is not a JSON object, or a number of contents that does not match."""
 
 
 class _OfExecution(msgspec.Struct):
@@ -22,16 +22,16 @@ class _OfThread(msgspec.Struct):
     thread_id: str
 
 
-# Each reads a whole text, as jsonb does: one object, and the last of equal keys counts.
+# Like jsonb, each decoder reads a whole text: one object, in which the last of equal keys counts.
 _execution = msgspec.json.Decoder(_OfExecution)
 _thread = msgspec.json.Decoder(_OfThread)
 _EXECUTIONS = ("records", "changes", "steps")
 _THREADS: Mapping[str, bool] = {"blobs": True, "checkpoints": False, "writes": True}
-"""Whether each row of a table has contents beside it: one too few, and other runs' would move up."""
+"""Whether each row of a table has contents. If one were missing, contents of other runs would take its place."""
 
 
 def refusal_of(rows: Rows, run_id: str) -> str | None:
-    """Return why these rows must not be written for this run; None where they may be."""
+    """Return why these rows must not be written for this run; None if they may be written."""
     if not rows.contents.keys() <= rows.texts.keys():
         return MALFORMED_ROWS
     try:

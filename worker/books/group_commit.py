@@ -1,4 +1,4 @@
-"""Write what the runs of a process leave in Orcheo's tables, for many runs in one statement.
+"""Write the rows of a process's runs to Orcheo's tables, for many runs in one statement.
 
 The idea is that of group commit: D. DeWitt et al., *Implementation Techniques for Main Memory Database Systems*, 1984.
 """
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from uuid import UUID
 
 from orcheo_dispatch.shared.database.sqlstate import answered
 from orcheo_dispatch.shared.logs.lines import log
@@ -26,12 +27,12 @@ LINGER_SECONDS = 0.01
 """Maximum time that urgent rows wait for rows of other runs (seconds)."""
 
 PATIENCE_SECONDS = 30.0
-"""How long what may pass is tried again: an outage, a conflict, a lock."""
+"""How long statements are retried after transient errors, such as an outage, a conflict or a lock (seconds)."""
 LOCK_SECONDS = 1.0
 STATEMENT_SECONDS = 5.0
 PARTS = 8
 STALL_SECONDS = 60.0
-"""Longer than a statement, and the wait for a connection before it, may take."""
+"""Longer than the wait for a connection and the statement after it may take (seconds)."""
 _SECONDS_A_BYTE = 1 / 1_000_000
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 _ALONE_PAUSE_SECONDS = 0.2
@@ -41,44 +42,50 @@ _MAX_BATCH_BYTES = 4_000_000
 class Unit:
     """Rows of one run that are written together, or not at all.
 
-    It may grow until it is `sealed`, which it is when its statement is made. Units with the same `run_id`, where they
-    name one, are written in the order in which they were added.
+    It may grow until it is `sealed`, which happens when its statement is made. Units with the same `run_id`, if they
+    have one, are written in the order in which they were added.
     """
 
     def __init__(self, run_id: str | None = None) -> None:
         self.run_id = run_id
         self.sealed = False
         self.written: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        """Done when it is written, or given up: then its result is why."""
+        """Done when the unit is written (result None) or given up (result: the error)."""
 
     def rows(self) -> Rows:
-        """Return the rows; it never fails."""
+        """Return the rows. Must not fail."""
         raise NotImplementedError
+
+
+class StaleFenceError(Exception):
+    """This worker does not hold the run: nothing was written."""
 
 
 Sized = tuple[Unit, Rows]
 
 
 class GroupCommit:
-    """Writes the units of all runs of a process, one statement at a time.
+    """Write the units of all runs of a process, one statement at a time.
 
-    A statement is repeated while Postgres is unavailable, for half a minute. It waits for a lock for `LOCK_SECONDS`,
-    and ends after `STATEMENT_SECONDS` and some more for many bytes. Where Postgres refuses it on account of one of
-    several units, the batch is divided into `PARTS` parts until that unit is alone. What may pass, a row that somebody
-    holds for example, is then tried again for half a minute beside the statements for the others. It holds a
-    connection for a statement, and two at most.
+    A statement is retried for half a minute while Postgres is unavailable. It waits for a lock for `LOCK_SECONDS`, and
+    ends after `STATEMENT_SECONDS` plus additional time for many bytes. If Postgres refuses it because of one of several
+    units, the batch is divided into `PARTS` parts until that unit is alone. If its error is transient, such as a locked
+    row, the unit is then retried for half a minute, concurrently with the statements for the others. Each statement
+    holds one connection, and at most two are held at a time.
 
     Only `close` ends it: if the writing task is cancelled, another one continues with the rows in progress.
     """
 
-    def __init__(self, pool: Connections, *, running: Callable[[], int]) -> None:
+    def __init__(self, pool: Connections, *, running: Callable[[], int], worker_id: UUID | None = None) -> None:
+        """With `worker_id`, rows with claims are written only while that worker holds the runs."""
         self._pool = pool
+        self._worker_id = worker_id
         self._running = running
-        """Number of runs in progress: without others, rows are written at once."""
+        """Returns the number of runs in progress: without others, rows are written at once."""
         self._queued: list[Unit] = []
         self._in_hand: list[Unit] = []
         self._alone: list[tuple[Sized, float]] = []
-        """Units to be tried by themselves, each until this `time.monotonic()`."""
+        """Units that are retried by themselves, each until this `time.monotonic()`."""
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
@@ -86,34 +93,34 @@ class GroupCommit:
 
     @property
     def makes_progress(self) -> bool:
-        """Whether statements are begun while units wait; whether Postgres takes them is another matter."""
+        """Whether statements begin while units wait, regardless of whether Postgres accepts them."""
         return not (self._queued or self._in_hand or self._alone) or time.monotonic() - self._moved_at < STALL_SECONDS
 
     def add(self, unit: Unit) -> None:
-        """Write the unit soon."""
+        """Queue the unit, to be written soon."""
         if not (self._queued or self._in_hand or self._alone):
             self._moved_at = time.monotonic()
         self._queued.append(unit)
         self._write_within(SOON_SECONDS)
 
     def drop(self, unit: Unit) -> None:
-        """Do not write the unit, unless that has begun."""
+        """Do not write the unit, unless its statement has been made."""
         if not unit.sealed:
             self._queued.remove(unit)
             unit.sealed = True
             unit.written.set_result(None)
 
     def hasten(self) -> None:
-        """Write all that is queued now, or as soon as some rows of other runs have come together with it."""
+        """Write all queued units now; if other runs are in progress, wait briefly for their rows."""
         self._write_within(LINGER_SECONDS if self._running() > 1 else 0)
 
     async def close(self) -> None:
-        """Write what is queued."""
+        """Write all queued units."""
         while self._queued or self._in_hand or self._alone:
             self._write_within(0)
             waiting = [*self._queued, *self._in_hand, *(unit for (unit, _), _ in self._alone)]
             await asyncio.wait([unit.written for unit in waiting])
-            # Of what has been written the tasks take note a moment later.
+            # The tasks record what has been written a moment later.
             await asyncio.sleep(0)
 
     def _write_within(self, seconds: float) -> None:
@@ -144,7 +151,7 @@ class GroupCommit:
             self._write_within(SOON_SECONDS if failed else 0)
 
     async def _write_queued(self) -> None:
-        """Write what is queued, and what is overdue by then."""
+        """Write the queued units, and those that are due by then."""
         while self._queued and self._timer is None:
             self._in_hand, self._queued = self._queued, []
             await self._write(self._in_hand)
@@ -174,13 +181,13 @@ class GroupCommit:
             part = parts.popleft()
             error = await self._outlast(part)
             if error is not None and answered(error) and len(part) > 1:
-                # Does Postgres refuse the statement itself, and not one of the units?
+                # Does Postgres refuse the statement itself, rather than one of the units?
                 checked = checked or await self._outlast(_without_rows(part)) is None
                 if checked:
                     size = -(-len(part) // PARTS)
                     parts.extend(part[start : start + size] for start in range(0, len(part), size))
                     continue
-                # A table of some units may be the reason, and not those of the others.
+                # The cause may be a table that only some of the units use.
                 by_tables = _by_tables(part)
                 if len(by_tables) > 1:
                     parts.extend(by_tables)
@@ -189,10 +196,10 @@ class GroupCommit:
                 if error is not None and may_pass(error) and answered(error):
                     self._try_alone((unit, rows))
                 else:
-                    _tell(unit, error)
+                    _tell(unit, error, rows)
 
     async def _outlast(self, part: Sequence[Sized]) -> Exception | None:
-        """Write these units together, again and again while Postgres is unavailable; return why they are not."""
+        """Write these units together, retrying while Postgres is unavailable; return the error if that fails."""
         together = Rows()
         for _, rows in part:
             together.extend(rows)
@@ -200,6 +207,8 @@ class GroupCommit:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             error = await self._execute(together)
+            for _, rows in part:
+                rows.stale = together.stale & rows.claims.keys()
             if error is None or not may_pass(error) or answered(error) or time.monotonic() >= until:
                 return error
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - so that workers do not retry at the same time
@@ -208,7 +217,7 @@ class GroupCommit:
     async def _execute(self, rows: Rows) -> Exception | None:
         self._moved_at = time.monotonic()
         try:
-            await _execute_within(self._pool, rows)
+            await _execute_within(self._pool, rows, self._worker_id)
         except Exception as error:  # noqa: BLE001 - the caller that waits for a unit decides what it means.
             return error
         return None
@@ -226,13 +235,13 @@ class GroupCommit:
             self._retrying.add_done_callback(self._stopped_retrying)
 
     async def _retry(self) -> None:
-        """Try the units that were refused by themselves, in turn, until each is written or given up."""
+        """Retry the refused units one by one, in turn, until each is written or given up."""
         while self._alone:
             await asyncio.sleep(_ALONE_PAUSE_SECONDS)
             seen: set[str | None] = set()
             for each in list(self._alone):
                 (unit, rows), until = each
-                # Not before what the same run has left earlier.
+                # Not before earlier rows of the same run.
                 if unit.run_id is not None and unit.run_id in seen:
                     continue
                 error = await self._execute(rows)
@@ -240,16 +249,18 @@ class GroupCommit:
                     seen.add(unit.run_id)
                     continue
                 self._alone.remove(each)
-                _tell(unit, error)
+                _tell(unit, error, rows)
 
 
-def _tell(unit: Unit, outcome: Exception | None) -> None:
+def _tell(unit: Unit, outcome: Exception | None, rows: Rows | None = None) -> None:
+    if outcome is None and rows is not None and rows.stale:
+        outcome = StaleFenceError()
     if not unit.written.done():
         unit.written.set_result(outcome)
 
 
 def _without_rows(part: Sequence[Sized]) -> Sequence[Sized]:
-    """Return a part whose statement touches the same tables, and no row."""
+    """Return a part whose statement uses the same tables but has no rows."""
     rows = Rows()
     for _, each in part:
         rows.texts.update({table: [] for table in each.texts})
@@ -258,7 +269,7 @@ def _without_rows(part: Sequence[Sized]) -> Sequence[Sized]:
 
 
 def _by_tables(part: Sequence[Sized]) -> list[list[Sized]]:
-    """Return the units of a part in parts whose units have rows of the same tables."""
+    """Divide a part into parts whose units have rows of the same tables."""
     parts: dict[frozenset[str], list[Sized]] = {}
     for each in part:
         parts.setdefault(frozenset(each[1].texts), []).append(each)
@@ -266,7 +277,7 @@ def _by_tables(part: Sequence[Sized]) -> list[list[Sized]]:
 
 
 def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]]:
-    """Return the units in statements that are not too large."""
+    """Divide the units into batches whose statements are not too large."""
     batches: list[list[tuple[Unit, Rows]]] = []
     room = 0
     for each in units:
@@ -279,15 +290,17 @@ def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]
     return batches
 
 
-async def _execute_within(pool: Connections, rows: Rows) -> None:
+async def _execute_within(pool: Connections, rows: Rows, worker_id: UUID | None) -> None:
     """Write the rows in one transaction with short lock and statement timeouts, in one round trip."""
     seconds = STATEMENT_SECONDS + rows.size() * _SECONDS_A_BYTE
     limits = (
         f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000:.0f}",
         f"SET LOCAL statement_timeout = {seconds * 1000:.0f}",
     )
-    # Sent together, and answered together.
+    # Sent together and answered together.
     async with pool.connection_to_retry_on() as connection, connection.pipeline(), connection.transaction():
         for limit in limits:
             await connection.execute(cast("Any", limit))
-        await connection.execute(*statement_of(rows))
+        answer = await connection.execute(*statement_of(rows, worker_id))
+        if worker_id is not None and rows.claims:
+            rows.stale = rows.claims.keys() - {row["run_id"] for row in await answer.fetchall()}

@@ -1,4 +1,4 @@
-"""A bounded pool of connections for an event loop; one is held for a statement, never for a run."""
+"""Provide a bounded pool of connections for an event loop; one is held for a statement, never for a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONNECTION: Mapping[str, Any] = {
     "tcp_user_timeout": 15_000,
     "prepare_threshold": None,
 }
-"""Arguments of a connection: its death is noticed within 15 s, and it prepares nothing, as a pooler may be between."""
+"""Connection arguments: a dead connection is noticed within 15 s; nothing is prepared, as there may be a pooler."""
 
 _CHECKOUT_SECONDS = 30.0
 _OUTAGE_SECONDS = 30.0
@@ -38,21 +38,21 @@ _SUSPECT_SECONDS = 60.0
 
 _STATEMENT_MILLISECONDS = 300_000
 _LOCK_MILLISECONDS = 60_000
-"""Longer than elsewhere: nodes search in stores, and at its first start Orcheo creates tables and indexes."""
+"""Longer than elsewhere: nodes search in stores, and Orcheo creates tables and indexes at its first start."""
 _PASSING = {Failure.OUTAGE, Failure.READ_ONLY, Failure.CONFLICT, Failure.LOCKED, Failure.TIMEOUT}
 
 _unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
 class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
-    """A pool that checks the connections that it hands out, save for statements that are repeated anyway."""
+    """A pool that checks the connections that it hands out, except for statements that are retried anyway."""
 
     _suspect_until = 0.0
     _pooled = False
 
     @asynccontextmanager
     async def connection_to_retry_on(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """Yield a connection for one statement; it is checked only where another one failed within the last minute.
+        """Yield a connection for one statement; it is checked only if another one failed within the last minute.
 
         Behind a pooler each statement is a transaction that sets what it relies on, since sessions change.
         """
@@ -74,8 +74,8 @@ class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
             _unchecked.reset(token)
 
     async def prepare(self, connection: AsyncConnection[DictRow]) -> None:
-        """Have a new connection rely on no default of the role, as far as it is a session of its own."""
-        # What LangGraph's own transactions begin with, behind a pooler as well.
+        """Make a new connection independent of the role's defaults, if it has a session of its own."""
+        # The isolation level that LangGraph's own transactions begin with, also behind a pooler.
         await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
         await connection.set_deferrable(False)
         self._pooled = not await prepare_session(
@@ -97,11 +97,11 @@ outlast_outage = retry(
     wait=wait_random_exponential(multiplier=0.1, max=2),
     reraise=True,
 )
-"""Repeat an idempotent statement while Postgres restarts, fails over, or rolls it back on account of others."""
+"""Retry an idempotent statement while Postgres restarts, fails over, or rolls it back because of other transactions."""
 
 
 async def prepare_session(connection: AsyncConnection[Any], **instead: int) -> bool:
-    """Have a session rely on no default of the role; return False, and change nothing, where a pooler lends it.
+    """Make a session independent of the role's defaults; if it belongs to a pooler, change nothing and return False.
 
     `instead` has other values for some of the settings of `shared/database/session.py`.
     """
@@ -141,7 +141,7 @@ def make_pool[P: Pool](
 
 
 async def open_pool(pool: Pool) -> None:
-    """Open a pool; raises `DatabaseError` where Postgres cannot be reached."""
+    """Open a pool. Raises `DatabaseError` if Postgres cannot be reached."""
     try:
         await pool.open(wait=True, timeout=_CHECKOUT_SECONDS)
     except PoolTimeout as error:
@@ -150,7 +150,7 @@ async def open_pool(pool: Pool) -> None:
 
 
 async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
-    """Raise where the connection is dead, or leads to a server that a failover has made read-only."""
+    """Raise if the connection is dead, or if it leads to a server that a failover has made read-only."""
     if _unchecked.get():
         return
     cursor = await connection.execute("SHOW transaction_read_only")
@@ -161,7 +161,7 @@ async def _check_writable(connection: AsyncConnection[DictRow]) -> None:
 
 @outlast_outage
 async def fetch_all(pool: Pool, sql: str, parameters: dict[str, Any]) -> list[DictRow]:
-    """Return the rows of a reading statement."""
+    """Return the rows of a statement that only reads."""
     async with pool.connection_to_retry_on() as connection:
         cursor = await connection.execute(cast("Any", sql), parameters)
         return await cursor.fetchall()

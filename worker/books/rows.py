@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
+from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-# An upsert for each table, written as Orcheo and LangGraph write theirs; what is empty is left out. A record that is
-# there already is that of an earlier attempt: it is continued, and ended if the run has ended.
+# One upsert per table, written as Orcheo and LangGraph write theirs; tables without rows are left out. An existing
+# record belongs to an earlier attempt: it is continued, and ended if the run has ended.
 _PARTS = {
     "records": """
     INSERT INTO execution_history AS h (execution_id, workflow_id, workspace_id, inputs, runnable_config, tags,
@@ -69,19 +70,40 @@ _PARTS = {
 
 
 class Connections(Protocol):
-    """Where the statements go; a pool, as a rule."""
+    """Executes the statements; usually a pool."""
 
     def connection_to_retry_on(self) -> AbstractAsyncContextManager[AsyncConnection[DictRow]]:
-        """Return a connection for one statement, which may be repeated on another one."""
+        """Return a connection for one statement, which may be retried on another one."""
         ...
+
+
+# With the claims of runs, only rows of runs that this worker still holds are written, and their ids are returned. The
+# lock keeps a run from being reaped until they are committed. A run that has finished a step gets its attempts back.
+_HELD = """
+    SELECT d.run_id FROM unnest(%(run_ids)s::text[], %(fences)s::bigint[]) AS g(run_id, fence)
+      JOIN orcheo_dispatch.dispatch AS d
+        ON d.run_id = g.run_id AND d.fence = g.fence AND d.state = 'running' AND d.worker_id = %(worker_id)s
+     ORDER BY d.run_id FOR SHARE OF d"""
+_PROGRESSED = """
+    UPDATE orcheo_dispatch.dispatch AS d SET refunded = d.attempts
+     WHERE d.run_id IN (SELECT run_id FROM held) AND d.run_id = ANY (%(progressed)s::text[])
+       AND d.refunded < d.attempts"""
+_RUN_OF = dict.fromkeys(("records", "changes", "steps"), "execution_id")
+"""Column with the id of the run; `thread_id` in tables of checkpoints."""
 
 
 @dataclass(slots=True)
 class Rows:
-    """Rows by table, each a JSON object; in `contents`, in the same order, what JSON cannot hold."""
+    """Rows by table, each a JSON object; `contents` has, in the same order, what JSON cannot hold."""
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     contents: dict[str, list[bytes | None]] = field(default_factory=dict)
+    claims: dict[str, int] = field(default_factory=dict)
+    """Fences of the runs whose rows are written only while this worker holds them, by run id."""
+    progressed: set[str] = field(default_factory=set)
+    """Those of them that have finished a step."""
+    stale: set[str] = field(default_factory=set)
+    """Once written: those whose rows were not written, because this worker does not hold them."""
 
     def add(self, table: str, row: str) -> None:
         """Add a row without bytes."""
@@ -98,9 +120,11 @@ class Rows:
             self.texts.setdefault(table, []).extend(rows)
         for table, contents in other.contents.items():
             self.contents.setdefault(table, []).extend(contents)
+        self.claims |= other.claims
+        self.progressed |= other.progressed
 
     def size(self) -> int:
-        """Return about how many bytes they are."""
+        """Return the approximate size of the rows (bytes)."""
         texts = sum(len(row) for rows in self.texts.values() for row in rows)
         return texts + sum(len(each or b"") for contents in self.contents.values() for each in contents)
 
@@ -111,10 +135,28 @@ async def execute_rows(pool: Connections, rows: Rows) -> None:
         await connection.execute(*statement_of(rows))
 
 
-def statement_of(rows: Rows) -> tuple[Any, dict[str, Any]]:
-    """Return the statement that writes these rows, and its parameters."""
+def statement_of(rows: Rows, worker_id: UUID | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return the statement that writes these rows, and its parameters; with `worker_id` and claims, it checks them."""
     tables = [table for table in _PARTS if table in rows.texts]
-    parts = ",".join(f"{table} AS ({_PARTS[table]}\n)" for table in tables)
+    guarded = worker_id is not None and bool(rows.claims)
+    parts = [f"{table} AS ({_guarded(table) if guarded else _PARTS[table]}\n)" for table in tables]
     parameters: dict[str, Any] = {table: f"[{','.join(rows.texts[table])}]" for table in tables}
     parameters |= {f"{table}_bytes": contents for table, contents in rows.contents.items()}
-    return cast("Any", f"WITH {parts} SELECT" if tables else "SELECT"), parameters
+    if not guarded:
+        return cast("Any", f"WITH {','.join(parts)} SELECT" if tables else "SELECT"), parameters
+    held = f"held AS MATERIALIZED ({_HELD}\n)"
+    parameters |= {"run_ids": [*rows.claims], "fences": [*rows.claims.values()], "worker_id": worker_id}
+    if rows.progressed:
+        parts.append(f"progressed AS ({_PROGRESSED}\n)")
+        parameters["progressed"] = [*rows.progressed]
+    return cast("Any", f"WITH {','.join([held, *parts])} SELECT run_id FROM held"), parameters
+
+
+def _guarded(table: str) -> str:
+    """Return the part of a table that writes only rows of runs in `held`."""
+    part, condition = _PARTS[table], f"{_RUN_OF.get(table, 'thread_id')} IN (SELECT run_id FROM held)"
+    if table == "changes":
+        return f"{part} AND c.{condition}"
+    if table == "steps":
+        return f"{part}\n     WHERE s.{condition}"
+    return part.replace("        ON CONFLICT", f"     WHERE {condition}\n        ON CONFLICT", 1)

@@ -1,4 +1,4 @@
-"""Read what runs execute, for many runs in one statement; a version only if a runner does not have it."""
+"""Read what runs execute, for many runs in one statement; read a version only if a runner does not have it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all, may_pass
 
 MAX_VERSIONS = 256
-"""Versions that a runner keeps; an upload is half a megabyte at most, and most are a few kilobytes."""
+"""Number of versions that a runner keeps; an upload is half a megabyte at most, and most are a few kilobytes."""
 
 _MAX_READ_AT_ONCE = 200
 
-# Orcheo's own get_version would do, but its first call in a process reads every pending, running and
-# failed run of the table into memory. A row comes back even where the joins find nothing. A JSON text of a time is
-# in ISO form whatever the session's formats are; that of a version is never parsed here.
+# Orcheo's own get_version is not used: its first call in a process reads every pending, running and failed run of
+# the table into memory. A row is returned even if the joins find nothing. Times are read as JSON texts, which are in
+# ISO form regardless of the session's formats; the version's time is never parsed here.
 _SELECT_WORKFLOWS = """
 SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS version_id,
        to_json(v.updated_at) #>> '{}' AS updated_at,
@@ -36,31 +36,33 @@ SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS ve
 
 
 class Provided(msgspec.Struct, frozen=True, array_like=True):
-    """What a run executes, and what an earlier attempt at it has left; in `Start.provided`, as MessagePack."""
+    """What a run executes, and what an earlier attempt has left; sent in `Start.provided`, as MessagePack."""
 
     rejected: str | None
     """Why the run may not be executed; the other fields are then meaningless."""
     version_missing: bool
-    """Whether the version of its workflow is gone."""
+    """Whether the run's workflow version no longer exists."""
     version_id: str
     updated_at: str | None
     """When the version was last changed, in ISO form."""
     payload: bytes | None
-    """The version, as JSON text; None where the runner has it."""
+    """The version, as JSON text; None if the runner has it."""
     has_checkpoints: bool
     has_history: bool
     now: str
     """Postgres' time when this was read, in ISO form."""
     read_at: float
-    """`time.monotonic()` then: the same clock in all processes of a host."""
+    """`time.monotonic()` when this was read; all processes of a host share this clock."""
+    resume: bool = False
+    """Whether each step is stored as it ends, and the run continues after the steps that an earlier attempt stored."""
 
     def encode(self) -> bytes:
-        """Return what goes to the runner."""
+        """Return the bytes that are sent to the runner."""
         return _encoder.encode(self)
 
     @staticmethod
     def decode(encoded: bytes) -> Provided:
-        """Return what `encode` was called on. Raises `msgspec.MsgspecError` where it was not."""
+        """Return the object that `encode` was called on. Raises `msgspec.MsgspecError` for other bytes."""
         return _decoder.decode(encoded)
 
 
@@ -69,9 +71,9 @@ _decoder = msgspec.msgpack.Decoder(Provided)
 
 
 class KnownVersions:
-    """The versions that one runner has been given, for its whole life: those that it keeps as well.
+    """The versions that one runner has been given in its lifetime, and so those that it keeps.
 
-    A runner that has dropped it reads it itself.
+    A runner that has dropped one of them reads it itself.
     """
 
     def __init__(self) -> None:
@@ -82,7 +84,7 @@ class KnownVersions:
         return self._known_at.get(version_id)
 
     def give(self, provided: Provided) -> None:
-        """Take note that the runner is given this; call it in the order in which runs are sent."""
+        """Record that the runner is given this; call it in the order in which runs are sent."""
         if provided.updated_at is None:
             return
         self._known_at[provided.version_id] = provided.updated_at
@@ -92,21 +94,22 @@ class KnownVersions:
 
 
 class Workflows:
-    """Reads what runs execute, for all runners of a worker.
+    """Read what runs execute, for all runners of a worker.
 
-    Whether a workflow is archived is read for each run. Runs that ask while another statement is under way are
-    answered by the next one together, so what they learn is never older than their question.
+    Whether a workflow is archived is read for each run. Requests made during a statement are answered together by the
+    next one, so an answer is never older than its request.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, resume: bool = False) -> None:
         self._pool = pool
+        self._resume = resume
         self._asked: list[_Question] = []
         self._reading: asyncio.Task[None] | None = None
 
     async def provide(self, run: Run, known_at: str | None) -> Provided:
-        """Return what `run` executes; without the version itself where that was last changed at `known_at`.
+        """Return what `run` executes; without the version itself if that was last changed at `known_at`.
 
-        An outage of Postgres is outlasted for half a minute. Raises what Postgres raised, for this run alone.
+        Outages of Postgres of up to half a minute are retried. Raises what Postgres raised, for this run only.
         """
         loop = asyncio.get_running_loop()
         question = _Question(run, known_at, loop.create_future())
@@ -153,7 +156,9 @@ class Workflows:
         rows = await fetch_all(self._pool, _SELECT_WORKFLOWS, parameters)
         read_at = time.monotonic()
         by_place = {row["place"]: row for row in rows}
-        return [_provided(each.run, by_place[place], read_at) for place, each in enumerate(asked, 1)]
+        return [
+            _provided(each.run, by_place[place], read_at, resume=self._resume) for place, each in enumerate(asked, 1)
+        ]
 
 
 class _Question(msgspec.Struct, frozen=True):
@@ -162,7 +167,7 @@ class _Question(msgspec.Struct, frozen=True):
     answer: asyncio.Future[Provided]
 
 
-def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
+def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool) -> Provided:
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
     return Provided(
@@ -175,6 +180,7 @@ def _provided(run: Run, row: DictRow, read_at: float) -> Provided:
         has_history=row["has_history"],
         now=row["now"],
         read_at=read_at,
+        resume=resume,
     )
 
 

@@ -1,6 +1,6 @@
-"""What executes runs: the protocol of an executor, and what it may use.
+"""Executors, which execute runs: their protocol, and what they may use.
 
-An executor of your own imports `Run`, `RunRejectedError` and `Stopped` from here; docs/executors.md.
+Your own executor imports `Run`, `RunRejectedError` and `Stopped` from here; see docs/executors.md.
 """
 
 from orcheo_dispatch.worker.executor.protocol import Executor, Run, RunRejectedError, Stopped

@@ -1,4 +1,4 @@
-"""The text of a run's error, as it goes into the run, its trace and its checkpoint."""
+"""Make the text of a run's error, as it is stored in the run, its trace and its checkpoint."""
 
 from __future__ import annotations
 

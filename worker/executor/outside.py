@@ -1,4 +1,4 @@
-"""What an executor may ask of the main process: rows to be written, and what was read for a run."""
+"""What an executor may request from the main process: writing rows, and what was read for a run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Outside(Protocol):
         ...
 
     def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
-        """Have these rows of a run written, soon or as soon as possible.
+        """Have these rows of a run written: soon, or as soon as possible if `hasten` is set.
 
-        The future's result is None when they are, or the class of the error by which Postgres refused them.
+        The future's result is None when they are written, or the class of the error with which Postgres refused them.
         """
         ...
 
     def hasten(self) -> None:
-        """Have the rows that were given before written as soon as possible."""
+        """Have the rows given so far written as soon as possible."""
         ...

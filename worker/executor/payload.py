@@ -1,4 +1,4 @@
-"""Convert what a workflow returns to what Postgres JSONB can store."""
+"""Convert the result of a workflow to what Postgres JSONB can store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 MAX_DEPTH = 250
-"""Containers inside each other. pydantic gives up at 255, and the API wraps what it reads in a few more."""
+"""Maximum nesting of containers. pydantic gives up at 255, and the API adds a few levels to what it reads."""
 
 _RECURSIVE = "<recursive>"
 _TOO_DEEP = "<too deep>"
@@ -23,11 +23,11 @@ _MAX_INT_BITS = 14_000
 
 
 def storable(value: Any) -> Any:
-    """Return `value` as what JSONB accepts; it never raises and never calls `repr`.
+    """Return `value` as what JSONB accepts; never raises and never calls `repr`.
 
-    Equal to pydantic's `model_dump(mode="json")`, which stock Orcheo writes, wherever that can be stored.
-    Otherwise NaN and infinities become null, U+0000 and lone surrogates U+FFFD, and what has no JSON
-    form the name of its type. `value` is not changed; text is never cut.
+    The result equals pydantic's `model_dump(mode="json")`, which stock Orcheo writes, if that can be stored. Otherwise
+    NaN and infinities become null, U+0000 and lone surrogates become U+FFFD, and values without a JSON form become the
+    name of their type. `value` is not changed; text is never cut.
     """
     return _convert(value, 0, set())
 
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
 
 
 def _dump(model: BaseModel) -> Any:
-    """Return the model's own JSON form, or its attributes where it has none."""
+    """Return the model's own JSON form, or its attributes if it has none."""
     try:
         # A serialization warning would quote the value in the log.
         return model.model_dump(mode="json", warnings=False, fallback=_type_name)
@@ -116,7 +116,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-# Exact types, so that an enum which is a str or an int is converted by its value.
+# Exact types, so that an enum that is a str or an int is converted by its value.
 _SCALARS: dict[type, Callable[[Any], Any]] = {
     type(None): _same,
     bool: _same,

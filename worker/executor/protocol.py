@@ -1,4 +1,4 @@
-"""The executor protocol, and how a name in the settings becomes an executor."""
+"""Define the executor protocol, and load the executor that the settings name."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ class Stopped:
     """Why the worker cancels a run: `error.args[0]` of the `asyncio.CancelledError` that its executor gets."""
 
     status: str | None
-    """The status that the run will have; None where it may be another worker's by now: write nothing more of it."""
+    """The status that the run will have; None if another worker may hold it by now: then write nothing more of it."""
     reason: str
 
 
 class RunRejectedError(Exception):
-    """The run must not execute (its workflow is archived or gone): it is cancelled with this reason."""
+    """The run must not be executed (its workflow is archived or gone): it is cancelled with this reason."""
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Executes runs on the event loop of a runner, a process that executes runs of one workspace.
+    """Execute runs on the event loop of a runner, a process that executes runs of one workspace.
 
     `execute` returns the run's `output_payload`. It raises to fail the run and `RunRejectedError`
     to cancel it. It is cancelled (`asyncio.CancelledError`) on a timeout, a cancelled run, a lost fence
     and at the end of a drain; the error's first argument is a `Stopped`. It never changes the status of
-    a run: that is the worker's.
+    a run: only the worker does.
 
-    It is made once per worker, in the process that runners are forked from: it must not start a thread or open a
+    It is created once per worker, in the process that runners are forked from: it must not start a thread or open a
     connection before `open`. An executor may have `async open()` and `async close()`, called once per runner around
     all of its runs.
 
-    One that can create the runs of due cron triggers has `async dispatch_cron()`, which returns a `CronReport`. It is
-    called in a runner of its own, between `open` and `close`. Two workers may call it at once: it creates no run twice.
+    An executor that can create the runs of due cron triggers has `async dispatch_cron()`, which returns a `CronReport`.
+    It is called in a runner of its own, between `open` and `close`. Two workers may call it at the same time: it must
+    create no run twice.
     """
 
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
@@ -55,7 +56,7 @@ class Executor(Protocol):
 
 
 class FunctionExecutor:
-    """An executor made of one async function."""
+    """An executor that calls one async function."""
 
     def __init__(self, function: Callable[[Run], Awaitable[Mapping[str, Any] | None]]) -> None:
         self._function = function
@@ -68,12 +69,12 @@ class FunctionExecutor:
 def load_executor(name: str) -> Executor:
     """Return the executor named `name`: `orcheo`, or `package.module:name`.
 
-    The name may be an executor, a class or function without arguments that makes one, or an
-    `async def` that takes a run. Raises `SettingsError` when it is none of these.
+    The name may refer to an executor, a class or function without arguments that creates one, or an
+    `async def` that takes a run. Raises `SettingsError` if it is none of these.
     """
     path = _ORCHEO_PATH if name == ORCHEO_EXECUTOR else name
     if name == ORCHEO_EXECUTOR:
-        # Before its import: some of Orcheo reads the environment there.
+        # Before the import: parts of Orcheo read the environment at import.
         export_values()
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:

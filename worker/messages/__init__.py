@@ -1,1 +1,1 @@
-"""What a worker reads from Redis and sends to it."""
+"""Messages that a worker reads from Redis, and messages that it sends."""

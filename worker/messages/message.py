@@ -22,9 +22,9 @@ class ClaimInMessage(BaseModel):
 
 
 def read_claims(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Claim]:
-    """Return the claims that a message carries; one warning, without its content, where it carries none.
+    """Return the claims that a message carries; if it carries none, log one warning, without its content.
 
-    A message of which any part is malformed is refused as a whole: it is none that we sent.
+    A message with any malformed part is refused as a whole: no process of ours has sent it.
     """
     try:
         if kwargs or not args or len(args) % 2 or len(args) > 2 * MAX_CLAIMS_PER_MESSAGE:

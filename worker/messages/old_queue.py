@@ -1,8 +1,8 @@
-"""Move runs of ours from the queue of earlier releases, which all installations share, to our own.
+"""Move this installation's messages from the queue of earlier releases, which all installations share, to its own.
 
-A dispatcher of an earlier release publishes there, and so does that of any other installation on this Redis. A message
-is ours where the ledger knows its runs. Everything else stays where it is, in its order. While workers of an earlier
-release are alive, only as much is moved as finds room here: the rest is theirs to take.
+Dispatchers of earlier releases publish there, including those of other installations on this Redis. A message is ours
+if the ledger knows its runs. All other messages stay where they are, in order. While workers of an earlier release are
+alive, only as many messages are moved as this worker has room for: they take the rest.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ASK_AGAIN_SECONDS = 30.0
 _SURVEY_SECONDS = 5.0
 _OTHERS_REMEMBERED = 10_000
 _LEAST_WAITING = 8
-"""Messages that may wait in our queue at least, where a worker has room for fewer runs."""
+"""Lower bound of the number of messages that may wait in our queue, for workers with room for fewer runs."""
 
-# Moved in one step, by value: it is never in neither queue, and two workers that see it move it once. Where a limit is
-# given, and none while this many wait in the new queue.
+# Moves a message atomically, by value: it is always in one of the two queues, and two workers that see it move it once.
+# If a limit is given, nothing is moved while that many messages wait in the new queue.
 _MOVE = """
 local most = tonumber(ARGV[2])
 if most >= 0 and redis.call('LLEN', KEYS[2]) >= most then return -1 end
@@ -44,10 +44,10 @@ return moved
 
 
 class OldQueue:
-    """Moves our messages from the old queue to the new one, on a thread of its own.
+    """Move our messages from the old queue to the new one, on a thread of its own.
 
-    A worker that drains takes nothing. It moves back what waits in the new queue if only workers of an
-    earlier release live on.
+    A draining worker moves none. If only workers of an earlier release remain, it moves the messages that wait in the
+    new queue back.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class OldQueue:
         room: int,
         lease: float,
     ) -> None:
-        """With the runs that this worker executes at a time, and its lease in seconds."""
+        """`room` is the number of runs that this worker executes at a time, `lease` its lease in seconds."""
         self._client = client
         self._installation = installation
         self._store = store
@@ -77,22 +77,22 @@ class OldQueue:
         self._left = 0
         self._said_left = False
         self._others: dict[str, float] = {}
-        """Runs that are not in our ledger, and the time until which this is not checked again."""
+        """Runs that are not in our ledger, and the `time.monotonic()` until which this is not checked again."""
         self._draining = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="old-queue", daemon=True)
 
     def start(self) -> None:
-        """Announce that our own queue is read, and start reading the old one."""
+        """Announce that this worker reads our own queue, and start reading the old one."""
         self._turn_once(self._note)
         self._thread.start()
 
     def drain(self) -> None:
-        """Stop moving messages: this worker takes nothing. Others that drain need not wait for it."""
+        """Stop moving messages, because this worker takes none; other draining workers need not wait for it."""
         self._draining = True
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop reading the old queue, and move messages back if no other worker reads our own."""
         self._stopping.set()
         self._thread.join(_STOP_SECONDS)
         self._turn_once(self._note)
@@ -115,7 +115,7 @@ class OldQueue:
             with broker_errors(self._client):
                 step()
         except (BrokerError, DatabaseError) as error:
-            # The consumer and the heartbeat say that a server is unavailable; what waits here waits on.
+            # The consumer and the heartbeat report unavailable servers; the messages simply keep waiting.
             log.debug("old_queue_read_failed", reason=str(error))
 
     def _turn(self) -> None:
@@ -129,7 +129,7 @@ class OldQueue:
         self._readers.note(self._worker_id, draining=self._draining)
 
     def _put_back(self) -> None:
-        """Move messages back from the new queue if only workers of an earlier release are left."""
+        """Move messages back from the new queue if only workers of an earlier release remain to execute them."""
         if not self._client.llen(self._installation.runs):
             return
         survey = self._readers.survey()
@@ -137,7 +137,7 @@ class OldQueue:
             log.info("messages_returned", queue=self._installation.old_runs, messages=self._readers.put_back())
 
     def _sweep_once(self) -> None:
-        """Sweep the old queue for what is ours, as far as there is room."""
+        """Sweep the old queue for our messages, as long as there is room."""
         now = time.monotonic()
         if now - self._surveyed_at >= _SURVEY_SECONDS:
             self._shared = bool(self._readers.survey().old)
@@ -152,11 +152,11 @@ class OldQueue:
             log.warning("foreign_messages_ignored", queue=self._installation.old_runs, messages=self._left)
 
     def _look_at(self, raw: bytes) -> bool:
-        """Move a message of ours while there is room; never have the sweep remove any."""
+        """Move the message if it is ours and there is room. Always return False, so that the sweep removes nothing."""
         if self._full:
             return False
         claims = claims_of(raw)
-        # A message's claims are of one dispatcher, so the first one answers for all.
+        # All claims of a message come from one dispatcher, so it is enough to check the first one.
         if claims and self._is_ours(claims[0].run_id):
             most = self._most_waiting if self._shared else -1
             moved: Any = self._move(keys=[self._installation.old_runs, self._installation.runs], args=[raw, most])

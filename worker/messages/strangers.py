@@ -1,8 +1,9 @@
 """Return messages whose runs this ledger does not know: they may belong to another installation.
 
-They are put back for a worker that knows them, after a pause: else the same two processes would pass one message to
-and fro as fast as they can. Nobody else may exist, for the ledger may have been restored from before the claim; so a
-message that has been put back often is dropped. Its dispatcher claims the run again when the lease has expired.
+They are put back for a worker that knows the runs, after a pause: otherwise the same two processes would pass one
+message back and forth as fast as they can. Such a worker need not exist, if the ledger was restored to a time before
+the claim; so a message that was put back often is dropped. Its dispatcher claims the run again when the lease has
+expired.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.worker.messages.wire import Wire
 
 _PAUSE_SECONDS = (0.3, 1.7)
-"""At random: consumers wait for a second at a time; in step with them the same one would always be first in line."""
+"""Random, because consumers wait one second at a time: a pause in step with them would always favour the same one."""
 _MOST_RETURNS = 120
-"""With the pause more than a dispatch lease, and with two workers that take turns enough to find the right one."""
+"""With the pause, longer than a dispatch lease; enough to find the right one of two workers that take turns."""
 _MOST_MESSAGES = 1000
 _STOP_SECONDS = 5.0
 
 
 class Strangers:
-    """Puts messages back. Thread-safe; its thread starts with the first message."""
+    """Put messages back. Thread-safe; the thread starts with the first message."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -39,7 +40,7 @@ class Strangers:
     def put_back(self, claims: Sequence[Claim], returns: int | None) -> None:
         """Put these back after the pause; `returns` is the number of times that this happened before.
 
-        With None the message names no installation, so it is none of ours or of anybody else's: it is dropped.
+        None means that the message names no installation, so it belongs to none and is dropped.
         """
         put_back = returns is not None and returns < _MOST_RETURNS and self._add(claims, returns + 1)
         if not returns or not put_back:
@@ -56,7 +57,7 @@ class Strangers:
             return True
 
     def stop(self) -> None:
-        """Put back at once what waits, and end."""
+        """Put all waiting messages back at once, and stop."""
         with self._lock:
             self._stopping.set()
             thread = self._thread
@@ -75,7 +76,7 @@ class Strangers:
             try:
                 self._wire.hand_back(claims, returns=returns)
             except BrokerError as error:
-                # Their dispatcher finds them lost and publishes them again.
+                # Their dispatcher finds that they are lost and publishes them again.
                 log.warning("claims_not_handed_back", claims=len(claims), released=0, reason=str(error))
 
     def _say(self, claims: Sequence[Claim], *, dropped: bool) -> None:

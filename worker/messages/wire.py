@@ -1,4 +1,4 @@
-"""Send what a worker sends: claims that it has no room for, and wake-ups for dispatchers."""
+"""Send a worker's messages: claims that it has no room for, and wake-ups for dispatchers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.logs.lines import log
 
 
 class Wire:
-    """Publishes through the app of this worker."""
+    """Publish through the Celery app of this worker."""
 
     def __init__(self, app: App, installation: Installation) -> None:
         self._app = app

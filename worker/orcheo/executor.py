@@ -7,7 +7,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from orcheo_dispatch.shared.cron.report import CronReport
@@ -34,10 +34,13 @@ from orcheo_dispatch.worker.orcheo.opening.warming import warm_up
 from orcheo_dispatch.worker.orcheo.saving.either import Saver
 from orcheo_dispatch.worker.orcheo.saving.history import History
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
+from orcheo_dispatch.worker.orcheo.saving.resuming import ResumingSaver
 from orcheo_dispatch.worker.orcheo.services import Attached, Found, Services, attach, prepare
 from orcheo_dispatch.worker.orcheo.workflow import Loaded, Version
 from orcheo_dispatch.worker.orcheo.workspace import within_workspace
 
+Durability = Literal["sync", "exit"]
+"""When LangGraph has a checkpoint stored: after each step, or once at the end."""
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"
 _CANCELLED = "Workflow execution cancelled"
@@ -104,12 +107,20 @@ class OrcheoExecutor:
         history = History(outbox, run, loaded.clock)
         if not loaded.has_history:
             history.start(str(version.workflow_id), config)
-        saver = services.make_saver(run.run_id, outbox)
+        saver: Saver
+        if loaded.resume and services.make_resuming_saver is not None:
+            saver = services.make_resuming_saver(run.run_id, outbox, loaded.has_checkpoints)
+            durability: Durability = "sync"
+        else:
+            saver, durability = services.make_saver(run.run_id, outbox), "exit"
+        continues = loaded.has_checkpoints and isinstance(saver, ResumingSaver)
         try:
-            if loaded.has_checkpoints:
+            if loaded.has_checkpoints and not continues:
                 # Checkpoints of an earlier attempt would be merged into the state of this one.
                 await saver.adelete_thread(run.run_id)
-            output = await _run_graph(services, run, loaded.version, config, history, saver)
+            output = await _run_graph(
+                services, run, loaded.version, config, history, saver, durability=durability, continues=continues
+            )
             # Queued before waiting for the checkpoint, so that one statement writes both.
             closed = history.completed()
             await _save(run, saver, history)
@@ -151,17 +162,36 @@ class OrcheoExecutor:
 
 
 async def _run_graph(
-    services: Services, run: Run, version: Version, config: RunnableConfigModel, history: History, saver: Saver
+    services: Services,
+    run: Run,
+    version: Version,
+    config: RunnableConfigModel,
+    history: History,
+    saver: Saver,
+    *,
+    durability: Durability,
+    continues: bool,
 ) -> Mapping[str, Any] | None:
     stored = version.stored
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
     runtime_config = config.to_runnable_config(run.run_id)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = version.build_graph().compile(checkpointer=saver, store=services.store)
-        state = build_initial_state(
-            stored.graph, dict(run.inputs), config.to_state_config(run.run_id), run.workspace_id
+        # Without inputs LangGraph continues after the last checkpoint of the thread.
+        state = None
+        if continues:
+            found = await graph.aget_state(runtime_config)
+            if not found.next or any(task.interrupts for task in found.tasks):
+                # It had ended, or stopped for a person, when its worker was lost: nothing is left to execute.
+                return _output(found.values)
+            await history.resumed(found.metadata, run.attempt)
+        else:
+            state = build_initial_state(
+                stored.graph, dict(run.inputs), config.to_state_config(run.run_id), run.workspace_id
+            )
+        updates = graph.astream(
+            state, config=runtime_config, stream_mode="updates", subgraphs=True, durability=durability
         )
-        updates = graph.astream(state, config=runtime_config, stream_mode="updates", subgraphs=True, durability="exit")
         # Closed immediately on cancellation: until it is garbage-collected, its nodes would continue.
         async with aclosing(cast("Any", updates)):
             async for chunk in updates:

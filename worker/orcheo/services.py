@@ -19,8 +19,9 @@ from orcheo_dispatch.worker.orcheo.compat import (
     load_enabled_plugins,
 )
 from orcheo_dispatch.worker.orcheo.postgres import make_lazy_pool
-from orcheo_dispatch.worker.orcheo.saving.either import MakeSaver
+from orcheo_dispatch.worker.orcheo.saving.either import MakeResumingSaver, MakeSaver
 from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
+from orcheo_dispatch.worker.orcheo.saving.resuming import ResumingSaver
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 from orcheo_dispatch.worker.orcheo.vault import LazyVault
 from orcheo_dispatch.worker.orcheo.workflow import Versions
@@ -49,6 +50,8 @@ class Services:
     store: AsyncPostgresStore
     vault: BaseCredentialVault
     make_saver: MakeSaver
+    make_resuming_saver: MakeResumingSaver | None = None
+    """None where LangGraph's own saver writes the checkpoints: such runs start from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +92,10 @@ def attach(found: Found) -> Attached:
         make_saver: MakeSaver = lambda run_id, _: OwnSaver(pool, run_id, serde)  # noqa: E731 - typed
     else:
         make_saver = lambda run_id, outbox: RunSaver(pool, outbox, run_id, serde)  # noqa: E731
-    services = Services(AsyncPostgresStore(pool), vault.as_vault(), make_saver)
+    make_resuming: MakeResumingSaver = lambda run_id, outbox, continues: ResumingSaver(  # noqa: E731
+        pool, outbox, run_id, serde, continues=continues
+    )
+    services = Services(
+        AsyncPostgresStore(pool), vault.as_vault(), make_saver, make_resuming if found.saver == "outbox" else None
+    )
     return Attached(services, Versions(pool), pool, vault)

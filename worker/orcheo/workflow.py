@@ -55,6 +55,8 @@ class Loaded:
     has_checkpoints: bool
     has_history: bool
     clock: Clock
+    resume: bool = False
+    """Whether each step is stored as it ends, and the run continues after those of an earlier attempt."""
 
 
 class Versions:
@@ -76,7 +78,7 @@ class Versions:
             raise WorkflowVersionNotFoundError(str(UUID(run.workflow_version_id)))
         version = await self._version(provided)
         clock = Clock(datetime.fromisoformat(provided.now), provided.read_at)
-        return Loaded(version, provided.has_checkpoints, provided.has_history, clock)
+        return Loaded(version, provided.has_checkpoints, provided.has_history, clock, provided.resume)
 
     async def _version(self, provided: Provided) -> Version:
         known = self._known.get(provided.version_id)

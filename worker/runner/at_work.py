@@ -1,4 +1,4 @@
-"""Find out what holds an event loop, from another thread, by the frames and the context of what runs."""
+"""Find out, from another thread, what an event loop executes, by its frames and its context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from types import FrameType
 
-# LangChain keeps the config of the node that runs in a variable of this name; LangGraph puts the node's name into it.
+# LangChain keeps the config of the current node in a variable of this name; LangGraph adds the node's name to it.
 _CONFIG = "child_runnable_config"
 _NODE = "langgraph_node"
 _RUN = "run"
@@ -17,20 +17,20 @@ _RUN = "run"
 
 @dataclass(frozen=True, slots=True)
 class AtWork:
-    """What a loop does now."""
+    """What a loop executes now."""
 
     context: contextvars.Context | None
-    """Of the task or the callback that runs."""
+    """The context of the current task or callback."""
     at: str
     """File, line and function."""
     node: str | None = None
     """The node of the graph."""
     node_type: str | None = None
-    """Its class, where it is one of Orcheo's kind: with a coroutine function `run`."""
+    """Its class, if it is one of Orcheo's kind: with a coroutine function `run`."""
 
 
 def at_work(loop: asyncio.AbstractEventLoop, thread_id: int) -> AtWork:
-    """Return what the loop in this thread does now; to be called from another thread."""
+    """Return what the loop in this thread executes now. To be called from another thread."""
     task = asyncio.current_task(loop)
     context = task.get_context() if task is not None else None
     frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the documented way to see a thread

@@ -1,4 +1,4 @@
-"""Decide, in the runner, whether an error is the platform's or the workflow's."""
+"""Decide, in the runner, whether an error was caused by the platform or by the workflow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from orcheo_dispatch.worker.frames import Fault
 _OURS = ("orcheo_dispatch",)
 _PLATFORM = (*_OURS, "orcheo", "orcheo_backend", "langgraph", "langchain_core", "psycopg", "psycopg_pool", "tenacity")
 _OF_WORKFLOWS = ("orcheo.nodes", "orcheo.plugins")
-"""Parts of the platform that do what a workflow tells them."""
+"""Parts of the platform that do what a workflow tells them to."""
 _DRIVERS = ("psycopg", "psycopg_pool", "tenacity")
 _CERTAIN = (*_OURS, *_DRIVERS, "langgraph.pregel", "langgraph.checkpoint", "langgraph.store", "langgraph._internal")
-"""Raised anywhere else in the platform, an error may be about the definition or the inputs of one workflow."""
+"""An error raised anywhere else in the platform may be about the definition or the inputs of one workflow."""
 _CLASSES_OF_WORKFLOWS = ("langgraph.errors", "orcheo_backend.app.repository")
 
 
 def fault_of(error: BaseException) -> Fault | None:
-    """Return the fault of the platform that `error` is; None where it came out of workflow code or is about it."""
+    """Return the platform fault that `error` is; None if it was raised by workflow code or is about the workflow."""
     if isinstance(error, RunRejectedError) or any(_is_of_workflow(each) for each in _chain(error)):
         return None
     known = _known(error)
@@ -33,7 +33,7 @@ def fault_of(error: BaseException) -> Fault | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and those that it was raised from or while handling."""
+    """Yield the error, and those that it was raised from or while handling."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -49,7 +49,7 @@ def _is_of_workflow(error: BaseException) -> bool:
 
 
 def _known(error: BaseException) -> list[tuple[str, FrameType, int]]:
-    """Return module, frame and line of each frame that the error passed through, the standard library's left out."""
+    """Return module, frame and line of each frame that the error passed through, except the standard library's."""
     found = []
     trace = error.__traceback__
     while trace is not None:

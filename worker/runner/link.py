@@ -1,4 +1,4 @@
-"""A runner's end of the socket: reads frames of the main process, and sends frames."""
+"""Read and send frames at a runner's end of the socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orcheo_dispatch.worker.frames import Rows as RowsFrame
 
 
 class Link(asyncio.Protocol):
-    """Hands each frame to `take`. Callbacks alone: a workflow that cancels all tasks of the loop cancels none of it."""
+    """Pass each frame to `take`. Uses callbacks only, so that a workflow that cancels all tasks cannot cancel it."""
 
     def __init__(self, take: Callable[[Down], None], lost: Callable[[], None]) -> None:
         self._take = take
@@ -23,12 +23,12 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Write to this transport from now on."""
         assert isinstance(transport, asyncio.Transport)
-        # All is written as soon as the socket takes it; nothing here waits for the main process.
+        # Everything is written as soon as the socket accepts it; nothing here waits for the main process.
         transport.set_write_buffer_limits(high=1 << 30)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames that are complete."""
+        """Decode the frames that are complete."""
         try:
             for frame in self._decoder.feed(data):
                 self._take(frame)
@@ -46,7 +46,7 @@ class Link(asyncio.Protocol):
 
 
 class Books:
-    """What the executor gets of the main process; see `orcheo_dispatch.worker.executor.outside.Outside`."""
+    """What the executor gets from the main process; see `orcheo_dispatch.worker.executor.outside.Outside`."""
 
     def __init__(self, send: Callable[[Frame], None], provided: dict[Claim, bytes]) -> None:
         self._send = send
@@ -67,11 +67,11 @@ class Books:
         return written
 
     def hasten(self) -> None:
-        """Have what was given before written as soon as possible."""
+        """Have the rows given so far written as soon as possible."""
         self._send(Hasten())
 
     def written(self, frame: Written) -> None:
-        """Notify waiters."""
+        """Resolve the future of the rows that were written or refused."""
         waiting = self._waiting.pop(frame.unit, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(frame.error)

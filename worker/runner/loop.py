@@ -1,4 +1,4 @@
-"""The event loop that the runs of a runner share; none of them can end it or replace its parts."""
+"""The event loop that the runs of a runner share; no run can end it or replace its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orcheo_dispatch.worker.runner.runs import current_run
 
 
 class SharedLoop(asyncio.SelectorEventLoop):
-    """Refuses to the code of runs what is the process's own. A run that asks for it gets a RuntimeError."""
+    """Refuse calls from runs that affect the whole process: the caller gets a `RuntimeError`."""
 
     def stop(self) -> None:
         """Stop the loop."""
@@ -23,12 +23,12 @@ class SharedLoop(asyncio.SelectorEventLoop):
         super().close()
 
     def set_task_factory(self, factory: Any) -> None:
-        """Set what makes tasks."""
+        """Set the task factory."""
         self._refuse("set_task_factory")
         super().set_task_factory(factory)
 
     def set_default_executor(self, executor: Any) -> None:
-        """Set what executes functions in threads."""
+        """Set the executor that runs functions in threads."""
         self._refuse("set_default_executor")
         super().set_default_executor(executor)
 
@@ -38,12 +38,12 @@ class SharedLoop(asyncio.SelectorEventLoop):
         super().set_exception_handler(handler)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Wait for the threads."""
+        """Wait for the executor's threads."""
         self._refuse("shutdown_default_executor")
         await super().shutdown_default_executor(timeout)
 
     async def shutdown_asyncgens(self) -> None:
-        """Close what is not exhausted."""
+        """Close the asynchronous generators that are not exhausted."""
         self._refuse("shutdown_asyncgens")
         await super().shutdown_asyncgens()
 

@@ -11,9 +11,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, or more exactly the thread that made it; prctl(2).
+    """Have the kernel kill this process when its parent dies, or more exactly the thread that created it; prctl(2).
 
-    Exits at once if the parent, the process with this id, has already ended. In a container it may be process 1.
+    Exits at once if the parent, the process with this ID, has already ended. In a container it may be process 1.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -22,9 +22,9 @@ def die_with_parent(parent: int) -> None:
 
 
 def ignore_stop_signals() -> None:
-    """Leave it to the main process to stop: a terminal and systemd signal every process of the group.
+    """Ignore stop signals, because a terminal and systemd signal every process of the group; the main process stops.
 
-    By a handler that does nothing, not by SIG_IGN, which programs that workflows start would inherit.
+    This installs a handler that does nothing: SIG_IGN would be inherited by programs that workflows start.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, _do_nothing)

@@ -1,7 +1,7 @@
 """Import once, in the fork server, what every runner needs: `STATE`, created at import.
 
-The fork server of the standard library swallows an ImportError of what it preloads, and dies of any other exception.
-So nothing is raised here: the first runner reports the error, and it is the worker's.
+The standard library's fork server swallows an ImportError of a preloaded module, and dies of any other exception. So
+nothing is raised here: the first runner reports the error, and the worker raises it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orcheo_dispatch.worker.executor.protocol import Executor, load_executor
 from orcheo_dispatch.worker.runner.parent import die_with_parent, ignore_stop_signals
 
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
-"""Set by the main process where what is preloaded must not be forked: each runner imports it by itself then."""
+"""Set by the main process if preloaded modules must not be forked: each runner then imports them itself."""
 PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
 """The process id of the main process, which sets it for the fork server."""
 
@@ -35,7 +35,7 @@ class State:
     executor: Executor | None
     error: DispatchError | None
     threads: int
-    """Of Python, in the process that imported the executor; a fork would copy their locks and not them."""
+    """Python threads in the process that imported the executor; a fork would copy their locks but not the threads."""
 
 
 def prepare() -> State:
@@ -44,7 +44,7 @@ def prepare() -> State:
         settings = Settings.load()
         logs.configure(settings)
         executor = load_executor(settings.executor)
-        # Orcheo configures logging as it is imported.
+        # Orcheo configures logging when it is imported.
         route_again()
         before_fork: Any = getattr(executor, "prepare", None)
         if before_fork is not None:
@@ -56,7 +56,7 @@ def prepare() -> State:
         variable = os.environ.get("ORCHEO_WORKER_EXECUTOR", "orcheo")
         wrong = SettingsError(f"executor {variable!r} cannot be prepared: {name} at {at}")
         return State(None, None, wrong, threading.active_count())
-    # The modules of a runner, so that no child imports them again. By name: they import this module.
+    # Import the modules of a runner, so that no child imports them again. By name, because they import this module.
     importlib.import_module("orcheo_dispatch.worker.runner.process")
     # Imported objects live as long as the process. A garbage collection in a runner would copy their pages.
     gc.collect()
@@ -76,10 +76,10 @@ def _command() -> str:
 
 STATE: State | None = None
 SERVER = os.getpid()
-"""The process that has imported this: the fork server, which is the parent of each runner."""
+"""The process that imported this module: the fork server, which is the parent of each runner."""
 if is_fork_server():
     die_with_parent(int(os.environ.pop(PARENT)))
-    # It is the main process that talks to the service manager.
+    # Only the main process talks to the service manager.
     os.environ.pop("NOTIFY_SOCKET", None)
     ignore_stop_signals()
     if not os.environ.get(NO_PRELOAD):

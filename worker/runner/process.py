@@ -1,4 +1,4 @@
-"""A runner from start to end: what the children of the fork server execute."""
+"""Execute a runner from start to end: the code that the children of the fork server run."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ from orcheo_dispatch.worker.runner.watch import Watch
 EXIT_LOOP_ENDED = 76
 """Exit status of a runner whose event loop was stopped or closed by workflow code."""
 EXIT_LINK_LOST = 77
-"""Exit status of a runner whose socket was closed: by workflow code, or because the main process is gone."""
+"""Exit status of a runner whose socket was closed: by workflow code, or because the main process has ended."""
 _CLOSE_SECONDS = 5.0
 _PONG_SECONDS = 0.001
 _ERRORS: tuple[type[DispatchError], ...] = (SettingsError, SchemaError, DatabaseError)
 
 
 def run(link: socket.socket, side: socket.socket) -> None:
-    """Serve the main process at the other end of `link` until it sends the end, or has exited. Never returns."""
+    """Serve the main process at the other end of `link` until it closes the runner or ends. Never returns."""
     die_with_parent(preload.SERVER)
-    # A workflow that signals its process group, as shells do, reaches this process and what it has started.
+    # If a workflow signals its process group, as shells do, only this process and its children get the signal.
     os.setpgid(0, 0)
     ignore_stop_signals()
     state = preload.STATE
     if state is None:
-        # The fork server has imported nothing.
+        # The fork server has not imported the executor.
         state = preload.prepare()
     _Runner(state, link, side).serve()
 
@@ -72,7 +72,7 @@ class _Runner:
         self._books: Books | None = None
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Frames may come from here on.
+        # Frames may arrive from here on.
         self._loop.run_until_complete(self._loop.create_unix_connection(lambda: self._link, sock=link))
 
     def serve(self) -> None:
@@ -81,7 +81,7 @@ class _Runner:
             try:
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as error:
-                # A workflow that calls sys.exit() ends its own run, not its neighbours'.
+                # A workflow that calls sys.exit() ends its own run only.
                 log.warning("sys_exit_blocked", **describe(error))
                 continue
             except BaseException as error:  # noqa: BLE001 - the loop itself was broken by workflow code
@@ -101,7 +101,7 @@ class _Runner:
                 assert self._books is not None
                 self._books.written(frame)
             case Ping():
-                # By a timer: a workflow may have stopped the clock that all of them depend on.
+                # Answer from a timer: a workflow may have stopped the clock that all timers depend on.
                 self._loop.call_later(_PONG_SECONDS, self._link.send, Pong(frame.number))
             case Attach():
                 self._spawn(self._attach(frame))
@@ -178,5 +178,5 @@ class _Runner:
         self._loop.stop()
 
     def _lost(self) -> None:
-        # At once: without the main process nothing that this process still does may have an effect.
+        # Exit at once: without the main process nothing that this process still does may have an effect.
         os._exit(0 if self._closing else EXIT_LINK_LOST)

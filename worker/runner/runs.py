@@ -1,4 +1,4 @@
-"""The runs of a runner: one task of the event loop per run, and a report of each end."""
+"""Execute the runs of a runner: one task of the event loop per run, and one report per end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _key: contextvars.ContextVar[int | None] = contextvars.ContextVar("run", default
 
 
 def current_run() -> int | None:
-    """Return the key of the run whose code is calling: its own task, and every task and thread that asyncio made."""
+    """Return the key of the run that is calling: its own task, or a task or thread that asyncio created for it."""
     return _key.get()
 
 
 def run_in(context: contextvars.Context | None) -> int | None:
-    """Return the key of the run whose code has this context."""
+    """Return the key of the run that this context belongs to."""
     return context.get(_key) if context is not None else None
 
 
@@ -37,7 +37,7 @@ def run_of(start: Start) -> Run:
 
 
 class Runs:
-    """Executes runs and reports their ends. For the event loop's thread only."""
+    """Execute runs and report their ends. For the event loop's thread only."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Runs:
         on_busy: Callable[[bool], None],
         max_output: int,
     ) -> None:
-        """`on_busy` is called when there are runs, and when there are none."""
+        """`on_busy` is called with True when the first run starts, and with False when the last one has ended."""
         self._executor = executor
         self._report = report
         self._on_busy = on_busy
@@ -55,7 +55,7 @@ class Runs:
         self._tasks: dict[int, asyncio.Task[Mapping[str, Any] | None]] = {}
         self._stopped: set[int] = set()
         self.provided: dict[Claim, bytes] = {}
-        """What the main process has read for each run that is under way."""
+        """What the main process has read for each run in progress."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -72,7 +72,7 @@ class Runs:
         task.add_done_callback(lambda done: self._ended(frame.key, run, done))
 
     def stop(self, key: int, stopped: Stopped) -> None:
-        """Cancel a run; nothing where it has ended."""
+        """Cancel a run; do nothing if it has ended."""
         task = self._tasks.get(key)
         if task is not None and not task.done():
             self._stopped.add(key)

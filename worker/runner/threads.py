@@ -1,4 +1,4 @@
-"""Threads for blocking code of runs; none of the runs can take them all."""
+"""Provide threads for blocking code of runs, such that no run can take them all."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 THREADS_PER_RUN = 8
-"""That one run has at a time; the standard library's default for a process of one run is 6 on 2 cores."""
+"""Maximum per run; the standard library's default for a process with one run is 6 on 2 cores."""
 MOST_THREADS = 256
 
 
 class FairThreads(ThreadPoolExecutor):
     """A loop's default executor. Calls that a run submits above its share wait for its own threads only.
 
-    `whose` returns the run whose code is calling, or None. A thread is made only when it is needed.
+    `whose` returns the run that is calling, or None. Threads are created only when needed.
     """
 
     def __init__(self, whose: Callable[[], Hashable | None]) -> None:
@@ -27,7 +27,7 @@ class FairThreads(ThreadPoolExecutor):
         self._waiting: dict[Hashable, deque[_Call]] = {}
 
     def submit[T](self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Call `fn` in a thread, as soon as the run has one."""
+        """Call `fn` in a thread, as soon as the run has a free one."""
         run = self._whose()
         call = _Call(Future(), fn, args, kwargs)
         with self._guard:
@@ -55,7 +55,7 @@ class FairThreads(ThreadPoolExecutor):
 
 
 class _Call:
-    """A call, and the future of what it returns."""
+    """A call and the future of its result."""
 
     def __init__(
         self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,7 +1,7 @@
-"""Name what holds the event loop of a runner, from a thread of the runner itself.
+"""Find out what blocks the event loop of a runner, from a thread of the runner itself.
 
-The main process notices by itself that a runner does not answer. Which run and node it is can be seen from inside
-alone, and not while one call into C keeps all other threads from running.
+The main process notices without help that a runner does not answer. Which run and node block it can only be seen from
+inside the process, and not while a call into C keeps all other threads from running.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ HELD_SECONDS = 1.5
 """Shorter than the main process waits for an answer (seconds), so that the name is known when it asks."""
 _LOOK_SECONDS = 0.25
 
-# A workflow may replace them in the module, as tests that stop the clock do.
+# Kept here because a workflow may replace them in the module, as tests that stop the clock do.
 _monotonic, _sleep = time.monotonic, time.sleep
 
 
 class Watch:
-    """Looks again and again whether the loop has answered, and reports once for each time that it is held."""
+    """Check periodically whether the loop has answered, and report once each time that it is blocked."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, side: socket.socket) -> None:
         self._loop = loop
@@ -39,7 +39,7 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def watch(self, active: bool) -> None:
-        """Look only while there are runs, and until the loop has answered once after the last of them."""
+        """Check only while there are runs, and until the loop has answered once after the last of them."""
         if active:
             self._active.set()
         else:
@@ -54,7 +54,7 @@ class Watch:
             try:
                 self._look()
             except (OSError, RuntimeError):
-                # The main process is gone, or the loop is closed: this process ends.
+                # The main process has ended, or the loop is closed: this process is ending.
                 return
 
     def _look(self) -> None:

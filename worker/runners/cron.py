@@ -1,4 +1,4 @@
-"""Have the executor dispatch due cron triggers, in a runner that is kept for that."""
+"""Have the executor dispatch due cron triggers, in a runner reserved for that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CRON_SECONDS = 300.0
 
 
 class CronRunner:
-    """For one event loop."""
+    """Dispatch cron triggers in one runner. For one event loop."""
 
     def __init__(self, starter: Starter) -> None:
         self._starter = starter
@@ -25,11 +25,11 @@ class CronRunner:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a process."""
+        """Whether the runner's process exists."""
         return self._runner is not None
 
     async def dispatch(self) -> CronReport:
-        """Return what came of a dispatch. Never raises."""
+        """Dispatch due cron triggers and return the result. Never raises."""
         try:
             runner = self._runner or await self._starter.for_cron(self._adopt)
         except DispatchError as error:
@@ -43,17 +43,17 @@ class CronRunner:
                 return report
         except TimeoutError:
             runner.kill("Runner was ended because the dispatch of cron triggers took too long")
-            return CronReport("failed", reason=f"not done within {CRON_SECONDS:g} s")
+            return CronReport("failed", reason=f"not finished within {CRON_SECONDS:g} s")
 
     def take(self, frame: CronDone) -> None:
-        """Take an answer of the runner."""
+        """Accept an answer of the runner."""
         answer = self._answers.pop(frame.number, None)
         if answer is not None and not answer.done():
             outcome: Any = frame.outcome
             answer.set_result(CronReport(outcome, frame.runs, frame.skipped, frame.reason))
 
     def gone(self, runner: Runner) -> None:
-        """Note that a runner has ended, which may be this one."""
+        """Note that a runner has ended, which may be the one for cron triggers."""
         if runner is not self._runner:
             return
         self._runner = None
@@ -63,7 +63,7 @@ class CronRunner:
         self._answers.clear()
 
     def close(self, *, at_once: bool = False) -> None:
-        """Have the process end."""
+        """End the process: in order, or at once."""
         if self._runner is not None and at_once:
             self._runner.kill(None)
         elif self._runner is not None:

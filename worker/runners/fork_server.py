@@ -1,7 +1,7 @@
 """Start runners as forks of a standard library fork server that has imported the executor once.
 
-`multiprocessing`'s fork server ends with this process, starts again if it is killed, and tells the exit status of each
-of its children. docs/decisions has its limits and what is done about them.
+`multiprocessing`'s fork server ends with this process, starts again if it is killed, and reports the exit status of
+each of its children. docs/decisions has its limits and what is done about them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENVIRONMENT = "orcheo_dispatch.worker.runner.environment"
 PRELOAD = "orcheo_dispatch.worker.runner.preload"
 NO_PRELOAD = "ORCHEO_DISPATCH_INTERNAL_NO_PRELOAD"
 PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
-"""As in `orcheo_dispatch.worker.runner.preload`, which this process does not import."""
+"""Same values as in `orcheo_dispatch.worker.runner.preload`, which this process does not import."""
 
 
 _CLOSE_SECONDS = 2.0
@@ -32,7 +32,7 @@ _CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A runner's process, and the ends of its sockets that are this process's."""
+    """A runner's process, and this process's ends of its sockets."""
 
     process: ForkServerProcess
     link: socket.socket
@@ -40,14 +40,14 @@ class Started:
 
 
 class ForkServer:
-    """Starts processes one after the other, on a thread that lives as long as this process.
+    """Start processes one at a time, on a thread that lives as long as this process.
 
     The kernel ends the fork server when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
     """
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        # This module as well: a child unpickles its target function from it.
+        # Preload this module as well: a child unpickles its target function from it.
         self._context.set_forkserver_preload([ENVIRONMENT, PRELOAD, __name__])
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True
@@ -58,29 +58,29 @@ class ForkServer:
     async def start(self, name: str) -> Started:
         """Start a runner. Raises `OSError` or `EOFError` if the fork server ends: the next call starts another.
 
-        The first one waits until the fork server has imported the executor.
+        The first call waits until the fork server has imported the executor.
         """
         return await asyncio.get_running_loop().run_in_executor(self._starter, self._start, name)
 
     async def join(self, process: ForkServerProcess) -> None:
         """Wait for the end of a process, and for its status.
 
-        On the thread that starts processes: each start reaps processes that have ended, and of two that read a
-        status at once only one gets it.
+        This runs on the thread that starts processes: each start reaps processes that have ended, and if two threads
+        read a status at the same time, only one gets it.
         """
         await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
 
     def stop_sharing(self, server: int) -> None:
-        """Have a fork server without the executor from now on, in place of the one with this process id."""
+        """Replace the fork server that has this process ID by one that does not import the executor."""
         self.shares = False
         os.environ[NO_PRELOAD] = "1"
         with suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
 
     async def close(self) -> None:
-        """End the resource tracker, which multiprocessing keeps beside the fork server; the runners have ended.
+        """End the resource tracker that multiprocessing runs beside the fork server, once all runners have ended.
 
-        It ends by itself some milliseconds after this process, and a service manager kills what it finds then.
+        It would end by itself some milliseconds after this process, but a service manager kills what it finds by then.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -90,7 +90,7 @@ class ForkServer:
         link, far_link = socket.socketpair()
         side, far_side = socket.socketpair()
         try:
-            # By name: what a runner executes is imported there, never here.
+            # The target imports what a runner executes by name, in the runner: it is never imported here.
             process = self._context.Process(target=_run, args=(far_link, far_side), name=name)
             process.start()
         except BaseException:
@@ -106,7 +106,7 @@ class ForkServer:
 
 
 def _stop_resource_tracker() -> None:
-    # There is no public way. It waits for the end of the tracker's process.
+    # There is no public function for this. It waits for the tracker's process to end.
     stop: Callable[[], None] | None = getattr(resource_tracker._resource_tracker, "_stop", None)  # noqa: SLF001
     if stop is not None:
         stop()
@@ -121,7 +121,7 @@ def _run(link: socket.socket, side: socket.socket) -> None:
 def _hide_main_module() -> None:
     """Prevent children from executing this process's main module: multiprocessing runs it again in each child.
 
-    It does not where `__main__` is a package's, as with `python -m celery`.
+    It does not if `__main__` belongs to a package, as with `python -m celery`.
     """
     main = sys.modules["__main__"]
     name = getattr(main.__spec__, "name", "")

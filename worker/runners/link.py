@@ -1,4 +1,4 @@
-"""The main process's end of a runner's socket: decodes frames."""
+"""Decode frames at the main process's end of a runner's socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orcheo_dispatch.worker.frames import Decoder, FrameError, Up
 
 
 class LinkEnd(asyncio.Protocol):
-    """Calls `on_frame` with each frame, `on_unreadable` once with what is no frame, and `on_closed` at the end."""
+    """Call `on_frame` with each frame, `on_unreadable` once if bytes are not a frame, and `on_closed` at the end."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class LinkEnd(asyncio.Protocol):
         on_unreadable: Callable[[str], None],
         on_closed: Callable[[], None],
     ) -> None:
-        """`limit` is the most bytes that a frame may have."""
+        """`limit` is the maximum size of a frame (bytes)."""
         self._decoder: Decoder[Up] = Decoder(Up, limit=limit)
         self._on_frame = on_frame
         self._on_unreadable = on_unreadable
@@ -31,7 +31,7 @@ class LinkEnd(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames that are complete."""
+        """Decode the frames that are complete."""
         try:
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)

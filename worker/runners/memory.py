@@ -9,7 +9,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def memory_of(pid: int) -> int:
-    """Return the bytes of a process that are in memory; 0 where it is gone."""
+    """Return the resident memory of a process (bytes); 0 if it no longer exists."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):

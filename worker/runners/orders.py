@@ -1,4 +1,4 @@
-"""Orders to runners about their runs, and reads and writes for runs in progress."""
+"""Send orders about runs to runners, and read and write rows for runs in progress."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from orcheo_dispatch.worker.runners.runner import Runner
 
 
 class BookKeeper(Protocol):
-    """Only for the pool's event loop, except `makes_progress`."""
+    """Reads and writes Orcheo's tables. Only for the pool's event loop, except `makes_progress`."""
 
     @property
     def makes_progress(self) -> bool:
-        """Whether statements are begun while rows wait; may be asked from any thread."""
+        """Whether statements begin while rows wait. May be read from any thread."""
 
     async def open(self) -> None:
         """Connect. Raises `DatabaseError`."""
@@ -35,16 +35,16 @@ class BookKeeper(Protocol):
         """Write remaining rows and disconnect."""
 
     async def provide(self, run: Run, known_at: str | None) -> Provided:
-        """Return what an executor needs of Orcheo's tables to execute a run."""
+        """Return what an executor needs from Orcheo's tables to execute a run."""
 
     def write(self, run: Claim, rows: BookRows, *, hasten: bool) -> asyncio.Future[str | None]:
-        """Write rows of a run; the result is None, or the class of the error that they were refused with."""
+        """Write rows of a run; the result is None, or the class of the error with which they were refused."""
 
     def hasten(self) -> None:
-        """Write as soon as possible what was given before."""
+        """Write all rows given so far as soon as possible."""
 
     def abandon(self, run: Claim) -> None:
-        """Write nothing more of a run."""
+        """Write no more rows of a run."""
 
 
 _FIELDS = (
@@ -60,14 +60,14 @@ _FIELDS = (
 )
 _WORKER = "orcheo_dispatch.worker."
 _LOST = (Stop.LOST, Stop.LEASE_OVER)
-"""Stops of runs that may be another worker's by now."""
+"""Stops of runs that another worker may hold by now."""
 
 
 class Orders:
-    """For the thread of the pool's event loop.
+    """Send orders to runners. For the thread of the pool's event loop.
 
-    `told_of` returns the status and the reason that an executor gets when a run is stopped, `end` ends a run that is
-    in a runner.
+    `told_of` returns the status and the reason that an executor gets when a run is stopped; `end` ends a run that is in
+    a runner.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Orders:
         self._end = end
         self._spawn = spawn
         self.books: BookKeeper | None = None
-        """Where the executor wants one; set when it has been opened."""
+        """Set when it has been opened; None if the executor does not want one."""
 
     @property
     def makes_progress(self) -> bool:
-        """Whether rows are written while some wait; from any thread. Whether Postgres takes them is another matter."""
+        """Whether writes begin while rows wait, regardless of whether Postgres accepts them. For any thread."""
         return self.books is None or self.books.makes_progress
 
     def give(self, runner: Runner, execution: Execution) -> None:
@@ -96,7 +96,7 @@ class Orders:
             self._spawn(self._provide(self.books, runner, execution))
 
     def stop(self, runner: Runner, execution: Execution) -> None:
-        """Have a runner stop a run; one that has not started there never does."""
+        """Have a runner stop a run; a run that has not started there never starts."""
         assert execution.stop_reason is not None
         if self.books is not None and execution.stop_reason in _LOST:
             self.books.abandon(execution.claim)
@@ -104,7 +104,7 @@ class Orders:
             runner.send(StopFrame(execution.key, *self._told_of(execution, execution.stop_reason)))
 
     def write(self, runner: Runner, frame: Rows) -> None:
-        """Write rows of a run that this runner executes and that has not ended; of no other run."""
+        """Write rows of a run that this runner executes and that has not ended; refuse all other rows."""
         claim = Claim(frame.run_id, frame.fence)
         execution = next((each for each in runner.executions.values() if each.claim == claim), None)
         if self.books is None or execution is None or execution.stop_reason in _LOST or execution.result is not None:
@@ -114,7 +114,7 @@ class Orders:
         written.add_done_callback(lambda done: runner.send(Written(frame.unit, done.result())))
 
     def hasten(self) -> None:
-        """Write as soon as possible what was given before."""
+        """Write all rows given so far as soon as possible."""
         if self.books is not None:
             self.books.hasten()
 
@@ -139,7 +139,7 @@ class Orders:
 
 
 def _raised_at(error: Exception) -> str:
-    """Return which line of ours asked for what was refused."""
+    """Return the line of our code whose request was refused."""
     ours = [each for each in walk_tb(error.__traceback__) if each[0].f_globals["__name__"].startswith(_WORKER)]
     frame, line = ours[-1]
     return f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"

@@ -1,9 +1,9 @@
 """Decide which runner executes which run.
 
-A shared runner executes runs of one workspace, the least loaded first; a dedicated one a single run. At most `most`
-runners exist at a time. Where a run finds none, an idle runner of another workspace ends to make room; where all are
-busy, the runner that has served its workspace for longest takes nothing new, and ends when its runs have ended. So
-workspaces beyond the bound take turns.
+A shared runner executes runs of one workspace, and the least loaded one is chosen; a dedicated runner executes a single
+run. At most `most` runners exist at a time. If there is none for a run, an idle runner of another workspace ends to
+make room. If all are busy, the runner that has served its workspace longest gets no new runs, and ends when its runs
+have ended. So workspaces beyond the limit take turns.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from orcheo_dispatch.worker.execution import Execution
 from orcheo_dispatch.worker.runners.runner import Runner
 
 _TURN_SECONDS = 1.0
-"""How long a runner serves one workspace at least while others wait."""
+"""Minimum time that a runner serves one workspace while others wait (seconds)."""
 
 
 class Waiting:
-    """Runs that have no runner yet: in turn by workspace, each in the order of its arrival."""
+    """Runs that have no runner yet: workspaces take turns, and runs of one workspace are in order of arrival."""
 
     def __init__(self) -> None:
         self._turns: dict[tuple[str, bool], deque[Execution]] = {}
@@ -32,11 +32,11 @@ class Waiting:
         return (execution for turn in self._turns.values() for execution in turn)
 
     def add(self, execution: Execution, *, dedicated: bool) -> None:
-        """Add a run behind those of its workspace."""
+        """Add a run after the others of its workspace."""
         self._turns.setdefault((execution.run.workspace_id, dedicated), deque()).append(execution)
 
     def remove(self, execution: Execution) -> bool:
-        """Remove a run; return whether it was here."""
+        """Remove a run; return whether it was waiting."""
         for turn, executions in self._turns.items():
             if execution in executions:
                 executions.remove(execution)
@@ -46,7 +46,7 @@ class Waiting:
         return False
 
     def turns(self) -> list[tuple[str, bool]]:
-        """Return the workspaces that have waited, longest first, and whether they wait for dedicated runners."""
+        """Return the waiting workspaces, longest wait first, and whether each waits for a dedicated runner."""
         return list(self._turns)
 
     def count(self, workspace: str, *, dedicated: bool) -> int:
@@ -54,7 +54,7 @@ class Waiting:
         return len(self._turns.get((workspace, dedicated), ()))
 
     def take(self, workspace: str, *, dedicated: bool) -> Execution:
-        """Remove the first run of a workspace, whose next one comes after those of all others."""
+        """Remove and return the first run of a workspace; its next run comes after those of all other workspaces."""
         turn = workspace, dedicated
         executions = self._turns.pop(turn)
         first = executions.popleft()
@@ -79,9 +79,9 @@ def assign(runners: Collection[Runner], workspace: str, *, dedicated: bool, proc
 def plan(
     runners: Collection[Runner], waiting: Waiting, *, starting: int, processes: int, most: int
 ) -> tuple[int, list[Runner]]:
-    """Return how many runners to start now, and which are to end so that others can be started.
+    """Return how many runners to start now, and which runners must end so that others can be started.
 
-    One spare is kept ready, and as many as share the runs of a workspace where there are no others.
+    One spare is kept ready; without other runners, as many as may share the runs of a workspace.
     """
     turns = waiting.turns()
     missing = sum(waiting.count(workspace, dedicated=True) if dedicated else 1 for workspace, dedicated in turns)
@@ -99,7 +99,7 @@ def plan(
 
 
 def _idle_of_others(runners: Iterable[Runner], workspace: str) -> Runner | None:
-    """Return the shared runner without runs that was used least recently, of any workspace but this one."""
+    """Return the least recently used shared runner without runs, of any workspace but this one."""
     idle = [
         each
         for each in runners
@@ -109,7 +109,7 @@ def _idle_of_others(runners: Iterable[Runner], workspace: str) -> Runner | None:
 
 
 def _longest_served(runners: Iterable[Runner], workspace: str) -> Runner | None:
-    """Return the busy shared runner that is to end for a workspace that has none; first where one has several."""
+    """Return the busy shared runner that must end for a waiting workspace; prefer workspaces with several runners."""
     busy = [each for each in runners if not each.dedicated and each.is_free and each.workspace not in (None, workspace)]
     several = {each.workspace for each in busy if sum(other.workspace == each.workspace for other in busy) > 1}
     now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The runners of a worker: given runs, stopped and replaced, on an event loop in a thread of its own."""
+"""Manage the runners of a worker on an event loop in its own thread: give them runs, stop and replace them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CLOSE_SECONDS = 6.0
 
 
 class RunnerPool:
-    """Executes runs in runners. `start`, `execute`, `dispatch_cron` and `close` may be called from any thread."""
+    """Execute runs in runners. `start`, `execute`, `dispatch_cron` and `close` may be called from any thread."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class RunnerPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self.has_cron = False
-        """Whether the executor can dispatch cron triggers; known when the pool has started."""
+        """Whether the executor can dispatch cron triggers; known once the pool has started."""
         self.turned_at = time.monotonic()
         """`time.monotonic()` of the last time that this pool's loop checked its runners."""
 
     def start(self) -> None:
-        """Open the executor in a first runner. Raises `DispatchError`, or what is below it."""
+        """Open the executor in a first runner. Raises `DispatchError` or a subclass of it."""
         self._thread.start()
         self._call(self._open(), 2 * FIRST_SECONDS + ATTACH_SECONDS)
 
@@ -74,7 +74,7 @@ class RunnerPool:
         self._loop.call_soon_threadsafe(self._arrive, executions)
 
     def stop_run(self, execution: Execution) -> None:
-        """Cancel a run that is to stop."""
+        """Cancel a run whose stop was requested."""
         self._loop.call_soon_threadsafe(self._stop, execution)
 
     def end_run(self, execution: Execution) -> None:
@@ -82,21 +82,21 @@ class RunnerPool:
         self._loop.call_soon_threadsafe(self._end_ignoring, execution)
 
     def dispatch_cron(self) -> CronReport:
-        """Have the executor dispatch due cron triggers, in a runner of its own; wait for what came of it."""
+        """Have the executor dispatch due cron triggers, in a runner of its own; wait for the result."""
         try:
             return self._call(self._cron.dispatch(), CRON_SECONDS + 2 * ATTACH_SECONDS)
         except (concurrent.futures.CancelledError, TimeoutError) as error:
             return CronReport("failed", reason=str(error) or type(error).__name__)
 
     def close(self) -> None:
-        """End all runners; there are no runs left."""
+        """End all runners. Call it when no runs remain."""
         self._call(self._close(), 2 * _CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
 
-    # --- the loop's thread from here on
+    # --- from here on: the loop's thread
 
     def _call[T](self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
@@ -107,7 +107,12 @@ class RunnerPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self) -> None:
-        attached = await self.starter.first(self._runners.add)
+        try:
+            attached = await self.starter.first(self._runners.add)
+        except BaseException:
+            # This process ends with the error: it needs no runner in place of the one that could not open the executor.
+            self._closing = True
+            raise
         self.has_cron = attached.cron
         if attached.books:
             books = self._make_books(self._where.__len__)
@@ -116,7 +121,7 @@ class RunnerPool:
         self._spawn(self._tick())
         self._place()
 
-    # --- runs come and go
+    # --- starting and ending runs
 
     def _arrive(self, executions: Sequence[Execution]) -> None:
         for execution in executions:
@@ -127,7 +132,7 @@ class RunnerPool:
         self._place()
 
     def _place(self) -> None:
-        """Give runs that wait to runners, as far as there are any, and start those that are missing."""
+        """Give waiting runs to free runners, and start missing runners."""
         placed = True
         while placed and len(self._waiting):
             placed = False
@@ -140,7 +145,7 @@ class RunnerPool:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Start the spares that are missing; have others end where there are as many runners as there may be."""
+        """Start missing spares; at the maximum number of runners, have some end."""
         starts, leaving = plan(
             self._runners,
             self._waiting,
@@ -191,7 +196,7 @@ class RunnerPool:
         self.orders.stop(runner, execution)
 
     def _end_ignoring(self, execution: Execution) -> None:
-        """End a run that ignored its stop: with its runner, where that costs no other run anything."""
+        """End a run that ignored its stop; end its runner too if that harms no other run."""
         runner = self._where.get(execution.key)
         if runner is None or execution.key not in runner.executions:
             return
@@ -200,7 +205,7 @@ class RunnerPool:
         if holder is execution:
             self._isolation.convict(execution.run, "ignored a stop")
         if not others or runner.held:
-            # While its loop is held, no run in it gets anything done.
+            # While its loop is blocked, no other run in it makes progress.
             runner.kill("Runner was ended because a run in it did not stop", culprit=holder)
             return
         runner.ignored.add(execution.key)
@@ -217,7 +222,7 @@ class RunnerPool:
         elif runner.executions and runner.executions.keys() <= runner.ignored:
             runner.kill("Runner was ended because a run in it did not stop")
 
-    # --- what runners say
+    # --- frames from runners
 
     def _take(self, runner: Runner, frame: Up) -> None:
         match frame:
@@ -244,7 +249,7 @@ class RunnerPool:
         self._end(runner, execution, result_of(runner, execution, frame, max_output=self._settings.max_output))
 
     def _gone(self, runner: Runner) -> None:
-        """Settle what was in a runner that has ended."""
+        """Settle the runs of a runner that has ended."""
         self._runners.discard(runner)
         self._cron.gone(runner)
         if not self._closing:
@@ -264,7 +269,7 @@ class RunnerPool:
         if not self._closing:
             self._place()
 
-    # --- looking after runners
+    # --- monitoring and closing
 
     async def _tick(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""One runner as the main process sees it: its process, its sockets, its runs."""
+"""Represent one runner in the main process: its process, its sockets, its runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UNKNOWN_STATUS = 255
 
 
 class Runner:
-    """For the thread of the pool's event loop only. `on_frame` gets each frame, `on_gone` is called at the very end.
+    """For the thread of the pool's event loop only. `on_frame` gets each frame; `on_gone` is called once, last.
 
     `join` waits for a process that is about to end.
     """
@@ -50,39 +50,39 @@ class Runner:
     ) -> None:
         self.number = number
         self.workspace: str | None = None
-        """Whose runs it executes; None for a spare."""
+        """The workspace whose runs it executes; None for a spare."""
         self.dedicated = False
-        """Whether it executes one run, and then ends."""
+        """Whether it executes one run and then ends."""
         self.executions: dict[int, Execution] = {}
         self.taken = 0
-        """Runs that it was given so far."""
+        """Number of runs that it has been given so far."""
         self.started_at = time.monotonic()
         self.assigned_at = self.started_at
-        """When it was given to its workspace."""
+        """`time.monotonic()` when it was assigned to its workspace."""
         self.used_at = self.started_at
-        """When it was last given a run."""
+        """`time.monotonic()` when it was last given a run."""
         self.draining = False
-        """Whether it gets nothing new, and ends when it is empty."""
+        """Whether it gets no new runs, and ends when it has none."""
         self.ignored: set[int] = set()
         """Keys of runs that are settled while their code is still running."""
         self.cancelled_inside: list[Execution] = []
         self.held = False
         self.held_by: Held | None = None
         self.killed_for: str | None = None
-        """Why this process killed it."""
+        """Why this process killed it; None if it did not, or gave no reason."""
         self.culprit: Execution | None = None
-        """The run on account of which it was killed."""
+        """The run because of which it was killed."""
         self.server = 0
-        """Process id of the fork server that it was made by."""
+        """Process ID of the fork server that forked it."""
         self.base_memory = 0
-        """Bytes that it had when its executor was open; 0 before."""
+        """Its memory when its executor was open (bytes); 0 before."""
         self.attached: asyncio.Future[Attached | NotAttached] = asyncio.get_running_loop().create_future()
         self.executed: OrderedDict[str, Run] = OrderedDict()
-        """The last run of each version that it was given, for those that it was given last."""
+        """The last run of each workflow version that it was given, for the most recent versions."""
         self.given: OrderedDict[int, Run] = OrderedDict()
-        """The runs that it was given last, by key."""
+        """The most recent runs that it was given, by key."""
         self.versions = KnownVersions()
-        """When the versions of workflows that it has were updated, as text."""
+        """The workflow versions that it was given."""
         self._process = started.process
         self._join = join
         self._joining: asyncio.Task[None] | None = None
@@ -100,14 +100,14 @@ class Runner:
         self.pid = started.process.pid or 0
 
     async def connect(self) -> None:
-        """Read and write its sockets from now on, and notice its end."""
+        """Start reading and writing its sockets, and watch for its end."""
         loop = asyncio.get_running_loop()
         for place, sock in enumerate(self._sockets):
             end = LinkEnd(
                 limit=self._limit,
                 on_frame=self.received,
                 on_unreadable=self.unreadable,
-                # Only the first one tells that the runner is gone.
+                # Only the first socket tells that the runner has ended.
                 on_closed=self.closed if place == 0 else _nothing,
             )
             transport, _ = await loop.create_unix_connection(partial(_same, end), sock=sock)
@@ -116,7 +116,7 @@ class Runner:
         loop.add_reader(self._process.sentinel, self._note_exit)
 
     def send(self, frame: Frame) -> None:
-        """Send a frame; nothing where the runner is gone."""
+        """Send a frame; do nothing if the runner's socket is closed."""
         if not self._transports[0].is_closing():
             self._transports[0].write(encode(frame))
 
@@ -126,19 +126,19 @@ class Runner:
         self.assigned_at = time.monotonic()
 
     def attach(self, found: bytes | None, *, cron: bool) -> None:
-        """Have its executor opened."""
+        """Have the runner open its executor."""
         self.send(Attach(found, cron))
 
     @property
     def is_free(self) -> bool:
-        """Whether it could be given a run."""
+        """Whether it can be given a run."""
         if self._gone or self._exited or self.draining or self.held or not self.attached.done():
             return False
         return self._pinged_at is None or time.monotonic() - self._pinged_at < _SILENT_SECONDS
 
     @property
     def is_in_order(self) -> bool:
-        """Whether it has answered since all runs that it was given have ended: what they left behind does no harm."""
+        """Whether it has answered since the end of all runs that it was given: what they left behind does no harm."""
         return not self.executions and self._answered_for == self.taken
 
     @property
@@ -147,7 +147,7 @@ class Runner:
         return self._answered_for >= self.taken - 1
 
     def remember(self, key: int, run: Run) -> None:
-        """Note that it was given a run."""
+        """Record that it was given a run."""
         self.given[key] = run
         if len(self.given) > _EXECUTED:
             self.given.popitem(last=False)
@@ -157,7 +157,7 @@ class Runner:
             self.executed.popitem(last=False)
 
     def ping(self, now: float) -> float:
-        """Ask for an answer of its event loop, unless one is awaited; return for how many seconds that has been."""
+        """Send a ping unless an answer is outstanding; return how long the answer has been outstanding (seconds)."""
         if self._pinged_at is not None:
             return now - self._pinged_at
         self._ping += 1
@@ -167,7 +167,7 @@ class Runner:
         return 0.0
 
     def kill(self, why: str | None, *, culprit: Execution | None = None) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self.killed_for is None:
             self.killed_for, self.culprit = why, culprit
         if not self._exited:
@@ -176,13 +176,13 @@ class Runner:
 
     @property
     def exit_kind(self) -> str:
-        """How it ended, as metrics count it."""
+        """How it ended, as a label for metrics."""
         if self.killed_for is not None:
             return "killed"
         return "signal" if (self._process.exitcode or 0) < 0 else "exited"
 
     def exit_text(self) -> str:
-        """Return how it ended, as the errors of its runs say it."""
+        """Return how it ended, for the error texts of its runs."""
         if self.killed_for is not None:
             return self.killed_for
         code = self._process.exitcode
@@ -198,11 +198,11 @@ class Runner:
 
     @property
     def lost_its_server(self) -> bool:
-        """Whether it ended with the fork server, which takes all of them along."""
+        """Whether it ended together with the fork server, whose end ends all its runners."""
         return self.killed_for is None and self._process.exitcode == _UNKNOWN_STATUS and not _is_alive(self.server)
 
     def received(self, frame: Up) -> None:
-        """Take a frame of the runner."""
+        """Accept a frame from the runner."""
         if isinstance(frame, Attached | NotAttached):
             if not self.attached.done():
                 self.server = frame.server if isinstance(frame, Attached) else 0
@@ -219,8 +219,8 @@ class Runner:
             self._on_frame(self, frame)
 
     def unreadable(self, reason: str) -> None:
-        """End a runner that sends what is no frame: its workflows have written to its socket."""
-        self.kill(f"Runner sent what is no message ({reason})")
+        """Kill a runner that sent bytes that are not a frame: its workflows have written to its socket."""
+        self.kill(f"Runner sent an invalid message ({reason})")
 
     def closed(self) -> None:
         """Note that nothing more will be read."""

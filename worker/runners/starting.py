@@ -1,4 +1,4 @@
-"""Start runners, wait until their executor is open, and remember whether that works at present."""
+"""Start runners, wait until their executor is open, and remember whether that currently works."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from orcheo_dispatch.worker.runners.memory import memory_of
 from orcheo_dispatch.worker.runners.runner import Runner
 
 FIRST_SECONDS = 300.0
-"""How long the first runner may take: it imports the executor, makes tables and tries a run."""
+"""Timeout of the first runner's start (seconds): it imports the executor, creates tables and tries a run."""
 ATTACH_SECONDS = 60.0
 _FAILING_SECONDS = 60.0
-"""How long no runner can be started until the worker gives up."""
+"""How long starts may fail before the worker gives up (seconds)."""
 _FRAME_MARGIN = 1 << 20
 _ROWS_FRAME_BYTES = 1 << 26
 _ERRORS: dict[str, type[DispatchError]] = {
@@ -26,7 +26,7 @@ _ERRORS: dict[str, type[DispatchError]] = {
 
 
 class Starter:
-    """For one event loop. `on_frame` and `on_gone` are those of each runner."""
+    """Start runners for one event loop. `on_frame` and `on_gone` are those of each runner."""
 
     def __init__(
         self, *, max_output: int, on_frame: Callable[[Runner, Up], None], on_gone: Callable[[Runner], None]
@@ -40,11 +40,11 @@ class Starter:
         self._failing_since: float | None = None
         self._last_error = ""
         self.under_way = 0
-        """Runners that are being started and have no process yet."""
+        """Number of runners that are being started and have no process yet."""
 
     @property
     def problem(self) -> str | None:
-        """Why no runner can be started, in one line; None where they can."""
+        """One line that says why no runner can be started; None if they can."""
         return None if self._failing_since is None else f"no runner can be started: {self._last_error}"
 
     @property
@@ -57,10 +57,10 @@ class Starter:
         await self._server.close()
 
     async def first(self, adopt: Callable[[Runner], None]) -> Attached:
-        """Start the first runner, which opens the executor for all. Raises `DispatchError`, or what is below it.
+        """Start the first runner, which opens the executor for all. Raises `DispatchError` or a subclass of it.
 
-        Where the fork server has more threads than one, which a plugin may have started as it was imported, it must not
-        fork: each runner imports the executor by itself then.
+        If the fork server has more than one thread, for example because a plugin started one at import, it must not
+        fork: each runner then imports the executor itself.
         """
         attached = await self._attached(await self._start(adopt, cron=False, seconds=FIRST_SECONDS))
         if attached.threads > 1 and self._server.shares:
@@ -71,7 +71,7 @@ class Starter:
         return attached
 
     async def spare(self, adopt: Callable[[Runner], None]) -> bool:
-        """Start a runner for runs; return whether that worked. What did not is logged once for as long as it lasts."""
+        """Start a runner for runs; return whether that worked. A lasting failure is logged once."""
         try:
             await self._attached(await self._start(adopt, cron=False, seconds=ATTACH_SECONDS))
         except DispatchError as error:

@@ -1,7 +1,7 @@
-"""Decide whether a suspect was innocent: its process must still be in order after its run has ended.
+"""Decide whether a suspect was innocent: its process must still work after its run has ended.
 
-A run may leave something behind that harms others only later, such as a clock that it has stopped. In a process of its
-own that would not be noticed: so its event loop has to answer once more.
+A run may leave something behind that harms others only later, such as a stopped clock. In a process of its own that
+would not be noticed, so the event loop must answer once more.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class Trying:
         return runner in self._tried
 
     def begin(self, runner: Runner, run: Run) -> None:
-        """Ask a dedicated runner, whose run has ended by itself, for one more answer."""
+        """Ping a dedicated runner whose run has ended by itself."""
         timer = asyncio.get_running_loop().call_later(LAG_LIMIT_SECONDS, self._end, runner, "left its process unusable")
         self._tried[runner] = run, timer
         runner.ping(time.monotonic())
 
     def answered(self, runner: Runner) -> None:
-        """Acquit the run of this runner, if it was asked after that run had ended; else ask."""
+        """Acquit the run of this runner if the ping was sent after that run had ended; otherwise ping again."""
         if runner in self._tried and not runner.is_in_order:
             runner.ping(time.monotonic())
         else:
             self._end(runner, None)
 
     def gone(self, runner: Runner) -> None:
-        """Convict the run of this runner, which has ended before it answered."""
+        """Convict the run of this runner, which ended before it answered."""
         self._end(runner, "left its process unusable")
 
     def _end(self, runner: Runner, reason: str | None) -> None:

@@ -1,7 +1,7 @@
-"""Monitor runners: whether their event loops answer, what holds them, their size and age.
+"""Monitor runners: whether their event loops answer, what blocks them, their size and age.
 
-One without runs is asked as well until it has answered once: a run may leave something behind that stops the event loop
-later, such as a clock that it has replaced, and the next runs would wait in it.
+A runner without runs is pinged too, until it has answered once: a run may leave something behind that stops the event
+loop later, such as a replaced clock, and the next runs would wait in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TICK_SECONDS = 0.5
 
 
 class Watching:
-    """For the thread of the pool's event loop."""
+    """Monitor runners, on the thread of the pool's event loop."""
 
     def __init__(self, settings: Settings, metrics: WorkerMetrics, isolation: Isolation) -> None:
         self._max_memory = settings.max_memory << 20
@@ -31,7 +31,7 @@ class Watching:
         self._isolation = isolation
 
     def look(self, runner: Runner) -> float:
-        """Check a runner; return for how many seconds its event loop has not answered."""
+        """Check a runner; return for how long its event loop has not answered (seconds)."""
         if runner.is_in_order or (not runner.executions and (runner.dedicated or runner.draining)):
             return 0.0
         now = time.monotonic()
@@ -64,7 +64,7 @@ class Watching:
         if held is not None:
             fields |= {"node": held.node, "node_type": held.node_type, "at": held.at}
         fields = {name: value for name, value in fields.items() if value is not None}
-        # What a run has left behind, such as a callback, may hold the loop when the run itself has ended.
+        # What a run left behind, such as a callback, may block the loop after the run itself has ended.
         ended = runner.given.get(held.key) if held is not None and held.key is not None else None
         run = holder.run if holder is not None else ended
         if run is None:
@@ -81,6 +81,6 @@ class Watching:
         grown = memory_of(runner.pid) - runner.base_memory
         if grown > self._max_memory:
             limit = self._max_memory >> 20
-            runner.kill(f"Runner was ended because it took more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
+            runner.kill(f"Runner was ended because it used more than ORCHEO_WORKER_MAX_MEMORY={limit} MiB")
         elif grown > self._max_memory // 2:
             runner.draining = True

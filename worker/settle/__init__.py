@@ -1,1 +1,1 @@
-"""Settles runs: how each ended, one statement for many, and the work that follows."""
+"""Settle runs: determine how each ended, write many ends in one statement, and do the work that follows."""

@@ -1,7 +1,7 @@
-"""Finish settled runs: slots in Redis, traces, a wake-up for the dispatchers.
+"""Do the work that follows a settled run: return slots in Redis, close traces, wake the dispatchers.
 
-On a thread of its own, since each of them may wait: for a Redis that does not answer, for a row of a trace that
-somebody holds. No run waits for its end on account of that.
+It runs on a thread of its own, since each step may wait: for a Redis that does not answer, or for a locked row of a
+trace. Settling never waits for it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MAX_BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Aftermath:
-    """Remaining work for one run."""
+    """Remaining work for one settled run."""
 
     run_id: str
     slot_due_in: str | None = None
-    """The workspace whose slot is to be returned."""
+    """The workspace that the slot must be returned to."""
     trace_open: bool = False
     requeued: bool = False
 
 
 class Aftermaths:
-    """Does the remaining work, for many runs at a time."""
+    """Do the remaining work of settled runs, many at a time."""
 
     def __init__(
         self,
@@ -54,20 +54,20 @@ class Aftermaths:
         self._thread = LastingThread("aftermath", self._turn, idle=self._waiting.empty, inbox=self._waiting)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Do the remaining work and end."""
+        """Do the remaining work, then stop."""
         self._thread.stop()
 
     @property
     def makes_progress(self) -> bool:
-        """Whether the thread turns."""
+        """Whether the thread makes progress."""
         return self._thread.makes_progress
 
     def put(self, aftermath: Aftermath) -> None:
-        """Do this soon, from any thread."""
+        """Queue remaining work; may be called from any thread."""
         self._waiting.put(aftermath)
 
     def _turn(self) -> None:
@@ -86,7 +86,7 @@ class Aftermaths:
         try:
             self._slots.give_back_all(slots)
         except BrokerError as error:
-            # They stay due in the ledger, and the dispatcher returns them.
+            # The slots stay due in the ledger, and the dispatcher returns them.
             self._metrics.broker_failed()
             for run_id, _ in slots:
                 log.warning("slot_not_returned", run_id=run_id, reason=str(error))

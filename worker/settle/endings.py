@@ -1,4 +1,4 @@
-"""Turn how a run ended in its runner into its status, error and output, and its outcome in the ledger."""
+"""Convert the end of a run in its runner into the run's status, error and output, and its outcome in the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.execution import How, Result, Stop
 
 TIMEOUT_KEY = "run_timeout_seconds"
-"""Where a workflow's `runnable_config.metadata` has this, its runs may take no longer."""
+"""Key in a workflow's `runnable_config.metadata` that limits the duration of its runs (seconds)."""
 
 
 def timeout_of(run: Run, limit: float) -> float:
@@ -26,12 +26,12 @@ def timeout_of(run: Run, limit: float) -> float:
     if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
         log.warning("run_timeout_ignored", run_id=run.run_id, workflow_id=run.workflow_id, takes="seconds above 0")
         return limit
-    # Compared before it is converted: JSON has integers that no float can hold.
+    # Compare before converting: JSON has integers that no float can hold.
     return float(min(limit, wanted))
 
 
 def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> Ending | None:
-    """Turn how a run ended in its runner into how the run ends; None where that is not this worker's to say."""
+    """Return the ending to write for a run that ended in its runner; None if this worker must not write one."""
     if result.stop is not None:
         return ending_of_stopped(settings, run, result.stop, timeout)
     error = result.error or result.kind or "The run failed."
@@ -51,7 +51,7 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
 
 
 def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) -> Ending | None:
-    """Turn a stop into how the run ends; None where it is left to others."""
+    """Return the ending to write for a stopped run; None if this worker must not write one."""
     match stop:
         case Stop.CANCELLED:
             # The API has ended it already; this only closes the ledger's side.
@@ -65,18 +65,21 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
             why, reason = "Worker stopped before the run ended.", "drained"
         case Stop.LEASE_OVER:
             why, reason = "Worker could not renew its lease.", "lease_over"
-    # The policy for lost runs, as the dispatcher would apply it once the lease has expired.
+    # Apply the policy for lost runs, as the dispatcher would once the lease has expired.
     if settings.lost_runs is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+    if settings.lost_runs is LostRuns.RESUME and stop is Stop.DRAINED:
+        # It continues elsewhere after its last finished step, so a drain costs it no attempt.
+        return Ending.requeued(why, refund=True)
+    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why)
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 
 
 def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
-    """Return the reason of its cancellation for an executor: the status that the run will have, if known, and why."""
+    """Return what an executor learns of its cancellation: the run's future status (None if unknown) and the reason."""
     if ending is None or stop is Stop.LEASE_OVER:
-        return None, "The run may be another worker's by now."
+        return None, "Another worker may hold the run by now."
     return ending.status, ending.why
 
 
@@ -86,16 +89,16 @@ def unstorable(error: BaseException) -> Ending:
 
 
 def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
-    """Return the ending of a run that ended its runner: requeued by the policy, or failed after its last attempt."""
-    if settings.lost_runs is LostRuns.REQUEUE and run.attempt < settings.max_attempts:
+    """Return the ending of a run that ended its runner: requeued if the policy allows it, else failed."""
+    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why, suspect=True)
     return Ending.failed(why, reason="crashed")
 
 
 def _ending_of_lost(settings: Settings, why: str, *, suspect: bool) -> Ending | None:
-    """Of a run whose runner ended, and not, or not certainly, because of it: the attempt does not count."""
+    """Return the ending of a run that did not, or not certainly, end its runner: the attempt does not count."""
     if settings.lost_runs is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.REQUEUE:
+    if settings.lost_runs.requeues:
         return Ending.requeued(why, suspect=suspect, refund=True)
     return Ending.failed(why, reason="runner_lost", outcome=Outcome.LOST)

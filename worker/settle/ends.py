@@ -1,4 +1,4 @@
-"""Rows to write for ended executions, and the database's answer."""
+"""Write the ends of executions, and sort them by the database's answer."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from orcheo_dispatch.worker.execution import Execution
 LOCK_SECONDS = 1.0
 """Lock timeout (seconds) for locks that are not skipped: a locked table, or rows that a trigger locks."""
 _SECONDS_A_BYTE = 1 / 2_000_000
-"""Large outputs take their time, and are no reason to take a statement for stuck."""
+"""Additional timeout per byte of output (seconds), so that writing a large output does not count as stuck."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An ended execution and what is to be written for it."""
+    """An ended execution and the ending to write for it."""
 
     execution: Execution
     ending: Ending | None
-    """None where that is not this worker's to say."""
+    """None if this worker must not write one."""
     settled: Settled | None = None
-    """None where nothing was changed: the run is another's by now."""
+    """None if nothing was changed, because another process holds the run by now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one statement came to."""
+    """The result of one statement."""
 
     done: list[End]
-    """Settled, or no longer this worker's."""
+    """Settled, or no longer held by this worker."""
     locked: list[End]
-    """A row of the run is locked."""
+    """Another transaction has locked a row of the run."""
 
 
 def write(store: Store, ends: Sequence[End], seconds: float) -> Written:
-    """Write these endings in one transaction, within this many seconds and some more for large outputs.
+    """Write these endings in one transaction, within this many seconds plus additional time for large outputs.
 
-    Raises `DatabaseError`; then none of them was written, or it is unknown whether they were.
+    Raises `DatabaseError`: then none of them was written, or it is unknown whether they were.
     """
     endings: dict[Claim, Ending] = {end.execution.claim: end.ending for end in ends if end.ending is not None}
     size = sum(len(ending.changes) for ending in endings.values())

@@ -1,4 +1,4 @@
-"""Detect that all runs fail with one error that is not their workflows': then this worker is not ready."""
+"""Detect that all runs fail with the same platform error, so that this worker reports that it is not ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAK_RUNS = 5
 
 
 class Failing:
-    """Counts runs that failed of one fault, one after the other. Thread-safe.
+    """Count consecutive runs that failed with the same fault. Thread-safe.
 
     A failure of workflow code resets the count; once `why` is set, only a success clears it.
     """
@@ -32,7 +32,7 @@ class Failing:
         return self._why
 
     def note(self, run: Run, result: Result) -> None:
-        """Record how a run ended; a stopped one does not count."""
+        """Record how a run ended; a stopped run does not count."""
         if result.stop is not None:
             return
         with self._lock:
@@ -52,7 +52,7 @@ class Failing:
             return
         if self._why is None:
             log.error("runs_failing", runs=self._runs, error=fault.error, at=fault.at)
-        self._why = f"the last {self._runs} runs failed of {fault.error} at {fault.at}"
+        self._why = f"the last {self._runs} runs failed with {fault.error} at {fault.at}"
 
     def _clear(self) -> None:
         if self._why is not None:

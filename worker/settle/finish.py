@@ -15,7 +15,7 @@ from orcheo_dispatch.worker.settle.failing import Failing
 
 
 class Finisher:
-    """Removes ended runs and passes on the remaining work for them; never raises."""
+    """Remove ended runs and pass on the remaining work for them; never raises."""
 
     def __init__(
         self, executions: Executions, aftermaths: Aftermaths, failing: Failing, metrics: WorkerMetrics
@@ -26,7 +26,7 @@ class Finisher:
         self._metrics = metrics
 
     def finish(self, ends: Sequence[End]) -> None:
-        """Finish runs whose end is written, or was refused because they are another worker's."""
+        """Finish runs whose end is written, or was refused because another worker holds them."""
         self._executions.remove(end.execution for end in ends)
         for end in ends:
             try:
@@ -37,7 +37,7 @@ class Finisher:
                 end.execution.settled.set()
 
     def abandon(self, executions: Sequence[Execution]) -> None:
-        """Remove runs that could not be settled: no heartbeat extends their leases, so they are reaped."""
+        """Remove runs that could not be settled: their leases are no longer extended, so they are reaped."""
         self._executions.remove(executions)
         for execution in executions:
             execution.settled.set()
@@ -79,7 +79,7 @@ class Finisher:
 
 
 def _has_open_trace(end: End) -> bool:
-    """Return whether the run has ended and its executor did not close its trace."""
+    """Return whether the run has ended and its executor could not close its trace, or was not allowed to."""
     result = end.execution.result
     assert result is not None
     ended = end.settled is not None and end.settled.ended

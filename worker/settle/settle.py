@@ -1,7 +1,7 @@
-"""Settle ended runs: all that wait in one statement, or in parts if that fails.
+"""Settle ended runs: all waiting runs in one statement, or in parts if that fails.
 
-As many runs as end while one statement is under way share the next one and its commit ("group commit"; D. DeWitt et
-al., "Implementation techniques for main memory database systems", 1984). So a single run never waits.
+Runs that end while one statement is being executed share the next one and its commit ("group commit"; D. DeWitt et al.,
+"Implementation techniques for main memory database systems", 1984). So a single run never waits for others.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = ["End", "Settler"]
 
 _MAX_BATCH = 500
 BATCH_SECONDS = 5.0
-"""How long the statement for a batch may take, and so delay the next one, whatever one of its runs does there."""
+"""Timeout of a batch's statement (seconds), and so the longest that any of its runs can delay the next batch."""
 _IDLE_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 1.0
-"""First pause before a locked row is retried (seconds): the API and our dispatchers hold locks for milliseconds."""
+"""Delay before a locked row is retried (seconds): the API and our dispatchers hold locks for milliseconds."""
 _OUTAGE_PAUSE_SECONDS = 5.0
 
 
 class Settler:
-    """Settles executions as they end, on threads of its own that nothing ends but `stop`.
+    """Settle executions as they end, on threads of its own that only `stop` ends.
 
-    `ending_of` returns what is to be written for one, and `finish` does the remaining work when it is written. Should
-    either raise, because of a bug, `abandon` removes that run: its lease expires, and it is reaped.
+    `ending_of` returns the ending to write for an execution, and `finish` does the remaining work once it is written.
+    If either raises, because of a bug, `abandon` removes that run: its lease expires, and it is reaped.
 
-    A run whose row is locked is skipped and retried, first after 5 ms, later each second, for as
-    long as it is locked. It delays no other. Refused runs are settled apart; see `worker/settle/unsettled.py`.
+    A run whose row is locked is skipped and retried for as long as it is locked, first after 5 ms, later once per
+    second. It delays no other run. Ends that Postgres refuses are settled apart; see `worker/settle/unsettled.py`.
     """
 
     def __init__(
@@ -71,27 +71,27 @@ class Settler:
         )
 
     def start(self) -> None:
-        """Settle from now on."""
+        """Start the threads."""
         self._thread.start()
         self._unsettled.start()
 
     def put(self, execution: Execution) -> None:
-        """Have this execution settled, from any thread."""
+        """Queue this execution to be settled; may be called from any thread."""
         self._ended.put(execution)
 
     def stop(self) -> None:
-        """Settle the remaining runs and end."""
+        """Settle the remaining runs, then stop."""
         self._thread.stop()
         self._unsettled.stop()
 
     @property
     def makes_progress(self) -> bool:
-        """Whether batches are started on time; does not say whether Postgres accepts them."""
+        """Whether batches begin when they are due, regardless of whether Postgres accepts them."""
         return self._thread.makes_progress and self._unsettled.makes_progress
 
     @property
     def turned_at(self) -> float:
-        """`time.monotonic()` of the last attempt at a batch, or of the last look for one."""
+        """`time.monotonic()` of the last attempt to write a batch, or of the last check for one."""
         return self._thread.turned_at
 
     def _turn(self) -> None:
@@ -110,7 +110,7 @@ class Settler:
             raise
 
     def _next_batch(self) -> list[Execution | End]:
-        """Wait for what has ended, or for a held row to be due; return all of it that fits into a statement."""
+        """Wait until a run ends or the retry of a locked row is due; return as many as fit into one statement."""
         now = time.monotonic()
         wait = min(_IDLE_SECONDS, max(0.0, self._held[0][0] - now)) if self._held else _IDLE_SECONDS
         batch = self._ended.take(wait, most=_MAX_BATCH)
@@ -129,7 +129,7 @@ class Settler:
             return None
 
     def _settle(self, ends: list[End]) -> None:
-        """Write these endings, for as long as it takes: outcomes are kept while Postgres is unavailable."""
+        """Write these endings, however long it takes: outcomes are kept while Postgres is unavailable."""
         attempts = 0
         while True:
             self._thread.note_progress()
@@ -175,7 +175,7 @@ class Settler:
 
     def _give_up(self, executions: list[Execution], error: BaseException) -> None:
         for execution in executions:
-            # One by one, whatever fails: heartbeats would keep each remaining run alive forever.
+            # One by one, ignoring errors: heartbeats would keep each run that is not abandoned alive forever.
             with contextlib.suppress(BaseException):
                 self._abandon([execution])
             self._pauses.pop(execution.claim, None)

@@ -1,13 +1,13 @@
 """Settle ends that could not be written together: in parts, then one by one, until each is decided.
 
-A trigger, a constraint or a policy that refuses the end of one run, with any SQLSTATE, delays no other run: its
-batch is divided (`shared/database/apart.py`), and the run that fails alone is tried again by itself. It is bad, and not
-the server, if others can be written meanwhile. Then it fails with the reason; if Postgres refuses that as well, it is
-abandoned: its lease expires, and it is reaped.
+A trigger, a constraint or a policy that refuses the end of one run, with any SQLSTATE, blocks no other run: its batch
+is divided (`shared/database/apart.py`), and the run that fails by itself is retried by itself. If other runs can be
+written meanwhile, the run is at fault and not the server. Then it fails with the reason; if Postgres refuses that as
+well, it is abandoned: its lease expires, and it is reaped.
 
-Bounds: a batch with one bad run delays the others in it by the timeout of a statement for each division, 12 s at most
-for 64 runs and 15 s for 500; by milliseconds where Postgres refuses at once. Runs in other batches wait for none of
-this, but for the first attempt at the batch, which ends after `BATCH_SECONDS`.
+Bounds: one bad run delays the others in its batch by one statement timeout per division, at most 12 s for 64 runs and
+15 s for 500; by milliseconds if Postgres refuses at once. Runs in other batches wait only for the first attempt at the
+batch, which ends after `BATCH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from orcheo_dispatch.worker.settle.endings import unstorable
 from orcheo_dispatch.worker.settle.ends import End, Written
 
 PART_SECONDS = 3.0
-"""How long a part of a batch, or a run alone, may take at the first attempt."""
+"""Timeout of the first attempt at a part of a batch, or at a single run (seconds)."""
 _MAX_SECONDS = 10.0
 _PATIENCE_SECONDS = 10.0
 _PATIENCE_ATTEMPTS = 3
 _LOCK_PATIENCE_SECONDS = 60.0
-"""A trigger may wait for a lock."""
+"""A trigger may wait for a lock that another transaction holds for a while."""
 _SCARCE_PATIENCE_SECONDS = 300.0
-"""A full disk may refuse only a large output: while no other run can be settled either, no run is blamed."""
+"""A full disk may refuse only large outputs: for this long no run is blamed while no other run can be settled."""
 _REFUSED_PATIENCE_SECONDS = 3.0
 _IDLE_SECONDS = 1.0
 _MOST_BATCHES = 1000
@@ -55,19 +55,19 @@ class _Suspect:
 
     due: float
     number: int
-    """Of two that are due, the first comes first."""
+    """Breaks ties between runs that are due at the same time: the first one added comes first."""
     end: End
     since: float
     attempts: int = 1
     failing: bool = False
-    """Its own ending was given up: what is written is that Postgres refused it."""
+    """Whether its own ending was given up, and a failure that says so is written instead."""
 
 
 class Unsettled:
-    """Settles, on two threads, what a batch could not settle.
+    """Settle, on two threads, the ends that a batch could not settle.
 
-    `write` writes some endings in one transaction, within this many seconds. `finish` is given what is settled, `later`
-    runs whose rows are locked, and `abandon` those that are given up.
+    `write` writes some endings in one transaction, within this many seconds. `finish` receives the settled ends,
+    `later` those of runs whose rows are locked, and `abandon` the runs that are given up.
     """
 
     def __init__(
@@ -96,26 +96,26 @@ class Unsettled:
         )
 
     def start(self) -> None:
-        """Settle from now on."""
+        """Start the threads."""
         self._dividing.start()
         self._repeating.start()
 
     def stop(self) -> None:
-        """Settle the remaining runs and end."""
+        """Settle the remaining runs, then stop."""
         self._dividing.stop()
         self._repeating.stop()
 
     @property
     def makes_progress(self) -> bool:
-        """Whether both threads turn."""
+        """Whether both threads make progress."""
         return self._dividing.makes_progress and self._repeating.makes_progress
 
     def put(self, ends: Sequence[End]) -> None:
-        """Settle these, of which at least one could not be written."""
+        """Queue these ends, at least one of which could not be written."""
         self._batches.put(ends)
 
     def note_written(self) -> None:
-        """Take note that Postgres has just settled some run: it is available."""
+        """Record that Postgres has just settled a run, and so is available."""
         self._written_at = time.monotonic()
 
     # --- in parts
@@ -144,7 +144,7 @@ class Unsettled:
         return self._write(ends, PART_SECONDS)
 
     def _wait_with(self, ends: Sequence[End], error: DatabaseError | None) -> None:
-        """Keep outcomes that could not be written because the server is unavailable."""
+        """Queue again what could not be written because the server is unavailable; the outcomes are kept."""
         self._metrics.database_failed()
         if self._waits == 0:
             for end in ends:
@@ -158,7 +158,7 @@ class Unsettled:
     # --- one by one
 
     def _suspect(self, end: End, error: DatabaseError) -> None:
-        """Consider a run that failed alone, while the same statement worked without it."""
+        """Judge a run whose end failed by itself, while the same statement succeeded without it."""
         now = time.monotonic()
         suspect = _Suspect(now, self._next_number(), end, since=now)
         self._judge(suspect, error, available=True)
@@ -183,7 +183,7 @@ class Unsettled:
         except DatabaseError as error:
             if not error.answered:
                 self._metrics.database_failed()
-                # No time limit runs while the server is unavailable.
+                # No run's patience runs out while the server is unavailable.
                 self._again(replace(suspect, since=time.monotonic()))
                 return
             self._judge(replace(suspect, attempts=suspect.attempts + 1), error, available=False)
@@ -191,7 +191,7 @@ class Unsettled:
             self._take(written)
 
     def _judge(self, suspect: _Suspect, error: DatabaseError, *, available: bool) -> None:
-        """Decide whether to try again, to fail the run instead, or to abandon it."""
+        """Decide whether to retry, to fail the run instead, or to abandon it."""
         if not self._is_bad(suspect, error, available=available):
             self._again(suspect)
             return
@@ -231,7 +231,7 @@ class Unsettled:
         return available or self._written_at > suspect.since or self._is_available()
 
     def _is_available(self) -> bool:
-        """Ask whether Postgres takes the same statement for no runs."""
+        """Return whether Postgres accepts the same statement without runs."""
         try:
             self._write([], PART_SECONDS)
         except DatabaseError:
@@ -245,7 +245,7 @@ class Unsettled:
     def _next_number(self) -> int:
         return next(self._numbers)
 
-    # --- and then
+    # --- results
 
     def _take(self, written: Written) -> None:
         if written.done:
@@ -257,7 +257,7 @@ class Unsettled:
 
     def _give_up(self, ends: list[End], error: BaseException) -> None:
         for end in ends:
-            # One by one, whatever fails: heartbeats would keep each remaining run alive forever.
+            # One by one, ignoring errors: heartbeats would keep each run that is not abandoned alive forever.
             with contextlib.suppress(BaseException):
                 self._abandon([end.execution])
         if ends:

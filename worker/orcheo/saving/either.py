@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
 from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
+from orcheo_dispatch.worker.orcheo.saving.resuming import ResumingSaver
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 
 type Saver = RunSaver | OwnSaver
 type MakeSaver = Callable[[str, Outbox], Saver]
-"""Creates the checkpointer of the run with this id."""
+"""Makes the checkpointer of the run with this id."""
+type MakeResumingSaver = Callable[[str, Outbox, bool], ResumingSaver]
+"""The same of a run that is stored step by step; the last argument says that an earlier attempt was."""

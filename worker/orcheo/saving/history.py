@@ -83,6 +83,12 @@ class History:
             self._outbox.hasten()
             await asyncio.shield(events.written)
 
+    async def resumed(self, checkpoint: Mapping[str, Any] | None, attempt: int) -> None:
+        """Append that the run continues after the step of this checkpoint, given its metadata."""
+        step = int((checkpoint or {}).get("step", -1))
+        log.info("run_resumed", run_id=self._run.run_id, step=step, fence=self._run.fence)
+        await self.step({"resumed": {"after_step": step, "attempt": attempt, "claim": self._run.fence}})
+
     def completed(self) -> asyncio.Future[Any]:
         """Close the record of a run that succeeded."""
         return self._close("completed", "completed", None, {"status": "completed"})
