@@ -39,7 +39,7 @@ class Hearing(Enum):
     """Whether notifications are received, and if not, why."""
 
     ON = "listening"
-    OFF = "there is no trigger that notifies"
+    OFF = "the notification trigger does not exist"
     POOLER = "the connection goes through a pooler: set ORCHEO_DISPATCH_LISTEN_DSN to bypass it"
     ELSEWHERE = "ORCHEO_DISPATCH_LISTEN_DSN leads to a database without the trigger"
     AWAY = "the database is unavailable"
