@@ -1,6 +1,7 @@
 """Begin the runs of a message in one statement, or in parts if that fails, and each exactly once.
 
-- A run whose row is locked is retried for `LOCK_SECONDS` while the others execute; then it is reported as `locked`.
+- A run whose row is locked is retried for `LOCK_SECONDS` while the others execute; then it is reported as `locked`. One
+  that may have begun already is retried for as long as its lease may last.
 - A run whose begin Postgres refuses, for whatever reason, fails with that reason.
 - If the connection breaks, the begin may have been committed although its answer was lost. The worker then begins
   again, and finds by its own ID and the fence which runs it had already begun.
@@ -24,7 +25,7 @@ from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 
 LOCK_SECONDS = 0.25
-"""How long locked rows are retried, counted from the start of the message (seconds)."""
+"""How long the locked rows of runs that have not begun are retried, from the start of the message (seconds)."""
 STATEMENT_SECONDS = 3.0
 REFUSED = "refused"
 """Postgres refuses the begin of the run. The run has failed, unless Postgres refused that write as well."""

@@ -40,7 +40,7 @@ class How(StrEnum):
     CRASHED = "crashed"
     """Its code ended the runner."""
     SUSPECTED = "suspected"
-    """The runner ended while several runs were in it: one of them may have ended it."""
+    """The runner ended, or its event loop was blocked, while several runs were in it: one of them may be the cause."""
     LOST = "lost"
     """The runner ended for a reason unrelated to the run."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 PROTOCOL = 1
-"""Sent in the first frame of a runner. Both ends are of one installation; a mismatch means an upgrade in progress."""
+"""Sent in the first frame of a runner; not compared, since both ends are of one installation."""
 _HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 """Maximum size of a frame (bytes); senders limit the contents of a frame to less."""

@@ -65,7 +65,7 @@ class Readers:
     def put_back(self) -> int:
         """Move at most 1000 waiting messages from our queue to that of earlier releases; return how many.
 
-        Used when no live worker reads our queue. The oldest stay in front: they are taken next.
+        Used when no live worker reads our queue. If all are moved, the oldest stay in front: they are taken next.
         """
         waiting: Any = self._client.llen(self._installation.runs)
         moved = 0

@@ -43,7 +43,7 @@ class Executor(Protocol):
 
     It is created once per worker, in the process that runners are forked from: it must not start a thread or open a
     connection before `open`. An executor may have `async open()` and `async close()`, called once per runner around
-    all of its runs.
+    all of its runs; with `async attach()`, `open` is called in the first runner only, and `attach` in each.
 
     An executor that can create the runs of due cron triggers has `async dispatch_cron()`, which returns a `CronReport`.
     It is called in a runner of its own, between `open` and `close`. Two workers may call it at the same time: it must

@@ -29,7 +29,7 @@ _CLOSE_SECONDS = 6.0
 
 
 class RunnerPool:
-    """Execute runs in runners. `start`, `execute`, `dispatch_cron` and `close` may be called from any thread."""
+    """Execute runs in runners. The methods above the line "the loop's thread" may be called from any thread."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RunnerPool:
         """`time.monotonic()` of the last time that this pool's loop checked its runners."""
 
     def start(self) -> None:
-        """Open the executor in a first runner. Raises `DispatchError` or a subclass of it."""
+        """Open the executor in a first runner. Raises `DispatchError` or a subclass of it, or `TimeoutError`."""
         self._thread.start()
         self._call(self._open(), 2 * FIRST_SECONDS + ATTACH_SECONDS)
 

@@ -10,7 +10,7 @@ from orcheo_dispatch.worker.execution import How, Result
 from orcheo_dispatch.worker.frames import Fault
 
 STREAK_RUNS = 5
-"""Number of consecutive failures that count as a fault of this worker."""
+"""Number of consecutive failures after which a fault may count as this worker's."""
 
 
 class Failing:
