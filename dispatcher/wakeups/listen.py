@@ -1,6 +1,6 @@
 """LISTEN for inserted runs, if `orcheo-dispatch migrate --notify` has created the trigger.
 
-The trigger enables this: it is checked at the start and twice a minute, and without it no connection is held. The next
+The trigger enables this: it is checked at start and twice per minute, and without it no connection is held. The next
 poll finds runs whose notification was missed, so a failure here delays runs but never loses one.
 """
 
