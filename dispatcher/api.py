@@ -85,7 +85,7 @@ def _read(response: HTTPResponse) -> Answer:
     raw = response.read(_MOST_BYTES + 1) if ok else b""
     if ok and (len(raw) > _MOST_BYTES or (response.length or 0) > 0):
         # `read` with an amount does not raise if the body is shorter than its Content-Length.
-        why = "is too long" if len(raw) > _MOST_BYTES else "is cut short"
+        why = "is too long" if len(raw) > _MOST_BYTES else "is incomplete"
         return Answer(response.status, failure="malformed", reason=f"{response.status}, but the answer {why}")
     return Answer(
         response.status,
@@ -103,13 +103,13 @@ def _failed(error: Exception) -> Answer:
         case ssl.SSLCertVerificationError():
             return Answer(failure="unreachable", reason=f"its certificate is not valid: {error.verify_message}")
         case ssl.SSLError():
-            return Answer(failure="unreachable", reason="no TLS there")
+            return Answer(failure="unreachable", reason="it does not speak TLS")
         case RemoteDisconnected():
-            return Answer(failure="malformed", reason="it hung up without an answer")
+            return Answer(failure="malformed", reason="it closed the connection without an answer")
         case HTTPException():
-            return Answer(failure="malformed", reason=f"what answers speaks no HTTP ({type(error).__name__})")
+            return Answer(failure="malformed", reason=f"the answer is not valid HTTP ({type(error).__name__})")
         case socket.gaierror():
-            return Answer(failure="unreachable", reason="the name of its host is not known")
+            return Answer(failure="unreachable", reason="the host name cannot be resolved")
         case OSError():
             return Answer(failure="unreachable", reason=error.strerror or type(error).__name__)
     return Answer(failure="malformed", reason=f"the request could not be made ({type(error).__name__})")

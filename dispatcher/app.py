@@ -144,7 +144,7 @@ class Dispatcher:
 
     def stopping(self) -> None:
         """Tell the service manager that this process is stopping."""
-        self._manager.stopping("finishing the poll under way")
+        self._manager.stopping("finishing the current poll")
 
     def stop(self) -> None:
         """Finish the current poll and deregister. Published claims keep their leases."""

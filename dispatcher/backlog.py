@@ -91,44 +91,46 @@ class Backlog:
 
         found = self._recent()
         of = found.ledger or {}
-        yield gauge("database_up", "1 where Postgres answered the last reading, else 0.", found.ledger is not None)
-        yield gauge("broker_up", "1 where Redis answered the last reading, else 0.", found.messages is not None)
-        yield gauge("pending_runs", f"Pending runs of ours, up to {COUNTED}.", of.get("pending"))
-        yield gauge("pending_late_runs", "Those older than five minutes.", of.get("late"))
-        yield gauge("pending_oldest_age_seconds", "Age of the oldest; 0 where there is none.", of.get("oldest"))
+        yield gauge("database_up", "1 if Postgres answered the last reading, 0 otherwise.", found.ledger is not None)
+        yield gauge("broker_up", "1 if Redis answered the last reading, 0 otherwise.", found.messages is not None)
+        yield gauge("pending_runs", f"Pending runs that dispatchers claim, up to {COUNTED}.", of.get("pending"))
+        yield gauge("pending_late_runs", "Pending runs older than five minutes.", of.get("late"))
+        yield gauge(
+            "pending_oldest_age_seconds", "Age of the oldest pending run; 0 if there is none.", of.get("oldest")
+        )
         yield gauge("claimed_runs", "Runs claimed and not published yet.", of.get("claimed"))
         yield gauge("published_runs", "Runs published and not begun yet.", of.get("published"))
         yield gauge("stuck_runs", "Runs that are running although their lease has expired.", of.get("stuck"))
         yield gauge("unclaimed_runs", "Pending runs that no dispatcher will claim.", of.get("unclaimed"))
         yield gauge(
             "begun_elsewhere_runs",
-            "Runs of the last ten minutes that the API itself, or Orcheo's own worker, began.",
+            "Runs begun in the last ten minutes by the API itself or by Orcheo's own worker.",
             of.get("begun_elsewhere"),
         )
         yield gauge(
             "isolated_workflows",
-            "Workflows, or versions of them, whose runs get processes of their own.",
+            "Workflows, or versions of them, whose runs are executed in dedicated processes.",
             of.get("isolated"),
         )
-        yield gauge("due_slots", "Run slots that are still to be returned.", of.get("slots_due"))
+        yield gauge("due_slots", "Run slots that are due to be returned.", of.get("slots_due"))
         yield gauge(
             "oldest_transaction_age_transactions",
-            "Transactions that began since the oldest one that is still open in this database.",
+            "Transactions begun since the oldest one that is still open in this database.",
             of.get("oldest_transaction"),
         )
-        yield gauge("queue_messages", "Messages that wait in the queue of runs in Redis.", found.messages)
+        yield gauge("queue_messages", "Messages waiting in the queue of runs in Redis.", found.messages)
         yield gauge("queue_limit_messages", "ORCHEO_DISPATCH_MAX_QUEUED.", self._settings.max_queued)
         if self._settings.cron_mode is not CronMode.OFF:
             yield gauge(
                 "cron_age_seconds",
-                "Time since any process last dispatched cron triggers; since the start of this one where none did.",
+                "Time since any process last dispatched cron triggers; since the start of this process if none has.",
                 found.cron_age,
             )
             yield gauge("cron_interval_seconds", "ORCHEO_CRON_INTERVAL.", self._settings.cron_interval)
         yield gauge_by_kind("alive_processes", "Processes seen in the last 30 seconds, by kind.", found.alive)
         yield gauge_by_kind(
             "vanished_processes",
-            "Processes of the last 24 hours that were last seen alive and never deregistered, by kind; not of beats.",
+            "Processes that disappeared without deregistering in the last 24 hours, by kind, except Beats.",
             found.vanished,
         )
 

@@ -44,7 +44,9 @@ class BeatInstallation:
                 self._learn()
             except DatabaseError as error:
                 if not said:
-                    log.warning("installation_unknown", reason=str(error), ticks="to the dispatchers of all")
+                    log.warning(
+                        "installation_unknown", reason=str(error), ticks="to the dispatchers of all installations"
+                    )
                 said = True
             else:
                 return

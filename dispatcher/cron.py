@@ -26,13 +26,13 @@ _LONGEST_RETRY_AFTER_SECONDS = 3600.0
 _JITTER = 0.2
 
 _OF_STATUS: dict[int, tuple[ApiCronOutcome, str]] = {
-    400: ("refused", "it wants one workspace: use a token (ORCHEO_SERVICE_TOKEN) that belongs to one only"),
-    401: ("unauthorized", "it refuses the token (ORCHEO_SERVICE_TOKEN)"),
-    403: ("forbidden", "the token (ORCHEO_SERVICE_TOKEN) belongs to no workspace, or lacks the right"),
+    400: ("refused", "it requires one workspace: use a token (ORCHEO_SERVICE_TOKEN) that belongs to only one"),
+    401: ("unauthorized", "it rejects the token (ORCHEO_SERVICE_TOKEN)"),
+    403: ("forbidden", "the token (ORCHEO_SERVICE_TOKEN) belongs to no workspace, or lacks the permission"),
     404: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
     405: ("refused", "there is no Orcheo at ORCHEO_API_URL"),
     422: ("refused", "a workflow's credentials are not healthy"),
-    429: ("rate_limited", "it is asked too often (ORCHEO_MULTI_WORKSPACE_RATE_LIMIT), or a workspace has no run slot"),
+    429: ("rate_limited", "too many requests (ORCHEO_MULTI_WORKSPACE_RATE_LIMIT), or a workspace has no run slot"),
 }
 
 
@@ -70,11 +70,12 @@ class ApiCron:
         if 300 <= answer.status < 400:
             where = f" to {answer.location}" if answer.location else ""
             return CronReport(
-                "redirected", reason=f"{answer.status}{where}, which is not followed: name the API itself"
+                "redirected",
+                reason=f"{answer.status}{where}, and redirects are not followed: set ORCHEO_API_URL to the API itself",
             )
-        outcome, why = _OF_STATUS.get(answer.status, ("refused", "it refuses"))
+        outcome, why = _OF_STATUS.get(answer.status, ("refused", "it rejects the request"))
         if answer.status == 401 and self._token is None:
-            why = "it asks for a token (ORCHEO_SERVICE_TOKEN)"
+            why = "it requires a token (ORCHEO_SERVICE_TOKEN)"
         if answer.status >= 500:
             outcome, why = "server_error", "it failed: see its log"
         return CronReport(outcome, reason=f"{answer.status}: {why}")

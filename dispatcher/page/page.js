@@ -1,5 +1,5 @@
 "use strict";
-// Shows overview.json and asks for it again and again. Every text goes in as text, never as HTML.
+// Polls overview.json and shows it. Every text is inserted as text, never as HTML.
 (() => {
   const EVERY = 3000, SOON = 500, SLOWEST = 15000, PATIENCE = 8000, OLD_SECONDS = 20;
   const SVG = "http://www.w3.org/2000/svg";
@@ -22,7 +22,7 @@
     return span(s);
   }
 
-  // Whole units, for what counts up before one's eyes.
+  // Whole units, for durations that count up on the page.
   function span(seconds) {
     const s = Math.max(0, Math.floor(seconds));
     if (s < 60) return `${s} s`;
@@ -43,8 +43,8 @@
   const percent = (part) => (part > 0 && part < 0.001 ? "< 0.1 %" : share(part));
   const short = (id) => (id.length > 13 ? id.slice(0, 8) : id);
 
-  // Names, labels and reasons are a client's: what nobody would see, or what turns a line round, is shown as it is written.
-  // All that is shown comes through here, as it arrives.
+  // Clients choose names, labels and reasons. Characters that are invisible or change the direction of a line are shown as
+  // escapes. Every text of a response passes through here.
   const UNSEEN = /[\p{C}\p{Zl}\p{Zp}\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]|(?<=\p{M}{3})\p{M}/gu;
   const plain = (text) => text.replace(UNSEEN, (mark) => `\\u{${mark.codePointAt(0).toString(16).padStart(4, "0")}}`);
 
@@ -60,7 +60,7 @@
     return node;
   }
 
-  // A text that counts on between two answers.
+  // A text that keeps counting between two responses.
   const ticking = new Map();
   function live(node, seconds, words) {
     ticking.set(node, { seconds, words, at: performance.now() });
@@ -78,7 +78,7 @@
     tellFreshness();
   }
 
-  // Keeps one element a key, so that focus, selection and scroll stay where they are.
+  // Keeps one element per key, so that focus, selection and scroll position are preserved.
   function list(parent, items, key, create, fill) {
     const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
     items.forEach((item, index) => {
@@ -94,7 +94,7 @@
     for (const node of known.values()) node.remove();
   }
 
-  // --- Charts: sixty bars, each a stack ---
+  // --- Charts: sixty stacked bars ---
   function chart(id, series, summary, format) {
     const figure = $(id), at = figure.querySelector("span"), legend = make("output", "legend");
     const plot = make("div", "plot"), label = make("span", "top-label"), nothing = make("span", "nothing");
@@ -181,7 +181,7 @@
       minutes = hour ? hour.minutes : [];
       draw();
       read();
-      plot.setAttribute("aria-label", whole ? `The last hour: ${series.map((each) => `${each.name} ${each.told(whole)}`).join(", ")}. Arrow keys read single minutes.` : "");
+      plot.setAttribute("aria-label", whole ? `The last hour: ${series.map((each) => `${each.name} ${each.told(whole)}`).join(", ")}. Use the arrow keys to read single minutes.` : "");
     };
   }
 
@@ -205,7 +205,7 @@
   ];
   const lastHour = () => "last hour";
   const charts = [
-    chart("chart-ended", [counted("succeeded", "s-good"), counted("cancelled", "s-idle"), counted("failed", "s-bad")], lastHour, (top) => `${number(top)} a minute`),
+    chart("chart-ended", [counted("succeeded", "s-good"), counted("cancelled", "s-idle"), counted("failed", "s-bad")], lastHour, (top) => `${number(top)} per minute`),
     chart("chart-wait", timed("wait"), lastHour, duration),
     chart("chart-ran", timed("ran"), lastHour, duration),
   ];
@@ -217,8 +217,8 @@
     const problems = health.problems;
     const [first] = problems;
     const one = first && (first.text.includes(". ") ? first.text.slice(0, first.text.indexOf(". ")) : first.text.replace(/\.$/, ""));
-    put($("level"), !first ? "All is well" : problems.length === 1 ? one : `${problems.length} things are wrong`);
-    live($("since"), health.for, (s) => (s < 1 ? "since now" : `for ${span(s)}`));
+    put($("level"), !first ? "All is well" : problems.length === 1 ? one : `${problems.length} problems`);
+    live($("since"), health.for, (s) => (s < 1 ? "since just now" : `for ${span(s)}`));
     $("problems").hidden = !problems.length;
     list($("problems"), problems, (p) => p.name, () => {
       const item = make("li");
@@ -230,7 +230,7 @@
       put(item.children[1], p.mend);
       put(item.children[2], p.command);
     });
-    document.title = health.level === "healthy" ? "OK · orcheo-dispatch" : `${problems.length} wrong · orcheo-dispatch`;
+    document.title = health.level === "healthy" ? "OK · orcheo-dispatch" : `Problems: ${problems.length} · orcheo-dispatch`;
     icon(getComputedStyle(root).getPropertyValue("--tone").trim());
     showStrip(health.changes);
   }
@@ -253,7 +253,7 @@
       part.title = `${c.level} for ${span(c.for)}${c.problems.length ? `: ${c.problems.join(", ")}` : ""}`;
     });
     const bad = parts.filter((c) => c.level !== "healthy").length;
-    strip.setAttribute("aria-label", `Health over the last hour: ${bad ? plural(bad, "time not healthy", "times not healthy") : "healthy as long as this dispatcher has run"}`);
+    strip.setAttribute("aria-label", `Health over the last hour: ${bad ? plural(bad, "period not healthy", "periods not healthy") : "healthy since this dispatcher started"}`);
   }
 
   // --- Now ---
@@ -265,7 +265,7 @@
     put($("late-note"), promise ? (promise.late ? `${plural(promise.late, "run", "runs")}, promised 0 %` : "as promised") : " ");
     put($("pending"), number(now?.pending));
     if (promise?.oldest != null) live($("pending-note"), promise.oldest, (s) => `oldest ${duration(s)}`);
-    else still($("pending-note"), now ? "none waits" : " ");
+    else still($("pending-note"), now ? "none waiting" : " ");
     put($("queued"), number(now?.queued));
     put($("running"), number(now?.running));
     put($("running-note"), now ? (now.capacity ? `of ${number(now.capacity)} at a time` : "no worker is alive") : " ");
@@ -277,7 +277,7 @@
   }
 
   // --- Runs ---
-  const REASONS = { timed_out: "timed out", worker_lost: "worker lost", lease_over: "lease over", unstorable_output: "output not storable" };
+  const REASONS = { timed_out: "timed out", worker_lost: "worker lost", lease_over: "lease expired", unstorable_output: "output not storable" };
 
   function stateOf(run) {
     if (run.stuck) return ["stuck", "stuck", ""];
@@ -289,7 +289,7 @@
 
   function showRuns(runs) {
     const rows = runs.rows;
-    // Not read yet: what is there stays, dimmed, until it is.
+    // Not read yet: the previous rows stay, dimmed, until it is.
     if (!rows) return;
     $("runs-table").removeAttribute("aria-busy");
     list($("runs-rows"), rows, (run) => run.run_id, () => {
@@ -323,7 +323,7 @@
     $("runs-table").hidden = !rows.length;
     $("runs-empty").hidden = rows.length > 0;
     if (rows.length) return;
-    const words = filtered ? "No such run among the newest 20,000 that ended, nor among those that have not." : "No run yet. The first one shows up here as soon as the API has made it.";
+    const words = filtered ? "No such run among the runs that have not ended and the newest 20,000 that have." : "No runs yet. The first one appears here as soon as the API creates it.";
     if ($("runs-empty").firstChild?.textContent === words) return;
     $("runs-empty").replaceChildren(words);
     if (filtered) {
@@ -366,9 +366,9 @@
       live(when, run.how === "stuck" ? run.silent_for : run.changed_ago, run.how === "stuck" ? span : ago);
       put(id, run.run_id);
     });
-    put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost in a day` : "");
+    put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost in 24 h` : "");
     $("stuck-empty").hidden = rows.length > 0;
-    put($("stuck-empty"), "None is stuck. None was lost in the last day.");
+    put($("stuck-empty"), "No run is stuck. No run was lost in the last 24 hours.");
   }
 
   function showIsolated({ isolated, now }) {
@@ -409,11 +409,11 @@
     const alive = processes.filter((p) => p.alive).length;
     put($("processes-count"), `${number(alive)} alive`);
     $("processes-empty").hidden = processes.length > 0;
-    put($("processes-empty"), "None has been seen lately.");
+    put($("processes-empty"), "No process was seen recently.");
   }
 
   function showAbout({ dispatcher }) {
-    live($("about"), dispatcher.up_for, (s) => `Seen by the dispatcher on ${dispatcher.host} (${dispatcher.pid}), ${dispatcher.version}, up ${span(s)}. This page only reads.`);
+    live($("about"), dispatcher.up_for, (s) => `Served by the dispatcher on ${dispatcher.host} (${dispatcher.pid}), ${dispatcher.version}, up ${span(s)}. This page is read-only.`);
     $("logout").hidden = !dispatcher.guarded;
   }
 
@@ -429,7 +429,7 @@
     return chosen.length ? `?${new URLSearchParams(chosen)}` : "";
   }
 
-  // Returns what there is to show, or nothing: it failed, a later question has overtaken it, or a token is wanted.
+  // Returns what to show; null if the request failed, was superseded by a later one, or requires a token.
   async function fetched(turn) {
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
@@ -479,10 +479,10 @@
     const lost = failures > 0, since = shownAt == null ? null : (performance.now() - shownAt) / 1000;
     root.dataset.link = lost ? "lost" : "up";
     $("unreachable").hidden = !lost;
-    if (lost) put($("unreachable"), `Cannot reach the dispatcher. ${since == null ? "Nothing was seen of it yet." : `What you see is from ${span(since)} ago.`} Trying again.`);
+    if (lost) put($("unreachable"), `Cannot reach the dispatcher. ${since == null ? "No data was received yet." : `The data shown is ${span(since)} old.`} Retrying.`);
     const old = figuresAgo == null ? null : figuresAgo + (since ?? 0);
     root.dataset.figures = old != null && old > OLD_SECONDS ? "old" : "new";
-    if (shownAt != null) put($("fresh"), old == null ? "no figures yet" : old < 6 ? "live" : `figures of ${ago(old)}`);
+    if (shownAt != null) put($("fresh"), old == null ? "no figures yet" : old < 6 ? "live" : `figures from ${ago(old)}`);
   }
 
   function choose() {
@@ -506,8 +506,8 @@
     let answer = null;
     try {
       answer = await fetch("login", { headers: { Authorization: `Bearer ${$("token").value.trim()}` }, credentials: "same-origin" });
-    } catch { /* A token that no header can hold, or nobody there: both are told below. */ }
-    put($("login-wrong"), answer?.ok ? "" : answer?.status === 401 ? "That is not the token." : "No answer. Try again.");
+    } catch { /* A token that is not valid in a header, or no response: reported below. */ }
+    put($("login-wrong"), answer?.ok ? "" : answer?.status === 401 ? "The token is wrong." : "No answer. Try again.");
     if (!answer?.ok) return;
     $("token").value = "";
     ask();

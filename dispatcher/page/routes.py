@@ -31,7 +31,7 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
             wanted = _wanted(request)
         except ValueError:
             statuses = ", ".join(Shown)
-            text = f"400 Bad Request. status takes one of {statuses}; workflow takes the id of a workflow.\n"
+            text = f"400 Bad Request. expected for status: one of {statuses}; workflow takes the id of a workflow.\n"
             return Answer(text.encode(), status=HTTPStatus.BAD_REQUEST, headers=HEADERS)
         body = {
             "dispatcher": {

@@ -38,15 +38,15 @@ class Problem:
 DATABASE_AWAY = Problem(
     "database",
     Level.UNHEALTHY,
-    "Postgres does not answer. Nothing moves until it does; no run is lost.",
+    "Postgres does not answer. Nothing is dispatched until it does; no run is lost.",
     "Check that it is running and that ORCHEO_POSTGRES_DSN leads to it.",
     "orcheo-dispatch check",
 )
 DATABASE_REFUSES = Problem(
     "database",
     Level.UNHEALTHY,
-    "Postgres lacks a table, or refuses this dispatcher a right that it needs.",
-    "See what is missing. Tables are made by orcheo-dispatch migrate, rights are given by orcheo-dispatch roles.",
+    "A table is missing in Postgres, or this dispatcher lacks a privilege.",
+    "Find out what is missing. orcheo-dispatch migrate creates tables, orcheo-dispatch roles grants privileges.",
     "orcheo-dispatch check",
 )
 DATABASE_SLOW = Problem(
@@ -56,7 +56,7 @@ DATABASE_SLOW = Problem(
     "Look for long transactions, and for tables that were never analysed.",
     "orcheo-dispatch check",
 )
-_POLL = "The polls of this dispatcher do not succeed"
+_POLL = "The polls of this dispatcher fail"
 
 
 def problems_of(trouble: Problem | None, checks: Sequence[Report], figures: Figures | None) -> list[Problem]:
@@ -102,7 +102,7 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "late",
                 Level.UNHEALTHY,
                 f"{_runs(late, 'has', 'have')} been pending for more than {minutes} minutes.",
-                "More workers, or a higher ORCHEO_WORKER_CONCURRENCY, take them sooner.",
+                "Start more workers, or raise ORCHEO_WORKER_CONCURRENCY.",
                 "orcheo-dispatch status",
             )
         )
@@ -112,7 +112,7 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "stuck",
                 Level.DEGRADED,
                 f"{_runs(stuck, 'is', 'are')} running without a live worker.",
-                "If it stays so, decide: requeue them, fail them or cancel them.",
+                "If this persists, requeue them, fail them or cancel them.",
                 "orcheo-dispatch runs --stuck",
             )
         )

@@ -1,6 +1,6 @@
 """LISTEN for inserted runs, if `orcheo-dispatch migrate --notify` has created the trigger.
 
-The trigger enables this: it is checked at the start and twice a minute, and without it no connection is held. The next
+The trigger enables this: it is checked at start and twice per minute, and without it no connection is held. The next
 poll finds runs whose notification was missed, so a failure here delays runs but never loses one.
 """
 
@@ -39,7 +39,7 @@ class Hearing(Enum):
     """Whether notifications are received, and if not, why."""
 
     ON = "listening"
-    OFF = "there is no trigger that notifies"
+    OFF = "the notification trigger does not exist"
     POOLER = "the connection goes through a pooler: set ORCHEO_DISPATCH_LISTEN_DSN to bypass it"
     ELSEWHERE = "ORCHEO_DISPATCH_LISTEN_DSN leads to a database without the trigger"
     AWAY = "the database is unavailable"

@@ -127,11 +127,11 @@ def _explain(error: OSError, host: str, port: int) -> SettingsError:
     if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return SettingsError.wrong("ORCHEO_HEALTH_HOST", host, "an address of this machine")
     if error.errno == errno.EADDRINUSE:
-        takes = f"a port that is free on {host}: this one is in use, and each process needs one of its own"
+        takes = f"a free port on {host}: this one is in use, and each process needs its own"
     elif error.errno in (errno.EACCES, errno.EPERM):
-        takes = "a port that this user may listen on, such as one above 1023"
+        takes = "a port that this user may bind, such as one above 1023"
     else:
-        takes = f"a port that can be listened on: {error.strerror or type(error).__name__}"
+        takes = f"a port that can be bound: {error.strerror or type(error).__name__}"
     return SettingsError.wrong("ORCHEO_HEALTH_PORT", port, takes)
 
 

@@ -40,7 +40,7 @@ class Metrics:
         self._instruments = make = Instruments(on=settings.health_port != 0)
         make.info(
             "orcheo_dispatch_process",
-            "What this process is.",
+            "Version and identity of this process.",
             kind=self.kind.value,
             version=__version__,
             id=str(process_id),
@@ -90,7 +90,7 @@ class ConsumerMetrics(Metrics):
     """The metrics of dispatchers and workers, which consume messages."""
 
     def _define(self, make: Instruments) -> None:
-        self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer had ceased to consume.")
+        self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer stopped consuming.")
 
     def consumer_stalled(self) -> None:
         """Count a consumer that had stopped consuming."""
@@ -110,15 +110,15 @@ class DispatcherMetrics(ConsumerMetrics):
         self._published = make.counter("orcheo_dispatch_runs_published", "Claims whose messages were published.")
         self._released = make.counter(
             "orcheo_dispatch_claims_released",
-            "Claims given back before their runs began, by reason.",
+            "Claims released before their runs began, by reason.",
             reason=get_args(ReleaseReason),
         )
         self._extended = make.counter(
-            "orcheo_dispatch_claims_extended", "Claims extended since Redis still holds their messages."
+            "orcheo_dispatch_claims_extended", "Claims extended because Redis still holds their messages."
         )
         self._reaped = make.counter(
             "orcheo_dispatch_runs_reaped",
-            "Runs whose worker was lost, by what became of them.",
+            "Runs whose worker was lost, by outcome.",
             outcome=(Outcome.LOST.value, Outcome.REQUEUED.value),
         )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
@@ -189,7 +189,7 @@ class WorkerMetrics(ConsumerMetrics):
         super()._define(make)
         self._messages = make.counter(
             "orcheo_dispatch_messages",
-            "Claims taken from messages, by what became of them.",
+            "Claims received in messages, by result.",
             result=get_args(MessageResult),
         )
         self._pending_seconds = make.histogram(
@@ -210,23 +210,23 @@ class WorkerMetrics(ConsumerMetrics):
             trigger=_trigger_labels(self._settings),
         )
         self._stale = make.counter(
-            "orcheo_dispatch_stale_settles", "Runs that were another's when they were to settle."
+            "orcheo_dispatch_stale_settles", "Runs that belonged to another worker when they were to be settled."
         )
-        self._in_flight = make.gauge("orcheo_dispatch_runs_in_flight", "Runs under execution.")
-        self._capacity = make.gauge("orcheo_dispatch_capacity_runs", "Runs that may be under execution at a time.")
+        self._in_flight = make.gauge("orcheo_dispatch_runs_in_flight", "Runs being executed.")
+        self._capacity = make.gauge("orcheo_dispatch_capacity_runs", "Maximum number of runs executed at a time.")
         self._heartbeats = make.counter(
             "orcheo_dispatch_heartbeats", "Heartbeats, by result.", result=("succeeded", "failed")
         )
         self._lag = make.gauge(
             "orcheo_dispatch_loop_lag_seconds",
-            "How long the event loop of a runner has not answered: the highest of all runners.",
+            "Longest time that the event loop of any runner has not responded.",
         )
         self._blocked = make.counter(
             "orcheo_dispatch_loop_blocks", "Times that a run blocked the event loop of its runner."
         )
         self._runners_lost = make.counter(
             "orcheo_dispatch_runners_lost",
-            "Runners that ended in the middle of runs: exited, ended by a signal, or killed by the worker.",
+            "Runners that ended while executing runs: exited, ended by a signal, or killed by the worker.",
             how=("exited", "signal", "killed"),
         )
         self.cron = CronCounters(make, get_args(WorkerCronOutcome))

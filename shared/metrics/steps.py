@@ -26,7 +26,7 @@ class StepCounters:
         )
         self._refused = make.gauge(
             "orcheo_dispatch_refused_runs",
-            "Runs for which Postgres refused a step, or whose row is locked; they are retried later.",
+            "Runs for which Postgres rejects a step, or whose row is locked; they are retried later.",
             step=get_args(RefusedStep),
         )
 

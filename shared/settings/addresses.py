@@ -38,7 +38,7 @@ def check_redis_url(value: SecretStr) -> SecretStr:
         raise ValueError("a URL with a number for its port and a percent-encoded password") from None
     if several:
         raise ValueError(
-            "the address of one server: Sentinel and Cluster are not supported; name the primary, or what follows it"
+            "the address of one server: Sentinel and Cluster are not supported; name the primary or a proxy for it"
         )
     if parts.scheme in _SOCKET_DATABASE:
         return _check_socket(value, parts)
@@ -115,9 +115,9 @@ class Origin:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(takes)
         if parts.username is not None or parts.password is not None or "@" in url:
-            raise ValueError(f"{takes}, without user and password (a token belongs into ORCHEO_SERVICE_TOKEN)")
+            raise ValueError(f"{takes}, without user and password (a token belongs in ORCHEO_SERVICE_TOKEN)")
         if parts.query or parts.fragment or not url.isascii() or any(each <= " " for each in url.strip()):
-            raise ValueError(f"{takes}, without parameters, blanks or letters beyond ASCII")
+            raise ValueError(f"{takes}, without parameters, spaces or non-ASCII characters")
         default = 443 if parts.scheme == "https" else 80
         return cls(parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"))
 

@@ -34,7 +34,7 @@ def read_credentials(environment: Mapping[str, str] = os.environ) -> dict[str, s
     try:
         paths = sorted(Path(directory).iterdir())
     except OSError as error:
-        raise SettingsError.wrong(DIRECTORY, directory, f"a folder that can be read: {error.strerror}") from error
+        raise SettingsError.wrong(DIRECTORY, directory, f"a readable folder: {error.strerror}") from error
     found = {path.name: _read(path) for path in paths if _VARIABLE.fullmatch(path.name)}
     return {name: text for name, text in found.items() if text}
 
@@ -70,7 +70,7 @@ def _read(path: Path) -> str:
     try:
         text = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise SettingsError(f"credential {path.name} cannot be used: it is no text in UTF-8") from None
+        raise SettingsError(f"credential {path.name} cannot be used: it is not UTF-8 text") from None
     if "\0" in text:
-        raise SettingsError(f"credential {path.name} cannot be used: it holds a NUL")
+        raise SettingsError(f"credential {path.name} cannot be used: it contains a NUL")
     return text

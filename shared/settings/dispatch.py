@@ -18,54 +18,56 @@ class DispatchSettings(BaseSettings):
     """Addresses of the database and the broker, and what is dispatched and how."""
 
     postgres_dsn: PostgresDsn = Field(
-        alias="ORCHEO_POSTGRES_DSN", description="Orcheo's database, as the API names it."
+        alias="ORCHEO_POSTGRES_DSN", description="DSN of Orcheo's database, the same as the API's."
     )
     listen_dsn: PostgresDsn | None = Field(
         None,
         alias="ORCHEO_DISPATCH_LISTEN_DSN",
-        description="The same database without a pooler between, for LISTEN; unset: ORCHEO_POSTGRES_DSN.",
+        description="DSN of the same database that bypasses a pooler, for LISTEN; unset: ORCHEO_POSTGRES_DSN.",
     )
     redis_url: RedisUrl = Field(
-        SecretStr(DEFAULT_REDIS_URL), alias="REDIS_URL", description="The broker, as Orcheo's Celery app names it."
+        SecretStr(DEFAULT_REDIS_URL),
+        alias="REDIS_URL",
+        description="URL of the broker, the same as that of Orcheo's Celery app.",
     )
     slots_redis_url: RedisUrl = Field(
         SecretStr(DEFAULT_REDIS_URL),
         alias="ORCHEO_REDIS_URL",
-        description="The Redis in which the API counts the run slots of a workspace.",
+        description="URL of the Redis in which the API counts the run slots of workspaces.",
     )
 
     poll_interval: float = Field(
         1.0, alias="ORCHEO_DISPATCH_POLL_INTERVAL", ge=0.05, le=3600, description="Seconds between two polls."
     )
     batch_size: int = Field(
-        100, alias="ORCHEO_DISPATCH_BATCH_SIZE", ge=1, le=10_000, description="Runs claimed by one poll at most."
+        100, alias="ORCHEO_DISPATCH_BATCH_SIZE", ge=1, le=10_000, description="Maximum number of runs claimed per poll."
     )
     max_queued: int = Field(
         200,
         alias="ORCHEO_DISPATCH_MAX_QUEUED",
         ge=1,
         le=1_000_000,
-        description="Runs that may wait in Redis at a time; the rest of the backlog stays in the database.",
+        description="Maximum number of runs that wait in Redis; the rest of the backlog stays in the database.",
     )
     max_running_per_workflow: int | None = Field(
         None,
         alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKFLOW",
         ge=1,
         le=MOST,
-        description="Runs of one workflow that may be claimed, queued or running at a time; unset is no limit.",
+        description="Maximum number of runs of one workflow that are claimed, queued or running; unset: no limit.",
     )
     max_running_per_workspace: int | None = Field(
         None,
         alias="ORCHEO_DISPATCH_MAX_RUNNING_PER_WORKSPACE",
         ge=1,
         le=MOST,
-        description="The same of one workspace; runs outside a workspace are not counted.",
+        description="The same limit per workspace; runs outside a workspace are not counted.",
     )
     queue: str = Field(
         DEFAULT_QUEUE,
         alias="ORCHEO_DISPATCH_QUEUE",
         pattern=r"^[A-Za-z0-9._\-]{1,100}$",
-        description="The queue in Redis that workers take runs from; the installation's name follows it there.",
+        description="Queue in Redis that workers consume; the installation's name is appended to it.",
     )
     namespace: str | None = Field(
         None,
@@ -77,7 +79,7 @@ class DispatchSettings(BaseSettings):
         DEFAULT_TRIGGERS,
         alias="ORCHEO_DISPATCH_TRIGGERS",
         min_length=1,
-        description="Runs with these `triggered_by` are dispatched, separated by commas; `*` is all.",
+        description="Values of `triggered_by` whose runs are dispatched, separated by commas; `*` means all.",
     )
     lease: float = Field(
         60.0,
@@ -89,19 +91,19 @@ class DispatchSettings(BaseSettings):
     lost_runs: LostRunsInAnyCase = Field(
         LostRuns.FAIL,
         alias="ORCHEO_DISPATCH_LOST_RUNS",
-        description="What becomes of a run whose worker is lost: fail, requeue, resume or hold.",
+        description="What happens to a run whose worker is lost: fail, requeue, resume or hold.",
     )
     max_attempts: int = Field(
         3,
         alias="ORCHEO_DISPATCH_MAX_ATTEMPTS",
         ge=1,
         le=1000,
-        description="Times that a run may begin before `requeue` or `resume` gives it up.",
+        description="Maximum number of attempts of a run before `requeue` or `resume` fails it.",
     )
     retention: float = Field(
         604_800.0,
         alias="ORCHEO_DISPATCH_RETENTION",
         ge=60,
         le=LONGEST,
-        description="Seconds that settled rows stay in the ledger.",
+        description="Seconds that settled rows are kept in the ledger.",
     )

@@ -82,13 +82,11 @@ def _changes(variable: str, raw: str) -> list[str]:
     text = read(variable, raw)
     found = []
     if text != raw and text:
-        found.append(
-            "blanks, line breaks or quotes around the value are left out; Orcheo may read them as a part of it"
-        )
+        found.append("surrounding spaces, line breaks or quotes are removed; Orcheo may read them as part of the value")
     if variable in _DSNS:
         found += postgres_dsn(text)[1]
     elif variable == "ORCHEO_LOG_LEVEL" and text and log_level(text) is None:
-        found.append("no level of logging: INFO is used, as Orcheo does")
+        found.append("not a log level: INFO is used, as Orcheo does")
     elif variable == "ORCHEO_LOG_FORMAT" and text and log_format(text) is None:
         found.append("neither console nor json: json is used, as Orcheo does")
     return found

@@ -30,19 +30,19 @@ def _split_list(value: Any) -> Any:
 def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name != "*" and not re.fullmatch(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name):
-            raise ValueError("names of hosts without a port, such as page.example.org or .example.org, or *")
+            raise ValueError("host names without a port, such as page.example.org or .example.org, or *")
     return names
 
 
 def _check_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]{16,}", value.get_secret_value()):
-        raise ValueError("16 or more characters of ASCII without a space, such as `openssl rand -hex 32` prints")
+        raise ValueError("at least 16 ASCII characters without a space, e.g. the output of `openssl rand -hex 32`")
     return value
 
 
 def _check_service_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise ValueError("a token of printable ASCII without a blank: it goes into a header of HTTP")
+        raise ValueError("a token of printable ASCII characters without a space, since it is sent in an HTTP header")
     return value
 
 
@@ -61,9 +61,9 @@ def _check_url(value: SecretStr) -> SecretStr:
 def _refuse_unprintable(text: str, *, blanks: bool) -> None:
     """Reject characters that a client would silently drop from an address, or print unescaped."""
     if any(not (character.isprintable() or (blanks and character.isspace())) for character in text):
-        raise ValueError("an address without line breaks and characters that cannot be printed")
+        raise ValueError("an address without line breaks and unprintable characters")
     if not blanks and any(character.isspace() for character in text):
-        raise ValueError("an address without a blank in it")
+        raise ValueError("an address without spaces")
 
 
 def _lowered(value: Any) -> Any:

@@ -41,37 +41,35 @@ class Settings(WorkerSettings, DispatchSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     health_host: str = Field(
-        "127.0.0.1", alias="ORCHEO_HEALTH_HOST", description="Address that /livez, /readyz and /metrics are served on."
+        "127.0.0.1", alias="ORCHEO_HEALTH_HOST", description="Address on which /livez, /readyz and /metrics are served."
     )
     health_port: int = Field(
         0,
         alias="ORCHEO_HEALTH_PORT",
         ge=0,
         le=65_535,
-        description="Their port, one of its own for each process; 0 serves none of them.",
+        description="Port of /livez, /readyz and /metrics, different for each process; 0 disables them.",
     )
     health_token: HealthToken | None = Field(
         None,
         alias="ORCHEO_HEALTH_TOKEN",
-        description="Where set, all but /livez and /readyz asks for it: the status page, its figures, and /metrics.",
+        description="If set, /metrics and the figures of the status page require this token.",
     )
 
     health_allowed_hosts: HostNames = Field(
         (),
         alias="ORCHEO_HEALTH_ALLOWED_HOSTS",
-        description="Host names, separated by commas, for the status page besides this machine's own.",
+        description="Host names of the status page, separated by commas, in addition to this machine's own.",
     )
     log_level: LogLevel = Field(
         "INFO",
         alias="ORCHEO_LOG_LEVEL",
-        description="The least severe level that is logged: "
-        + ", ".join(LEVELS)
-        + ", or a number of Python's logging.",
+        description="Lowest level that is logged: " + ", ".join(LEVELS) + ", or a number of Python's logging.",
     )
     log_format: LogFormat = Field(
         "console",
         alias="ORCHEO_LOG_FORMAT",
-        description="`console` (or `text`) for people, `json` for journald and log shippers; as Orcheo reads it.",
+        description="`console` (or `text`) for people, `json` for journald and log shippers; interpreted as by Orcheo.",
     )
 
     cron: CronModeInAnyCase = Field(

@@ -21,7 +21,7 @@ def check_queue(queue: str) -> None:
     """Reject a queue name that is used for something else."""
     if queue in _RESERVED_QUEUES or queue.startswith("_kombu"):
         raise SettingsError.wrong(
-            "ORCHEO_DISPATCH_QUEUE", queue, "a name that is none of " + ", ".join(sorted(_RESERVED_QUEUES))
+            "ORCHEO_DISPATCH_QUEUE", queue, "a name other than " + ", ".join(sorted(_RESERVED_QUEUES))
         )
 
 

@@ -51,7 +51,7 @@ def clean(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("a text in UTF-8") from None
+        raise ValueError("UTF-8 text") from None
     return bare(text)
 
 
@@ -83,7 +83,7 @@ def postgres_dsn(text: str) -> tuple[str, list[str]]:
     changed = []
     dsn = _DRIVER.sub(r"\g<scheme>", text)
     if dsn != text:
-        changed.append("the driver after + is left out: psycopg connects")
+        changed.append("the driver after + is ignored: psycopg is used")
     if not re.match(r"postgres(?:ql)?://", dsn, re.IGNORECASE) or "?" not in dsn:
         return dsn, changed
     try:
@@ -94,7 +94,7 @@ def postgres_dsn(text: str) -> tuple[str, list[str]]:
     kept = []
     for name, value in given:
         if name in _NO_PARAMETERS:
-            changed.append(f"{name} is left out: libpq has no such parameter")
+            changed.append(f"{name} is ignored: libpq has no such parameter")
         elif name == "ssl":
             changed.append("ssl is read as sslmode")
             kept.append(("sslmode", _SSL_MODES.get(value.lower(), value)))

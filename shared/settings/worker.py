@@ -15,26 +15,30 @@ class WorkerSettings(BaseSettings):
     """How many runs a worker executes, in which processes, and for how long."""
 
     concurrency: int = Field(
-        32, alias="ORCHEO_WORKER_CONCURRENCY", ge=1, le=10_000, description="Runs that one worker executes at a time."
+        32,
+        alias="ORCHEO_WORKER_CONCURRENCY",
+        ge=1,
+        le=10_000,
+        description="Maximum number of runs that a worker executes at a time.",
     )
     isolation: WorkerIsolationInAnyCase = Field(
         WorkerIsolation.ADAPTIVE,
         alias="ORCHEO_WORKER_ISOLATION",
-        description="Runs that get a process each: adaptive (of workflows that harm others), process (all), shared.",
+        description="Runs with their own process: adaptive (workflows that harm others), process (all), shared (none).",
     )
     processes: int | None = Field(
         None,
         alias="ORCHEO_WORKER_PROCESSES",
         ge=1,
         le=1000,
-        description="Processes that share the runs of one workspace; unset: one for each core that the worker may use.",
+        description="Processes that share the runs of one workspace; unset: one per core that the worker may use.",
     )
     max_processes: int = Field(
         32,
         alias="ORCHEO_WORKER_MAX_PROCESSES",
         ge=2,
         le=10_000,
-        description="Processes that execute runs at a time; workspaces beyond that take turns.",
+        description="Maximum number of processes that execute runs; further workspaces take turns.",
     )
     max_runs_per_process: int = Field(
         10_000,
@@ -55,19 +59,19 @@ class WorkerSettings(BaseSettings):
         alias="ORCHEO_WORKER_MAX_MEMORY",
         ge=0,
         le=MOST,
-        description="MiB that a process may grow by before it is ended; replaced from half of it on. 0: no limit.",
+        description="MiB by which a process may grow before it is killed; replaced from half of it on. 0: no limit.",
     )
     max_output: int = Field(
         67_108_864,
         alias="ORCHEO_WORKER_MAX_OUTPUT",
         ge=1024,
         le=268_435_456,
-        description="Bytes that the output of a run may have as JSON; a run with more fails.",
+        description="Maximum size of a run's output as JSON (bytes); a run with a larger output fails.",
     )
     pool: WorkerPoolInAnyCase | None = Field(
         None,
         alias="ORCHEO_WORKER_POOL",
-        description="Of earlier releases: `prefork` is ORCHEO_WORKER_ISOLATION=process now, `threads` has no effect.",
+        description="Deprecated: `prefork` means ORCHEO_WORKER_ISOLATION=process, `threads` has no effect.",
     )
     heartbeat: float = Field(
         5.0, alias="ORCHEO_WORKER_HEARTBEAT", ge=0.1, le=600, description="Seconds between two heartbeats of a worker."
@@ -84,7 +88,7 @@ class WorkerSettings(BaseSettings):
         alias="ORCHEO_WORKER_RUN_TIMEOUT",
         gt=0,
         le=LONGEST,
-        description="Seconds that one run may take.",
+        description="Maximum duration of a run (seconds).",
     )
     cancel_grace: float = Field(
         5.0,
@@ -98,12 +102,12 @@ class WorkerSettings(BaseSettings):
         alias="ORCHEO_WORKER_DRAIN_TIMEOUT",
         ge=0,
         le=LONGEST,
-        description="Seconds that a stopping worker lets its runs finish.",
+        description="Seconds that a stopping worker waits for its runs to finish.",
     )
     executor: str = Field(
         "orcheo",
         alias="ORCHEO_WORKER_EXECUTOR",
-        description="What executes a run: `orcheo`, or `package.module:name` (see `worker/executor/protocol.py`).",
+        description="Executor of runs: `orcheo`, or `package.module:name` (see `worker/executor/protocol.py`).",
     )
 
     @property

@@ -71,14 +71,14 @@ def test_busy_page_tells_what_goes_on(database: Database, serve: Serve, look: Lo
 
 def test_broken_page_names_what_is_wrong_and_what_mends_it(database: Database, serve: Serve, look: Look) -> None:
     page = look().open(_state("broken", database, serve).url)
-    expect(page.get_by_role("heading", level=1)).to_have_text("5 things are wrong")
-    problems = page.get_by_role("list", name="What is wrong").get_by_role("listitem")
+    expect(page.get_by_role("heading", level=1)).to_have_text("5 problems")
+    problems = page.get_by_role("list", name="Problems").get_by_role("listitem")
     expect(problems).to_have_count(5)
     expect(problems.first).to_contain_text("Redis is unavailable")
     expect(problems.nth(1)).to_contain_text("orcheo-dispatch worker")
     expect(page.locator("#stuck-rows li")).to_have_count(7)
     expect(page.locator("#processes-rows .missing")).to_have_count(3)
-    assert page.title() == "5 wrong · orcheo-dispatch"
+    assert page.title() == "Problems: 5 · orcheo-dispatch"
 
 
 def test_filters_work_by_mouse_and_the_address_keeps_them(database: Database, serve: Serve, look: Look) -> None:
@@ -167,7 +167,7 @@ def test_token_is_asked_for_once(database: Database, serve: Serve, look: Look) -
     page.goto(served.url)
     page.get_by_label("Token").fill("not-the-right-token")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_text("That is not the token.")).to_be_visible()
+    expect(page.get_by_text("The token is wrong.")).to_be_visible()
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     expect(page.locator("#pending")).to_have_text("1")
@@ -185,9 +185,9 @@ def test_database_that_comes_back_is_told(database: Database, serve: Serve, look
     served = serve(database)
     page = look().open(served.url)
     execute(database, "ALTER VIEW orcheo_dispatch.processes RENAME TO away")
-    expect(page.locator("#problems")).to_contain_text("Postgres lacks a table", timeout=15_000)
+    expect(page.locator("#problems")).to_contain_text("A table is missing in Postgres", timeout=15_000)
     execute(database, "ALTER VIEW orcheo_dispatch.away RENAME TO processes")
-    expect(page.locator("#problems")).not_to_contain_text("Postgres lacks a table", timeout=15_000)
+    expect(page.locator("#problems")).not_to_contain_text("A table is missing in Postgres", timeout=15_000)
     assert json.loads(served.get("/overview.json")[2])["health"]["changes"]
 
 

@@ -55,8 +55,8 @@ def test_no_folder_is_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_used_is_named_and_not_quoted(folder: Path) -> None:
     for raw, says in (
-        (b"\xff\xfehunter2", "it is no text in UTF-8"),
-        (b"hunter2\0", "it holds a NUL"),
+        (b"\xff\xfehunter2", "it is not UTF-8 text"),
+        (b"hunter2\0", "it contains a NUL"),
         (b"hunter2" * 200_000, "it has more than 1048576 bytes"),
     ):
         (folder / "REDIS_URL").write_bytes(raw)
@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_named_and_not_quoted(folder: Path) -> None:
 
 def test_folder_that_is_none_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder / "nowhere"))
-    with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY=.* is invalid: expected a folder that can be read"):
+    with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY=.* is invalid: expected a readable folder"):
         Settings.load()
 
 

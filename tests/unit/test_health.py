@@ -263,8 +263,8 @@ def test_port_in_use_is_named(serve: Serve) -> None:
     with pytest.raises(SettingsError) as raised:
         HealthServer("127.0.0.1", server.port, _routes()).start()
     assert str(raised.value) == (
-        f"ORCHEO_HEALTH_PORT={server.port} is invalid: expected a port that is free on 127.0.0.1: this one is in use, "
-        "and each process needs one of its own"
+        f"ORCHEO_HEALTH_PORT={server.port} is invalid: expected a free port on 127.0.0.1: this one is in use, "
+        "and each process needs its own"
     )
     assert raised.value.exit_code == 2
 
@@ -397,8 +397,8 @@ def test_second_process_on_the_port_ends_with_exit_code_2_and_one_line(serve: Se
         _, complaints = process.communicate(timeout=30)
     assert process.returncode == 2
     assert complaints == (
-        f"orcheo-dispatch: ORCHEO_HEALTH_PORT={server.port} is invalid: expected a port that is free on 127.0.0.1: "
-        "this one is in use, and each process needs one of its own\n"
+        f"orcheo-dispatch: ORCHEO_HEALTH_PORT={server.port} is invalid: expected a free port on 127.0.0.1: "
+        "this one is in use, and each process needs its own\n"
     )
 
 

@@ -100,7 +100,7 @@ def test_any_name_is_answered_where_the_setting_says_so(server: HealthServer) ->
 def test_what_is_no_name_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     monkeypatch.setenv("ORCHEO_HEALTH_ALLOWED_HOSTS", f"fine.example,{wrong}")
     with pytest.raises(
-        SettingsError, match=r"ORCHEO_HEALTH_ALLOWED_HOSTS=.* is invalid: expected names of hosts without a port"
+        SettingsError, match=r"ORCHEO_HEALTH_ALLOWED_HOSTS=.* is invalid: expected host names without a port"
     ):
         Settings.load(postgres_dsn="postgresql:///x")
 

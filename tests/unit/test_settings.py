@@ -82,26 +82,26 @@ def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch
         (
             "ORCHEO_SERVICE_TOKEN",
             "two words",
-            "has an invalid value: expected a token of printable ASCII without a blank",
+            "has an invalid value: expected a token of printable ASCII characters without a space",
         ),
         (
             "ORCHEO_SERVICE_TOKEN",
             "t\nhunter2",
-            "has an invalid value: expected a token of printable ASCII without a blank",
+            "has an invalid value: expected a token of printable ASCII characters without a space",
         ),
         (
             "REDIS_URL",
             "redis://:hunter2\n@host:6379/0",
             "has an invalid value: expected an address without line breaks",
         ),
-        ("REDIS_URL", "redis://host /0", "has an invalid value: expected an address without a blank"),
+        ("REDIS_URL", "redis://host /0", "has an invalid value: expected an address without spaces"),
         (
             "ORCHEO_POSTGRES_DSN",
             "postgresql://me:hun\tter2@host/db",
             "has an invalid value: expected an address without line",
         ),
         ("ORCHEO_DISPATCH_QUEUE", "redis://me:hunter2@host", "='redis://me:***@host' is invalid: expected"),
-        ("ORCHEO_LOG_LEVEL", "DEBUG\udcff", "has an invalid value: expected a text in UTF-8"),
+        ("ORCHEO_LOG_LEVEL", "DEBUG\udcff", "has an invalid value: expected UTF-8 text"),
         ("ORCHEO_WORKER_LEASE", "6", "=6 is invalid: expected at least twice ORCHEO_WORKER_HEARTBEAT (5)"),
         ("REDIS_URL", "http://me:hunter2@x", "has an invalid value: expected a URL that begins with redis://"),
         (
@@ -285,11 +285,11 @@ def test_what_is_read_differently_is_noted_without_its_value(monkeypatch: pytest
     found = notes(variables())
     assert [(note.variable, note.text.split(" ")[0]) for note in found if note.variable != "ORCHEO_REDIS_URL"] == [
         ("ORCHEO_LOG_FORMAT", "neither"),
-        ("ORCHEO_LOG_LEVEL", "no"),
-        ("ORCHEO_POSTGRES_DSN", "blanks,"),
+        ("ORCHEO_LOG_LEVEL", "not"),
+        ("ORCHEO_POSTGRES_DSN", "surrounding"),
         ("ORCHEO_POSTGRES_DSN", "the"),
         ("ORCHEO_POSTGRES_DSN", "statement_cache_size"),
-        ("REDIS_URL", "blanks,"),
+        ("REDIS_URL", "surrounding"),
     ]
     assert "hunter2" not in repr(found)
     Settings.load()

@@ -195,7 +195,9 @@ def check_calls() -> None:
         except TypeError as error:
             name = f"{function.__module__}.{function.__qualname__}"
             release = owner(function.__module__)
-            raise SettingsError(f"{release}: {name} cannot be called as a worker does: {error}: {REMEDY}") from error
+            raise SettingsError(
+                f"{release}: {name} cannot be called with the arguments that a worker passes: {error}: {REMEDY}"
+            ) from error
 
 
 # --- needed only by the group commit of checkpoints: if missing, LangGraph's own saver is used instead

@@ -40,7 +40,7 @@ from orcheo_dispatch.worker.orcheo.workflow import Loaded, Version
 from orcheo_dispatch.worker.orcheo.workspace import within_workspace
 
 Durability = Literal["sync", "exit"]
-"""When LangGraph has a checkpoint stored: after each step, or once at the end."""
+"""When LangGraph stores a checkpoint: after each step, or once at the end."""
 _CLOSING_SECONDS = 5.0
 _PLAYWRIGHT = "playwright"
 _CANCELLED = "Workflow execution cancelled"
@@ -182,7 +182,7 @@ async def _run_graph(
         if continues:
             found = await graph.aget_state(runtime_config)
             if not found.next or any(task.interrupts for task in found.tasks):
-                # It had ended, or stopped for a person, when its worker was lost: nothing is left to execute.
+                # It had ended, or was interrupted to wait for a person, when its worker was lost: nothing to execute.
                 return _output(found.values)
             await history.resumed(found.metadata, run.attempt)
         else:

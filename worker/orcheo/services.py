@@ -51,7 +51,7 @@ class Services:
     vault: BaseCredentialVault
     make_saver: MakeSaver
     make_resuming_saver: MakeResumingSaver | None = None
-    """None where LangGraph's own saver writes the checkpoints: such runs start from the beginning."""
+    """None if LangGraph's own saver writes the checkpoints: runs then start from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)

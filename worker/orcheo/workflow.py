@@ -56,7 +56,7 @@ class Loaded:
     has_history: bool
     clock: Clock
     resume: bool = False
-    """Whether each step is stored as it ends, and the run continues after those of an earlier attempt."""
+    """Whether each step is stored when it ends, and the run continues after the steps of an earlier attempt."""
 
 
 class Versions:

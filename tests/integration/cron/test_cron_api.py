@@ -60,15 +60,15 @@ def proxied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[by
         (response("200 OK", b"<html>swordfish</html>"), "malformed", "no list"),
         (response("200 OK", b"[" * 100_000), "malformed", "no list"),
         (response("200 OK", b"\xff\xfe"), "malformed", "no list"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n[", "malformed", "cut short"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n[]", "malformed", "cut short"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n[", "malformed", "incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n[]", "malformed", "incomplete"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[]", "malformed", "HTTP"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n[]", "malformed", ""),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, "malformed", "HTTP"),
         (b"220 swordfish ESMTP\r\n", "malformed", "HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x16", "malformed", "HTTP"),
         (b"HTTP/1.1 banana\r\n\r\n", "malformed", "HTTP"),
-        (b"", "malformed", "hung up"),
+        (b"", "malformed", "closed the connection"),
         (
             response("302 Found", b"", "Location: http://elsewhere:81/x?swordfish"),
             "redirected",
@@ -115,7 +115,7 @@ def test_plain_http_where_tls_is_expected_is_unreachable() -> None:
     with listening(response("200 OK", b"[]")) as api:
         report = _cron(api.url.replace("http:", "https:"))()
     assert report is not None
-    assert (report.outcome, report.reason) == ("unreachable", "no TLS there")
+    assert (report.outcome, report.reason) == ("unreachable", "it does not speak TLS")
 
 
 def test_answer_that_drips_for_ever_is_given_up_at_the_deadline() -> None:

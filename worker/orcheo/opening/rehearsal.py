@@ -86,7 +86,7 @@ async def _compare(saver: RunSaver, langgraph: AsyncPostgresSaver) -> str | None
         stored = await langgraph.aget_tuple(config)
     except psycopg.Error as error:
         return _reason(error)
-    return None if stored == remembered else "LangGraph does not read the checkpoint that was written"
+    return None if stored == remembered else "LangGraph does not read back the checkpoint that was written"
 
 
 class _Recording:

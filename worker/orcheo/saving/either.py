@@ -11,6 +11,6 @@ from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 
 type Saver = RunSaver | OwnSaver
 type MakeSaver = Callable[[str, Outbox], Saver]
-"""Makes the checkpointer of the run with this id."""
+"""Creates the checkpointer of the run with this id."""
 type MakeResumingSaver = Callable[[str, Outbox, bool], ResumingSaver]
-"""The same of a run that is stored step by step; the last argument says that an earlier attempt was."""
+"""Creates that of a run that is stored step by step; the last argument says whether an earlier attempt was."""

@@ -49,7 +49,7 @@ class ResumingSaver(RunSaver):
         self._failed = False
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint of `config`."""
+        """Return the checkpoint that `config` identifies."""
         if not self._continues or config["configurable"]["thread_id"] != self._thread:
             return await super().aget_tuple(config)
         # A new checkpoint refers to values that an earlier attempt stored.
@@ -78,7 +78,7 @@ class ResumingSaver(RunSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Send the writes of one task at once."""
+        """Send the writes of one task immediately."""
         await super().aput_writes(config, writes, task_id, task_path)
         if not self._failed:
             self._outbox.hasten()
