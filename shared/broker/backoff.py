@@ -10,7 +10,7 @@ MAX_SECONDS = 1.0
 
 
 class Backoff:
-    """Exponential backoff with full jitter, so that processes do not reconnect at the same time.
+    """Exponential backoff with jitter, so that processes do not reconnect at the same time.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. Not thread-safe.
     """

@@ -51,7 +51,7 @@ REMOVED = (
     "TIMER_DEBUG",
     "USE_FAST_LOCALS",
 )
-"""Celery reads these once, at import, so they are removed before. A value that is no number could end the process."""
+"""Celery reads these once, at import, so they are removed before. A non-numeric value could end the process."""
 
 _removed: list[str] = []
 

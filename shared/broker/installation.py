@@ -61,7 +61,7 @@ class Installation:
         return f"orcheo.cron.last:{self.name}"
 
     def reader(self, worker_id: str) -> str:
-        """Return the key of the note that this worker reads the queue of runs; see `readers`."""
+        """Return the key under which this worker records that it reads the queue of runs; see `readers`."""
         return f"orcheo.readers:{self.name}:{worker_id}"
 
     @property

@@ -12,7 +12,8 @@ from orcheo_dispatch.shared.consumer.intake import Intake
 from orcheo_dispatch.shared.logs.lines import describe, log
 
 _GIVEN_SECONDS = 2.0
-"""Redis is asked to wait one second for a message, so it has answered by then. Short runs make room earlier."""
+"""Seconds after a request for a message until it is read even if there is no room. Redis, which is asked to wait one
+second, has answered by then. Short runs make room earlier."""
 
 
 class Taker(Protocol):
@@ -39,7 +40,7 @@ class QoS(RedisQoS):
 
 
 class Channel(RedisChannel):
-    """A channel that drops what is not a message; because of one, kombu's would end the worker or reconnect."""
+    """A channel that drops anything that is not a message. Kombu's channel would end the worker or reconnect."""
 
     QoS = QoS
 

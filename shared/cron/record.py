@@ -20,7 +20,7 @@ _RECORD_SECONDS = 86_400
 _REASON_CHARACTERS = 500
 _LONGEST_ENTRY = 4096
 _TURN = 0.9
-"""Part of an interval during which no other process dispatches on its own after one has started to."""
+"""Fraction of an interval during which no other process dispatches on its own after one has started to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,10 @@ class CronSeen:
 
 
 class CronRecord:
-    """When cron triggers were last dispatched, and when that last failed: two keys in Redis that expire after a day.
+    """Records when cron triggers were last dispatched, and when that last failed.
 
-    Ages are counted by Redis from a key's remaining time to live, so no host's clock matters.
+    Uses two keys in Redis that expire after a day. Ages are counted by Redis from a key's remaining time to live, so
+    no host's clock matters.
     """
 
     def __init__(self, client: redis.Redis, name: str) -> None:
@@ -61,13 +62,13 @@ class CronRecord:
             log.debug("cron_not_recorded", reason=str(error))
 
     def take_turn(self, interval: float) -> bool:
-        """Return whether this process, of several that ask at once, may dispatch on its own. Raises `BrokerError`."""
+        """Reserve the next unprompted dispatch for this process; return False if another has. Raises `BrokerError`."""
         with broker_errors():
             milliseconds = max(1, int(interval * _TURN * 1000))
             return bool(self._client.set(f"{self._name}.turn", self._host, nx=True, px=milliseconds))
 
     def leave_turn(self) -> None:
-        """Let another process dispatch, because this one did not. Never raises, because the turn expires anyway."""
+        """Give up the reservation, because this process did not dispatch. Never raises, because it expires anyway."""
         with suppress(BrokerError), broker_errors():
             self._client.delete(f"{self._name}.turn")
 

@@ -1,7 +1,7 @@
 """Begin, keep alive and settle runs; each call takes any number of them.
 
-None of these calls waits for a row that another session has locked: such runs are reported as `locked`, and the
-caller tries again.
+Begin, heartbeat and settle never wait for a row that another session has locked: they report such runs, and the caller
+tries again.
 """
 
 from __future__ import annotations

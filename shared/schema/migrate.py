@@ -92,7 +92,8 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
 def migrate_back(settings: Settings, to: str) -> Migration:
     """Downgrade the schema to revision `to`, for an older release; keep the indexes on pending runs.
 
-    Drop the trigger that notifies and, for a `to` before 0004, the guard of begins: an older release could not do it.
+    Drop the trigger that notifies and, if `to` is before 0004, the trigger that prevents a run from beginning twice: an
+    older release cannot drop them.
     Processes of this release refuse to start afterwards. Raises `SettingsError` for a revision that is not one of this
     release's, and `SchemaError` if the database is not at `to` or a later one.
     """

@@ -262,7 +262,7 @@ COMMENT ON COLUMN orcheo_dispatch.running_elsewhere.workspace_id IS 'ID of its w
 COMMENT ON COLUMN orcheo_dispatch.running_elsewhere.triggered_by IS 'Label of the trigger.';
 COMMENT ON COLUMN orcheo_dispatch.running_elsewhere.since IS 'Time at which the API''s row last changed.';
 COMMENT ON VIEW orcheo_dispatch.processes IS
-    'Processes that are alive, and those of the last 24 hours that ended without deregistering. A process that ended in order is not listed. The definition of alive.';
+    'Processes that are alive, and those of the last 24 hours that ended without deregistering. A process that deregistered is not listed. The definition of alive.';
 COMMENT ON COLUMN orcheo_dispatch.processes.id IS 'ID of the process; new at each start.';
 COMMENT ON COLUMN orcheo_dispatch.processes.host IS 'Name of its host.';
 COMMENT ON COLUMN orcheo_dispatch.processes.version IS 'Its release.';
@@ -335,7 +335,7 @@ BEGIN
             EXECUTE 'GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs TO ' || holder.name;
         END IF;
     END LOOP;
-    -- A dashboard's role reads whatever migrations create if roles.sql was run by their owner; make it so if it was not.
+    -- A dashboard's role can read whatever migrations create if their owner ran roles.sql; if not, grant the rights here.
     FOR holder IN
         SELECT DISTINCT quote_ident(r.rolname) AS name
           FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee

@@ -12,8 +12,8 @@ from sqlalchemy import text
 # `|| ''` prevents the planner from using the indexes on status and state. According to its statistics, hardly any row
 # is running or claimed, so it would compare each of those rows with each of ours; the keys lead to ours directly.
 #
-# Every statement that locks several rows skips those that another session has locked, and reports them: a locked row
-# delays only its own run. The others are locked in the order of their ids, runs before ledger rows.
+# Begin, heartbeat and settle skip rows that another session has locked, and report them: a locked row delays only its
+# own run. The other rows are locked in the order of their ids, runs before ledger rows.
 BEGIN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)

@@ -8,8 +8,9 @@ others.
 from sqlalchemy import text
 
 # End or requeue the runs whose lease expired without a heartbeat. Run and row are locked with SKIP LOCKED: a worker
-# that is just sending a heartbeat or settling is alive. For one lease after Postgres starts no run counts as lost: no
-# worker could send heartbeats during the outage. Under 'hold' only the rows of runs that the API has ended are settled.
+# that is currently sending a heartbeat or settling is alive. For one lease after Postgres starts no run counts as lost:
+# no worker could send heartbeats during the outage. Under 'hold' only the rows of runs that the API has ended are
+# settled.
 REAP = text("""
 WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,
