@@ -306,7 +306,7 @@ def test_database_away_from_the_start_is_told_with_no_figures(database: Database
 def test_missing_schema_is_told(orcheo_database: Database, serve: Serve) -> None:
     served = serve(orcheo_database)
     seen = _told(served)
-    assert "lacks a table" in seen["health"]["problems"][0]["text"]
+    assert "A table is missing" in seen["health"]["problems"][0]["text"]
 
 
 def test_slow_database_is_told_and_holds_nobody_up(
