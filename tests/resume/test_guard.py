@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -57,7 +58,9 @@ def _written(database: Database, worker_id: UUID | None, *given: tuple[Claim, Ro
         finally:
             await books.close()
 
-    return asyncio.run(write())
+    # On a thread: the page tests leave the loop of their browser running on this one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, write()).result()
 
 
 def _counts(database: Database, run_id: str) -> set[int]:
