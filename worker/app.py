@@ -62,7 +62,7 @@ def _returns_of(request: Any) -> int | None:
 
 
 def _wants_more(request: Any) -> bool:
-    """Tell whether a message asks for follow-up tasks or for a Celery time limit; ours never do."""
+    """Return whether a message asks for follow-up tasks or for a Celery time limit; ours never do."""
     limited = any(request.timelimit or ())
     more = bool(request.callbacks or request.errbacks or request.chord or request.chain)
     if more or limited:

@@ -41,7 +41,7 @@ Answer = Run | NotBegun
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Answers to some claims; `since` is the `time.monotonic()` before their leases can have begun."""
+    """Answers to some claims; `since` is a `time.monotonic()` taken before their leases began."""
 
     since: float
     answers: list[Answer]
@@ -167,7 +167,7 @@ class Beginner:
         return final
 
     def _refused(self, message: _Message, claim: Claim, error: DatabaseError) -> list[Answer]:
-        """Retry or fail a run that could not begin by itself, while Postgres accepted the statement without it."""
+        """Retry or fail a run whose own statement failed, although the statement without runs succeeded."""
         failure = failure_of_state(error.sqlstate or "")
         if failure is Failure.LOCKED:
             return list(self._locked(message, NotBegun(claim, LOCKED)))

@@ -103,7 +103,7 @@ class Execution:
         self._lock = threading.Lock()
 
     def stop(self, why: Stop) -> bool:
-        """Stop the run; the first reason stands. Return whether this was the first."""
+        """Request the stop of the run. Return False if it was requested before, or if the run has ended."""
         with self._lock:
             if self.stop_reason is not None or self.result is not None:
                 return False

@@ -87,7 +87,7 @@ class Heartbeat:
     def stop_what_was_not_renewed(self) -> None:
         """Stop the runs whose leases were not renewed in time: a stale holder stops itself.
 
-        To be called from another thread: the heartbeat's own may be waiting for a dead connection.
+        Call it from another thread: the heartbeat's own may be waiting for a dead connection.
         """
         now = time.monotonic()
         for execution in self._executions:

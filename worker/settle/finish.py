@@ -1,4 +1,4 @@
-"""Finish runs whose end is written: release slots, close traces, count, and log one line each."""
+"""Finish runs whose end is written: queue their remaining work, count them, and log one line each."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ __all__ = ["End", "Settler"]
 
 _MAX_BATCH = 500
 BATCH_SECONDS = 5.0
-"""Timeout of a batch's statement (seconds), and so the longest that any of its runs can delay the next batch."""
+"""Timeout of a batch's statement (seconds), plus additional time for large outputs: a run delays the next batch by no
+more than that."""
 _IDLE_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 1.0
 """Delay before a locked row is retried (seconds): the API and our dispatchers hold locks for milliseconds."""

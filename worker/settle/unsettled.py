@@ -38,7 +38,7 @@ _PATIENCE_ATTEMPTS = 3
 _LOCK_PATIENCE_SECONDS = 60.0
 """A trigger may wait for a lock that another transaction holds for a while."""
 _SCARCE_PATIENCE_SECONDS = 300.0
-"""A full disk may refuse only large outputs: for this long no run is blamed while no other run can be settled."""
+"""How long no run is blamed while no other run can be settled (seconds): a full disk may refuse only large outputs."""
 _REFUSED_PATIENCE_SECONDS = 3.0
 _IDLE_SECONDS = 1.0
 _MOST_BATCHES = 1000
@@ -158,7 +158,7 @@ class Unsettled:
     # --- one by one
 
     def _suspect(self, end: End, error: DatabaseError) -> None:
-        """Judge a run whose end failed by itself, while the same statement succeeded without it."""
+        """Judge a run whose end failed when written by itself, although the statement without runs succeeded."""
         now = time.monotonic()
         suspect = _Suspect(now, self._next_number(), end, since=now)
         self._judge(suspect, error, available=True)
