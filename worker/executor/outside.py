@@ -1,4 +1,4 @@
-"""What an executor may request from the main process: writing rows, and what was read for a run."""
+"""Define what an executor may request from the main process: what was read for a run, and writing rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Outside(Protocol):
     def write(self, claim: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
         """Have these rows of a run written: soon, or as soon as possible if `hasten` is set.
 
-        The future's result is None when they are written, or the class of the error with which Postgres refused them.
+        The future's result is None when they are written, or the class of the error with which they were refused.
         """
         ...
 

@@ -26,7 +26,7 @@ class AtWork:
     node: str | None = None
     """The node of the graph."""
     node_type: str | None = None
-    """Its class, if it is one of Orcheo's kind: with a coroutine function `run`."""
+    """Its class, if it has a coroutine function `run`, as Orcheo's nodes do."""
 
 
 def at_work(loop: asyncio.AbstractEventLoop, thread_id: int) -> AtWork:

@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent dies, or more exactly the thread that created it; prctl(2).
 
-    Exits at once if the parent, the process with this ID, has already ended. In a container it may be process 1.
+    Exits at once if the parent, the process with this ID, has already ended. Its ID may be 1, in a container.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """Import once, in the fork server, what every runner needs: `STATE`, created at import.
 
-The standard library's fork server swallows an ImportError of a preloaded module, and dies of any other exception. So
+The standard library's fork server swallows an ImportError of a preloaded module, and ends on any other exception. So
 nothing is raised here: the first runner reports the error, and the worker raises it.
 """
 
@@ -65,7 +65,7 @@ def prepare() -> State:
 
 
 def is_fork_server() -> bool:
-    """Tell whether this process is the fork server, rather than a test that imports this module."""
+    """Return whether this process is the fork server, rather than a test that imports this module."""
     return threading.current_thread() is threading.main_thread() and "multiprocessing.forkserver" in _command()
 
 

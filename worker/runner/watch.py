@@ -16,7 +16,7 @@ from orcheo_dispatch.worker.runner.at_work import at_work
 from orcheo_dispatch.worker.runner.runs import run_in
 
 HELD_SECONDS = 1.5
-"""Shorter than the main process waits for an answer (seconds), so that the name is known when it asks."""
+"""Shorter than the limit of the main process (seconds), so that it knows the run when it reports the blocked loop."""
 _LOOK_SECONDS = 0.25
 
 # Kept here because a workflow may replace them in the module, as tests that stop the clock do.

@@ -139,7 +139,7 @@ class Orders:
 
 
 def _raised_at(error: Exception) -> str:
-    """Return the line of our code whose request was refused."""
+    """Return file, line and function of the innermost frame of the worker's own code."""
     ours = [each for each in walk_tb(error.__traceback__) if each[0].f_globals["__name__"].startswith(_WORKER)]
     frame, line = ours[-1]
     return f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}"

@@ -81,7 +81,7 @@ def plan(
 ) -> tuple[int, list[Runner]]:
     """Return how many runners to start now, and which runners must end so that others can be started.
 
-    One spare is kept ready; without other runners, as many as may share the runs of a workspace.
+    Besides the spares for waiting runs, keep one ready, or more if fewer than `processes` runners exist.
     """
     turns = waiting.turns()
     missing = sum(waiting.count(workspace, dedicated=True) if dedicated else 1 for workspace, dedicated in turns)

@@ -196,7 +196,7 @@ class RunnerPool:
         self.orders.stop(runner, execution)
 
     def _end_ignoring(self, execution: Execution) -> None:
-        """End a run that ignored its stop; end its runner too if that harms no other run."""
+        """End a run that ignored its stop; kill its runner if no other run in it makes progress, else let it drain."""
         runner = self._where.get(execution.key)
         if runner is None or execution.key not in runner.executions:
             return

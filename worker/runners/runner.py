@@ -33,9 +33,10 @@ _UNKNOWN_STATUS = 255
 
 
 class Runner:
-    """For the thread of the pool's event loop only. `on_frame` gets each frame; `on_gone` is called once, last.
+    """The process of a runner, its sockets and its runs. For the thread of the pool's event loop only.
 
-    `join` waits for a process that is about to end.
+    `on_frame` gets each frame except `Attached`, `NotAttached`, `Held` and answers to earlier pings; `on_gone` is
+    called once, last. `join` waits for a process that is about to end.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Runner:
 
     @property
     def is_in_order(self) -> bool:
-        """Whether it has answered since the end of all runs that it was given: what they left behind does no harm."""
+        """Whether its event loop has answered since its last run ended: nothing that runs left behind blocks it."""
         return not self.executions and self._answered_for == self.taken
 
     @property
@@ -265,7 +266,7 @@ def _same[T](value: T) -> T:
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether a child of this process has not ended; a zombie counts as not ended."""
+    """Return whether a child of this process is alive; a zombie is not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -14,7 +14,7 @@ from orcheo_dispatch.worker.runners.memory import memory_of
 from orcheo_dispatch.worker.runners.runner import Runner
 
 FIRST_SECONDS = 300.0
-"""Timeout of the first runner's start (seconds): it imports the executor, creates tables and tries a run."""
+"""Timeout of the first runner's start (seconds): it imports the executor, creates tables and executes a trial run."""
 ATTACH_SECONDS = 60.0
 _FAILING_SECONDS = 60.0
 """How long starts may fail before the worker gives up (seconds)."""
@@ -44,12 +44,12 @@ class Starter:
 
     @property
     def problem(self) -> str | None:
-        """One line that says why no runner can be started; None if they can."""
+        """One line that says why no runner can be started; None if runners can be started."""
         return None if self._failing_since is None else f"no runner can be started: {self._last_error}"
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether that has lasted long enough to replace this process."""
+        """Whether `problem` has lasted so long that this process should be replaced."""
         return self._failing_since is not None and time.monotonic() - self._failing_since > _FAILING_SECONDS
 
     async def close(self) -> None:

@@ -38,9 +38,9 @@ def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output:
 def judge(
     runner: Runner, ended: Sequence[Execution], isolation: Isolation, *, innocent: bool
 ) -> Iterator[tuple[Execution, Result]]:
-    """Yield how each of these runs ended, which were in a runner when it ended.
+    """Yield how each of the runs ended that were in a runner when it ended.
 
-    `innocent`: this process ended the runner in order.
+    `innocent` is True if the runner ended because this process is closing.
     """
     why = f"{runner.exit_text()} in the middle of the run."
     others = f"{why} {len(ended)} runs were in it." if len(ended) > 1 else why
@@ -67,7 +67,7 @@ def judge(
 
 
 def is_excused(runner: Runner, execution: Execution) -> bool:
-    """Tell whether a run timed out while its event loop was blocked, which another run may have caused."""
+    """Return whether a run timed out while its event loop was blocked, which another run may have caused."""
     return runner.held and execution.stop_reason is Stop.TIMED_OUT
 
 
