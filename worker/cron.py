@@ -42,7 +42,7 @@ class QueuePrompts:
         self._stopping = threading.Event()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a message, for at most this many seconds and never longer than a few."""
+        """Wait for a message for this many seconds, but at most `_BLOCK_SECONDS`; return whether one arrived."""
         try:
             with broker_errors():
                 found: Any = self._client.brpop(

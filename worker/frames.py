@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 PROTOCOL = 1
-"""Sent in the first frame of a runner; not compared, since both ends are of one installation."""
+"""Sent in the first frame of a runner; not compared, since both ends execute the same release."""
 _HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
 """Maximum size of a frame (bytes); senders limit the contents of a frame to less."""
@@ -32,7 +32,7 @@ class Frame(msgspec.Struct, frozen=True, tag_field="t", array_like=True):
 
 
 class Attach(Frame, frozen=True, tag="attach"):
-    """Get ready; `found` is what the first runner's executor found when it opened, None for the first runner."""
+    """Open the executor; `found` is what the first runner's executor found when it opened, None for the first one."""
 
     found: bytes | None
     cron: bool

@@ -39,7 +39,7 @@ class _Harm:
 
 
 class Isolation:
-    """Under `adaptive`, keep what has harmed other runs, what an operator isolated, and which runs are suspects.
+    """Under `adaptive`, record what has harmed other runs, what an operator isolated, and which versions are suspects.
 
     All methods but `start` and `stop` may be called from any thread, and never wait for the database. A conviction
     takes effect at once in this process, and in other workers when both have synchronised with the ledger, within two
@@ -85,7 +85,7 @@ class Isolation:
         return self._mode is not WorkerIsolation.ADAPTIVE or time.monotonic() - self._turned_at < _PATIENCE_SECONDS
 
     def is_isolated(self, run: Run) -> bool:
-        """Tell whether a run must be alone in its runner."""
+        """Return whether a run must be alone in its runner."""
         if self._mode is WorkerIsolation.ADAPTIVE:
             return run.suspect or run.workflow_version_id in self._suspected or self._is_known(run)
         return run.suspect or self._mode is WorkerIsolation.PROCESS
@@ -167,7 +167,7 @@ class Isolation:
         with self._lock:
             self._workflows = frozenset(each.workflow_id for each in held if each.workflow_version_id is None)
             self._versions = frozenset(each.workflow_version_id for each in held if each.workflow_version_id)
-            # It contains what was written before this read; what an operator has cleared since ends here.
+            # `held` contains what was written before this read; convictions that an operator has cleared are dropped.
             self._convicted = set(self._unwritten)
 
     def _tell(self, problem: Mapping[str, Any] | None) -> None:

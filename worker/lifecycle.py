@@ -42,7 +42,7 @@ _WELL_SECONDS = 10.0
 """The runtime's own watch checks once per second, and waits for nothing."""
 _MIN_LIMIT_SECONDS = 5.0
 _SETTLE_SECONDS = 60.0
-"""A settle may wait for a connection and for a statement; an idle thread turns once per second."""
+"""A settle may wait for a connection and for a statement; an idle thread checks once per second."""
 _AT_ONCE = "SIGQUIT"
 _POOL = "threads"
 """Celery's pool: its threads take messages and execute no runs."""
@@ -63,7 +63,7 @@ class Lifecycle:
         self._health: HealthServer | None = None
         self._left = False
         self._consumer: Consumer | None = None
-        # Celery's own count decreases only after the task has returned, when no waiter is notified any more.
+        # Celery's own count decreases only after the task has returned, and then notifies no waiter.
         self._in_hand = 0
         self._in_hand_lock = threading.Lock()
         self._progress: ProgressWatch | None = None
@@ -225,7 +225,7 @@ class Lifecycle:
 
 
 def _end_for_certain() -> None:
-    """Exit even if a run left a thread running, which Python would wait for."""
+    """Exit even if a thread is still running that Python would wait for."""
     time.sleep(_END_SECONDS)
     log.warning("threads_abandoned", threads=sum(not thread.daemon for thread in threading.enumerate()) - 1)
     os._exit(state.should_stop or 0)

@@ -50,8 +50,9 @@ class Books:
     def write(self, run: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
         """Write rows of this run together, or none of them; soon, or as soon as possible if `hasten` is set.
 
-        The future's result is None when they are written, or says why they are not: the class of Postgres' error, or
-        `ForeignRows` or `MalformedRows` for rows that no executor sends.
+        The future's result is None when they are written or were abandoned, or else says why they are not written: the
+        class of Postgres' error, `StaleFenceError` if this worker does not hold the run, or `ForeignRows` or
+        `MalformedRows` for rows that no executor sends.
         """
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         refusal = refusal_of(rows, run.run_id)
@@ -103,13 +104,13 @@ class _Row(msgspec.Struct):
 
 
 def _has_finished_a_step(rows: Rows) -> bool:
-    """Return whether a checkpoint is among the rows that a step made; the first one of a run holds its inputs."""
+    """Return whether the rows include a checkpoint made by a step; the first checkpoint of a run holds its inputs."""
     for row in rows.texts.get("checkpoints", ()):
         try:
             if msgspec.json.decode(row, type=_Row).metadata.step >= 0:
                 return True
         except msgspec.MsgspecError:
-            # Not the row of a checkpoint of LangGraph's: it proves no progress.
+            # Not a checkpoint of LangGraph: it proves no progress.
             continue
     return False
 

@@ -22,7 +22,7 @@ class _OfThread(msgspec.Struct):
     thread_id: str
 
 
-# Like jsonb, each decoder reads a whole text: one object, in which the last of equal keys counts.
+# Like jsonb, each decoder reads a whole text: one object, in which the last of duplicate keys counts.
 _execution = msgspec.json.Decoder(_OfExecution)
 _thread = msgspec.json.Decoder(_OfThread)
 _EXECUTIONS = ("records", "changes", "steps")

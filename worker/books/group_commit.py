@@ -50,7 +50,7 @@ class Unit:
         self.run_id = run_id
         self.sealed = False
         self.written: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        """Done when the unit is written (result None) or given up (result: the error)."""
+        """Done when the unit is written or dropped (result None), or given up (result: the error)."""
 
     def rows(self) -> Rows:
         """Return the rows. Must not fail."""
@@ -81,7 +81,7 @@ class GroupCommit:
         self._pool = pool
         self._worker_id = worker_id
         self._running = running
-        """Returns the number of runs in progress: without others, rows are written at once."""
+        """Returns the number of runs in progress: if there is only one, urgent rows are written at once."""
         self._queued: list[Unit] = []
         self._in_hand: list[Unit] = []
         self._alone: list[tuple[Sized, float]] = []

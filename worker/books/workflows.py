@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all, may_pass
 
 MAX_VERSIONS = 256
-"""Number of versions that a runner keeps; an upload is half a megabyte at most, and most are a few kilobytes."""
+"""Maximum number of versions that a runner keeps; an upload is half a megabyte at most, usually a few kilobytes."""
 
 _MAX_READ_AT_ONCE = 200
 
@@ -109,7 +109,8 @@ class Workflows:
     async def provide(self, run: Run, known_at: str | None) -> Provided:
         """Return what `run` executes; without the version itself if that was last changed at `known_at`.
 
-        Outages of Postgres of up to half a minute are retried. Raises what Postgres raised, for this run only.
+        Transient errors are retried for up to half a minute; see `may_pass`. Raises Postgres' error; unless that is
+        transient, it concerns this run only.
         """
         loop = asyncio.get_running_loop()
         question = _Question(run, known_at, loop.create_future())
@@ -185,12 +186,12 @@ def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool) -> Provid
 
 
 def _rejected(run: Run, row: DictRow) -> str | None:
-    """Return why the run may not be executed; any of it may have happened since the run began."""
+    """Return why the run may not be executed, None if it may: the workflow may have changed since the run began."""
     if row["workflow_id"] is None or _is_foreign(row["workspace_id"], run.workspace_id):
         return "Workflow is archived or unavailable."
     return "Workflow is archived." if row["is_archived"] else None
 
 
 def _is_foreign(owner: str | None, workspace_id: str) -> bool:
-    """Tell whether the workflow belongs to another workspace; one without an owner belongs to all, as in Orcheo."""
+    """Return whether the workflow belongs to another workspace; one without an owner belongs to all, as in Orcheo."""
     return owner is not None and owner != workspace_id
