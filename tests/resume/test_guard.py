@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -58,9 +57,7 @@ def _written(database: Database, worker_id: UUID | None, *given: tuple[Claim, Ro
         finally:
             await books.close()
 
-    # On a thread: the page tests leave the loop of their browser running on this one.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, write()).result()
+    return asyncio.run(write())
 
 
 def _counts(database: Database, run_id: str) -> set[int]:
@@ -138,3 +135,45 @@ def test_drain_after_a_finished_step_refunds_no_more_than_began(database: Databa
         store.settle(claim, Ending.requeued("drained", refund=True))
     row = ledger(database, claim.run_id)
     assert (row["attempts"], row["refunded"]) == (1, 1)
+
+
+def test_rows_of_two_claims_of_a_run_are_told_apart(database: Database) -> None:
+    """The worker may hold the run again, under a new fence, while rows of its earlier claim are queued."""
+    insert_runs(database, 1)
+    worker_id = uuid4()
+    with store_of(database) as (store, _):
+        (old,) = _begun(store, worker_id, 1)
+        store.settle(old, Ending.requeued("lost"))
+        (new,) = _begun(store, worker_id, 1)
+    assert new.fence > old.fence
+    given = ((old, _rows(old.run_id, step=0)), (new, _rows(new.run_id, step=1)), (old, _rows(old.run_id, step=2)))
+    assert _written(database, worker_id, *given) == ["StaleFenceError", None, "StaleFenceError"]
+    stored = everything(database, "SELECT checkpoint_id FROM checkpoints WHERE thread_id = %s", new.run_id)
+    assert [row["checkpoint_id"] for row in stored] == ["c1"]
+
+
+def test_locked_row_of_the_ledger_delays_the_rows_of_its_own_run_alone(database: Database) -> None:
+    insert_runs(database, 12)
+    worker_id = uuid4()
+    with store_of(database) as (store, _):
+        locked, *others = _begun(store, worker_id, 12)
+
+    async def scenario() -> None:
+        books = Books(database.dsn, running=lambda: 12, resumes=worker_id)
+        await books.open()
+        try:
+            with psycopg.connect(database.dsn) as session:
+                session.execute("SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s FOR UPDATE", (locked.run_id,))
+                first = books.write(locked, _rows(locked.run_id, step=0), hasten=True)
+                rest = [books.write(each, _rows(each.run_id, step=0), hasten=True) for each in others]
+                async with asyncio.timeout(20):
+                    assert [await each for each in rest] == [None] * len(others)
+                assert not first.done()
+                session.rollback()
+            async with asyncio.timeout(20):
+                assert await first is None
+        finally:
+            await books.close()
+
+    asyncio.run(scenario())
+    assert {n for claim in (locked, *others) for n in _counts(database, claim.run_id)} == {1}

@@ -11,6 +11,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+import psycopg
 import pytest
 
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
@@ -254,6 +255,60 @@ def test_run_that_had_ended_and_was_not_settled_is_settled_without_executing(
 def _settled_again(stack: Stack, run: Record) -> bool:
     row = one(stack.database, "SELECT attempts, state FROM orcheo_dispatch.dispatch WHERE run_id = %s", run["id"])
     return (row["attempts"], row["state"]) == (2, "settled")
+
+
+_REFUSE = """
+CREATE FUNCTION refuse_checkpoint() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a test'; END $$;
+CREATE TRIGGER refuse_checkpoint BEFORE INSERT ON checkpoints FOR EACH ROW
+   WHEN ((NEW.metadata ->> 'step')::int = %s) EXECUTE FUNCTION refuse_checkpoint();
+"""
+
+
+@contextmanager
+def _refusing(stack: Stack, step: int) -> Iterator[None]:
+    """Have Postgres refuse the checkpoint after this step."""
+    with psycopg.connect(stack.database.dsn, autocommit=True) as owner:
+        owner.execute(_REFUSE % step)
+        try:
+            yield
+        finally:
+            owner.execute("DROP FUNCTION refuse_checkpoint CASCADE")
+
+
+def test_refused_checkpoint_costs_a_run_no_result_and_no_later_one_is_stored(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    """A later checkpoint would refer to values that the refused one had.
+
+    The writes of step b are stored, its checkpoint is not: the run has not ended, and b is not executed again.
+    """
+    with stack.running("worker") as first, _refusing(stack, 2):
+        with _held(orcheo, workflows["chain"], tmp_path, "d 1") as run:
+            first.saw("run_not_resumable")
+            first.signal(Signals.SIGKILL)
+            first.exit_code()
+    stored = everything(stack.database, "SELECT metadata FROM checkpoints WHERE thread_id = %s", run["id"])
+    assert max(row["metadata"]["step"] for row in stored) == 1
+    with stack.running("worker"):
+        seen = ended(orcheo, run)
+    assert seen["status"] == "succeeded", seen
+    begun = Counter(line.removeprefix("begin ") for line in _lines(tmp_path) if line.startswith("begin"))
+    assert begun == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 2}
+    assert seen["output_payload"]["final_state"]["node_results"] == {name: {"times": 1} for name in "abcd"}
+
+
+def test_checkpoint_that_is_refused_after_a_run_was_resumed_costs_it_no_result(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    with stack.running("worker") as first, _held(orcheo, workflows["chain"], tmp_path, "c 1") as run:
+        first.signal(Signals.SIGKILL)
+        first.exit_code()
+    with _refusing(stack, 3), stack.running("worker") as second:
+        seen = ended(orcheo, run)
+        assert "run_not_resumable" in second.log
+    assert seen["status"] == "succeeded", seen
+    assert seen["output_payload"]["final_state"]["node_results"] == {name: {"times": 1} for name in "abcd"}
+    assert any("checkpoint" in each["payload"] for each in _trace(stack, run))
 
 
 def test_run_that_waits_for_a_person_ends_as_in_stock(

@@ -82,8 +82,8 @@ class OrcheoExecutor:
     async def execute(self, run: Run) -> Mapping[str, Any] | None:
         """Execute `run` and return its output; see `Executor`.
 
-        Its trace is closed in every case, even if the run is cancelled, except if the fence is lost: then the trace
-        belongs to the new holder and is left unchanged.
+        Its trace is closed in every case, even if the run is cancelled, unless the worker may not decide how the run
+        ends (a lost fence or lease, or `hold`): then the trace is left unchanged.
         """
         if self._outside is None or self._attached is None:
             raise RuntimeError("the executor is not attached")
@@ -181,7 +181,8 @@ async def _run_graph(
         state = None
         if continues:
             found = await graph.aget_state(runtime_config)
-            if not found.next or any(task.interrupts for task in found.tasks):
+            # Not `next`, which leaves out tasks whose writes are stored and whose checkpoint is not.
+            if not found.tasks or any(task.interrupts for task in found.tasks):
                 # It had ended, or was interrupted to wait for a person, when its worker was lost: nothing to execute.
                 return _output(found.values)
             await history.resumed(found.metadata, run.attempt)
@@ -212,7 +213,10 @@ async def _save(run: Run, saver: Saver, history: History) -> None:
 
 
 async def _close_stopped(run: Run, history: History, saver: Saver, cancelled: asyncio.CancelledError) -> None:
-    """Close the trace with the run's future status; if the run may belong to another worker, write nothing."""
+    """Close the trace as failed or cancelled; if this worker does not decide how the run ends, write nothing.
+
+    A run that becomes pending again has a trace that says cancelled until it is continued.
+    """
     stopped = cancelled.args[0] if cancelled.args else None
     if not isinstance(stopped, Stopped):
         stopped = Stopped("cancelled", _CANCELLED)

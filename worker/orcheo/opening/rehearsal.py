@@ -17,9 +17,8 @@ from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.worker.books.group_commit import execute_rows
 from orcheo_dispatch.worker.books.postgres import Pool, may_pass
-from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.rows import Rows, execute_rows
 from orcheo_dispatch.worker.orcheo.compat import AsyncPostgresSaver, SerializerProtocol
 from orcheo_dispatch.worker.orcheo.opening.built_in import Perform, play
 from orcheo_dispatch.worker.orcheo.opening.tables import said

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from orcheo_dispatch.shared.logs.lines import describe, log
-from orcheo_dispatch.worker.books.group_commit import Unit
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from orcheo_dispatch.worker.executor.payload import storable, storable_text
 from orcheo_dispatch.worker.executor.protocol import Run
 from orcheo_dispatch.worker.orcheo.compat import RunnableConfigModel, normalize_json_mapping

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.worker.books.group_commit import SOON_SECONDS, Unit
+from orcheo_dispatch.worker.books.group_commit import SOON_SECONDS
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from orcheo_dispatch.worker.executor.outside import Outside
 
 MAX_WRITE_BYTES = 16_000_000

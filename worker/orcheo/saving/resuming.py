@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.logs.lines import log
-from orcheo_dispatch.worker.books.group_commit import StaleFenceError
 from orcheo_dispatch.worker.books.postgres import Pool, outlast_outage
+from orcheo_dispatch.worker.books.units import StaleFenceError
 from orcheo_dispatch.worker.orcheo.compat import (
     AsyncPostgresSaver,
     ChannelVersions,
@@ -19,9 +21,10 @@ from orcheo_dispatch.worker.orcheo.compat import (
     CheckpointTuple,
     RunnableConfig,
     SerializerProtocol,
+    write_indexes,
 )
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
-from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
 
 _STALE = StaleFenceError.__name__
 
@@ -29,9 +32,10 @@ _STALE = StaleFenceError.__name__
 class ResumingSaver(RunSaver):
     """The checkpointer of a run that can be resumed.
 
-    No step begins before the checkpoint of the step before it is stored, so a finished step is never executed again.
-    The writes of a task are sent at once and not waited for. If a checkpoint cannot be stored, the run continues
-    without further ones; if the worker no longer holds the run, storing raises `NotWrittenError`, which ends it.
+    No step begins before the checkpoint of the step before it is stored, so a finished step is not executed again. The
+    writes of a task are sent immediately and not waited for. If a checkpoint cannot be stored, the run continues and
+    no later one is stored: it would refer to values that are missing. If the worker no longer holds the run, storing
+    raises `NotWrittenError`, which ends the run.
     """
 
     def __init__(
@@ -43,17 +47,22 @@ class ResumingSaver(RunSaver):
         *,
         continues: bool,
     ) -> None:
-        """`continues` says that an earlier attempt has stored checkpoints: they are read from the tables."""
+        """With `continues`, an earlier attempt has stored checkpoints; they are read from the tables once each."""
         super().__init__(pool, outbox, run_id, serde)
         self._continues = continues
         self._failed = False
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint that `config` identifies."""
-        if not self._continues or config["configurable"]["thread_id"] != self._thread:
-            return await super().aget_tuple(config)
-        # A new checkpoint refers to values that an earlier attempt stored.
-        return await outlast_outage(AsyncPostgresSaver.aget_tuple)(self, config)
+        found = await super().aget_tuple(config)
+        if found is not None or not self._continues or self._failed:
+            return found
+        if config["configurable"]["thread_id"] != self._thread:
+            return None
+        stored = await outlast_outage(AsyncPostgresSaver.aget_tuple)(self, config)
+        if stored is not None:
+            self._keep(stored)
+        return stored
 
     async def aput(
         self,
@@ -82,3 +91,32 @@ class ResumingSaver(RunSaver):
         await super().aput_writes(config, writes, task_id, task_path)
         if not self._failed:
             self._outbox.hasten()
+
+    def _keep(self, stored: CheckpointTuple) -> None:
+        """Keep a checkpoint of an earlier attempt in memory: new ones refer to its values."""
+        namespace, checkpoint = stored.config["configurable"]["checkpoint_ns"], stored.checkpoint
+        for channel, version in checkpoint["channel_versions"].items():
+            if channel not in checkpoint["channel_values"]:
+                continue
+            value = checkpoint["channel_values"][channel]
+            self._blobs[namespace, channel, cast("str", version)] = self.serde.dumps_typed(value)
+        parent = stored.parent_config
+        key = (namespace, checkpoint["id"])
+        self._checkpoints[key] = Saved(
+            parent["configurable"]["checkpoint_id"] if parent is not None else None,
+            json.dumps({**checkpoint, "channel_values": {}}),
+            json.dumps(stored.metadata),
+        )
+        self._latest[namespace] = max(self._latest.get(namespace, ""), checkpoint["id"])
+        kept = self._writes.setdefault(key, {})
+        places: Counter[str] = Counter()
+        for task_id, channel, value in stored.pending_writes or ():
+            index = write_indexes.get(channel)
+            if index is None:
+                index = places[task_id]
+                places[task_id] += 1
+            kept[task_id, index] = Write("", channel, *self.serde.dumps_typed(value))
+
+    def _growing(self) -> Unsaved:
+        """Return the unit that new rows belong to; after a failure, one that is never written."""
+        return Unsaved(self) if self._failed else super()._growing()

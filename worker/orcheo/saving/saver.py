@@ -12,9 +12,9 @@ from typing import Any, cast
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import DictRow
 
-from orcheo_dispatch.worker.books.group_commit import Unit
 from orcheo_dispatch.worker.books.postgres import Pool, outlast_outage
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from orcheo_dispatch.worker.orcheo.compat import (
     AsyncPostgresSaver,
     ChannelVersions,
@@ -35,7 +35,7 @@ _Key = tuple[str, str]
 
 
 @dataclass(slots=True)
-class _Saved:
+class Saved:
     """A checkpoint in the form of its row."""
 
     parent_id: str | None
@@ -44,7 +44,7 @@ class _Saved:
 
 
 @dataclass(slots=True)
-class _Write:
+class Write:
     """A task's write that belongs to a checkpoint, in the form of its row."""
 
     task_path: str
@@ -53,7 +53,7 @@ class _Write:
     content: bytes
 
 
-class _Unsaved(Unit):
+class Unsaved(Unit):
     """The part of a saver's contents that is not in the tables yet."""
 
     def __init__(self, saver: RunSaver) -> None:
@@ -69,7 +69,7 @@ class _Unsaved(Unit):
 
 
 class RunSaver(AsyncPostgresSaver):
-    """The checkpointer of one run, whose thread has no checkpoint in the tables when the run begins.
+    """The checkpointer of one run that starts from the beginning: its thread has no checkpoint in the tables.
 
     It keeps all checkpoints of the run in memory, so it reads none. It writes through the outbox; `saved` waits until
     that is done. All other calls use LangGraph's own statements, after all rows are written.
@@ -81,11 +81,11 @@ class RunSaver(AsyncPostgresSaver):
         super().__init__(pool, serde=serde)
         self._outbox = outbox
         self.run_id = self._thread = run_id
-        self._checkpoints: dict[_Key, _Saved] = {}
+        self._checkpoints: dict[_Key, Saved] = {}
         self._latest: dict[str, str] = {}
         self._blobs: dict[tuple[str, str, str], tuple[str, bytes | None]] = {}
-        self._writes: dict[_Key, dict[tuple[str, int], _Write]] = {}
-        self._units: list[_Unsaved] = []
+        self._writes: dict[_Key, dict[tuple[str, int], Write]] = {}
+        self._units: list[Unsaved] = []
 
     def config(self) -> RunnableConfig:
         """Return the config that identifies the latest checkpoint of the run's own graph."""
@@ -141,7 +141,7 @@ class RunSaver(AsyncPostgresSaver):
                 self._blobs[place] = self.serde.dumps_typed(blobs[channel])
                 unit.blobs[place] = None
         key = (namespace, checkpoint["id"])
-        self._checkpoints[key] = _Saved(
+        self._checkpoints[key] = Saved(
             configurable.get("checkpoint_id"),
             json.dumps({**checkpoint, "channel_values": inline}),
             json.dumps(serializable_metadata(config, metadata)),
@@ -165,10 +165,10 @@ class RunSaver(AsyncPostgresSaver):
         for place, (channel, value) in enumerate(writes):
             index = write_indexes.get(channel, place)
             if replaces or (task_id, index) not in taken:
-                taken[task_id, index] = _Write(task_path, channel, *self.serde.dumps_typed(value))
+                taken[task_id, index] = Write(task_path, channel, *self.serde.dumps_typed(value))
                 unit.writes[key, task_id, index] = None
 
-    def rows(self, unit: _Unsaved) -> Rows:
+    def rows(self, unit: Unsaved) -> Rows:
         """Return the rows of `unit`."""
         rows = Rows()
         for namespace, channel, version in unit.blobs:
@@ -189,9 +189,9 @@ class RunSaver(AsyncPostgresSaver):
     def _row(self, namespace: str, columns: dict[str, Any]) -> str:
         return json.dumps({"thread_id": self._thread, "checkpoint_ns": namespace, **columns})
 
-    def _growing(self) -> _Unsaved:
+    def _growing(self) -> Unsaved:
         if not self._units or self._units[-1].sealed:
-            self._units.append(_Unsaved(self))
+            self._units.append(Unsaved(self))
             self._outbox.add(self._units[-1])
         return self._units[-1]
 
