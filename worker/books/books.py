@@ -11,9 +11,10 @@ import msgspec
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.worker.books.foreign import refusal_of
-from orcheo_dispatch.worker.books.group_commit import GroupCommit, Unit
+from orcheo_dispatch.worker.books.group_commit import GroupCommit
 from orcheo_dispatch.worker.books.postgres import Pool, make_pool, open_pool
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from orcheo_dispatch.worker.books.workflows import Provided, Workflows
 
 _CONNECTIONS = 3

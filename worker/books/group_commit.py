@@ -16,9 +16,8 @@ from uuid import UUID
 from orcheo_dispatch.shared.database.sqlstate import answered
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.books.postgres import may_pass
-from orcheo_dispatch.worker.books.rows import Connections, Rows, execute_rows, statement_of
-
-__all__ = ["GroupCommit", "Rows", "Unit", "execute_rows"]
+from orcheo_dispatch.worker.books.rows import Connections, Rows, statement_of
+from orcheo_dispatch.worker.books.units import Sized, Unit, batches, by_tables, tell, without_rows
 
 SOON_SECONDS = 0.1
 """Maximum delay of rows that no caller waits for (seconds), so that a trace is visible during its run."""
@@ -36,32 +35,6 @@ STALL_SECONDS = 60.0
 _SECONDS_A_BYTE = 1 / 1_000_000
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 _ALONE_PAUSE_SECONDS = 0.2
-_MAX_BATCH_BYTES = 4_000_000
-
-
-class Unit:
-    """Rows of one run that are written together, or not at all.
-
-    It may grow until it is `sealed`, which happens when its statement is made. Units with the same `run_id`, if they
-    have one, are written in the order in which they were added.
-    """
-
-    def __init__(self, run_id: str | None = None) -> None:
-        self.run_id = run_id
-        self.sealed = False
-        self.written: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-        """Done when the unit is written or dropped (result None), or given up (result: the error)."""
-
-    def rows(self) -> Rows:
-        """Return the rows. Must not fail."""
-        raise NotImplementedError
-
-
-class StaleFenceError(Exception):
-    """This worker does not hold the run: nothing was written."""
-
-
-Sized = tuple[Unit, Rows]
 
 
 class GroupCommit:
@@ -165,13 +138,13 @@ class GroupCommit:
             try:
                 each = unit, unit.rows()
             except Exception as error:  # noqa: BLE001 - as below; a fault of ours with one run is none of the others'
-                _tell(unit, error)
+                tell(unit, error)
                 continue
             if unit.run_id in waiting:
                 self._try_alone(each)
             else:
                 sized.append(each)
-        for some in _batches(sized):
+        for some in batches(sized):
             await self._write_batch(some)
 
     async def _write_batch(self, batch: Sequence[Sized]) -> None:
@@ -182,21 +155,21 @@ class GroupCommit:
             error = await self._outlast(part)
             if error is not None and answered(error) and len(part) > 1:
                 # Does Postgres refuse the statement itself, rather than one of the units?
-                checked = checked or await self._outlast(_without_rows(part)) is None
+                checked = checked or await self._outlast(without_rows(part)) is None
                 if checked:
                     size = -(-len(part) // PARTS)
                     parts.extend(part[start : start + size] for start in range(0, len(part), size))
                     continue
                 # The cause may be a table that only some of the units use.
-                by_tables = _by_tables(part)
-                if len(by_tables) > 1:
-                    parts.extend(by_tables)
+                separate = by_tables(part)
+                if len(separate) > 1:
+                    parts.extend(separate)
                     continue
             for unit, rows in part:
                 if error is not None and may_pass(error) and answered(error):
                     self._try_alone((unit, rows))
                 else:
-                    _tell(unit, error, rows)
+                    tell(unit, error, rows)
 
     async def _outlast(self, part: Sequence[Sized]) -> Exception | None:
         """Write these units together, retrying while Postgres is unavailable; return the error if that fails."""
@@ -249,45 +222,7 @@ class GroupCommit:
                     seen.add(unit.run_id)
                     continue
                 self._alone.remove(each)
-                _tell(unit, error, rows)
-
-
-def _tell(unit: Unit, outcome: Exception | None, rows: Rows | None = None) -> None:
-    if outcome is None and rows is not None and rows.stale:
-        outcome = StaleFenceError()
-    if not unit.written.done():
-        unit.written.set_result(outcome)
-
-
-def _without_rows(part: Sequence[Sized]) -> Sequence[Sized]:
-    """Return a part whose statement uses the same tables but has no rows."""
-    rows = Rows()
-    for _, each in part:
-        rows.texts.update({table: [] for table in each.texts})
-        rows.contents.update({table: [] for table in each.contents})
-    return [(part[0][0], rows)]
-
-
-def _by_tables(part: Sequence[Sized]) -> list[list[Sized]]:
-    """Divide a part into parts whose units have rows of the same tables."""
-    parts: dict[frozenset[str], list[Sized]] = {}
-    for each in part:
-        parts.setdefault(frozenset(each[1].texts), []).append(each)
-    return list(parts.values())
-
-
-def _batches(units: Sequence[tuple[Unit, Rows]]) -> list[list[tuple[Unit, Rows]]]:
-    """Divide the units into batches whose statements are not too large."""
-    batches: list[list[tuple[Unit, Rows]]] = []
-    room = 0
-    for each in units:
-        size = each[1].size()
-        if not batches or size > room:
-            batches.append([])
-            room = _MAX_BATCH_BYTES
-        batches[-1].append(each)
-        room -= size
-    return batches
+                tell(unit, error, rows)
 
 
 async def _execute_within(pool: Connections, rows: Rows, worker_id: UUID | None) -> None:
