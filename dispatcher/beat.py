@@ -72,7 +72,7 @@ class TickScheduler(Scheduler):
         """`installation` returns whose dispatchers get the ticks; None means all. Other arguments are Celery's."""
         self.broker = BrokerState("beat", metrics.broker_failed)
         self.turned_at = time.monotonic()
-        """`time.monotonic()` of the last schedule entry that was handled, whether or not it was sent."""
+        """`time.monotonic()` of the last schedule entry handled, sent or not, or of the last reconnection attempt."""
         self.sent_at = float("-inf")
         """`time.monotonic()` of the last tick that was sent."""
         self._installation = installation

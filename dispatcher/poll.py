@@ -82,7 +82,7 @@ class Poller:
         """Poll once and return what was done. Raises `DatabaseError` if the server is unavailable.
 
         Every step is its own transaction, committed before any request to Redis. A step that fails is reported and
-        skipped. Until it succeeds again, it runs after the claims of each poll.
+        skipped. Until reap or reconcile succeeds again, it runs after the claims of each poll.
         """
         try:
             return self._poll()

@@ -1,7 +1,7 @@
 """Maintenance on its own thread and connection, so that claims never wait for it.
 
-Records live processes, returns the slots of lost workers' runs, settles ledger rows without a run, counts ended runs
-and prunes old rows.
+Records live processes, returns the slots of lost workers' runs, closes their traces, adopts cancelled runs, admits runs
+whose push was lost, settles ledger rows without a run, counts ended runs and prunes old rows.
 """
 
 from __future__ import annotations
@@ -129,10 +129,6 @@ class Upkeep:
             self._reaped.update(dict.fromkeys(run_ids, until))
             self._slots_are_due = True
             self._wake.notify()
-
-    def hurry(self) -> None:
-        """Make a round due now, as `orcheo-dispatch poll` does."""
-        self._round.at = float("-inf")
 
     def once(self) -> None:
         """Do the work that is due. Raises `DatabaseError` if the server is unavailable."""

@@ -35,8 +35,6 @@ class Attach(Frame, frozen=True, tag="attach"):
     """Open the executor; `found` is what the first runner's executor found when it opened, None for the first one."""
 
     found: bytes | None
-    cron: bool
-    """Whether this runner dispatches cron triggers and executes no runs."""
 
 
 class Start(Frame, frozen=True, tag="start"):

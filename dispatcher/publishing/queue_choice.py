@@ -25,7 +25,8 @@ _CONFIRM_SECONDS = 2.0
 class QueueChoice:
     """Chooses, and chooses again every five seconds. Not thread-safe.
 
-    A change to the old queue takes effect only if it is confirmed two seconds later, except for the first choice.
+    A change to the old queue takes effect only if it is confirmed two seconds later, except for the first choice;
+    messages that no worker reads may be moved there before.
     """
 
     def __init__(self, store: Store, broker: redis.Redis, installation: Installation, *, lease: float) -> None:

@@ -161,7 +161,7 @@ class NotifyListener:
     def _backoff(self) -> float:
         first, last = _BACKOFF_SECONDS
         self._failures = min(self._failures + 1, 10)
-        # Full jitter, so that many dispatchers do not reconnect at the same time (AWS Architecture Blog, 2015).
+        # With jitter, so that many dispatchers do not reconnect at the same time (AWS Architecture Blog, 2015).
         return random.uniform(first, min(last, first * 2**self._failures))  # noqa: S311
 
 

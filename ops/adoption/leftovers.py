@@ -27,6 +27,7 @@ SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_
  ORDER BY r.created_at, r.id
 """)
 
+# By the settings of this command: before the first dispatcher runs, the views know only the default allow-list.
 _PENDING = text("""
 SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
        EXTRACT(epoch FROM now() - r.updated_at)::float8 AS silent

@@ -1,4 +1,4 @@
-"""Log lines that anybody who can write to Redis can cause are rationed: some per minute, the rest counted."""
+"""Limit log lines that a writer to Redis or a run's code can cause: some per minute, the rest counted."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class WorkerMetrics(ConsumerMetrics):
         self.cron = CronCounters(make, get_args(WorkerCronOutcome))
 
     def message_taken(self, result: MessageResult) -> None:
-        """Count a message by its outcome."""
+        """Count a claim of a message by its outcome, or a malformed message."""
         self._messages(result).inc()
 
     def run_begun(self) -> None:

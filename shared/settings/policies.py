@@ -25,9 +25,9 @@ class WorkerIsolation(StrEnum):
     """Which runs are executed in a process of their own."""
 
     ADAPTIVE = "adaptive"
-    """Runs of workflow versions that have blocked, crashed or exhausted the memory of a shared process."""
+    """Runs of versions that have blocked, crashed or exhausted the memory of a shared process, and suspects."""
     SHARED = "shared"
-    """No run."""
+    """Only suspects: runs that were in a shared process when it ended, in their next attempt."""
     PROCESS = "process"
     """All runs."""
 

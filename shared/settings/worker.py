@@ -24,7 +24,7 @@ class WorkerSettings(BaseSettings):
     isolation: WorkerIsolationInAnyCase = Field(
         WorkerIsolation.ADAPTIVE,
         alias="ORCHEO_WORKER_ISOLATION",
-        description="Runs with their own process: adaptive (workflows that harm others), process (all), shared (none).",
+        description="Runs with their own process: adaptive (those that harm others), process (all), shared (suspects).",
     )
     processes: int | None = Field(
         None,

@@ -15,8 +15,8 @@ from orcheo_backend.app.dependencies import get_repository
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.worker.books.books import Books
-from orcheo_dispatch.worker.books.group_commit import Unit
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from orcheo_dispatch.worker.books.workflows import MAX_VERSIONS, KnownVersions, Provided
 from orcheo_dispatch.worker.executor.protocol import Run
 from orcheo_dispatch.worker.frames import Start

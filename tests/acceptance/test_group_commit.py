@@ -12,9 +12,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from orcheo_dispatch.worker.books.group_commit import GroupCommit, Unit
+from orcheo_dispatch.worker.books.group_commit import GroupCommit
 from orcheo_dispatch.worker.books.postgres import Pool, make_pool, open_pool
 from orcheo_dispatch.worker.books.rows import Rows
+from orcheo_dispatch.worker.books.units import Unit
 from tests.support.database.databases import Database
 from tests.support.database.refusals import locked
 from tests.support.database.runs import everything, execute

@@ -75,7 +75,7 @@ def serve() -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium, one a session."""
     names = ("chromium", "chromium-browser", "google-chrome")

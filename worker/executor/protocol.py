@@ -24,7 +24,7 @@ class Stopped:
     """Why the worker cancels a run: `error.args[0]` of the `asyncio.CancelledError` that its executor gets."""
 
     status: str | None
-    """The status that the run will have; None if another worker may hold it by now: then write nothing more of it."""
+    """The run's future status; None if another worker may hold it or an operator decides: write no more of it."""
     reason: str
 
 

@@ -126,9 +126,9 @@ class Runner:
         self.workspace, self.dedicated = workspace, dedicated
         self.assigned_at = time.monotonic()
 
-    def attach(self, found: bytes | None, *, cron: bool) -> None:
+    def attach(self, found: bytes | None) -> None:
         """Have the runner open its executor."""
-        self.send(Attach(found, cron))
+        self.send(Attach(found))
 
     @property
     def is_free(self) -> bool:

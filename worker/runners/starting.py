@@ -62,18 +62,18 @@ class Starter:
         If the fork server has more than one thread, for example because a plugin started one at import, it must not
         fork: each runner then imports the executor itself.
         """
-        attached = await self._attached(await self._start(adopt, cron=False, seconds=FIRST_SECONDS))
+        attached = await self._attached(await self._start(adopt, seconds=FIRST_SECONDS))
         if attached.threads > 1 and self._server.shares:
             log.warning("runners_not_forked", reason="threads", threads=attached.threads)
             self._server.stop_sharing(attached.server)
-            attached = await self._attached(await self._start(adopt, cron=False, seconds=FIRST_SECONDS))
+            attached = await self._attached(await self._start(adopt, seconds=FIRST_SECONDS))
         self._found = attached.found
         return attached
 
     async def spare(self, adopt: Callable[[Runner], None]) -> bool:
         """Start a runner for runs; return whether that worked. A lasting failure is logged once."""
         try:
-            await self._attached(await self._start(adopt, cron=False, seconds=ATTACH_SECONDS))
+            await self._attached(await self._start(adopt, seconds=ATTACH_SECONDS))
         except DispatchError as error:
             self._last_error = str(error)
             if self._failing_since is None:
@@ -87,11 +87,11 @@ class Starter:
 
     async def for_cron(self, adopt: Callable[[Runner], None]) -> Runner:
         """Start a runner that dispatches cron triggers. Raises `DispatchError`."""
-        runner = await self._start(adopt, cron=True, seconds=ATTACH_SECONDS)
+        runner = await self._start(adopt, seconds=ATTACH_SECONDS)
         await self._attached(runner)
         return runner
 
-    async def _start(self, adopt: Callable[[Runner], None], *, cron: bool, seconds: float) -> Runner:
+    async def _start(self, adopt: Callable[[Runner], None], *, seconds: float) -> Runner:
         self._numbers += 1
         self.under_way += 1
         try:
@@ -110,7 +110,7 @@ class Starter:
             raise DispatchError(f"the fork server ended: {type(error).__name__}") from error
         finally:
             self.under_way -= 1
-        runner.attach(self._found, cron=cron)
+        runner.attach(self._found)
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(runner.attached)

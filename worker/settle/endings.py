@@ -79,7 +79,7 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
 def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
     """Return what an executor learns of its cancellation: the run's future status (None if unknown) and the reason."""
     if ending is None or stop is Stop.LEASE_OVER:
-        return None, "Another worker may hold the run by now."
+        return None, "The run is no longer to be written by this worker."
     return ending.status, ending.why
 
 

@@ -5,9 +5,9 @@ is divided (`shared/database/apart.py`), and the run that fails by itself is ret
 written meanwhile, the run is at fault and not the server. Then it fails with the reason; if Postgres refuses that as
 well, it is abandoned: its lease expires, and it is reaped.
 
-Bounds: one bad run delays the others in its batch by one statement timeout per division, at most 12 s for 64 runs and
-15 s for 500; by milliseconds if Postgres refuses at once. Runs in other batches wait only for the first attempt at the
-batch, which ends after `BATCH_SECONDS`.
+Bounds: one bad run delays the others in its batch by one statement timeout per division (by milliseconds if Postgres
+refuses at once). Runs in other batches wait only for the first attempt at the batch, which ends after `BATCH_SECONDS`
+and some more for many bytes.
 """
 
 from __future__ import annotations

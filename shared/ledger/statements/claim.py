@@ -11,8 +11,8 @@ from sqlalchemy import text
 # Looks at :keys keys at most. :workspaces and :workflows are NULL, or the keys that had more runs than their share.
 CLAIM = text("""
 WITH RECURSIVE workspaces (workspace, lap, place) AS (
-    -- Workspaces with pending runs, at most as many as there are keys, starting after the one that was served last and
-    -- wrapping around. Each is found by one descent of the index on turns ("loose index scan", PostgreSQL wiki).
+    -- Workspaces with pending runs, :keys of them at most, starting after the one that was served last and wrapping
+    -- around. Each is found by one descent of the index on turns ("loose index scan", PostgreSQL wiki).
     -- Conditions are row comparisons and ordered by all columns, so that no other index can serve them. An index on
     -- the workflow alone would read all of its ended runs.
     SELECT CAST(:after_workspace AS text), 0, 0 WHERE CAST(:workspaces AS text[]) IS NULL
