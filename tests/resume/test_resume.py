@@ -285,6 +285,8 @@ def test_refused_checkpoint_costs_a_run_no_result_and_no_later_one_is_stored(
     with stack.running("worker") as first, _refusing(stack, 2):
         with _held(orcheo, workflows["chain"], tmp_path, "d 1") as run:
             first.saw("run_not_resumable")
+            # Sent together with the checkpoint after it, if there were one.
+            until(lambda: any("c" in each["payload"] for each in _trace(stack, run)), what="the trace has step c")
             first.signal(Signals.SIGKILL)
             first.exit_code()
     stored = everything(stack.database, "SELECT metadata FROM checkpoints WHERE thread_id = %s", run["id"])
