@@ -148,6 +148,13 @@ class Hasten(Frame, frozen=True, tag="hasten"):
     """The sender waits for the rows that were sent before."""
 
 
+class Resumed(Frame, frozen=True, tag="resumed"):
+    """A run continues after its last stored step."""
+
+    tasks: int
+    """Number of tasks that are executed next; those that were in flight when the run was lost are repeated."""
+
+
 class Pong(Frame, frozen=True, tag="pong"):
     """The event loop has reached a ping."""
 
@@ -175,7 +182,7 @@ class CronDone(Frame, frozen=True, tag="cron_done"):
 
 
 Down = Attach | Start | Stop | Written | Ping | Cron | Close
-Up = Attached | NotAttached | Ended | Rows | Hasten | Pong | Held | CronDone
+Up = Attached | NotAttached | Ended | Rows | Hasten | Resumed | Pong | Held | CronDone
 
 _encoder = msgspec.msgpack.Encoder()
 

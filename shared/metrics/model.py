@@ -212,6 +212,17 @@ class WorkerMetrics(ConsumerMetrics):
         self._stale = make.counter(
             "orcheo_dispatch_stale_settles", "Runs that belonged to another worker when they were to be settled."
         )
+        self._resumed = make.counter(
+            "orcheo_dispatch_runs_resumed", "Times that this worker continued a run after its last stored step."
+        )
+        self._repeated = make.counter(
+            "orcheo_dispatch_tasks_repeated",
+            "Tasks that may have begun before a run was lost, and that this worker executed when it resumed the run.",
+        )
+        self._refused = make.counter(
+            "orcheo_dispatch_checkpoints_refused",
+            "Checkpoints that could not be stored: the steps since the last one are executed again if the run is lost.",
+        )
         self._in_flight = make.gauge("orcheo_dispatch_runs_in_flight", "Runs being executed.")
         self._capacity = make.gauge("orcheo_dispatch_capacity_runs", "Maximum number of runs executed at a time.")
         self._heartbeats = make.counter(
@@ -255,6 +266,15 @@ class WorkerMetrics(ConsumerMetrics):
         """Count a run that ended here, and its duration."""
         self._settled(outcome.value, trigger).inc()
         self._running_seconds().observe(seconds)
+
+    def run_resumed(self, tasks: int) -> None:
+        """Count a run that continues with this many tasks."""
+        self._resumed().inc()
+        self._repeated().inc(tasks)
+
+    def checkpoint_refused(self) -> None:
+        """Count a checkpoint that could not be stored."""
+        self._refused().inc()
 
     def settle_was_stale(self) -> None:
         """Count a run that could not be settled, because it belongs to another worker by now."""

@@ -89,9 +89,9 @@ class DispatchSettings(BaseSettings):
         description="Seconds after which a claim that no worker has begun is reconciled with Redis.",
     )
     lost_runs: LostRunsInAnyCase = Field(
-        LostRuns.FAIL,
+        LostRuns.RESUME,
         alias="ORCHEO_DISPATCH_LOST_RUNS",
-        description="What happens to a run whose worker is lost: fail, requeue, resume or hold.",
+        description="What happens to a run whose worker is lost: resume, requeue, fail or hold.",
     )
     max_attempts: int = Field(
         3,

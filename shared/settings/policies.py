@@ -8,12 +8,13 @@ from enum import StrEnum
 class LostRuns(StrEnum):
     """What happens to a run whose worker is lost."""
 
-    FAIL = "fail"
-    REQUEUE = "requeue"
-    """It starts again from the beginning."""
     RESUME = "resume"
     """It continues after its last finished step."""
+    REQUEUE = "requeue"
+    """It starts again from the beginning."""
+    FAIL = "fail"
     HOLD = "hold"
+    """It stays as it is, until an operator decides."""
 
     @property
     def requeues(self) -> bool:

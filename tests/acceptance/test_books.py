@@ -301,6 +301,8 @@ class _Slow:
         self.sent.append((rows, hasten, asyncio.get_running_loop().create_future()))
         return self.sent[-1][2]
 
+    def resumed(self, tasks: int) -> None: ...
+
     def hasten(self) -> None:
         self.hastened += 1
 

@@ -31,7 +31,7 @@ def test_defaults_are_those_of_the_design() -> None:
     settings = Settings.load()
     assert settings.poll_interval == 1.0
     assert (settings.batch_size, settings.max_queued, settings.queue) == (100, 200, "orcheo.runs")
-    assert (settings.lease, settings.lost_runs, settings.max_attempts) == (60, LostRuns.FAIL, 3)
+    assert (settings.lease, settings.lost_runs, settings.max_attempts) == (60, LostRuns.RESUME, 3)
     assert (settings.concurrency, settings.pool, settings.heartbeat, settings.worker_lease) == (32, None, 5, 30)
     assert (settings.isolation, settings.processes, settings.max_processes) == ("adaptive", None, 32)
     assert (settings.run_timeout, settings.drain_timeout, settings.executor) == (3600, 60, "orcheo")
@@ -65,7 +65,7 @@ def test_triggers_are_a_list_separated_by_commas(monkeypatch: pytest.MonkeyPatch
         ("ORCHEO_DISPATCH_POLL_INTERVAL", "soon", "='soon' is invalid: expected a valid number"),
         ("ORCHEO_DISPATCH_POLL_INTERVAL", "0", "='0' is invalid: expected greater than or equal to 0.05"),
         ("ORCHEO_DISPATCH_BATCH_SIZE", "-1", "='-1' is invalid: expected greater than or equal to 1"),
-        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "='retry' is invalid: expected 'fail', 'requeue', 'resume' or 'hold'"),
+        ("ORCHEO_DISPATCH_LOST_RUNS", "retry", "='retry' is invalid: expected 'resume', 'requeue', 'fail' or 'hold'"),
         ("ORCHEO_WORKER_POOL", "gevent", "='gevent' is invalid: expected 'threads' or 'prefork'"),
         (
             "ORCHEO_WORKER_HEARTBEAT",

@@ -28,9 +28,11 @@ _PARTS = {
      WHERE EXCLUDED.status <> 'running'""",
     "changes": """
     UPDATE execution_history AS h
-       SET status = COALESCE(c.status, h.status), completed_at = COALESCE(c.completed_at, h.completed_at),
+       SET status = COALESCE(c.status, h.status),
+           completed_at = CASE WHEN c.status IS NULL THEN h.completed_at ELSE c.completed_at END,
            error = CASE WHEN c.status IS NULL THEN h.error ELSE c.error END,
-           trace_completed_at = COALESCE(c.completed_at, h.trace_completed_at), trace_last_span_at = c.last_at
+           trace_completed_at = CASE WHEN c.status IS NULL THEN h.trace_completed_at ELSE c.completed_at END,
+           trace_last_span_at = c.last_at
       FROM jsonb_to_recordset(%(changes)s::jsonb) AS c(execution_id text, status text, completed_at timestamptz,
            error text, last_at timestamptz)
      WHERE h.execution_id = c.execution_id""",

@@ -11,6 +11,7 @@ import msgspec
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.worker.books.heads import Head, read_heads
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all, may_pass
 
 MAX_VERSIONS = 256
@@ -27,6 +28,11 @@ SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS ve
        CASE WHEN v.updated_at IS DISTINCT FROM run.known_at THEN v.payload END::text AS payload,
        EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = run.id) AS has_checkpoints,
        EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history,
+       -- The record before that of this begin: why the run is executed again.
+       (SELECT CASE WHEN a.record ->> 'action' IN ('run_requeued', 'run_retried', 'run_answered')
+                    THEN COALESCE(a.record #>> '{metadata,reason}', '') END
+          FROM workflow_runs AS r CROSS JOIN LATERAL (SELECT r.payload #> '{audit_log,-2}' AS record) AS a
+         WHERE r.id = run.id) AS again_because,
        to_json(clock_timestamp()) #>> '{}' AS now
   FROM unnest(%(run_ids)s::text[], %(workflow_ids)s::text[], %(version_ids)s::text[], %(known_at)s::timestamptz[])
        WITH ORDINALITY AS run (id, workflow_id, version_id, known_at, place)
@@ -55,6 +61,10 @@ class Provided(msgspec.Struct, frozen=True, array_like=True):
     """`time.monotonic()` when this was read; all processes of a host share this clock."""
     resume: bool = False
     """Whether each step is stored as it ends, and the run continues after the steps that an earlier attempt stored."""
+    heads: list[Head] = msgspec.field(default_factory=list)
+    """The checkpoints that it continues from, one per namespace."""
+    again_because: str | None = None
+    """Why the run is executed again, as its audit log says; None if this is the first time."""
 
     def encode(self) -> bytes:
         """Return the bytes that are sent to the runner."""
@@ -157,8 +167,11 @@ class Workflows:
         rows = await fetch_all(self._pool, _SELECT_WORKFLOWS, parameters)
         read_at = time.monotonic()
         by_place = {row["place"]: row for row in rows}
+        begun = [each.run.run_id for place, each in enumerate(asked, 1) if by_place[place]["has_checkpoints"]]
+        heads = await read_heads(self._pool, begun) if self._resume else {}
         return [
-            _provided(each.run, by_place[place], read_at, resume=self._resume) for place, each in enumerate(asked, 1)
+            _provided(each.run, by_place[place], read_at, resume=self._resume, heads=heads.get(each.run.run_id, []))
+            for place, each in enumerate(asked, 1)
         ]
 
 
@@ -168,7 +181,7 @@ class _Question(msgspec.Struct, frozen=True):
     answer: asyncio.Future[Provided]
 
 
-def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool) -> Provided:
+def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, heads: list[Head]) -> Provided:
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
     return Provided(
@@ -182,6 +195,8 @@ def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool) -> Provid
         now=row["now"],
         read_at=read_at,
         resume=resume,
+        heads=heads,
+        again_because=row["again_because"],
     )
 
 

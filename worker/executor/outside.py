@@ -23,6 +23,10 @@ class Outside(Protocol):
         """
         ...
 
+    def resumed(self, tasks: int) -> None:
+        """Note, for the metrics, that a run continues with this many tasks."""
+        ...
+
     def hasten(self) -> None:
         """Have the rows given so far written as soon as possible."""
         ...

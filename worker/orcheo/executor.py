@@ -36,7 +36,7 @@ from orcheo_dispatch.worker.orcheo.saving.history import History
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.resuming import ResumingSaver
 from orcheo_dispatch.worker.orcheo.services import Attached, Found, Services, attach, prepare
-from orcheo_dispatch.worker.orcheo.workflow import Loaded, Version
+from orcheo_dispatch.worker.orcheo.workflow import Loaded
 from orcheo_dispatch.worker.orcheo.workspace import within_workspace
 
 Durability = Literal["sync", "exit"]
@@ -109,18 +109,14 @@ class OrcheoExecutor:
             history.start(str(version.workflow_id), config)
         saver: Saver
         if loaded.resume and services.make_resuming_saver is not None:
-            saver = services.make_resuming_saver(run.run_id, outbox, loaded.has_checkpoints)
-            durability: Durability = "sync"
+            saver = services.make_resuming_saver(run.run_id, outbox, loaded.heads)
         else:
-            saver, durability = services.make_saver(run.run_id, outbox), "exit"
-        continues = loaded.has_checkpoints and isinstance(saver, ResumingSaver)
+            saver = services.make_saver(run.run_id, outbox)
         try:
-            if loaded.has_checkpoints and not continues:
+            if loaded.has_checkpoints and not (isinstance(saver, ResumingSaver) and loaded.heads):
                 # Checkpoints of an earlier attempt would be merged into the state of this one.
                 await saver.adelete_thread(run.run_id)
-            output = await _run_graph(
-                services, run, loaded.version, config, history, saver, durability=durability, continues=continues
-            )
+            output = await _run_graph(services, run, loaded, config, history, saver)
             # Queued before waiting for the checkpoint, so that one statement writes both.
             closed = history.completed()
             await _save(run, saver, history)
@@ -162,30 +158,24 @@ class OrcheoExecutor:
 
 
 async def _run_graph(
-    services: Services,
-    run: Run,
-    version: Version,
-    config: RunnableConfigModel,
-    history: History,
-    saver: Saver,
-    *,
-    durability: Durability,
-    continues: bool,
+    services: Services, run: Run, loaded: Loaded, config: RunnableConfigModel, history: History, saver: Saver
 ) -> Mapping[str, Any] | None:
-    stored = version.stored
+    stored = loaded.version.stored
+    durability: Durability = "sync" if isinstance(saver, ResumingSaver) else "exit"
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
     runtime_config = config.to_runnable_config(run.run_id)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
-        graph = version.build_graph().compile(checkpointer=saver, store=services.store)
+        graph = loaded.version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.
         state = None
-        if continues:
+        if isinstance(saver, ResumingSaver) and loaded.heads:
             found = await graph.aget_state(runtime_config)
             # Not `next`, which leaves out tasks whose writes are stored and whose checkpoint is not.
             if not found.tasks or any(task.interrupts for task in found.tasks):
                 # It had ended, or was interrupted to wait for a person, when its worker was lost: nothing to execute.
                 return _output(found.values)
-            await history.resumed(found.metadata, run.attempt)
+            step = int((found.metadata or {}).get("step", -1))
+            await history.resumed(step, tasks=[task.name for task in found.tasks], because=loaded.again_because)
         else:
             state = build_initial_state(
                 stored.graph, dict(run.inputs), config.to_state_config(run.run_id), run.workspace_id
@@ -196,8 +186,8 @@ async def _run_graph(
         # Closed immediately on cancellation: until it is garbage-collected, its nodes would continue.
         async with aclosing(cast("Any", updates)):
             async for chunk in updates:
-                namespace, step = split_subgraph_update(chunk)
-                await history.step(encode_step_namespace(step, namespace))
+                namespace, step_update = split_subgraph_update(chunk)
+                await history.step(encode_step_namespace(step_update, namespace))
         snapshot = await graph.aget_state(runtime_config)
     return _output(snapshot.values)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from orcheo_dispatch.worker.books.heads import Head
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all
 from orcheo_dispatch.worker.books.workflows import MAX_VERSIONS, Provided
 from orcheo_dispatch.worker.executor.protocol import Run, RunRejectedError
@@ -57,6 +59,10 @@ class Loaded:
     clock: Clock
     resume: bool = False
     """Whether each step is stored when it ends, and the run continues after the steps of an earlier attempt."""
+    heads: Sequence[Head] = ()
+    """The checkpoints that it continues from, one per namespace."""
+    again_because: str | None = None
+    """Why it is executed again."""
 
 
 class Versions:
@@ -78,7 +84,15 @@ class Versions:
             raise WorkflowVersionNotFoundError(str(UUID(run.workflow_version_id)))
         version = await self._version(provided)
         clock = Clock(datetime.fromisoformat(provided.now), provided.read_at)
-        return Loaded(version, provided.has_checkpoints, provided.has_history, clock, provided.resume)
+        return Loaded(
+            version,
+            provided.has_checkpoints,
+            provided.has_history,
+            clock,
+            provided.resume,
+            provided.heads,
+            provided.again_because,
+        )
 
     async def _version(self, provided: Provided) -> Version:
         known = self._known.get(provided.version_id)

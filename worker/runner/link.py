@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.worker.books.rows import Rows
-from orcheo_dispatch.worker.frames import Decoder, Down, Frame, FrameError, Hasten, Written, encode
+from orcheo_dispatch.worker.frames import Decoder, Down, Frame, FrameError, Hasten, Resumed, Written, encode
 from orcheo_dispatch.worker.frames import Rows as RowsFrame
 
 
@@ -65,6 +65,10 @@ class Books:
         self._waiting[self._units] = written
         self._send(RowsFrame(self._units, claim.run_id, claim.fence, rows.texts, rows.contents, hasten))
         return written
+
+    def resumed(self, tasks: int) -> None:
+        """Note that a run continues with this many tasks."""
+        self._send(Resumed(tasks))
 
     def hasten(self) -> None:
         """Have the rows given so far written as soon as possible."""

@@ -14,6 +14,7 @@ from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.logs.lines import describe
 from orcheo_dispatch.worker.books.rows import Rows as BookRows
+from orcheo_dispatch.worker.books.units import StaleFenceError
 from orcheo_dispatch.worker.books.workflows import Provided
 from orcheo_dispatch.worker.execution import Execution, How, Result, Stop
 from orcheo_dispatch.worker.frames import Fault, Rows, Start, Written
@@ -103,15 +104,25 @@ class Orders:
         if execution.started:
             runner.send(StopFrame(execution.key, *self._told_of(execution, execution.stop_reason)))
 
-    def write(self, runner: Runner, frame: Rows) -> None:
-        """Write rows of a run that this runner executes and that has not ended; refuse all other rows."""
+    def write(self, runner: Runner, frame: Rows, *, on_refused: Callable[[], None]) -> None:
+        """Write rows of a run that this runner executes and that has not ended; refuse all other rows.
+
+        `on_refused` is called if a checkpoint of a run that this worker holds cannot be stored.
+        """
         claim = Claim(frame.run_id, frame.fence)
         execution = next((each for each in runner.executions.values() if each.claim == claim), None)
         if self.books is None or execution is None or execution.stop_reason in _LOST or execution.result is not None:
             runner.send(Written(frame.unit, "NotThisRunnersRun"))
             return
         written = self.books.write(claim, BookRows(frame.texts, frame.contents), hasten=frame.hasten)
-        written.add_done_callback(lambda done: runner.send(Written(frame.unit, done.result())))
+
+        def answer(done: asyncio.Future[str | None]) -> None:
+            error = done.result()
+            if error not in (None, StaleFenceError.__name__) and "checkpoints" in frame.texts:
+                on_refused()
+            runner.send(Written(frame.unit, error))
+
+        written.add_done_callback(answer)
 
     def hasten(self) -> None:
         """Write all rows given so far as soon as possible."""

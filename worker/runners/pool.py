@@ -14,7 +14,7 @@ from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.worker.execution import Execution, How, Result, Stop
-from orcheo_dispatch.worker.frames import Close, CronDone, Ended, Hasten, Pong, Rows, Up
+from orcheo_dispatch.worker.frames import Close, CronDone, Ended, Hasten, Pong, Resumed, Rows, Up
 from orcheo_dispatch.worker.isolation import Isolation
 from orcheo_dispatch.worker.runners.cron import CRON_SECONDS, CronRunner
 from orcheo_dispatch.worker.runners.orders import BookKeeper, Orders
@@ -231,9 +231,11 @@ class RunnerPool:
                 if execution is not None:
                     self._take_end(runner, execution, frame)
             case Rows():
-                self.orders.write(runner, frame)
+                self.orders.write(runner, frame, on_refused=self._metrics.checkpoint_refused)
             case Hasten():
                 self.orders.hasten()
+            case Resumed():
+                self._metrics.run_resumed(frame.tasks)
             case Pong():
                 self._trying.answered(runner)
                 self._watching.answered(runner)

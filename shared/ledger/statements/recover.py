@@ -19,9 +19,12 @@ WITH lost AS MATERIALIZED (
                 ELSE 'fail' END AS verdict,
            'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
                || CASE WHEN :policy = 'requeue'
-                       THEN ', attempt ' || (d.attempts - d.refunded) || ' of ' || :max_attempts ELSE '' END AS error
+                       THEN COALESCE(' from ' || p.host || ', process ' || p.pid, '')
+                            || ', attempt ' || (d.attempts - d.refunded) || ' of ' || :max_attempts
+                       ELSE '' END AS error
       FROM orcheo_dispatch.dispatch AS d
       JOIN workflow_runs AS r ON r.id = d.run_id
+      LEFT JOIN orcheo_dispatch.process AS p ON p.id = d.worker_id
      WHERE d.state = 'running' AND d.lease_expires_at < now()
        AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)
        AND (:policy <> 'hold' OR r.status <> 'running')

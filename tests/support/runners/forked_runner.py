@@ -67,6 +67,9 @@ class PipeOutside:
         self._answers.append(asyncio.get_running_loop().create_future())
         return self._answers[-1]
 
+    def resumed(self, tasks: int) -> None:
+        """Count nothing."""
+
     def hasten(self) -> None:
         """Send nothing: the parent hastens by itself."""
 

@@ -34,6 +34,9 @@ class LocalOutside:
         """Have rows written."""
         return self._books.write(claim, rows, hasten=hasten)
 
+    def resumed(self, tasks: int) -> None:
+        """Count nothing."""
+
     def hasten(self) -> None:
         """Have what was given before written."""
         self._books.hasten()

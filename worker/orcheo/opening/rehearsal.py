@@ -107,6 +107,9 @@ class _Recording:
         self._writing.append(asyncio.get_running_loop().create_task(self._write(rows)))
         return self._writing[-1]
 
+    def resumed(self, tasks: int) -> None:
+        """Do nothing: no run is continued."""
+
     def hasten(self) -> None:
         """Do nothing, since all rows are already being written."""
 

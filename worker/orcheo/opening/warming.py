@@ -69,6 +69,9 @@ class _Nowhere:
         written.set_result(None)
         return written
 
+    def resumed(self, tasks: int) -> None:
+        """Do nothing: no run is continued."""
+
     def hasten(self) -> None:
         """Do nothing."""
 

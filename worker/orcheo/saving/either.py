@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from orcheo_dispatch.worker.books.heads import Head
 from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
 from orcheo_dispatch.worker.orcheo.saving.own_saver import OwnSaver
 from orcheo_dispatch.worker.orcheo.saving.resuming import ResumingSaver
@@ -12,5 +13,5 @@ from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 type Saver = RunSaver | OwnSaver
 type MakeSaver = Callable[[str, Outbox], Saver]
 """Creates the checkpointer of the run with this id."""
-type MakeResumingSaver = Callable[[str, Outbox, bool], ResumingSaver]
-"""Creates that of a run that is stored step by step; the last argument says whether an earlier attempt was."""
+type MakeResumingSaver = Callable[[str, Outbox, Sequence[Head]], ResumingSaver]
+"""Creates that of a run that is stored step by step, and continues from these checkpoints of an earlier attempt."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -83,11 +83,18 @@ class History:
             self._outbox.hasten()
             await asyncio.shield(events.written)
 
-    async def resumed(self, checkpoint: Mapping[str, Any] | None, attempt: int) -> None:
-        """Append that the run continues after the step of this checkpoint, given its metadata."""
-        step = int((checkpoint or {}).get("step", -1))
-        log.info("run_resumed", run_id=self._run.run_id, step=step, fence=self._run.fence)
-        await self.step({"resumed": {"after_step": step, "attempt": attempt, "claim": self._run.fence}})
+    async def resumed(self, after_step: int, *, tasks: Sequence[str], because: str | None) -> None:
+        """Append that the run continues after this step, with these tasks, and reopen the record.
+
+        `because` says what ended the last attempt, as in the audit log of the run.
+        """
+        log.info("run_resumed", run_id=self._run.run_id, step=after_step, tasks=len(tasks), fence=self._run.fence)
+        self._outbox.resumed(len(tasks))
+        told = {"after_step": after_step, "tasks": [*tasks], "attempt": self._run.attempt, "claim": self._run.fence}
+        text = f"Resumed after step {after_step} (attempt {self._run.attempt}): {because or 'executed again'}"
+        await self.step({"resumed": {"message": text, "reason": because, **told}})
+        if self._events is not None and not self._events.sealed:
+            self._events.end = {"status": "running", "completed_at": None, "error": None}
 
     def completed(self) -> asyncio.Future[Any]:
         """Close the record of a run that succeeded."""

@@ -65,6 +65,10 @@ class Outbox:
         self._hastened = True
         self._send()
 
+    def resumed(self, tasks: int) -> None:
+        """Note that the run continues with this many tasks."""
+        self._outside.resumed(tasks)
+
     def close(self) -> None:
         """Send all queued units without the delay."""
         self._due = True

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.logs.lines import log
-from orcheo_dispatch.worker.books.postgres import Pool, outlast_outage
+from orcheo_dispatch.worker.books.heads import Head
+from orcheo_dispatch.worker.books.postgres import Pool
 from orcheo_dispatch.worker.books.units import StaleFenceError
 from orcheo_dispatch.worker.orcheo.compat import (
-    AsyncPostgresSaver,
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
-    CheckpointTuple,
     RunnableConfig,
     SerializerProtocol,
-    write_indexes,
 )
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
@@ -45,24 +41,13 @@ class ResumingSaver(RunSaver):
         run_id: str,
         serde: SerializerProtocol,
         *,
-        continues: bool,
+        heads: Sequence[Head],
     ) -> None:
-        """With `continues`, an earlier attempt has stored checkpoints; they are read from the tables once each."""
+        """`heads` are the newest checkpoints of an earlier attempt, one per namespace; none if there was none."""
         super().__init__(pool, outbox, run_id, serde)
-        self._continues = continues
         self._failed = False
-
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint that `config` identifies."""
-        found = await super().aget_tuple(config)
-        if found is not None or not self._continues or self._failed:
-            return found
-        if config["configurable"]["thread_id"] != self._thread:
-            return None
-        stored = await outlast_outage(AsyncPostgresSaver.aget_tuple)(self, config)
-        if stored is not None:
-            self._keep(stored)
-        return stored
+        for head in heads:
+            self._keep(head)
 
     async def aput(
         self,
@@ -92,30 +77,17 @@ class ResumingSaver(RunSaver):
         if not self._failed:
             self._outbox.hasten()
 
-    def _keep(self, stored: CheckpointTuple) -> None:
-        """Keep a checkpoint of an earlier attempt in memory: new ones refer to its values."""
-        namespace, checkpoint = stored.config["configurable"]["checkpoint_ns"], stored.checkpoint
-        for channel, version in checkpoint["channel_versions"].items():
-            if channel not in checkpoint["channel_values"]:
-                continue
-            value = checkpoint["channel_values"][channel]
-            self._blobs[namespace, channel, cast("str", version)] = self.serde.dumps_typed(value)
-        parent = stored.parent_config
-        key = (namespace, checkpoint["id"])
-        self._checkpoints[key] = Saved(
-            parent["configurable"]["checkpoint_id"] if parent is not None else None,
-            json.dumps({**checkpoint, "channel_values": {}}),
-            json.dumps(stored.metadata),
-        )
-        self._latest[namespace] = max(self._latest.get(namespace, ""), checkpoint["id"])
-        kept = self._writes.setdefault(key, {})
-        places: Counter[str] = Counter()
-        for task_id, channel, value in stored.pending_writes or ():
-            index = write_indexes.get(channel)
-            if index is None:
-                index = places[task_id]
-                places[task_id] += 1
-            kept[task_id, index] = Write("", channel, *self.serde.dumps_typed(value))
+    def _keep(self, head: Head) -> None:
+        """Keep a checkpoint of an earlier attempt in memory, with the values that later ones refer to."""
+        key = (head.namespace, head.checkpoint_id)
+        self._checkpoints[key] = Saved(head.parent_id, head.checkpoint, head.metadata)
+        self._latest[head.namespace] = head.checkpoint_id
+        for blob in head.blobs:
+            self._blobs[head.namespace, blob.channel, blob.version] = (blob.type, blob.content)
+        self._writes[key] = {
+            (write.task_id, write.place): Write(write.task_path, write.channel, write.type or "", write.content)
+            for write in head.writes
+        }
 
     def _growing(self) -> Unsaved:
         """Return the unit that new rows belong to; after a failure, one that is never written."""
