@@ -32,7 +32,15 @@ class Claimer:
 
     def everything(self) -> Look:
         """Return a `Look` that assumes there is work for every step but reaping, for a poll whose look failed."""
-        return Look(lost=False, lapsed=True, queued=self._queued, pending=True, in_turn=self._in_turn, at=None)
+        return Look(
+            lost=False,
+            lapsed=True,
+            retries=True,
+            queued=self._queued,
+            pending=True,
+            in_turn=self._in_turn,
+            at=None,
+        )
 
     def queued(self) -> int:
         """Return how many claimed runs have not begun."""

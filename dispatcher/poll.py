@@ -93,6 +93,7 @@ class Poller:
     def _poll(self) -> PollReport:
         look = self._look()
         recovered = self._recover(look, before_claims=True)
+        recovered += self._steps.run("retry", lambda: self._recovery.retry(look), Recovered())
         room = self._room(look, recovered)
         dispatched = self._dispatch(look, room, recovered)
         recovered += self._recover(look, before_claims=False)

@@ -12,6 +12,7 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.metrics.model import DispatcherMetrics
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.settings.policies import Retries
 
 _WAITING, _DELIVERED = "waiting in Redis", "delivered"
 
@@ -136,6 +137,17 @@ class Recovery:
         requeued = sum(run.outcome is Outcome.REQUEUED for run in reaped)
         self._metrics.reaped(lost=sum(run.outcome is Outcome.LOST for run in reaped), requeued=requeued)
         return Recovered(lost=len(reaped) - requeued, requeued=requeued)
+
+    def retry(self, look: Look) -> Recovered:
+        """Make failed runs pending again whose next attempt is due."""
+        if not look.retries:
+            return Recovered()
+        from_start = self._settings.retries is Retries.START
+        retried = self._store.retry(from_start=from_start, batch=self._settings.batch_size)
+        for run_id, number in retried.items():
+            log.info("run_retried", run_id=run_id, retry=number)
+        self._metrics.retried(len(retried))
+        return Recovered(requeued=len(retried))
 
     def reconcile(self) -> Recovered:
         """Extend claims whose messages Redis still holds; release claims whose messages it lost.

@@ -145,6 +145,7 @@ class Upkeep:
             # Before pruning, so that every run is counted.
             self._do("count", self._store.count_ended)
             self._do("adopt", self._adopt)
+            self._do("questions", self._forget_questions)
             self._do("slots", lambda: self._return_slots(older_than=SLOT_PATIENCE_SECONDS))
             self._do("admit", self._admitter.lost)
         if round_is_due or self._more_to_prune:
@@ -216,6 +217,13 @@ class Upkeep:
             batch=_BATCH,
         )
         if adopted:
+            self._return_slots(older_than=0.0)
+
+    def _forget_questions(self) -> None:
+        """Close the traces of runs that were ended while they waited for an answer, and have their slots returned."""
+        forgotten = self._store.forget_questions(batch=_BATCH)
+        if forgotten:
+            self._store.close_traces(forgotten)
             self._return_slots(older_than=0.0)
 
     def _prune(self) -> None:

@@ -164,6 +164,7 @@ app.command()(adopting.adopt)
 app.command()(repairing.cancel)
 app.command()(repairing.fail)
 app.command()(repairing.requeue)
+app.command()(repairing.answer)
 app.command()(isolating.isolate)
 
 

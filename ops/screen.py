@@ -175,7 +175,7 @@ def runs_view(rows: Sequence[RunRow]) -> RenderableType:
             ago(row.age),
             duration(row.waited),
             duration(row.ran),
-            _outcome(row.outcome or row.state, row.reason),
+            _outcome(row.outcome or row.state, row.reason, *_next_of(row)),
             str(row.fence or "-"),
             str(row.attempts if row.attempts is not None else "-"),
         )
@@ -190,9 +190,17 @@ def unclaimed_view(rows: Sequence[Unclaimed]) -> RenderableType:
     return table
 
 
-def _outcome(outcome: str | None, reason: str | None) -> str:
+def _outcome(*told: str | None) -> str:
     """Return how it ended and why, where the one does not say the other."""
-    return ": ".join(dict.fromkeys(each for each in (outcome, reason) if each)) or "-"
+    return ": ".join(dict.fromkeys(each for each in told if each)) or "-"
+
+
+def _next_of(row: RunRow) -> Iterable[str]:
+    """Return what a run waits for that no worker holds."""
+    if row.next_attempt_at is not None:
+        yield f"retry {row.retries} at {row.next_attempt_at.astimezone(UTC):%H:%M:%S} UTC"
+    if row.interrupts:
+        yield f"{row.interrupts} to answer"
 
 
 def away_view(error: DatabaseError) -> RenderableType:

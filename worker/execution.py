@@ -33,6 +33,8 @@ class How(StrEnum):
     """How a run ended in its runner."""
 
     SUCCEEDED = "succeeded"
+    WAITING = "waiting"
+    """It stopped at an interrupt."""
     FAILED = "failed"
     REJECTED = "rejected"
     """Its executor reports that it must not be executed."""
@@ -60,6 +62,10 @@ class Result:
     """Where the error was raised."""
     fault: Fault | None = None
     """The platform fault that made it fail, if there was one."""
+    checkpoint_id: str | None = None
+    """The checkpoint at which it stopped at an interrupt."""
+    interrupts: int = 0
+    """How many interrupts wait there."""
     stop: Stop | None = None
     ignored_stop: bool = False
     """Whether it continued after the grace time. Its runner was killed, or will be replaced."""

@@ -121,7 +121,7 @@ class Ended(Frame, frozen=True, tag="ended"):
 
     key: int
     how: str
-    """`succeeded`, `failed`, `rejected`, `cancelled_inside`, or `stopped`."""
+    """`succeeded`, `waiting`, `failed`, `rejected`, `cancelled_inside`, or `stopped`."""
     output: bytes | None = None
     """JSON text."""
     error: str | None = None
@@ -131,6 +131,9 @@ class Ended(Frame, frozen=True, tag="ended"):
     at: str | None = None
     """Where the error was raised."""
     fault: Fault | None = None
+    checkpoint_id: str | None = None
+    """The checkpoint at which the run waits for an answer."""
+    interrupts: int = 0
 
 
 class Rows(Frame, frozen=True, tag="rows"):

@@ -22,7 +22,7 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import LostRuns
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -231,4 +231,5 @@ def _make_books(settings: Settings, worker_id: UUID, running: Callable[[], int])
     from orcheo_dispatch.worker.books.books import Books
 
     resumes = worker_id if settings.lost_runs is LostRuns.RESUME else None
-    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes)
+    waits = settings.interrupted_runs is not InterruptedRuns.SUCCEED
+    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes, waits=waits)

@@ -75,6 +75,15 @@ def runs(
         bool, typer.Option("--stuck", help="Only runs that run although their lease has expired.")
     ] = False,
     lost: Annotated[bool, typer.Option("--lost", help="Only runs whose worker was lost when they last ran.")] = False,
+    dead: Annotated[
+        bool, typer.Option("--dead", help="Only runs that failed and are not tried again: see 'requeue --dead'.")
+    ] = False,
+    retrying: Annotated[
+        bool, typer.Option("--retrying", help="Only failed runs that their workflow's retry policy tries again.")
+    ] = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only runs that stopped at an interrupt: see 'answer'.")
+    ] = False,
     unclaimed: Annotated[
         bool,
         typer.Option("--unclaimed", help="Only pending runs that no dispatcher will claim, and why; no other filter."),
@@ -92,7 +101,7 @@ def runs(
     from orcheo_dispatch.shared.database.connections import open_engine
 
     if unclaimed:
-        if any((status, workflow, trigger, outcome, since, until, stuck, lost)):
+        if any((status, workflow, trigger, outcome, since, until, stuck, lost, dead, retrying, waiting)):
             raise SettingsError("--unclaimed cannot be combined with another filter")
         with open_engine(settings, role="runs") as engine:
             found = find_unclaimed(engine, limit)
@@ -110,6 +119,9 @@ def runs(
         until=created_until,
         stuck=stuck,
         lost=lost,
+        dead=dead,
+        retrying=retrying,
+        waiting=waiting,
         limit=limit,
     )
     with open_engine(settings, role="runs") as engine:

@@ -1,13 +1,18 @@
-"""The commands that change runs: `cancel`, `fail` and `requeue`."""
+"""The commands that change runs: `cancel`, `fail`, `requeue` and `answer`."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say
+
+MOST_DEAD = 10_000
+"""How many runs `requeue --dead` requeues at most; the view `dead_runs` has no more."""
 
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
 Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
@@ -32,20 +37,80 @@ def fail(
 
 
 def requeue(
-    runs: Runs, reason: Reason = "Requeued by an operator.", dry_run: DryRun = False, as_json: Json = False
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Ids of runs.")] = None,
+    dead: Annotated[
+        bool, typer.Option("--dead", help="Requeue the failed runs that are not tried again, 10,000 at most.")
+    ] = False,
+    workflow: Annotated[str | None, typer.Option(help="With --dead: only runs of this workflow.")] = None,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Execute them from the start, not from the step that failed.")
+    ] = False,
+    reason: Reason = "Requeued by an operator.",
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Make runs pending again that failed, were cancelled, or are running without a worker."""
-    _repair(runs, "requeue", reason, dry_run, as_json)
+    if dead == bool(runs):
+        raise SettingsError("requeue: expected ids of runs, or --dead")
+    if workflow is not None and not dead:
+        raise SettingsError("--workflow cannot be used without --dead")
+    _repair(runs, "requeue", reason, dry_run, as_json, from_start=from_start, workflow=workflow)
 
 
-def _repair(runs: list[str], action: str, reason: str, dry_run: bool, as_json: bool) -> None:
+def answer(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run that waits for an answer.")],
+    value: Annotated[
+        str,
+        typer.Option(
+            "--json", help="The answer, as JSON; if several interrupts wait, an object with the id of each as key."
+        ),
+    ],
+) -> None:
+    """Answer a run that stopped at an interrupt: it becomes pending, and continues with the answer.
+
+    The answer is not logged. Exits 1 if the run does not wait for one.
+    """
+    parsed = parse_answer(value)
+    settings = ready(writes=True)
+    from orcheo_dispatch.ops.runs.answer import answer_run
+    from orcheo_dispatch.shared.database.connections import open_engine
+
+    with open_engine(settings, role="answer") as engine:
+        answer_run(engine, run, parsed)
+    say(plain(f"{run}  answered: running -> pending"))
+
+
+def parse_answer(value: str) -> str:
+    """Return the JSON in `value`, checked. Raises `SettingsError` without quoting it: an answer is somebody's input."""
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"--json is not valid JSON: {type(error).__name__}") from None
+    return value
+
+
+def _repair(
+    runs: list[str] | None,
+    action: str,
+    reason: str,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    from_start: bool = False,
+    workflow: str | None = None,
+) -> None:
+    """Repair these runs; without `runs`, the dead ones."""
     settings = ready(writes=True)
     from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.runs.list import Wanted, find_runs
     from orcheo_dispatch.ops.runs.repair import Action, repair
     from orcheo_dispatch.shared.database.connections import open_engine
 
     with open_engine(settings, role=action) as engine:
-        done = repair(engine, runs, Action(action), reason=reason, dry_run=dry_run)
+        if runs is None:
+            wanted = Wanted(dead=True, workflow=workflow, limit=MOST_DEAD)
+            runs = [each.run_id for each in find_runs(engine, wanted)]
+        done = repair(engine, runs, Action(action), reason=reason, dry_run=dry_run, from_start=from_start)
     if as_json:
         screen.print_json([each.as_json() for each in done])
     else:

@@ -45,6 +45,9 @@ def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Sett
         yield from _of_running(run, worker_seen_ago, fleet, settings)
     elif run.state == "running":
         yield f"the API says {run.status}: its worker stops it at the next heartbeat"
+    if run.next_attempt_at is not None:
+        when = f"in {duration(run.retry_in)}" if run.retry_in > 0 else "at the next poll"
+        yield f"it is tried again {when}, by its workflow's retry policy; 'orcheo-dispatch fail' prevents that"
     if run.slot == "due":
         yield "its run slot is due: a dispatcher returns it within a minute, once the Redis of the slots answers"
 
@@ -106,6 +109,12 @@ def _of_workers(fleet: Fleet) -> Iterator[str]:
 
 
 def _of_running(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
+    if run.interrupts:
+        yield (
+            f"it waits for {run.interrupts} answer{'s' if run.interrupts > 1 else ''}: "
+            f"'orcheo-dispatch answer {run.run_id} --json ...', 'cancel' or 'fail'"
+        )
+        return
     if run.state != "running":
         yield (
             "another process began it (Orcheo's own worker, or the API itself), and nothing here monitors it: "

@@ -25,9 +25,13 @@ SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
        d.state, d.outcome, d.fence, d.attempts, d.reason, d.worker_id::text AS worker_id,
        EXTRACT(epoch FROM d.begun_at - r.created_at)::float8 AS waited,
        EXTRACT(epoch FROM COALESCE(d.settled_at, CASE WHEN d.state = 'running' THEN now() END) - d.begun_at)::float8
-           AS ran
+           AS ran,
+       COALESCE(t.retries, 0) AS retries, CASE WHEN r.status = 'failed' THEN t.next_at END AS next_attempt_at,
+       CASE WHEN r.status = 'running' THEN q.interrupts END AS interrupts
   FROM workflow_runs AS r
   LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+  LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = r.id
+  LEFT JOIN orcheo_dispatch.question AS q ON q.run_id = r.id
  WHERE (CAST(:statuses AS text[]) = '{}' OR r.status = ANY (CAST(:statuses AS text[])))
    AND (CAST(:triggers AS text[]) = '{}' OR r.triggered_by = ANY (CAST(:triggers AS text[])))
    AND (CAST(:outcomes AS text[]) = '{}' OR d.outcome = ANY (CAST(:outcomes AS text[])))
@@ -35,6 +39,9 @@ SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
    AND r.created_at <= COALESCE(CAST(:until AS timestamptz), now() - make_interval(secs => :until_ago), 'infinity')
    AND (NOT :stuck OR r.id IN (SELECT l.run_id FROM orcheo_dispatch.live_runs AS l WHERE l.stuck))
+   AND (NOT :dead OR r.id IN (SELECT x.run_id FROM orcheo_dispatch.dead_runs AS x))
+   AND (NOT :retrying OR r.id IN (SELECT x.run_id FROM orcheo_dispatch.retrying_runs AS x))
+   AND (NOT :waiting OR r.id IN (SELECT x.run_id FROM orcheo_dispatch.waiting_runs AS x))
    AND (NOT :lost OR d.outcome = 'lost' OR (d.outcome = 'requeued' AND d.reason = 'worker_lost'))
  ORDER BY r.created_at DESC, r.id
  LIMIT :limit
@@ -61,6 +68,12 @@ class Wanted:
     """Only those that run although their lease has expired."""
     lost: bool = False
     """Only those whose worker was lost when they last ran."""
+    dead: bool = False
+    """Only those that have failed and are not tried again."""
+    retrying: bool = False
+    """Only those that have failed and are tried again."""
+    waiting: bool = False
+    """Only those that wait for an answer."""
     limit: int = 20
 
 
@@ -82,6 +95,12 @@ class RunRow:
     worker_id: str | None
     waited: float | None
     ran: float | None
+    retries: int
+    """How often it was or will be tried again by the retry policy of its workflow."""
+    next_attempt_at: datetime | None
+    """When it is tried again."""
+    interrupts: int | None
+    """How many interrupts wait for an answer."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what `--json` prints; these names are stable."""
@@ -110,6 +129,9 @@ def find_runs(engine: Engine, wanted: Wanted) -> list[RunRow]:
                 "until_ago": wanted.until.seconds_ago,
                 "stuck": wanted.stuck,
                 "lost": wanted.lost,
+                "dead": wanted.dead,
+                "retrying": wanted.retrying,
+                "waiting": wanted.waiting,
                 "limit": wanted.limit,
             },
         )

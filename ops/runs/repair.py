@@ -43,27 +43,35 @@ class Repair:
 
 
 def repair(
-    engine: Engine, run_ids: Sequence[str], action: Action, *, reason: str, dry_run: bool = False
+    engine: Engine,
+    run_ids: Sequence[str],
+    action: Action,
+    *,
+    reason: str,
+    dry_run: bool = False,
+    from_start: bool = False,
 ) -> list[Repair]:
     """Apply `action` to each run, in one transaction per run; with `dry_run` only report what would be done.
 
-    `reason` goes into the run's error and audit log. Run slots that become due are given back by the dispatcher.
+    With `from_start` a requeued run does not continue after its last stored step. `reason` goes into the run's error
+    and audit log. Run slots that become due are given back by the dispatcher.
     Raises `DatabaseError`; what was done until then stays done.
     """
     text = redact(reason.encode("utf-8", "replace").decode())
-    done = [_repair_one(engine, run_id, action, text, dry_run) for run_id in dict.fromkeys(run_ids)]
+    done = [_repair_one(engine, run_id, action, text, dry_run, from_start) for run_id in dict.fromkeys(run_ids)]
     if action is Action.FAIL and not dry_run:
         Store(engine).close_traces(each.run_id for each in done if not each.refused)
     return done
 
 
-def _repair_one(engine: Engine, run_id: str, action: Action, reason: str, dry_run: bool) -> Repair:
+def _repair_one(engine: Engine, run_id: str, action: Action, reason: str, dry_run: bool, from_start: bool) -> Repair:
     parameters = {
         "run_id": run_id,
         "action": action.value,
         "actor": ACTOR_OPERATOR,
         "reason": reason,
         "dry_run": dry_run,
+        "from_start": from_start,
     }
     row = in_transaction(engine, lambda connection: connection.execute(REPAIR, parameters).one_or_none())
     if row is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,8 @@ from orcheo_dispatch.shared.text.redaction import redact
 
 _ERROR_CHARACTERS = 20_000
 """As many as a worker of ours stores; the API and other workers set no bound."""
+_OURS = ("run_requeued", "run_retried", "run_waiting", "run_answered")
+"""Actions whose reasons our processes write: they quote nothing of a run."""
 _BY_HAND = "00000000-0000-0000-0000-000000000000"
 """The dispatcher of a row that an operator's command has made."""
 
@@ -41,12 +44,28 @@ SELECT w.id AS run_id, COALESCE(r.workflow_id, d.workflow_id) AS workflow_id,
        EXTRACT(epoch FROM d.lease_expires_at - now())::float8 AS lease_left,
        d.dispatcher_id::text AS dispatcher_id, d.worker_id::text AS worker_id,
        p.ours, p.late, COALESCE(l.stuck, false) AS stuck,
+       COALESCE(t.retries, 0) AS retries, CASE WHEN r.status = 'failed' THEN t.next_at END AS next_attempt_at,
+       EXTRACT(epoch FROM t.next_at - now())::float8 AS retry_in,
+       CASE WHEN r.status = 'running' THEN q.interrupts END AS interrupts,
        COALESCE((SELECT k.alive FROM orcheo_dispatch.processes AS k WHERE k.id = d.worker_id), false) AS worker_alive
   FROM (SELECT CAST(:run_id AS text) AS id) AS w
   LEFT JOIN workflow_runs AS r ON r.id = w.id
   LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = w.id
   LEFT JOIN orcheo_dispatch.all_pending_runs AS p ON p.run_id = w.id
   LEFT JOIN orcheo_dispatch.live_runs AS l ON l.run_id = w.id
+  LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = w.id
+  LEFT JOIN orcheo_dispatch.question AS q ON q.run_id = w.id
+""")
+
+# Orcheo creates the table with its first trace; a role may be allowed to read its other columns only.
+_MAY_READ_TRACE = text("""
+SELECT CASE WHEN to_regclass('execution_history_steps') IS NULL THEN false
+            ELSE has_column_privilege(to_regclass('execution_history_steps'), 'payload', 'SELECT') END
+""")
+_RESUMED = text("""
+SELECT s.at, s.payload -> 'resumed' AS resumed FROM execution_history_steps AS s
+ WHERE s.execution_id = :run_id AND s.payload -> 'resumed' ? 'after_step'
+ ORDER BY s.step_index
 """)
 
 _PROCESS = text("""
@@ -112,6 +131,12 @@ class Story:
     attempts: int | None
     slot: str | None
     lease_left: float | None
+    retries: int
+    """How often it was or will be tried again by the retry policy of its workflow."""
+    next_attempt_at: datetime | None
+    """When it is tried again."""
+    interrupts: int | None
+    """How many interrupts wait for an answer."""
     dispatcher: Who | None
     worker: Who | None
     audit_readable: bool
@@ -140,6 +165,7 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         worker = _who(connection, run.worker_id)
         readable = bool(connection.scalar(_MAY_READ_PAYLOAD))
         payload = connection.execute(_PAYLOAD, {"run_id": run_id}).one_or_none() if readable else None
+        resumed = connection.execute(_RESUMED, {"run_id": run_id}).all() if connection.scalar(_MAY_READ_TRACE) else ()
         about = {"workflow": run.workflow_id, "workspace": run.workspace_id}
         fleet = Fleet(**connection.execute(_FLEET, about).one()._mapping)  # noqa: SLF001 - public in SQLAlchemy
     audit = payload.audit if payload is not None and isinstance(payload.audit, list) else []
@@ -158,11 +184,16 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         attempts=run.attempts,
         slot=run.slot,
         lease_left=run.lease_left,
+        retries=run.retries,
+        next_attempt_at=run.next_attempt_at,
+        interrupts=run.interrupts,
         dispatcher=dispatcher,
         worker=worker,
         audit_readable=readable,
         error=redact(error, _ERROR_CHARACTERS) if error else None,
-        events=_with_gaps([*_of_tables(run, dispatcher, worker), *_of_audit(audit, run, errors=errors)]),
+        events=_with_gaps(
+            [*_of_tables(run, dispatcher, worker), *_of_audit(audit, run, errors=errors), *_of_trace(resumed)]
+        ),
         hints=hints_for(run, worker.seen_ago if worker is not None else None, fleet, settings),
     )
 
@@ -223,6 +254,17 @@ def _of_audit(audit: list[Any], run: Row[Any], *, errors: bool) -> list[Event]:
     return found
 
 
+def _of_trace(resumed: Sequence[Row[Any]]) -> list[Event]:
+    """Return where the run was continued, as its trace says."""
+    found = []
+    for row in resumed:
+        told = row.resumed
+        tasks = ", ".join(str(task) for task in told.get("tasks") or ())
+        detail = f"after step {told['after_step']}, attempt {told.get('attempt')}: executes {tasks or '?'}"
+        found.append(Event(row.at, "resumed", "worker", redact(detail, _ERROR_CHARACTERS), None))
+    return found
+
+
 def _audited(record: Any, *, errors: bool) -> Event | None:
     try:
         at = datetime.fromisoformat(record["at"])
@@ -232,7 +274,8 @@ def _audited(record: Any, *, errors: bool) -> Event | None:
         return None
     if at.tzinfo is None:
         return None
-    return Event(at, what, by, redact(str(said), _ERROR_CHARACTERS) if errors and said else None, None)
+    shown = said and (errors or what in _OURS)
+    return Event(at, what, by, redact(str(said), _ERROR_CHARACTERS) if shown else None, None)
 
 
 def _with_gaps(events: list[Event]) -> list[Event]:

@@ -56,6 +56,14 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.isolation TO orcheo_disp
 GRANT SELECT (id) ON workflows TO orcheo_dispatcher;
 GRANT SELECT (id, workflow_id, version) ON workflow_versions TO orcheo_dispatcher;
 
+-- Runs that wait for their next attempt, or for a person. A worker enters them, a dispatcher ends their waiting.
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.retry, orcheo_dispatch.question
+   TO orcheo_dispatcher, orcheo_worker;
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.retry_delay(text, integer), orcheo_dispatch.last_checkpoint(text)
+   TO orcheo_dispatcher, orcheo_worker;
+-- `answer` also writes LangGraph's checkpoint_writes, which only Orcheo's own role may.
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.answer(text, jsonb, text) TO orcheo_dispatcher;
+
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
                           orcheo_dispatch.moved(jsonb, text, text, text, jsonb, jsonb)
@@ -102,11 +110,15 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.slowest_workflows, orcheo_dispatch.failures, orcheo_dispatch.stuck_runs,
                 orcheo_dispatch.lost_runs, orcheo_dispatch.running_elsewhere, orcheo_dispatch.processes,
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
-                orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
+                orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
+                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
    TO orcheo_dashboard;
+-- `run` and `runs` join these two; they hold ids and times.
+GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.
 GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
-                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
+                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
+                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
    TO orcheo_dispatcher;
 -- `status` and `run` work with every role.
 GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes
@@ -123,6 +135,14 @@ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard',
                    current_database());
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard', api_schema);
+
+    -- The retry policies of workflows, and which checkpoint a run starts over from; not what is in it.
+    IF to_regclass('retry_policies') IS NOT NULL THEN
+        GRANT SELECT (workflow_id, config) ON retry_policies TO orcheo_dispatcher, orcheo_worker;
+    END IF;
+    IF to_regclass('checkpoints') IS NOT NULL THEN
+        GRANT SELECT (thread_id, checkpoint_ns, checkpoint_id) ON checkpoints TO orcheo_dispatcher;
+    END IF;
 
     -- To close the trace of a run whose worker is lost: is it open? an error step, and the record's end. The inputs
     -- in the record and the payloads of the steps cannot be read. Without this the log says `traces_not_closed`.

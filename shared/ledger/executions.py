@@ -116,13 +116,17 @@ class Executing(Changes):
             changes=[ending.changes for ending in each],
             refunds=[ending.refund for ending in each],
             suspects=[ending.suspect for ending in each],
+            retries=[ending.retry for ending in each],
+            checkpoints=[ending.checkpoint_id for ending in each],
+            interrupts=[ending.interrupts for ending in each],
+            keeps_slot=[ending.keeps_slot for ending in each],
             actor=actor,
             worker_id=self._worker_id,
         )
         return Settlement(
             {
                 Claim(row.run_id, row.fence): Settled(
-                    Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None
+                    Outcome(row.outcome), bool(row.ended), row.workspace_id if row.slot == "due" else None, row.retry_at
                 )
                 for row in rows
                 if row.outcome is not None

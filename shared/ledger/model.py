@@ -73,6 +73,8 @@ class Look:
     """Whether leases of running runs have expired."""
     lapsed: bool
     """Whether claims have lapsed: their leases expired before their runs began."""
+    retries: bool
+    """Whether failed runs are due to be tried again."""
     queued: int
     """Number of claims that have not begun."""
     pending: bool

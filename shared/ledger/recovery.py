@@ -18,9 +18,11 @@ from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT
 from orcheo_dispatch.shared.ledger.statements.count import COUNT_ENDED, PRUNE_ENDED
 from orcheo_dispatch.shared.ledger.statements.recover import (
     ADOPT_CANCELLED,
+    FORGET_QUESTIONS,
     PRUNE,
     REAP,
     REAP_ORPHANS,
+    RETRY,
     SLOTS_DUE,
     SLOTS_RETURNED,
 )
@@ -87,6 +89,15 @@ class Recovering(Executing):
             actor=ACTOR_DISPATCHER,
         )
         return [Reaped(Claim(r.run_id, r.fence), Outcome(r.outcome), r.worker_id, r.workflow_id) for r in rows]
+
+    def retry(self, *, from_start: bool, batch: int) -> dict[str, int]:
+        """Make failed runs pending again whose next attempt is due; return the number of the retry, by run."""
+        rows = self._sifted("retry", RETRY, from_start=from_start, batch=batch, actor=ACTOR_DISPATCHER)
+        return {row.run_id: row.retries for row in rows}
+
+    def forget_questions(self, *, batch: int) -> list[str]:
+        """Forget what ended runs were waiting for; return their ids."""
+        return [row.run_id for row in self._rows(FORGET_QUESTIONS, batch=batch)]
 
     def reap_orphans(self, *, batch: int = 1000) -> int:
         """Settle the rows of runs that were deleted from the API's table; return how many."""

@@ -77,6 +77,15 @@ class Ending:
     suspect: bool = False
     """Whether the next attempt must be alone in its runner."""
 
+    retry: bool = False
+    """Whether the run is tried again, later, if the retry policy of its workflow allows it."""
+    checkpoint_id: str | None = None
+    """The checkpoint at which it waits for an answer."""
+    interrupts: int = 0
+    """How many interrupts wait there."""
+    keeps_slot: bool = False
+    """Whether the run keeps its slot, because it has not ended."""
+
     @property
     def why(self) -> str:
         """The error or reason that the run's audit log will show."""
@@ -89,9 +98,10 @@ class Ending:
         return cls(Outcome.SUCCEEDED, "succeeded", "run_succeeded", changes=changes)
 
     @classmethod
-    def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED) -> Ending:
+    def failed(cls, error: str, *, reason: str, outcome: Outcome = Outcome.FAILED, retry: bool = False) -> Ending:
         """Return the ending of a run that failed with `error`; `reason` is stored in the ledger."""
-        return cls(outcome, "failed", "run_failed", reason, {"error": error}, json.dumps({"error": error}))
+        changes = json.dumps({"error": error})
+        return cls(outcome, "failed", "run_failed", reason, {"error": error}, changes, retry=retry)
 
     @classmethod
     def cancelled(cls, why: str) -> Ending:
@@ -103,7 +113,31 @@ class Ending:
     def requeued(cls, why: str, *, suspect: bool = False, refund: bool = False) -> Ending:
         """Return the ending that makes a run pending again; with `refund`, this attempt does not count."""
         metadata = {"reason": why}
-        return cls(Outcome.REQUEUED, "pending", "run_requeued", "requeued", metadata, refund=refund, suspect=suspect)
+        return cls(
+            Outcome.REQUEUED,
+            "pending",
+            "run_requeued",
+            "requeued",
+            metadata,
+            refund=refund,
+            suspect=suspect,
+            keeps_slot=True,
+        )
+
+    @classmethod
+    def waiting(cls, output: str, *, checkpoint_id: str, interrupts: int, keeps_slot: bool) -> Ending:
+        """Return the ending of an attempt at which the run stopped at an interrupt; `output` is its state so far."""
+        return cls(
+            Outcome.REQUEUED,
+            "running",
+            "run_waiting",
+            "waiting",
+            {"reason": "Waits for an answer."},
+            f'{{"error": null, "output_payload": {output}}}',
+            checkpoint_id=checkpoint_id,
+            interrupts=interrupts,
+            keeps_slot=keeps_slot,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +147,8 @@ class Settled:
     outcome: Outcome
     ended: bool
     slot_due_in: str | None
+    retry_at: str | None = None
+    """When the failed run is tried again, in ISO form."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Store(Recovering):
         if row.read_only:
             # An idle dispatcher writes nothing else. The error that the server raises drops all connections to it.
             self._rows(WRITE_NOTHING)
-        return Look(row.lost, row.lapsed, row.queued, row.pending, row.in_turn, row.at)
+        return Look(row.lost, row.lapsed, row.retries, row.queued, row.pending, row.in_turn, row.at)
 
     def queued(self) -> int:
         """Return how many claims have not begun yet."""

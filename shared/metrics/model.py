@@ -121,6 +121,9 @@ class DispatcherMetrics(ConsumerMetrics):
             "Runs whose worker was lost, by outcome.",
             outcome=(Outcome.LOST.value, Outcome.REQUEUED.value),
         )
+        self._retried = make.counter(
+            "orcheo_dispatch_runs_retried", "Failed runs that were tried again, by the retry policy of their workflow."
+        )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
         self._hints = make.counter(
             "orcheo_dispatch_hints",
@@ -158,6 +161,10 @@ class DispatcherMetrics(ConsumerMetrics):
         """Count runs whose worker was lost."""
         self._reaped(Outcome.LOST.value).inc(lost)
         self._reaped(Outcome.REQUEUED.value).inc(requeued)
+
+    def retried(self, runs: int) -> None:
+        """Count failed runs that are tried again."""
+        self._retried().inc(runs)
 
     def room(self, runs: int) -> None:
         """Note how many runs this poll may claim."""

@@ -7,12 +7,12 @@ from typing import Literal, get_args
 from orcheo_dispatch.shared.metrics.instruments import Instruments
 
 StepName = Literal[
-    "look", "reap", "reconcile", "room", "claim", "publish",
-    "orphans", "count", "prune", "adopt", "slots", "admit", "processes",
+    "look", "reap", "reconcile", "retry", "room", "claim", "publish",
+    "orphans", "count", "prune", "adopt", "slots", "admit", "questions", "processes",
 ]  # fmt: skip
 """The steps of a poll and of the upkeep."""
 RefusedStep = Literal[
-    "claim", "publish", "release", "extend", "reap", "orphans", "prune", "adopt", "slots", "admit", "push",
+    "claim", "publish", "release", "extend", "reap", "retry", "orphans", "prune", "adopt", "slots", "admit", "push",
 ]  # fmt: skip
 """The steps that Postgres may reject for single runs."""
 

@@ -12,13 +12,14 @@ from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.model import SCHEMA
 
-FUNCTIONS = ("iso", "moved", "of_chatkit")
+FUNCTIONS = ("iso", "moved", "of_chatkit", "retry_delay", "last_checkpoint", "answer")
 """Without these, no run can be claimed, begin or end."""
-INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell")
+INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell", "retry_due")
 VIEWS = (
     "all_pending_runs",
     "allow_list",
     "begun_elsewhere",
+    "dead_runs",
     "ended_by_minute",
     "failures",
     "isolated_workflows",
@@ -32,6 +33,7 @@ VIEWS = (
     "pending_runs",
     "processes",
     "queue_and_backlog",
+    "retrying_runs",
     "running_elsewhere",
     "runs_by_hour",
     "settled_runs",
@@ -39,6 +41,7 @@ VIEWS = (
     "stuck_runs",
     "throughput",
     "unclaimed_runs",
+    "waiting_runs",
     "workflow_latencies",
 )
 

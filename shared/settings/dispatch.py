@@ -5,8 +5,17 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from orcheo_dispatch.shared.settings.field_types import LONGEST, MOST, LostRunsInAnyCase, Names, PostgresDsn, RedisUrl
-from orcheo_dispatch.shared.settings.policies import LostRuns
+from orcheo_dispatch.shared.settings.field_types import (
+    LONGEST,
+    MOST,
+    InterruptedRunsInAnyCase,
+    LostRunsInAnyCase,
+    Names,
+    PostgresDsn,
+    RedisUrl,
+    RetriesInAnyCase,
+)
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns, Retries
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 DEFAULT_QUEUE = "orcheo.runs"
@@ -99,6 +108,16 @@ class DispatchSettings(BaseSettings):
         ge=1,
         le=1000,
         description="Maximum number of attempts of a run before `requeue` or `resume` fails it.",
+    )
+    retries: RetriesInAnyCase = Field(
+        Retries.STEP,
+        alias="ORCHEO_DISPATCH_RETRIES",
+        description="Where a failed run starts again if its workflow has a retry policy: step, start, or off.",
+    )
+    interrupted_runs: InterruptedRunsInAnyCase = Field(
+        InterruptedRuns.SUCCEED,
+        alias="ORCHEO_DISPATCH_INTERRUPTED_RUNS",
+        description="What happens to a run that stops at an interrupt: succeed, wait or wait_with_slot.",
     )
     retention: float = Field(
         604_800.0,

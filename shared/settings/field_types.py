@@ -12,7 +12,14 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 from orcheo_dispatch.shared.settings.addresses import check_postgres_dsn, check_redis_url
-from orcheo_dispatch.shared.settings.policies import CronMode, LostRuns, WorkerIsolation, WorkerPool
+from orcheo_dispatch.shared.settings.policies import (
+    CronMode,
+    InterruptedRuns,
+    LostRuns,
+    Retries,
+    WorkerIsolation,
+    WorkerPool,
+)
 from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
 
 LONGEST = 1_000_000_000
@@ -87,6 +94,8 @@ HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
+RetriesInAnyCase = Annotated[Retries, BeforeValidator(_lowered)]
+InterruptedRunsInAnyCase = Annotated[InterruptedRuns, BeforeValidator(_lowered)]
 WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[

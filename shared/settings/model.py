@@ -30,7 +30,7 @@ from orcheo_dispatch.shared.settings.field_types import (
     show_default,
 )
 from orcheo_dispatch.shared.settings.policies import CronMode, cron_mode
-from orcheo_dispatch.shared.settings.rules import check_api, check_leases, check_queue
+from orcheo_dispatch.shared.settings.rules import check_api, check_interrupted_runs, check_leases, check_queue
 from orcheo_dispatch.shared.settings.values import LEVELS
 from orcheo_dispatch.shared.settings.worker import WorkerSettings
 
@@ -108,6 +108,7 @@ class Settings(WorkerSettings, DispatchSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         check_leases(worker_lease=self.worker_lease, heartbeat=self.heartbeat)
+        check_interrupted_runs(self.interrupted_runs, self.lost_runs)
         check_queue(self.queue)
         if self.cron_mode is CronMode.API:
             check_api(self.api_url)

@@ -22,6 +22,26 @@ class LostRuns(StrEnum):
         return self in (LostRuns.REQUEUE, LostRuns.RESUME)
 
 
+class Retries(StrEnum):
+    """Where a failed run starts again that the retry policy of its workflow allows to be tried again."""
+
+    STEP = "step"
+    """In the step that failed, if it can be resumed."""
+    START = "start"
+    OFF = "off"
+    """Retry policies are not executed."""
+
+
+class InterruptedRuns(StrEnum):
+    """What happens to a run that stops at an interrupt, to wait for a person."""
+
+    SUCCEED = "succeed"
+    """It ends as succeeded, as with Orcheo's own worker."""
+    WAIT = "wait"
+    """It waits for an answer, without a run slot."""
+    WAIT_WITH_SLOT = "wait_with_slot"
+
+
 class WorkerIsolation(StrEnum):
     """Which runs are executed in a process of their own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.settings.addresses import Origin
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns
 
 _RESERVED_QUEUES = frozenset({"celery", "orcheo.cron", "orcheo.dispatch", "orcheo.hints", "orcheo.unacked"})
 
@@ -14,6 +15,15 @@ def check_leases(*, worker_lease: float, heartbeat: float) -> None:
         raise SettingsError(
             f"ORCHEO_WORKER_LEASE={worker_lease:g} is invalid: expected at least twice ORCHEO_WORKER_HEARTBEAT "
             f"({heartbeat:g}): one late heartbeat must not lose a run"
+        )
+
+
+def check_interrupted_runs(interrupted_runs: InterruptedRuns, lost_runs: LostRuns) -> None:
+    """Reject runs that wait for an answer and could not continue with it."""
+    if interrupted_runs is not InterruptedRuns.SUCCEED and lost_runs is not LostRuns.RESUME:
+        raise SettingsError(
+            f"ORCHEO_DISPATCH_INTERRUPTED_RUNS={interrupted_runs.value} is invalid: expected 'succeed' unless "
+            f"ORCHEO_DISPATCH_LOST_RUNS is resume ({lost_runs.value})"
         )
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.executor.protocol import Output, Run
 from orcheo_dispatch.worker.orcheo.executor import OrcheoExecutor
 from tests.faults.acts import fence_of_run
 
@@ -13,7 +10,7 @@ from tests.faults.acts import fence_of_run
 class FencedOrcheo(OrcheoExecutor):
     """Executes as `orcheo` does; the tasks of a run inherit the variable."""
 
-    async def execute(self, run: Run) -> Mapping[str, Any] | None:
+    async def execute(self, run: Run) -> Output:
         """Execute the run."""
         fence_of_run.set(run.fence)
         return await super().execute(run)

@@ -27,11 +27,16 @@ class Books:
     For one event loop: the one that `open` is called on. `running` returns the number of runs in progress.
     """
 
-    def __init__(self, dsn: str, *, running: Callable[[], int], resumes: UUID | None = None) -> None:
-        """`resumes` is the id of this worker if its runs are to be resumed: each write is guarded by their fences."""
+    def __init__(
+        self, dsn: str, *, running: Callable[[], int], resumes: UUID | None = None, waits: bool = False
+    ) -> None:
+        """`resumes` is the id of this worker if its runs are to be resumed: each write is guarded by their fences.
+
+        With `waits`, runs that stop at an interrupt wait for an answer.
+        """
         self._resumes = resumes is not None
         self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
-        self._workflows = Workflows(self._pool, resume=self._resumes)
+        self._workflows = Workflows(self._pool, resume=self._resumes, waits=waits)
         self._commit = GroupCommit(self._pool, running=running, worker_id=resumes)
         self._unwritten: dict[Claim, set[_Given]] = {}
 

@@ -28,6 +28,7 @@ SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS ve
        CASE WHEN v.updated_at IS DISTINCT FROM run.known_at THEN v.payload END::text AS payload,
        EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = run.id) AS has_checkpoints,
        EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history,
+       (SELECT t.start_over_from FROM orcheo_dispatch.retry AS t WHERE t.run_id = run.id) AS start_over_from,
        -- The record before that of this begin: why the run is executed again.
        (SELECT CASE WHEN a.record ->> 'action' IN ('run_requeued', 'run_retried', 'run_answered')
                     THEN COALESCE(a.record #>> '{metadata,reason}', '') END
@@ -63,6 +64,8 @@ class Provided(msgspec.Struct, frozen=True, array_like=True):
     """Whether each step is stored as it ends, and the run continues after the steps that an earlier attempt stored."""
     heads: list[Head] = msgspec.field(default_factory=list)
     """The checkpoints that it continues from, one per namespace."""
+    waits: bool = False
+    """Whether the run waits for an answer if it stops at an interrupt; otherwise it ends."""
     again_because: str | None = None
     """Why the run is executed again, as its audit log says; None if this is the first time."""
 
@@ -110,9 +113,10 @@ class Workflows:
     next one, so an answer is never older than its request.
     """
 
-    def __init__(self, pool: Pool, *, resume: bool = False) -> None:
+    def __init__(self, pool: Pool, *, resume: bool = False, waits: bool = False) -> None:
         self._pool = pool
         self._resume = resume
+        self._waits = waits
         self._asked: list[_Question] = []
         self._reading: asyncio.Task[None] | None = None
 
@@ -170,7 +174,14 @@ class Workflows:
         begun = [each.run.run_id for place, each in enumerate(asked, 1) if by_place[place]["has_checkpoints"]]
         heads = await read_heads(self._pool, begun) if self._resume else {}
         return [
-            _provided(each.run, by_place[place], read_at, resume=self._resume, heads=heads.get(each.run.run_id, []))
+            _provided(
+                each.run,
+                by_place[place],
+                read_at,
+                resume=self._resume,
+                waits=self._waits,
+                heads=heads.get(each.run.run_id, []),
+            )
             for place, each in enumerate(asked, 1)
         ]
 
@@ -181,9 +192,10 @@ class _Question(msgspec.Struct, frozen=True):
     answer: asyncio.Future[Provided]
 
 
-def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, heads: list[Head]) -> Provided:
+def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, waits: bool, heads: list[Head]) -> Provided:
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
+    start_over = any(not each.namespace and each.checkpoint_id == row["start_over_from"] for each in heads)
     return Provided(
         rejected=rejected,
         version_missing=row["version_id"] is None,
@@ -195,7 +207,8 @@ def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, heads: li
         now=row["now"],
         read_at=read_at,
         resume=resume,
-        heads=heads,
+        heads=[] if start_over else heads,
+        waits=waits,
         again_because=row["again_because"],
     )
 

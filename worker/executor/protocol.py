@@ -13,7 +13,7 @@ from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.settings.environment import export_values
 from orcheo_dispatch.shared.settings.policies import ORCHEO_EXECUTOR
 
-__all__ = ["Executor", "FunctionExecutor", "Run", "RunRejectedError", "Stopped", "load_executor"]
+__all__ = ["Executor", "FunctionExecutor", "Output", "Run", "RunRejectedError", "Stopped", "Waiting", "load_executor"]
 
 _ORCHEO_PATH = "orcheo_dispatch.worker.orcheo.executor:OrcheoExecutor"
 _VARIABLE = "ORCHEO_WORKER_EXECUTOR"
@@ -26,6 +26,21 @@ class Stopped:
     status: str | None
     """The run's future status; None if another worker may hold it or an operator decides: write no more of it."""
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What `execute` returns for a run that has stopped at an interrupt, and can continue from a stored checkpoint."""
+
+    output: Mapping[str, Any] | None
+    """Its state so far."""
+    checkpoint_id: str
+    interrupts: int
+    """How many interrupts wait for an answer."""
+
+
+type Output = Mapping[str, Any] | Waiting | None
+"""The run's `output_payload`, or where it waits for an answer."""
 
 
 class RunRejectedError(Exception):
@@ -50,8 +65,8 @@ class Executor(Protocol):
     create no run twice.
     """
 
-    async def execute(self, run: Run) -> Mapping[str, Any] | None:
-        """Execute one run and return its output payload."""
+    async def execute(self, run: Run) -> Output:
+        """Execute one run and return its output payload, or where it waits for an answer."""
         ...
 
 

@@ -48,6 +48,7 @@ try:
     from langgraph.graph import StateGraph
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.postgres.aio import AsyncPostgresStore
+    from langgraph.types import Command
     from langsmith import tracing_context
     from orcheo.config import get_settings
     from orcheo.graph.builder import build_graph
@@ -80,6 +81,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointMetadata",
     "CheckpointTuple",
+    "Command",
     "CredentialAccessContext",
     "CredentialHealthError",
     "CredentialResolver",

@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.worker.books.workflows import Provided
 from orcheo_dispatch.worker.executor.error_text import error_text
 from orcheo_dispatch.worker.executor.outside import Outside
-from orcheo_dispatch.worker.executor.protocol import Run, Stopped
+from orcheo_dispatch.worker.executor.protocol import Output, Run, Stopped, Waiting
 from orcheo_dispatch.worker.orcheo.compat import (
     CredentialAccessContext,
     CredentialResolver,
@@ -79,7 +79,7 @@ class OrcheoExecutor:
         """Prepare to execute runs on the current event loop, without connecting to anything."""
         self._outside, self._attached = outside, attach(Found.decode(found))
 
-    async def execute(self, run: Run) -> Mapping[str, Any] | None:
+    async def execute(self, run: Run) -> Output:
         """Execute `run` and return its output; see `Executor`.
 
         Its trace is closed in every case, even if the run is cancelled, unless the worker may not decide how the run
@@ -97,7 +97,7 @@ class OrcheoExecutor:
         finally:
             outbox.close()
 
-    async def _perform(self, services: Services, run: Run, loaded: Loaded, outbox: Outbox) -> Mapping[str, Any] | None:
+    async def _perform(self, services: Services, run: Run, loaded: Loaded, outbox: Outbox) -> Output:
         version = loaded.version.stored
         # A copy, since other runs use the same version and nodes may change their config.
         config = within_workspace(
@@ -118,7 +118,7 @@ class OrcheoExecutor:
                 await saver.adelete_thread(run.run_id)
             output = await _run_graph(services, run, loaded, config, history, saver)
             # Queued before waiting for the checkpoint, so that one statement writes both.
-            closed = history.completed()
+            closed = history.waiting(output.interrupts) if isinstance(output, Waiting) else history.completed()
             await _save(run, saver, history)
         except asyncio.CancelledError as cancelled:
             await _close_stopped(run, history, saver, cancelled)
@@ -159,7 +159,7 @@ class OrcheoExecutor:
 
 async def _run_graph(
     services: Services, run: Run, loaded: Loaded, config: RunnableConfigModel, history: History, saver: Saver
-) -> Mapping[str, Any] | None:
+) -> Output:
     stored = loaded.version.stored
     durability: Durability = "sync" if isinstance(saver, ResumingSaver) else "exit"
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
@@ -167,13 +167,15 @@ async def _run_graph(
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = loaded.version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.
-        state = None
+        state: Any = None
         if isinstance(saver, ResumingSaver) and loaded.heads:
             found = await graph.aget_state(runtime_config)
+            answer = saver.answer()
             # Not `next`, which leaves out tasks whose writes are stored and whose checkpoint is not.
-            if not found.tasks or any(task.interrupts for task in found.tasks):
-                # It had ended, or was interrupted to wait for a person, when its worker was lost: nothing to execute.
-                return _output(found.values)
+            if not found.tasks or (answer is None and any(task.interrupts for task in found.tasks)):
+                # It had ended, or stopped at an interrupt, when its worker was lost: nothing to execute.
+                return _output(found, saver, loaded)
+            state = answer
             step = int((found.metadata or {}).get("step", -1))
             await history.resumed(step, tasks=[task.name for task in found.tasks], because=loaded.again_because)
         else:
@@ -188,8 +190,7 @@ async def _run_graph(
             async for chunk in updates:
                 namespace, step_update = split_subgraph_update(chunk)
                 await history.step(encode_step_namespace(step_update, namespace))
-        snapshot = await graph.aget_state(runtime_config)
-    return _output(snapshot.values)
+        return _output(await graph.aget_state(runtime_config), saver, loaded)
 
 
 async def _save(run: Run, saver: Saver, history: History) -> None:
@@ -235,7 +236,16 @@ async def _close_browsers(run_id: str) -> None:
         log.warning("browser_not_closed", run_id=run_id, **describe(error))
 
 
-def _output(values: Any) -> Mapping[str, Any] | None:
+def _output(snapshot: Any, saver: Saver, loaded: Loaded) -> Output:
+    """Return the output of a run that has ended, or where it waits for an answer."""
+    output = _final_state(snapshot.values)
+    interrupts = sum(len(task.interrupts) for task in snapshot.tasks)
+    if interrupts and loaded.waits and isinstance(saver, ResumingSaver) and saver.is_stored:
+        return Waiting(output, snapshot.config["configurable"]["checkpoint_id"], interrupts)
+    return output
+
+
+def _final_state(values: Any) -> Mapping[str, Any] | None:
     if isinstance(values, dict):
         return {"final_state": values}
     if hasattr(values, "model_dump"):

@@ -61,6 +61,8 @@ class Loaded:
     """Whether each step is stored when it ends, and the run continues after the steps of an earlier attempt."""
     heads: Sequence[Head] = ()
     """The checkpoints that it continues from, one per namespace."""
+    waits: bool = False
+    """Whether it waits for an answer if it stops at an interrupt."""
     again_because: str | None = None
     """Why it is executed again."""
 
@@ -91,6 +93,7 @@ class Versions:
             clock,
             provided.resume,
             provided.heads,
+            provided.waits,
             provided.again_because,
         )
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from json import dumps, loads
-from typing import Any
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.logs.lines import describe, within_run
 from orcheo_dispatch.worker.executor.error_text import error_text
 from orcheo_dispatch.worker.executor.payload import storable
-from orcheo_dispatch.worker.executor.protocol import Executor, RunRejectedError, Stopped
+from orcheo_dispatch.worker.executor.protocol import Executor, Output, RunRejectedError, Stopped, Waiting
 from orcheo_dispatch.worker.frames import Ended, Start
 from orcheo_dispatch.worker.runner.faults import fault_of
 
@@ -52,7 +51,7 @@ class Runs:
         self._report = report
         self._on_busy = on_busy
         self._max_output = max_output
-        self._tasks: dict[int, asyncio.Task[Mapping[str, Any] | None]] = {}
+        self._tasks: dict[int, asyncio.Task[Output]] = {}
         self._stopped: set[int] = set()
         self.provided: dict[Claim, bytes] = {}
         """What the main process has read for each run in progress."""
@@ -78,12 +77,12 @@ class Runs:
             self._stopped.add(key)
             task.cancel(stopped)
 
-    async def _execute(self, key: int, run: Run) -> Mapping[str, Any] | None:
+    async def _execute(self, key: int, run: Run) -> Output:
         _key.set(key)
         with within_run(run_id=run.run_id, workflow_id=run.workflow_id, fence=run.fence):
             return await self._executor.execute(run)
 
-    def _ended(self, key: int, run: Run, task: asyncio.Task[Mapping[str, Any] | None]) -> None:
+    def _ended(self, key: int, run: Run, task: asyncio.Task[Output]) -> None:
         del self._tasks[key]
         if not self._tasks:
             self._on_busy(False)
@@ -92,7 +91,7 @@ class Runs:
         self._stopped.discard(key)
         self._report(Ended(key, "stopped") if stopped else self._end_of(key, task))
 
-    def _end_of(self, key: int, task: asyncio.Task[Mapping[str, Any] | None]) -> Ended:
+    def _end_of(self, key: int, task: asyncio.Task[Output]) -> Ended:
         if task.cancelled():
             return Ended(key, "cancelled_inside")
         error = task.exception()
@@ -103,13 +102,17 @@ class Runs:
         how = "rejected" if isinstance(error, RunRejectedError) else "failed"
         return Ended(key, how, error=error_text(error), kind=told["error"], at=told.get("at"), fault=fault_of(error))
 
-    def _success(self, key: int, result: Mapping[str, Any] | None) -> Ended:
+    def _success(self, key: int, result: Output) -> Ended:
+        waits = result if isinstance(result, Waiting) else None
+        payload = result.output if isinstance(result, Waiting) else result
         try:
-            output = dumps(storable(dict(result or {})), allow_nan=False).encode()
+            output = dumps(storable(dict(payload or {})), allow_nan=False).encode()
         except Exception as error:  # noqa: BLE001 - an object may do anything while it is being written
             why = f"The run's output cannot be stored: {type(error).__name__}."
             return Ended(key, "failed", error=why, kind="unstorable_output")
         if len(output) > self._max_output:
             why = f"The run's output has {len(output)} bytes, ORCHEO_WORKER_MAX_OUTPUT allows {self._max_output}."
             return Ended(key, "failed", error=why, kind="output_too_large")
+        if waits is not None:
+            return Ended(key, "waiting", output=output, checkpoint_id=waits.checkpoint_id, interrupts=waits.interrupts)
         return Ended(key, "succeeded", output=output)

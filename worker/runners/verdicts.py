@@ -17,7 +17,7 @@ from orcheo_dispatch.worker.isolation import Isolation
 from orcheo_dispatch.worker.runners.runner import Runner
 
 _TOGETHER_SECONDS = 0.1
-_SAID_BY_RUNNERS = {How.SUCCEEDED, How.FAILED, How.REJECTED, How.STOPPED}
+_SAID_BY_RUNNERS = {How.SUCCEEDED, How.WAITING, How.FAILED, How.REJECTED, How.STOPPED}
 """Workflows can write to their runner's socket, so ends that cost no attempt are never accepted from there."""
 
 
@@ -32,7 +32,17 @@ def result_of(runner: Runner, execution: Execution, frame: Ended, *, max_output:
     if output is not None and len(output) > max_output:
         # The runner reports this in text, unless its workflows have changed it.
         return Result(How.FAILED, kind="output_too_large", stop=stop)
-    return Result(how, output=output, error=frame.error, kind=frame.kind, at=frame.at, fault=frame.fault, stop=stop)
+    return Result(
+        how,
+        output=output,
+        error=frame.error,
+        kind=frame.kind,
+        at=frame.at,
+        fault=frame.fault,
+        checkpoint_id=frame.checkpoint_id,
+        interrupts=frame.interrupts,
+        stop=stop,
+    )
 
 
 def judge(

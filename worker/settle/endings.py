@@ -9,11 +9,28 @@ from orcheo_dispatch.shared.ledger.model import Outcome
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import LostRuns
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns, Retries
 from orcheo_dispatch.worker.execution import How, Result, Stop
 
 TIMEOUT_KEY = "run_timeout_seconds"
 """Key in a workflow's `runnable_config.metadata` that limits the duration of its runs (seconds)."""
+
+FINAL_ERRORS = frozenset(
+    {
+        "GraphRecursionError",
+        "ImportError",
+        "InvalidUpdateError",
+        "ModuleNotFoundError",
+        "ScriptIngestionError",
+        "SyntaxError",
+        "UnreadableRun",
+        "ValidationError",
+        "WorkflowVersionNotFoundError",
+        "output_too_large",
+        "unstorable_output",
+    }
+)
+"""Classes of errors that another attempt would repeat: no retry policy applies to them."""
 
 
 def timeout_of(run: Run, limit: float) -> float:
@@ -38,6 +55,8 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
     match result.how:
         case How.SUCCEEDED:
             return Ending.succeeded(result.output or "{}")
+        case How.WAITING:
+            return _ending_of_waiting(settings, result)
         case How.REJECTED:
             return Ending.cancelled(error)
         case How.CRASHED:
@@ -47,7 +66,8 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
         case How.LOST:
             return _ending_of_lost(settings, error, suspect=False)
         case _:
-            return Ending.failed(error, reason=result.kind or "failed")
+            reason = result.kind or "failed"
+            return Ending.failed(error, reason=reason, retry=_may_be_retried(settings, reason))
 
 
 def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) -> Ending | None:
@@ -58,7 +78,8 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
             return Ending.cancelled("Run was cancelled.")
         case Stop.TIMED_OUT:
             error = f"Run timed out after {timeout:g} s."
-            return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT)
+            retry = settings.retries is not Retries.OFF
+            return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT, retry=retry)
         case Stop.LOST:
             return None
         case Stop.DRAINED:
@@ -86,6 +107,22 @@ def stopped_status(stop: Stop, ending: Ending | None) -> tuple[str | None, str]:
 def unstorable(error: BaseException) -> Ending:
     """Return the ending of a run whose output cannot be stored."""
     return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
+
+
+def _may_be_retried(settings: Settings, kind: str) -> bool:
+    """Return whether another attempt may succeed where this one failed with an error of this class."""
+    return settings.retries is not Retries.OFF and kind.rpartition(".")[2] not in FINAL_ERRORS
+
+
+def _ending_of_waiting(settings: Settings, result: Result) -> Ending:
+    """Return the ending of a run that stopped at an interrupt."""
+    output = result.output or "{}"
+    if settings.interrupted_runs is InterruptedRuns.SUCCEED or result.checkpoint_id is None:
+        return Ending.succeeded(output)
+    keeps_slot = settings.interrupted_runs is InterruptedRuns.WAIT_WITH_SLOT
+    return Ending.waiting(
+        output, checkpoint_id=result.checkpoint_id, interrupts=max(1, result.interrupts), keeps_slot=keeps_slot
+    )
 
 
 def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:

@@ -75,6 +75,7 @@ class Finisher:
             outcome=settled.outcome.value,
             seconds=round(seconds, 3),
             **raised,
+            **({"retry_at": settled.retry_at} if settled.retry_at is not None else {}),
         )
 
 

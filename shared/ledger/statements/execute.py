@@ -213,16 +213,19 @@ SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
 """)
 
 # End runs, each under its fence. If the API has ended one meanwhile, its status stays and only the ledger is settled.
-# Status 'pending' returns the run for another attempt. Runs of other workers are never touched.
+# Status 'pending' returns the run for another attempt, 'running' has it wait for a person's answer. Runs of other
+# workers are never touched.
 SETTLE = text("""
 WITH ending AS MATERIALIZED (
     SELECT e.* FROM unnest(
         CAST(:run_ids AS text[]), CAST(:fences AS bigint[]), CAST(:outcomes AS text[]), CAST(:statuses AS text[]),
         CAST(:actions AS text[]), CAST(:reasons AS text[]), CAST(:metadata AS jsonb[]), CAST(:changes AS jsonb[]),
-        CAST(:refunds AS boolean[]), CAST(:suspects AS boolean[])
-    ) AS e(run_id, fence, outcome, status, action, reason, metadata, changes, refund, suspect)
+        CAST(:refunds AS boolean[]), CAST(:suspects AS boolean[]), CAST(:retries AS boolean[]),
+        CAST(:checkpoints AS text[]), CAST(:interrupts AS integer[]), CAST(:keeps_slot AS boolean[])
+    ) AS e(run_id, fence, outcome, status, action, reason, metadata, changes, refund, suspect, retry, checkpoint_id,
+           interrupts, keeps_slot)
 ), locked_run AS MATERIALIZED (
-    SELECT r.id, r.status FROM workflow_runs AS r
+    SELECT r.id, r.status, r.workflow_id FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) ORDER BY r.id FOR UPDATE SKIP LOCKED
 ), free AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
@@ -236,37 +239,65 @@ WITH ending AS MATERIALIZED (
      WHERE d.run_id = ANY (ARRAY(SELECT f.id FROM free AS f)) AND d.state || '' = 'running'
        AND (CAST(:worker_id AS uuid) IS NULL OR d.worker_id = CAST(:worker_id AS uuid))
      ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
+), retry AS MATERIALIZED (
+    -- Failed runs that the retry policy of their workflow allows to be tried again. They are failed until then.
+    SELECT e.run_id, COALESCE(t.retries, 0) + 1 AS retries, now() + make_interval(secs => w.seconds) AS next_at
+      FROM ending AS e
+      JOIN locked_row AS k ON k.run_id = e.run_id AND k.fence = e.fence
+      JOIN locked_run AS l ON l.id = e.run_id AND l.status = 'running'
+      LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = e.run_id
+     CROSS JOIN LATERAL (
+        SELECT orcheo_dispatch.retry_delay(l.workflow_id, COALESCE(t.retries, 0)) AS seconds OFFSET 0) AS w
+     WHERE e.retry AND w.seconds IS NOT NULL
 ), settled AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, reason = e.reason,
            outcome = CASE WHEN l.status = 'running' THEN e.outcome
                           WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            slot = CASE WHEN d.slot = 'held' AND COALESCE(l.status, 'cancelled') <> 'pending'
-                        AND NOT (l.status = 'running' AND e.status = 'pending') THEN 'due' ELSE d.slot END,
+                        AND NOT (l.status = 'running' AND e.keeps_slot) THEN 'due' ELSE d.slot END,
            refunded = LEAST(d.attempts, d.refunded + CASE WHEN e.refund THEN 1 ELSE 0 END),
            -- A suspect that is requeued before it has ended stays a suspect.
            suspect = e.suspect OR (d.suspect AND e.status = 'pending')
       FROM ending AS e
       JOIN locked_row AS k ON k.run_id = e.run_id AND k.fence = e.fence
       LEFT JOIN locked_run AS l ON l.id = e.run_id
+      LEFT JOIN retry AS y ON y.run_id = e.run_id
      WHERE d.run_id = e.run_id AND d.fence = e.fence AND d.state || '' = 'running'
-    RETURNING d.run_id, d.fence, d.outcome, d.slot, d.workspace_id, e.status, e.action, e.metadata, e.changes
+    RETURNING d.run_id, d.fence, d.outcome, d.slot, d.workspace_id, e.status, e.action, e.changes, y.retries, y.next_at,
+              e.metadata || CASE WHEN y.next_at IS NULL THEN '{}'
+                                 ELSE jsonb_build_object('retry', y.retries,
+                                                         'retry_at', orcheo_dispatch.iso(y.next_at)) END AS metadata,
+              e.checkpoint_id, e.interrupts
+), scheduled AS (
+    INSERT INTO orcheo_dispatch.retry AS t (run_id, retries, next_at)
+    SELECT s.run_id, s.retries, s.next_at FROM settled AS s WHERE s.next_at IS NOT NULL
+        ON CONFLICT (run_id) DO UPDATE
+       SET retries = EXCLUDED.retries, next_at = EXCLUDED.next_at, start_over_from = NULL
+), asked AS (
+    INSERT INTO orcheo_dispatch.question AS q (run_id, checkpoint_id, interrupts)
+    SELECT s.run_id, s.checkpoint_id, s.interrupts FROM settled AS s
+     WHERE s.checkpoint_id IS NOT NULL AND s.outcome = 'requeued'
+        ON CONFLICT (run_id) DO UPDATE
+       SET checkpoint_id = EXCLUDED.checkpoint_id, interrupts = EXCLUDED.interrupts, asked_at = now()
 ), ended AS (
     UPDATE workflow_runs AS r
        SET status = s.status, updated_at = now(),
            payload = orcheo_dispatch.moved(r.payload, s.status, s.action, :actor, s.metadata,
-               s.changes || CASE WHEN s.status = 'pending'
-                   THEN jsonb_build_object('started_at', NULL)
+               s.changes || CASE s.status
+                   WHEN 'pending' THEN jsonb_build_object('started_at', NULL)
+                   WHEN 'running' THEN '{}'
                    ELSE jsonb_build_object('completed_at', orcheo_dispatch.iso(now())) END)
       FROM settled AS s
      WHERE r.id = s.run_id AND r.status || '' = 'running'
     RETURNING r.id
 )
-SELECT s.run_id, s.fence, s.outcome, s.slot, s.workspace_id, s.run_id IN (SELECT e.id FROM ended AS e) AS ended
+SELECT s.run_id, s.fence, s.outcome, s.slot, s.workspace_id, s.run_id IN (SELECT e.id FROM ended AS e) AS ended,
+       orcheo_dispatch.iso(s.next_at) AS retry_at
   FROM settled AS s
  UNION ALL
 -- Still ours, but another session has locked the run or its row.
-SELECT d.run_id, d.fence, NULL, NULL, NULL, false
+SELECT d.run_id, d.fence, NULL, NULL, NULL, false, NULL
   FROM ending AS e JOIN orcheo_dispatch.dispatch AS d ON d.run_id = e.run_id AND d.fence = e.fence
  WHERE d.run_id = ANY (ARRAY(SELECT e.run_id FROM ending AS e
                               WHERE e.run_id NOT IN (SELECT s.run_id FROM settled AS s)))

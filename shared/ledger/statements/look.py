@@ -2,13 +2,14 @@
 
 from sqlalchemy import text
 
-# Whether leases of running runs have expired, whether claims have lapsed, how many claims wait to begin, whether any of
-# our runs is pending, whether the index on turns is valid, and whether the server is read-only: because it is in
-# recovery, or by default.
+# Whether leases of running runs have expired, whether claims have lapsed, whether retries are due, how many claims wait
+# to begin, whether any of our runs is pending, whether the index on turns is valid, and whether the server is
+# read-only: because it is in recovery, or by default.
 LOOK = text("""
 SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND lease_expires_at < now()) AS lost,
        EXISTS (SELECT FROM orcheo_dispatch.dispatch
                 WHERE state IN ('claimed', 'published') AND lease_expires_at < now()) AS lapsed,
+       EXISTS (SELECT FROM orcheo_dispatch.retry WHERE next_at <= now()) AS retries,
        (SELECT count(*) FROM orcheo_dispatch.dispatch WHERE state IN ('claimed', 'published')) AS queued,
        EXISTS (SELECT FROM workflow_runs AS r
                 WHERE r.status = 'pending'

@@ -60,6 +60,61 @@ SELECT l.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id
  WHERE :choose OR s.run_id IS NOT NULL
 """)
 
+# Make failed runs pending again whose next attempt is due; with :from_start they start from the beginning. A run that
+# is no longer failed is not tried again. Attempts that were lost are counted anew.
+RETRY = text("""
+WITH due AS MATERIALIZED (
+    SELECT t.run_id, r.status = 'failed' AND d.state = 'settled' AS failed
+      FROM orcheo_dispatch.retry AS t
+      JOIN workflow_runs AS r ON r.id = t.run_id
+      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = t.run_id
+     WHERE t.next_at <= now()
+       AND NOT t.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR t.run_id = ANY (CAST(:chosen AS text[])))
+     ORDER BY t.next_at
+     LIMIT :batch
+       FOR UPDATE OF r, d, t SKIP LOCKED
+), tried AS (
+    UPDATE orcheo_dispatch.retry AS t
+       SET next_at = NULL,
+           start_over_from = CASE WHEN u.failed AND :from_start THEN orcheo_dispatch.last_checkpoint(t.run_id) END
+      FROM due AS u WHERE t.run_id = u.run_id AND NOT :choose
+    RETURNING t.run_id, t.retries, u.failed
+), counted AS (
+    UPDATE orcheo_dispatch.dispatch AS d SET outcome = 'requeued', reason = 'retry', refunded = d.attempts
+      FROM tried AS t WHERE d.run_id = t.run_id AND t.failed
+), pending AS (
+    UPDATE workflow_runs AS r
+       SET status = 'pending', updated_at = now(),
+           payload = orcheo_dispatch.moved(r.payload, 'pending', 'run_retried', :actor,
+               jsonb_build_object('reason', 'Retry ' || t.retries || ' of the workflow''s policy.'),
+               jsonb_build_object('started_at', NULL, 'completed_at', NULL, 'error', NULL))
+      FROM tried AS t WHERE r.id = t.run_id AND t.failed AND r.status = 'failed'
+)
+SELECT u.run_id, t.retries FROM due AS u LEFT JOIN tried AS t ON t.run_id = u.run_id
+ WHERE :choose OR t.failed
+""")
+
+# Forget the questions of runs that no longer wait: an operator or the API has ended them. Their slots become due.
+FORGET_QUESTIONS = text("""
+WITH ended AS MATERIALIZED (
+    SELECT q.run_id FROM orcheo_dispatch.question AS q
+      JOIN workflow_runs AS r ON r.id = q.run_id
+      JOIN orcheo_dispatch.dispatch AS d ON d.run_id = q.run_id
+     WHERE r.status NOT IN ('running', 'pending') AND d.state = 'settled'
+     LIMIT :batch
+       FOR UPDATE OF q, d SKIP LOCKED
+), forgotten AS (
+    DELETE FROM orcheo_dispatch.question AS q USING ended AS e WHERE q.run_id = e.run_id
+), due AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET outcome = 'cancelled', reason = 'cancelled', settled_at = now(),
+           slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
+      FROM ended AS e WHERE d.run_id = e.run_id AND d.outcome = 'requeued'
+)
+SELECT e.run_id FROM ended AS e
+""")
+
 # Settle the rows of runs that were deleted from the API's table.
 REAP_ORPHANS = text("""
 WITH orphan AS MATERIALIZED (
@@ -160,7 +215,8 @@ SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHER
 
 # Cancel, fail or requeue one run on behalf of an operator, as :action says. Refuses a run that a live worker holds,
 # except to cancel it, which its worker notices itself, and a run whose status does not allow the action. Returns what
-# was or, with :dry_run, would be done. A run that was never claimed gets its row here, so that its slot is returned.
+# was or, with :dry_run, would be done. A run that was never claimed gets its row here, so that its slot is returned. A
+# scheduled retry is given up. With :from_start a requeued run does not continue after its last checkpoint.
 REPAIR = text("""
 WITH run AS MATERIALIZED (
     SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by
@@ -173,11 +229,19 @@ WITH run AS MATERIALIZED (
     SELECT run.*, held.run_id IS NOT NULL AS alive,
            CASE WHEN :action = 'requeue' AND run.status = 'pending' THEN 'run is pending already'
                 WHEN :action = 'requeue' AND run.status = 'succeeded' THEN 'run has succeeded'
-                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') THEN 'run is ' || run.status
+                WHEN :action = 'requeue' AND waits.run_id IS NOT NULL THEN 'run waits for an answer'
+                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') AND NOT retries
+                    THEN 'run is ' || run.status
                 WHEN :action <> 'cancel' AND held.run_id IS NOT NULL THEN 'its worker is alive: cancel it first' END
                AS refused,
            CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'pending' END AS status_after
-      FROM run LEFT JOIN held ON held.run_id = run.id
+      FROM run
+      LEFT JOIN held ON held.run_id = run.id
+      LEFT JOIN orcheo_dispatch.question AS waits ON waits.run_id = run.id AND run.status = 'running'
+     CROSS JOIN LATERAL (
+        SELECT run.status = 'failed'
+               AND EXISTS (SELECT FROM orcheo_dispatch.retry AS t WHERE t.run_id = run.id AND t.next_at IS NOT NULL)
+               AS retries) AS scheduled
 ), moved AS (
     UPDATE workflow_runs AS r
        SET status = v.status_after, updated_at = now(),
@@ -207,6 +271,16 @@ WITH run AS MATERIALIZED (
            attempts = CASE WHEN :action = 'requeue' THEN 0 ELSE d.attempts END,
            refunded = CASE WHEN :action = 'requeue' THEN 0 ELSE d.refunded END,
            slot = CASE WHEN :action <> 'requeue' AND d.slot = 'held' THEN 'due' ELSE d.slot END
+    RETURNING d.run_id
+), retry AS (
+    -- No retry is scheduled any more; what the policy allows counts anew after a requeue.
+    INSERT INTO orcheo_dispatch.retry AS t (run_id, start_over_from)
+    SELECT s.run_id, CASE WHEN :from_start THEN orcheo_dispatch.last_checkpoint(s.run_id) END
+      FROM settled AS s
+     WHERE :from_start OR EXISTS (SELECT FROM orcheo_dispatch.retry AS k WHERE k.run_id = s.run_id)
+        ON CONFLICT (run_id) DO UPDATE
+       SET next_at = NULL, start_over_from = EXCLUDED.start_over_from,
+           retries = CASE WHEN :action = 'requeue' THEN 0 ELSE t.retries END
 )
 SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
 """)

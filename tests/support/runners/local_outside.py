@@ -11,7 +11,7 @@ from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.worker.books.books import Books
 from orcheo_dispatch.worker.books.rows import Rows
 from orcheo_dispatch.worker.books.workflows import KnownVersions
-from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.executor.protocol import Run, Waiting
 from orcheo_dispatch.worker.orcheo.executor import OrcheoExecutor
 
 
@@ -59,7 +59,9 @@ class LocalExecutor:
             provided = await self.books.provide(run, self._known.known_at(run.workflow_version_id))
             self._known.give(provided)
             self.outside.provide(run.claim, provided.encode())
-            return await self.inner.execute(run)
+            output = await self.inner.execute(run)
+            assert not isinstance(output, Waiting)
+            return output
         finally:
             self.running -= 1
 

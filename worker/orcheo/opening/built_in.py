@@ -6,8 +6,8 @@ Twice, because the second build of a graph takes another code path than the firs
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 from uuid import uuid4
 
 from orcheo_dispatch.shared.errors import SettingsError
@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.logs.lines import describe
 from orcheo_dispatch.worker.books.postgres import may_pass
 from orcheo_dispatch.worker.executor.outside import Outside
 from orcheo_dispatch.worker.executor.payload import storable
-from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.executor.protocol import Output, Run, Waiting
 from orcheo_dispatch.worker.orcheo.compat import LANGGRAPH_SCRIPT_FORMAT, WorkflowVersion
 from orcheo_dispatch.worker.orcheo.postgres import Clock
 from orcheo_dispatch.worker.orcheo.releases import REMEDY, installed
@@ -37,7 +37,7 @@ def build():
 """
 _LINE = "ready"
 
-type Perform = Callable[[Run, Loaded, Outbox, MakeSaver], Awaitable[Mapping[str, Any] | None]]
+type Perform = Callable[[Run, Loaded, Outbox, MakeSaver], Awaitable[Output]]
 """Executes a run with this outbox and a checkpointer of this function."""
 
 
@@ -67,7 +67,7 @@ async def _perform(
     outbox: Outbox,
     make_saver: MakeSaver,
     build: str,
-) -> Mapping[str, Any] | None:
+) -> Output:
     try:
         return await perform(run, loaded, outbox, make_saver)
     except Exception as error:
@@ -78,8 +78,9 @@ async def _perform(
         raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
 
 
-def _check_output(output: Mapping[str, Any] | None, build: str) -> None:
-    stored = json.loads(json.dumps(storable(dict(output or {})), allow_nan=False))
+def _check_output(output: Output, build: str) -> None:
+    payload = {} if output is None or isinstance(output, Waiting) else dict(output)
+    stored = json.loads(json.dumps(storable(payload), allow_nan=False))
     try:
         line = stored["final_state"]["node_results"]["rehearsal"]["said"]
     except (KeyError, TypeError):

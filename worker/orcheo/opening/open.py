@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.text.redaction import redact
 from orcheo_dispatch.worker.books.postgres import Pool, may_pass, open_pool
-from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.executor.protocol import Output, Run
 from orcheo_dispatch.worker.orcheo.compat import (
     AsyncPostgresSaver,
     AsyncPostgresStore,
@@ -36,7 +36,7 @@ from orcheo_dispatch.worker.orcheo.saving.outbox import Outbox
 from orcheo_dispatch.worker.orcheo.services import Found, Services, postgres_dsn
 from orcheo_dispatch.worker.orcheo.workflow import Loaded
 
-type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, Any] | None]]
+type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Output]]
 
 
 async def find(perform: Perform) -> Found:
@@ -102,9 +102,7 @@ async def _fit(perform: Perform, pool: Pool, store: AsyncPostgresStore, vault: B
     mismatch = await look_at_tables(pool)
     serde = JsonPlusSerializer()
 
-    def rehearsed(
-        run: Run, loaded: Loaded, outbox: Outbox, make_saver: MakeSaver
-    ) -> Awaitable[Mapping[str, Any] | None]:
+    def rehearsed(run: Run, loaded: Loaded, outbox: Outbox, make_saver: MakeSaver) -> Awaitable[Output]:
         return perform(Services(store, vault, make_saver), run, loaded, outbox)
 
     unfit = group_commit_lacks() or "; ".join(mismatch.checkpoints)

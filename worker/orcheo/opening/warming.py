@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.worker.books.rows import Rows
-from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.executor.protocol import Output, Run
 from orcheo_dispatch.worker.orcheo.compat import AsyncPostgresStore, JsonPlusSerializer, group_commit_lacks, untraced
 from orcheo_dispatch.worker.orcheo.opening.built_in import play
 from orcheo_dispatch.worker.orcheo.postgres import Clock, make_lazy_pool
@@ -26,7 +25,7 @@ from orcheo_dispatch.worker.orcheo.workflow import Loaded
 
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
-type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Mapping[str, Any] | None]]
+type Perform = Callable[[Services, Run, Loaded, Outbox], Awaitable[Output]]
 
 
 def warm_up(perform: Perform) -> None:
@@ -48,9 +47,7 @@ async def _warm_up(perform: Perform) -> None:
     def make_saver(run_id: str, outbox: Outbox) -> Saver:
         return RunSaver(pool, outbox, run_id, serde)
 
-    def without_database(
-        run: Run, loaded: Loaded, outbox: Outbox, make_saver: MakeSaver
-    ) -> Awaitable[Mapping[str, Any] | None]:
+    def without_database(run: Run, loaded: Loaded, outbox: Outbox, make_saver: MakeSaver) -> Awaitable[Output]:
         return perform(Services(store, vault, make_saver), run, loaded, outbox)
 
     await play(without_database, _Nowhere(), make_saver, Clock(_ANY_TIME, time.monotonic()))

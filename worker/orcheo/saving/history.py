@@ -100,6 +100,12 @@ class History:
         """Close the record of a run that succeeded."""
         return self._close("completed", "completed", None, {"status": "completed"})
 
+    def waiting(self, interrupts: int) -> asyncio.Future[Any]:
+        """Append that the run waits for an answer; its record stays open."""
+        events = self._append("waiting", {"waiting": {"interrupts": interrupts}})
+        self._outbox.hasten()
+        return events.written
+
     def failed(self, reason: str) -> asyncio.Future[Any]:
         """Close the record of a run that failed; `reason` is shown to users."""
         reason = storable_text(reason)

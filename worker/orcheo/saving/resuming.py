@@ -16,12 +16,15 @@ from orcheo_dispatch.worker.orcheo.compat import (
     ChannelVersions,
     Checkpoint,
     CheckpointMetadata,
+    Command,
     RunnableConfig,
     SerializerProtocol,
 )
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
 
+_NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
+"""Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
 _STALE = StaleFenceError.__name__
 
 
@@ -48,6 +51,21 @@ class ResumingSaver(RunSaver):
         self._failed = False
         for head in heads:
             self._keep(head)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the checkpoints so far are in the tables, so that the run can continue from the last one."""
+        return not self._failed
+
+    def answer(self) -> Any:
+        """Return the `Command` that continues the run at an interrupt; None if it was not answered.
+
+        A person's answer is stored as LangGraph stores it: as a write of no task after the last checkpoint.
+        """
+        for (task_id, _), write in self._writes.get(("", self._latest.get("", "")), {}).items():
+            if (task_id, write.channel) == (_NO_TASK, _RESUME):
+                return Command(resume=self.serde.loads_typed((write.type, write.content)))
+        return None
 
     async def aput(
         self,
