@@ -78,7 +78,7 @@ def _runs(stack: Stack, *options: str) -> list[str]:
 def test_failed_run_is_tried_again_from_the_failed_step_and_succeeds(
     orcheo: OrcheoApi, stack: Stack, workflow: str, tmp_path: Path
 ) -> None:
-    _set_policy(stack, workflow)
+    _set_policy(stack, workflow, initial_delay_seconds=3.0)
     with stack.running("dispatcher"):
         run = _failed(orcheo, workflow, tmp_path)
         metadata = run["audit_log"][-1]["metadata"]
@@ -135,7 +135,7 @@ def test_error_that_another_attempt_would_repeat_is_final(
 def test_setting_says_where_a_retry_starts(
     orcheo: OrcheoApi, stack: Stack, workflow: str, tmp_path: Path, retries: str, steps: list[str]
 ) -> None:
-    _set_policy(stack, workflow)
+    _set_policy(stack, workflow, initial_delay_seconds=3.0)
     variables = {"ORCHEO_DISPATCH_RETRIES": retries}
     stack_here = stack_beside(orcheo)
     stack_here.environment |= stack.environment | variables | {"ORCHEO_DISPATCH_QUEUE": f"retries-{retries}"}

@@ -239,9 +239,11 @@ async def _close_browsers(run_id: str) -> None:
 def _output(snapshot: Any, saver: Saver, loaded: Loaded) -> Output:
     """Return the output of a run that has ended, or where it waits for an answer."""
     output = _final_state(snapshot.values)
-    interrupts = sum(len(task.interrupts) for task in snapshot.tasks)
+    interrupts = [each for task in snapshot.tasks for each in task.interrupts]
     if interrupts and loaded.waits and isinstance(saver, ResumingSaver) and saver.is_stored:
-        return Waiting(output, snapshot.config["configurable"]["checkpoint_id"], interrupts)
+        asked = [{"id": each.id, "value": each.value} for each in interrupts]
+        waits_at = snapshot.config["configurable"]["checkpoint_id"]
+        return Waiting({**(output or {}), "interrupts": asked}, waits_at, len(interrupts))
     return output
 
 
