@@ -110,10 +110,10 @@ class _Row(msgspec.Struct):
 
 
 def _has_finished_a_step(rows: Rows) -> bool:
-    """Return whether the rows include a checkpoint made by a step; the first checkpoint of a run holds its inputs."""
+    """Return whether the rows include a checkpoint made by a step; those of the steps -1 and 0 hold the inputs."""
     for row in rows.texts.get("checkpoints", ()):
         try:
-            if msgspec.json.decode(row, type=_Row).metadata.step >= 0:
+            if msgspec.json.decode(row, type=_Row).metadata.step > 0:
                 return True
         except msgspec.MsgspecError:
             # Not a checkpoint of LangGraph: it proves no progress.

@@ -28,6 +28,9 @@ SELECT run.place, w.id AS workflow_id, w.is_archived, w.workspace_id, v.id AS ve
        CASE WHEN v.updated_at IS DISTINCT FROM run.known_at THEN v.payload END::text AS payload,
        EXISTS (SELECT FROM checkpoints AS c WHERE c.thread_id = run.id) AS has_checkpoints,
        EXISTS (SELECT FROM execution_history AS h WHERE h.execution_id = run.id) AS has_history,
+       (SELECT COALESCE(s.payload ->> 'status', (SELECT k.name FROM jsonb_object_keys(s.payload) AS k(name) LIMIT 1))
+          FROM execution_history_steps AS s WHERE s.execution_id = run.id
+         ORDER BY s.step_index DESC LIMIT 1) AS traced,
        (SELECT t.start_over_from FROM orcheo_dispatch.retry AS t WHERE t.run_id = run.id) AS start_over_from,
        -- The record before that of this begin: why the run is executed again.
        (SELECT CASE WHEN a.record ->> 'action' IN ('run_requeued', 'run_retried', 'run_answered')
@@ -64,6 +67,8 @@ class Provided(msgspec.Struct, frozen=True, array_like=True):
     """Whether each step is stored as it ends, and the run continues after the steps that an earlier attempt stored."""
     heads: list[Head] = msgspec.field(default_factory=list)
     """The checkpoints that it continues from, one per namespace."""
+    traced: str | None = None
+    """The last step of its trace: the status in it, or else its first key; None if there is none."""
     waits: bool = False
     """Whether the run waits for an answer if it stops at an interrupt; otherwise it ends."""
     again_because: str | None = None
@@ -208,6 +213,7 @@ def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, waits: bo
         read_at=read_at,
         resume=resume,
         heads=[] if start_over else heads,
+        traced=row["traced"],
         waits=waits,
         again_because=row["again_because"],
     )

@@ -118,7 +118,8 @@ class OrcheoExecutor:
                 await saver.adelete_thread(run.run_id)
             output = await _run_graph(services, run, loaded, config, history, saver)
             # Queued before waiting for the checkpoint, so that one statement writes both.
-            closed = history.waiting(output.interrupts) if isinstance(output, Waiting) else history.completed()
+            waits = isinstance(output, Waiting)
+            closed = history.waiting(output.interrupts) if waits else history.completed(traced=loaded.traced)
             await _save(run, saver, history)
         except asyncio.CancelledError as cancelled:
             await _close_stopped(run, history, saver, cancelled)
@@ -171,9 +172,12 @@ async def _run_graph(
         if isinstance(saver, ResumingSaver) and loaded.heads:
             found = await graph.aget_state(runtime_config)
             answer = saver.answer()
+            interrupts = [each for task in found.tasks for each in task.interrupts]
             # Not `next`, which leaves out tasks whose writes are stored and whose checkpoint is not.
-            if not found.tasks or (answer is None and any(task.interrupts for task in found.tasks)):
+            if not found.tasks or (interrupts and answer is None and not saver.unfinished(found.tasks)):
                 # It had ended, or stopped at an interrupt, when its worker was lost: nothing to execute.
+                if interrupts and loaded.traced not in ("__interrupt__", "waiting"):
+                    await history.step({"__interrupt__": interrupts})
                 return _output(found, saver, loaded)
             state = answer
             step = int((found.metadata or {}).get("step", -1))

@@ -61,6 +61,8 @@ class Loaded:
     """Whether each step is stored when it ends, and the run continues after the steps of an earlier attempt."""
     heads: Sequence[Head] = ()
     """The checkpoints that it continues from, one per namespace."""
+    traced: str | None = None
+    """The last step of its trace; see `Provided`."""
     waits: bool = False
     """Whether it waits for an answer if it stops at an interrupt."""
     again_because: str | None = None
@@ -93,6 +95,7 @@ class Versions:
             clock,
             provided.resume,
             provided.heads,
+            provided.traced,
             provided.waits,
             provided.again_because,
         )

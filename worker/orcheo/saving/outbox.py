@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from functools import partial
 
@@ -117,18 +118,22 @@ class Outbox:
 
 
 def parts_of(rows: Rows) -> Iterator[Rows]:
-    """Yield rows in parts of limited size; rows that a checkpoint needs come before the checkpoint."""
+    """Yield rows in parts of limited size; rows that a checkpoint needs come before the checkpoint.
+
+    The writes of a task are in one part, however large: a task with a write in the tables counts as finished.
+    """
     if rows.size() <= MAX_WRITE_BYTES:
         if rows.texts:
             yield rows
         return
-    part, size = Rows(), 0
+    part, size, task = Rows(), 0, None
     for table in sorted(rows.texts, key="checkpoints".__eq__):
         contents = rows.contents.get(table)
         for place, text in enumerate(rows.texts[table]):
             content = contents[place] if contents is not None else None
             more = len(text) + len(content or b"")
-            if size and size + more > MAX_WRITE_BYTES:
+            last, task = task, json.loads(text)["task_id"] if table == "writes" else None
+            if size and size + more > MAX_WRITE_BYTES and (task is None or task != last):
                 yield part
                 part, size = Rows(), 0
             size += more

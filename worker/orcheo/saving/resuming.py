@@ -25,6 +25,8 @@ from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved,
 
 _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 """Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
+_NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
+"""Channels of writes that a task may have which is to be executed again."""
 _STALE = StaleFenceError.__name__
 
 
@@ -56,6 +58,12 @@ class ResumingSaver(RunSaver):
     def is_stored(self) -> bool:
         """Whether the checkpoints so far are in the tables, so that the run can continue from the last one."""
         return not self._failed
+
+    def unfinished(self, tasks: Sequence[Any]) -> bool:
+        """Return whether one of these tasks after the last checkpoint has neither ended nor stopped at an interrupt."""
+        writes = self._writes.get(("", self._latest.get("", "")), {})
+        seen = {task_id for (task_id, _), write in writes.items() if write.channel not in _NOT_ENDED}
+        return any(task.id not in seen and not task.interrupts for task in tasks)
 
     def answer(self) -> Any:
         """Return the `Command` that continues the run at an interrupt; None if it was not answered.
