@@ -127,7 +127,7 @@ def _say_skipped(runtime: Runtime, not_begun: NotBegun) -> None:
 def _execution(runtime: Runtime, run: Run, started: float) -> Execution:
     runtime.metrics.message_taken("begun")
     runtime.metrics.was_queued(run.queued_for)
-    if run.attempt == 1:
+    if run.first:
         runtime.metrics.was_pending(run.pending_for)
     runtime.metrics.run_begun()
     timeout = timeout_of(run, runtime.settings.run_timeout)

@@ -188,6 +188,7 @@ def _begun(row: Any) -> Run | NotBegun:
         pending_for=row.pending_for,
         queued_for=row.queued_for,
         suspect=row.suspect,
+        first=row.first,
         fault=fault or other_fault,
     )
 

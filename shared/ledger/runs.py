@@ -28,6 +28,7 @@ class Run:
     run_id: str
     fence: int
     attempt: int
+    """Number of this attempt. Attempts that do not count are left out: see `Ending.refund`; retries start at 1 again."""
     workflow_id: str
     workflow_version_id: str
     workspace_id: str
@@ -41,6 +42,8 @@ class Run:
     """Seconds from this claim to the begin, by the clock of the database."""
     suspect: bool = False
     """Whether an earlier attempt was in a runner that ended."""
+    first: bool = True
+    """Whether the run begins for the first time."""
     fault: str | None = None
     """Why the inputs or the configuration cannot be read. Such a run has begun, but must fail instead of executing."""
 

@@ -118,8 +118,10 @@ class OrcheoExecutor:
                 await saver.adelete_thread(run.run_id)
             output = await _run_graph(services, run, loaded, config, history, saver)
             # Queued before waiting for the checkpoint, so that one statement writes both.
-            waits = isinstance(output, Waiting)
-            closed = history.waiting(output.interrupts) if waits else history.completed(traced=loaded.traced)
+            if isinstance(output, Waiting):
+                closed = history.waiting(output.interrupts)
+            else:
+                closed = history.completed(traced=loaded.traced)
             await _save(run, saver, history)
         except asyncio.CancelledError as cancelled:
             await _close_stopped(run, history, saver, cancelled)

@@ -73,7 +73,7 @@ WITH message AS MATERIALIZED (
      WHERE d.run_id = a.run_id AND d.fence = a.fence AND d.state || '' IN ('claimed', 'published')
     RETURNING d.run_id, d.fence, d.state, d.reason, d.slot, d.workspace_id, d.claimed_at, a.rejected, d.suspect,
               -- A refunded attempt does not count, but the number is at least 1.
-              GREATEST(d.attempts - d.refunded, 1) AS attempts
+              GREATEST(d.attempts - d.refunded, 1) AS attempts, d.attempts = 1 AS first
 ), begun AS (
     UPDATE workflow_runs AS r
        SET status = 'running', updated_at = now(),
@@ -87,7 +87,7 @@ WITH message AS MATERIALIZED (
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
               -- As text: a value that Python cannot read must not prevent the other runs from beginning.
               (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
-              a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect
+              a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect, a.first
 ), rejected AS (
     UPDATE workflow_runs AS r
        SET status = 'cancelled', updated_at = now(),
@@ -106,15 +106,15 @@ WITH message AS MATERIALIZED (
 )
 SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, false AS rejected, b.attempts, b.slot, b.workspace_id,
        b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for, b.inputs, b.runnable_config,
-       b.suspect
+       b.suspect, b.first
   FROM begun AS b
  UNION ALL
 SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts, a.slot, a.workspace_id,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect, a.first
   FROM answered AS a WHERE a.state <> 'running'
  UNION ALL
 SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace_id,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect, false
   FROM message AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
  WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM message AS m
                               WHERE m.run_id NOT IN (SELECT a.run_id FROM answered AS a)))
@@ -125,7 +125,7 @@ SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace
 BEGUN = text("""
 WITH held AS MATERIALIZED (
     SELECT d.run_id, d.fence, GREATEST(d.attempts - d.refunded, 1) AS attempts, d.slot, d.workspace_id, d.claimed_at,
-           d.begun_at, d.suspect
+           d.begun_at, d.suspect, d.attempts = 1 AS first
       FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
         ON m.run_id = d.run_id AND m.fence = d.fence
@@ -137,7 +137,7 @@ SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected,
             ELSE 0 END AS pending_for,
        EXTRACT(EPOCH FROM h.begun_at - h.claimed_at)::float8 AS queued_for,
        (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
-       h.suspect
+       h.suspect, h.first
   FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
 """)
 
