@@ -28,7 +28,7 @@ class Run:
     run_id: str
     fence: int
     attempt: int
-    """Number of this attempt. Attempts that do not count are left out: see `Ending.refund`; retries start at 1 again."""
+    """Number of this attempt, without those that do not count: see `Ending.refund`. A retry starts at 1 again."""
     workflow_id: str
     workflow_version_id: str
     workspace_id: str

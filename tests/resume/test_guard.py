@@ -15,7 +15,7 @@ from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.books.books import Books
-from orcheo_dispatch.worker.books.rows import Rows, statement_of
+from orcheo_dispatch.worker.books.rows import Rows, rows_to_forget, statement_of
 from tests.support.database.databases import Database
 from tests.support.database.runs import WORKFLOW_ID, claim_all, everything, execute, insert_runs, ledger, store_of
 
@@ -99,14 +99,40 @@ def test_rows_of_a_stale_holder_are_refused_and_those_beside_them_written(databa
 
 
 def test_finished_step_gives_a_run_its_attempts_back_and_inputs_do_not(database: Database) -> None:
+    insert_runs(database, 3)
+    worker_id = uuid4()
+    with store_of(database) as (store, _):
+        claims = _begun(store, worker_id, 3)
+    execute(database, "UPDATE orcheo_dispatch.dispatch SET attempts = 3")
+    given: list[tuple[Claim, Any]] = [
+        (each, _rows(each.run_id, step=step)) for each, step in zip(claims, (-1, 0, 1), strict=True)
+    ]
+    assert _written(database, worker_id, *given) == [None, None, None]
+    assert [ledger(database, each.run_id)["refunded"] for each in claims] == [0, 0, 3]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_checkpoints_are_forgotten_for_the_holder_alone(database: Database, stale: bool) -> None:
     insert_runs(database, 2)
     worker_id = uuid4()
     with store_of(database) as (store, _):
-        first, second = _begun(store, worker_id, 2)
-    execute(database, "UPDATE orcheo_dispatch.dispatch SET attempts = 3")
-    given: list[tuple[Claim, Any]] = [(first, _rows(first.run_id, step=-1)), (second, _rows(second.run_id, step=0))]
+        claim, other = _begun(store, worker_id, 2)
+    given = [(each, _rows(each.run_id, step=1)) for each in (claim, other)]
     assert _written(database, worker_id, *given) == [None, None]
-    assert (ledger(database, first.run_id)["refunded"], ledger(database, second.run_id)["refunded"]) == (0, 3)
+    if stale:
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1 WHERE run_id = %s", claim.run_id)
+    assert _written(database, worker_id, (claim, rows_to_forget(claim.run_id))) == [
+        "StaleFenceError" if stale else None
+    ]
+    tables = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+    left = {
+        each.run_id: {
+            everything(database, f"SELECT count(*) AS n FROM {table} WHERE thread_id = %s", each.run_id)[0]["n"]
+            for table in tables
+        }
+        for each in (claim, other)
+    }
+    assert left == {claim.run_id: {1 if stale else 0}, other.run_id: {1}}
 
 
 def test_reaper_passes_over_a_run_whose_checkpoint_is_being_committed(database: Database) -> None:

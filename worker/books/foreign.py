@@ -26,7 +26,14 @@ class _OfThread(msgspec.Struct):
 _execution = msgspec.json.Decoder(_OfExecution)
 _thread = msgspec.json.Decoder(_OfThread)
 _EXECUTIONS = ("records", "changes", "steps")
-_THREADS: Mapping[str, bool] = {"blobs": True, "checkpoints": False, "writes": True}
+_THREADS: Mapping[str, bool] = {
+    "blobs": True,
+    "checkpoints": False,
+    "writes": True,
+    "forgotten": False,
+    "forgotten_blobs": False,
+    "forgotten_writes": False,
+}
 """Whether each row of a table has contents. If one were missing, contents of other runs would take its place."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -11,8 +12,18 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 # One upsert per table, written as Orcheo and LangGraph write theirs; tables without rows are left out. An existing
-# record belongs to an earlier attempt: it is continued, and ended if the run has ended.
+# record belongs to an earlier attempt: it is continued, and ended if the run has ended. A run that starts over forgets
+# its checkpoints first, in a statement of its own.
+_FORGET = """
+    DELETE FROM {table} AS t
+     WHERE t.thread_id IN (SELECT f.thread_id FROM jsonb_to_recordset(%({name})s::jsonb) AS f(thread_id text))"""
+_FORGOTTEN = {
+    "forgotten": "checkpoints",
+    "forgotten_blobs": "checkpoint_blobs",
+    "forgotten_writes": "checkpoint_writes",
+}
 _PARTS = {
+    **{name: _FORGET.format(table=table, name=name) for name, table in _FORGOTTEN.items()},
     "records": """
     INSERT INTO execution_history AS h (execution_id, workflow_id, workspace_id, inputs, runnable_config, tags,
            callbacks, metadata, run_name, status, started_at, completed_at, error, trace_started_at,
@@ -131,6 +142,14 @@ class Rows:
         return texts + sum(len(each or b"") for contents in self.contents.values() for each in contents)
 
 
+def rows_to_forget(run_id: str) -> Rows:
+    """Return what deletes all checkpoints of a run."""
+    rows = Rows()
+    for name in _FORGOTTEN:
+        rows.add(name, json.dumps({"thread_id": run_id}))
+    return rows
+
+
 async def execute_rows(pool: Connections, rows: Rows) -> None:
     """Write the rows in one statement."""
     async with pool.connection_to_retry_on() as connection:
@@ -157,6 +176,8 @@ def statement_of(rows: Rows, worker_id: UUID | None = None) -> tuple[Any, dict[s
 def _guarded(table: str) -> str:
     """Return the part of a table that writes only rows of runs in `held`."""
     part, condition = _PARTS[table], f"{_RUN_OF.get(table, 'thread_id')} IN (SELECT run_id FROM held)"
+    if table in _FORGOTTEN:
+        return f"{part} AND t.{condition}"
     if table == "changes":
         return f"{part} AND c.{condition}"
     if table == "steps":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from psycopg.rows import DictRow
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.worker.books.heads import Head
 from orcheo_dispatch.worker.books.postgres import Pool
-from orcheo_dispatch.worker.books.units import StaleFenceError
+from orcheo_dispatch.worker.books.rows import Rows, rows_to_forget
+from orcheo_dispatch.worker.books.units import StaleFenceError, Unit
 from orcheo_dispatch.worker.orcheo.compat import (
     ChannelVersions,
     Checkpoint,
@@ -28,6 +30,18 @@ _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 _NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
 _STALE = StaleFenceError.__name__
+
+
+class _Forgetting(Unit):
+    """Deletes the checkpoints of an earlier attempt."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id)
+        self._rows = rows_to_forget(run_id)
+
+    def rows(self) -> Rows:
+        """Return the rows."""
+        return self._rows
 
 
 class ResumingSaver(RunSaver):
@@ -74,6 +88,18 @@ class ResumingSaver(RunSaver):
             if (task_id, write.channel) == (_NO_TASK, _RESUME):
                 return Command(resume=self.serde.loads_typed((write.type, write.content)))
         return None
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete all checkpoints of a thread. Raises `NotWrittenError` if the run's fence is stale."""
+        if thread_id != self._thread:
+            await super().adelete_thread(thread_id)
+            return
+        unit = _Forgetting(self.run_id)
+        self._outbox.add(unit)
+        self._outbox.hasten()
+        error = await asyncio.shield(unit.written)
+        if error is not None:
+            raise error
 
     async def aput(
         self,
