@@ -57,10 +57,11 @@ GRANT SELECT (id) ON workflows TO orcheo_dispatcher;
 GRANT SELECT (id, workflow_id, version) ON workflow_versions TO orcheo_dispatcher;
 
 -- Runs that wait for their next attempt, or for a person. A worker enters them, a dispatcher ends their waiting.
-GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.retry, orcheo_dispatch.question
-   TO orcheo_dispatcher, orcheo_worker;
-GRANT EXECUTE ON FUNCTION orcheo_dispatch.retry_delay(text, integer), orcheo_dispatch.last_checkpoint(text)
-   TO orcheo_dispatcher, orcheo_worker;
+GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.retry TO orcheo_dispatcher, orcheo_worker;
+GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.question TO orcheo_worker;
+GRANT SELECT, UPDATE, DELETE ON orcheo_dispatch.question TO orcheo_dispatcher;
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.retry_delay(text, integer) TO orcheo_worker;
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.last_checkpoint(text) TO orcheo_dispatcher;
 -- `answer` also writes LangGraph's checkpoint_writes, which only Orcheo's own role may.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.answer(text, jsonb, text) TO orcheo_dispatcher;
 
@@ -117,11 +118,11 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.
 GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
-                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
-                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
+                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
    TO orcheo_dispatcher;
--- `status` and `run` work with every role.
-GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes
+-- `status`, `runs` and `run` work with every role.
+GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes,
+                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
    TO orcheo_dispatcher, orcheo_worker;
 
 
@@ -138,7 +139,7 @@ BEGIN
 
     -- The retry policies of workflows, and which checkpoint a run starts over from; not what is in it.
     IF to_regclass('retry_policies') IS NOT NULL THEN
-        GRANT SELECT (workflow_id, config) ON retry_policies TO orcheo_dispatcher, orcheo_worker;
+        GRANT SELECT (workflow_id, config) ON retry_policies TO orcheo_worker;
     END IF;
     IF to_regclass('checkpoints') IS NOT NULL THEN
         GRANT SELECT (thread_id, checkpoint_ns, checkpoint_id) ON checkpoints TO orcheo_dispatcher;

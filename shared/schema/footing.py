@@ -48,7 +48,7 @@ WITH used (relation, commands) AS (VALUES
     ('orcheo_dispatch.process', '{r,a,w,d}'),
     ('orcheo_dispatch.ended', '{r}'),
     ('orcheo_dispatch.isolation', '{r,a,w,d}'),
-    ('orcheo_dispatch.retry', '{r,a,w,d}'),
+    ('orcheo_dispatch.retry', '{r,a,w}'),
     ('orcheo_dispatch.question', '{r,a,w,d}')
 ), policy AS (
     SELECT p.polrelid, p.polcmd, p.polpermissive,

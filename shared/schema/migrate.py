@@ -27,7 +27,7 @@ from orcheo_dispatch.shared.schema.api_table import (
 )
 from orcheo_dispatch.shared.schema.begin_guard import set_guard
 from orcheo_dispatch.shared.schema.revision import current_revision
-from orcheo_dispatch.shared.schema.views import NEW, create_views, remove_views
+from orcheo_dispatch.shared.schema.views import NEW, create_tables, create_views, remove_views
 from orcheo_dispatch.shared.settings.model import Settings
 
 _LOCK_KEY = 0x0C4E_0D15
@@ -77,7 +77,9 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         connection.commit()
         _change(engine, connection, lambda: command.upgrade(_config(connection), "head"))
         after = current_revision(connection)
-        made_again = _make_again(engine, connection)
+        gone = parts.missing(connection)
+        _change(engine, connection, lambda: create_tables(connection))
+        made_again = _make_again(engine, connection, gone)
         _change(engine, connection, lambda: create_views(connection))
         set_guard(engine, on=True)
         if notify is not None:
@@ -141,40 +143,41 @@ def _change(engine: Engine, connection: Connection, change: Callable[[], None]) 
     patiently(engine, f"schema {SCHEMA}", attempt)
 
 
-def _make_again(engine: Engine, connection: Connection) -> tuple[str, ...]:
+def _make_again(engine: Engine, connection: Connection, gone: list[str]) -> tuple[str, ...]:
     """Create views, indexes and functions again that were dropped; return their names.
 
     Their definitions are read from a schema that is created from scratch in a transaction that is rolled back.
     """
-    # Without those that the last release did not have: they are created with the views of this one.
-    gone = [name for name in parts.missing(connection) if name not in NEW]
-    connection.rollback()
-    if not gone:
+    if set(gone) <= NEW:
+        # Not dropped: the last release did not have them. They are created with the views of this one.
         return ()
+    missing = parts.missing(connection)
+    connection.rollback()
 
     def read() -> dict[str, str]:
         with connection.begin() as anew:
             connection.exec_driver_sql(f"ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_aside")
             connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
             command.upgrade(_config(connection), "head")
+            create_tables(connection)
             create_views(connection)
             definitions = parts.definitions(connection)
             anew.rollback()
         return definitions
 
     definitions = patiently(engine, f"schema {SCHEMA}", read)
-    missing = {name: definition for name, definition in definitions.items() if name in gone}
+    definitions = {name: definition for name, definition in definitions.items() if name in missing}
 
     def make() -> None:
         with connection.begin():
-            for name, definition in missing.items():
+            for name, definition in definitions.items():
                 if name not in parts.INDEXES:
                     connection.exec_driver_sql(definition)
 
     patiently(engine, f"schema {SCHEMA}", make)
     with engine.connect() as other:
         autocommit = other.execution_options(isolation_level="AUTOCOMMIT")
-        for name, definition in missing.items():
+        for name, definition in definitions.items():
             if name in parts.INDEXES:
                 # The ledger is written to while the index is built.
                 make_concurrently(engine, autocommit, name, definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1))

@@ -12,7 +12,6 @@ from importlib.resources import files
 from sqlalchemy import Connection
 
 _SCHEMA = files("orcheo_dispatch.shared.schema")
-_OURS = ("waiting.sql", "views.sql")
 _VERSIONS = files("orcheo_dispatch.shared.schema.migrations.versions")
 _REPLACED = {
     "0004_whose_runs.sql": ("pending_runs",),
@@ -26,10 +25,14 @@ NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due"))
 """Views, functions and indexes that no migration creates."""
 
 
+def create_tables(connection: Connection) -> None:
+    """Create tables, functions and views of runs that wait; the tables of the migrations must exist."""
+    connection.exec_driver_sql((_SCHEMA / "waiting.sql").read_text(encoding="utf-8"))
+
+
 def create_views(connection: Connection) -> None:
-    """Create or replace the views, functions and tables, and give the roles of an earlier release rights on them."""
-    for name in _OURS:
-        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
+    """Create or replace the other views; both also give the roles of an earlier release their rights."""
+    connection.exec_driver_sql((_SCHEMA / "views.sql").read_text(encoding="utf-8"))
 
 
 def remove_views(connection: Connection) -> None:

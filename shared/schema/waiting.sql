@@ -194,15 +194,19 @@ BEGIN
          WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT'
            AND r.oid <> c.relowner
     LOOP
-        EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.retry, orcheo_dispatch.question TO ' || holder.name;
-        IF to_regclass('retry_policies') IS NOT NULL THEN
-            EXECUTE 'GRANT SELECT (workflow_id, config) ON retry_policies TO ' || holder.name;
-        END IF;
+        EXECUTE 'GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.retry TO ' || holder.name;
+        EXECUTE 'GRANT SELECT, UPDATE ON orcheo_dispatch.question TO ' || holder.name;
+        EXECUTE 'GRANT SELECT ON orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
+                ' orcheo_dispatch.waiting_runs TO ' || holder.name;
         IF holder.claims THEN
-            EXECUTE 'GRANT SELECT ON orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs TO '
-                    || holder.name;
+            EXECUTE 'GRANT DELETE ON orcheo_dispatch.question TO ' || holder.name;
             IF to_regclass('checkpoints') IS NOT NULL THEN
                 EXECUTE 'GRANT SELECT (thread_id, checkpoint_ns, checkpoint_id) ON checkpoints TO ' || holder.name;
+            END IF;
+        ELSE
+            EXECUTE 'GRANT INSERT ON orcheo_dispatch.question TO ' || holder.name;
+            IF to_regclass('retry_policies') IS NOT NULL THEN
+                EXECUTE 'GRANT SELECT (workflow_id, config) ON retry_policies TO ' || holder.name;
             END IF;
         END IF;
     END LOOP;

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, TextClause, text
 from orcheo_dispatch.dispatcher import backlog
 from orcheo_dispatch.ops.host.check import check
 from orcheo_dispatch.ops.host.rights import lacking, roles_sql
+from orcheo_dispatch.ops.runs import list as list_of_runs
 from orcheo_dispatch.ops.runs.list import Wanted, find_runs
 from orcheo_dispatch.ops.sandbox.binaries import postgres_binaries
 from orcheo_dispatch.shared.database.connections import database_errors
@@ -68,8 +69,12 @@ def _statements_of(kind: Kind) -> list[TextClause]:
         Kind.DASHBOARD: set(),
     }[kind]
     read = [queries.PENDING, queries.DISPATCH, queries._PROCESSES] if kind is Kind.WORKER else _QUERIES
+    read = [*read, list_of_runs._FOUND]
     if kind is Kind.DISPATCHER:
-        read = [*read, *_GAUGES]
+        read = [*read, *_GAUGES, text("SELECT orcheo_dispatch.last_checkpoint('x')")]
+    if kind is Kind.WORKER:
+        # Read by `retry_delay`, which ignores a policy that it may not read: a run must end nevertheless.
+        read = [*read, text("SELECT config FROM retry_policies WHERE workflow_id = 'x'")]
     return [text(revision._REVISION), *read, *(STATEMENTS[name] for name in sorted(names))]
 
 
@@ -178,6 +183,8 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
     ours.add("orcheo_dispatch.isolation")
     # `status` and `run` read them with every role.
     ours |= {"orcheo_dispatch.all_pending_runs", "orcheo_dispatch.live_runs", "orcheo_dispatch.processes"}
+    ours |= {"orcheo_dispatch.retry", "orcheo_dispatch.question"}
+    ours |= {"orcheo_dispatch.retrying_runs", "orcheo_dispatch.dead_runs", "orcheo_dispatch.waiting_runs"}
     if kind is not Kind.WORKER:
         ours.add("orcheo_dispatch.ended")
     traces = {"execution_history", "execution_history_steps"}
@@ -193,9 +200,11 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
             # Which there are, for `isolate`, and not what they do.
             "workflows",
             "workflow_versions",
+            # Which is the last of a run, and not what is in it.
+            "checkpoints",
         },
         # Whose a workflow is, and not what it does.
-        Kind.WORKER: {*traces, "workflows"},
+        Kind.WORKER: {*traces, "workflows", "retry_policies"},
     }[kind]
     assert {row["name"] for row in reached} == {"workflow_runs", *ours, *more}
 

@@ -61,7 +61,15 @@ def test_statement_that_only_chooses_changes_nothing(filled: Database) -> None:
     with store_of(filled) as (_, engine), engine.begin() as connection:
         for name in _CHOOSES:
             statement = STATEMENTS[name]
-            values = {**PARAMETERS, "choose": True, "skipped": [], "room": 100, "batch": 100, "keys": 64}
+            values = {
+                **PARAMETERS,
+                "choose": True,
+                "from_start": True,
+                "skipped": [],
+                "room": 100,
+                "batch": 100,
+                "keys": 64,
+            }
             values |= {"workspaces": None, "workflows": None, "per_workflow": None, "per_workspace": None}
             connection.execute(statement, {each: values[each] for each in statement.compile().params})
     assert everything(filled, _LEDGER) == before
