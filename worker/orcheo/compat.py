@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +45,7 @@ try:
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.config import get_config
     from langgraph.graph import StateGraph
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.postgres.aio import AsyncPostgresStore
@@ -53,6 +54,7 @@ try:
     from orcheo.graph.builder import build_graph
     from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
     from orcheo.models import CredentialAccessContext, WorkflowVersion
+    from orcheo.nodes.base import BaseRunnable
     from orcheo.nodes.browser import close_browser_sessions_for_scope
     from orcheo.plugins import load_enabled_plugins
     from orcheo.runtime.credentials import CredentialResolver, credential_resolution
@@ -109,6 +111,7 @@ __all__ = [
     "encode_step_namespace",
     "ensure_credential_service",
     "get_checkpoint_id",
+    "get_config",
     "get_settings",
     "get_vault",
     "group_commit_lacks",
@@ -117,6 +120,7 @@ __all__ = [
     "load_graph_untimed",
     "merge_runnable_configs",
     "normalize_json_mapping",
+    "resolve_templates",
     "serializable_metadata",
     "split_subgraph_update",
     "untraced",
@@ -146,6 +150,8 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (encode_step_namespace, (_ANY, _ANY), {}),
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
+    (BaseRunnable._resolve_state_template_path, (_ANY,) * 4, {}),  # noqa: SLF001 - replaced
+    (get_config, (), {}),
     (load_enabled_plugins, (), {}),
     (tracing_context, (), {"enabled": False}),
     (create_repository, (_ANY,) * 3, {}),
@@ -198,6 +204,26 @@ def check_calls() -> None:
             raise SettingsError(
                 f"{release}: {name} cannot be called with the arguments that a worker passes: {error}: {REMEDY}"
             ) from error
+
+
+_RESOLVE = "_resolve_state_template_path"
+_resolve_in_state: Callable[..., tuple[Any, bool]] = getattr(BaseRunnable, _RESOLVE)
+
+
+def resolve_templates(root: Sequence[str], resolve: Callable[[Sequence[str]], Any]) -> None:
+    """Have `resolve` answer the templates of nodes and edges whose path begins with `root`; it gets the rest of it.
+
+    Orcheo answers all others from the state of the run.
+    """
+    expected, length = list(root), len(root)
+
+    def resolve_path(self: BaseRunnable, path: str, template: str, state: Any) -> tuple[Any, bool]:
+        parts = path.split(".")
+        if parts[:length] != expected:
+            return _resolve_in_state(self, path, template, state)
+        return resolve(parts[length:]), True
+
+    setattr(BaseRunnable, _RESOLVE, resolve_path)
 
 
 # --- needed only by the group commit of checkpoints: if missing, LangGraph's own saver is used instead

@@ -29,6 +29,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
     split_subgraph_update,
 )
 from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
+from orcheo_dispatch.worker.orcheo.idempotency import provide_in_templates, with_step_values
 from orcheo_dispatch.worker.orcheo.opening.open import find
 from orcheo_dispatch.worker.orcheo.opening.warming import warm_up
 from orcheo_dispatch.worker.orcheo.saving.either import Saver
@@ -66,6 +67,7 @@ class OrcheoExecutor:
         """
         check_calls()
         prepare()
+        provide_in_templates()
         warm_up(self._perform)
 
     async def open(self) -> bytes:
@@ -174,7 +176,7 @@ async def _run_graph(
 ) -> Mapping[str, Any] | None:
     stored = version.stored
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
-    runtime_config = config.to_runnable_config(run.run_id)
+    runtime_config = with_step_values(config.to_runnable_config(run.run_id), run)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.
