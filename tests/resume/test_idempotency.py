@@ -25,6 +25,7 @@ _EFFECTS = {
     "loop": {"/a": 3, "/b": 1},
     "branches": {"/start": 1, "/a": 1, "/b": 1, "/c": 1, "/join": 1},
     "subgraph": {"/a": 1, "/b": 1, "/c": 1, "/d": 1},
+    "unstored": {"/a": 1, "/b": 1, "/c": 1, "/d": 1},
     "mapped": {"/start": 1, "/m0": 1, "/m1": 1, "/m2": 1, "/join": 1},
 }
 _ALL = [
@@ -40,6 +41,7 @@ _SHORT = [
     ("loop", "/a", 2),
     ("branches", "/b", 1),
     ("subgraph", "/c", 1),
+    ("unstored", "/c", 1),
     ("mapped", "/m1", 1),
 ]
 _CASES = _ALL if os.environ.get("TEST_RESUME") == "all" else _SHORT

@@ -24,6 +24,7 @@ from orcheo.nodes.logic.sub_workflow import SubWorkflowNode
 from orcheo.runtime.runnable_config import RunnableConfigModel
 
 from orcheo_dispatch.worker.executor.protocol import Run
+from orcheo_dispatch.worker.orcheo.compat import let_unstored_graphs_end_steps
 from orcheo_dispatch.worker.orcheo.idempotency import StepValues, provide_in_templates, with_step_values
 
 _TEMPLATE = "{{config.configurable.orcheo_dispatch.idempotency_key}}"
@@ -37,6 +38,7 @@ def templates(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "_resolve_state_template_path"
     monkeypatch.setattr(BaseRunnable, name, getattr(BaseRunnable, name))
     provide_in_templates()
+    let_unstored_graphs_end_steps()
 
 
 class _Lost(Exception):
@@ -75,9 +77,13 @@ def _run(attempt: int = 1, run_id: str | None = None, **configurable: Any) -> Ru
     return Run(run_id or str(uuid4()), 1, attempt, "w", "v", "s", "webhook", {}, config)
 
 
-def _config(run: Run) -> RunnableConfig:
+def _config(run: Run, saver: InMemorySaver) -> RunnableConfig:
     model = RunnableConfigModel.model_validate(run.runnable_config)
-    return with_step_values(model.to_runnable_config(run.run_id), run)
+
+    def is_stored(namespace: str, checkpoint_id: str) -> bool:
+        return checkpoint_id in saver.storage[run.run_id][namespace]
+
+    return with_step_values(model.to_runnable_config(run.run_id), run, is_stored)
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -88,10 +94,10 @@ def _state(run: Run) -> dict[str, Any]:
 async def _execute(graph: Graph, run: Run, saver: InMemorySaver, *, continues: bool = False) -> dict[str, Any]:
     """Execute a run as the executor does, and return its final state."""
     compiled = graph.compile(checkpointer=saver)
-    state = None if continues else _state(run)
-    async for _ in compiled.astream(state, _config(run), stream_mode="updates", subgraphs=True, durability="sync"):
+    state, config = None if continues else _state(run), _config(run, saver)
+    async for _ in compiled.astream(state, config, stream_mode="updates", subgraphs=True, durability="sync"):
         pass
-    return (await compiled.aget_state(_config(run))).values
+    return (await compiled.aget_state(config)).values
 
 
 def _executed(graph: Graph, run: Run) -> dict[str, Any]:
@@ -143,6 +149,21 @@ def _nested(log: _Log) -> Graph:
     return _chained(outer, "a", "middle", "e")
 
 
+def _unstored(log: _Log) -> Graph:
+    """Return a graph with a loop over a graph that LangGraph stores nothing of."""
+    inner = _of_steps(log, "b", "c", "d")
+    for name in ("c", "d"):
+        inner.add_edge("b", name)
+        inner.add_edge(name, END)
+    inner.add_edge(START, "b")
+    graph = _of_steps(log, "a")
+    graph.add_node("inner", inner.compile(checkpointer=False))
+    graph.add_edge(START, "a")
+    graph.add_edge("a", "inner")
+    graph.add_conditional_edges("inner", lambda state: "a" if state["node_results"]["a"]["passes"] < 2 else END)
+    return graph
+
+
 def _called_twice(log: _Log) -> Graph:
     """Return a graph with a node that calls another graph two times."""
     inner = _chained(_of_steps(log, "b"), "b").compile()
@@ -172,6 +193,7 @@ _SHAPES: list[tuple[Callable[[_Log], Graph], str, list[str]]] = [
     (_loop, "a", ["a", "a", "a", "b"]),
     (_branches, "c", ["a", "b", "c", "d"]),
     (_nested, "c", ["a", "b", "c", "d", "e"]),
+    (_unstored, "d", ["a", "a", "b", "b", "c", "c", "d", "d"]),
     (_called_twice, "b2", ["a", "b1", "b2"]),
     (_mapped, "b2", ["a", "b1", "b2", "b3", "c"]),
 ]
@@ -188,6 +210,7 @@ def test_step_has_the_same_key_again_and_no_other_step_has_it(
     lost = [key for name, key in log.keys if name == lost_in]
     assert lost.count(lost[0]) == 2
     once = set(log.keys)
+    assert len(log.keys) - len(once) == (3 if shape is _unstored else 1)
     assert sorted(name for name, _ in once) == steps
     assert len({key for _, key in once}) == len(steps)
     assert all(key.split(":")[0] == run.run_id and len(key.split(":")) == 3 for _, key in once)
@@ -258,7 +281,7 @@ def test_state_has_no_values() -> None:
 
 
 def test_there_is_no_key_outside_of_a_step() -> None:
-    values = StepValues("r", 1)
+    values = StepValues("r", 1, lambda *_: True)
     assert dict(values) == {"run_id": "r", "attempt": 1}
     assert "idempotency_key" not in values
     assert values.get("idempotency_key") is None

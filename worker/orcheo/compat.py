@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -117,6 +117,7 @@ __all__ = [
     "group_commit_lacks",
     "is_delta_snapshot",
     "load_enabled_plugins",
+    "let_unstored_graphs_end_steps",
     "load_graph_untimed",
     "merge_runnable_configs",
     "normalize_json_mapping",
@@ -265,6 +266,33 @@ def _has_delta_channels() -> bool:
     except ImportError:
         return False
     return True
+
+
+# --- a defect of LangGraph
+
+_LOOP = "langgraph.pregel._loop"
+_PUT = "_put_checkpoint_fut"
+
+
+class _NothingToStore:
+    """The storing of the last checkpoint of a graph that has no checkpointer."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+    def result(self) -> None:
+        return None
+
+
+def let_unstored_graphs_end_steps() -> None:
+    """Have a graph that was compiled with `checkpointer=False` wait for no checkpoint.
+
+    Inside a graph whose steps are stored before the next one begins, it would wait for one that it has never made, and
+    fail the run with an AttributeError.
+    """
+    loop = getattr(importlib.import_module(_LOOP), "PregelLoop", None)
+    if loop is not None and not hasattr(loop, _PUT):
+        setattr(loop, _PUT, _NothingToStore())
 
 
 # --- missing in older releases

@@ -25,6 +25,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
     close_browser_sessions_for_scope,
     credential_resolution,
     encode_step_namespace,
+    let_unstored_graphs_end_steps,
     merge_runnable_configs,
     split_subgraph_update,
 )
@@ -68,6 +69,7 @@ class OrcheoExecutor:
         check_calls()
         prepare()
         provide_in_templates()
+        let_unstored_graphs_end_steps()
         warm_up(self._perform)
 
     async def open(self) -> bytes:
@@ -176,7 +178,8 @@ async def _run_graph(
 ) -> Mapping[str, Any] | None:
     stored = version.stored
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
-    runtime_config = with_step_values(config.to_runnable_config(run.run_id), run)
+    is_stored = saver.has if isinstance(saver, ResumingSaver) else None
+    runtime_config = with_step_values(config.to_runnable_config(run.run_id), run, is_stored)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.

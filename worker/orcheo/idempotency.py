@@ -7,7 +7,8 @@ has them, and a resumed run has those of its own attempt.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
+from hashlib import sha256
 from typing import Any
 
 from orcheo_dispatch.worker.executor.protocol import Run
@@ -19,6 +20,10 @@ _KEY = "idempotency_key"
 # Of LangGraph's namespaces, such as `agent:TASK|tools:TASK`.
 _BETWEEN_GRAPHS = "|"
 _BEFORE_TASK = ":"
+_DIGITS = 32
+
+type IsStored = Callable[[str, str], bool]
+"""Returns whether the checkpoint in this namespace with this id is stored."""
 
 
 class StepValues(dict[str, Any]):
@@ -31,12 +36,13 @@ class StepValues(dict[str, Any]):
     A dictionary, because Orcheo's code stores what is in a configuration and sends it as JSON. A copy is a plain one.
     """
 
-    def __init__(self, run_id: str, attempt: int) -> None:
+    def __init__(self, run_id: str, attempt: int, is_stored: IsStored) -> None:
         super().__init__(run_id=run_id, attempt=attempt)
+        self._is_stored = is_stored
 
     def now(self) -> dict[str, Any]:
         """Return the values as they are in the step that is being executed."""
-        step = _step()
+        step = _step(self._is_stored)
         return {**self._of_run(), _KEY: f"{super().__getitem__('run_id')}:{step}"} if step else self._of_run()
 
     def __getitem__(self, name: str) -> Any:
@@ -83,9 +89,13 @@ class StepValues(dict[str, Any]):
         return dict(super().items())
 
 
-def with_step_values(config: RunnableConfig, run: Run) -> RunnableConfig:
-    """Return the configuration of a run with its values. What a client sent under their name is not used."""
-    return {**config, "configurable": {**config["configurable"], _NAME: StepValues(run.run_id, run.attempt)}}
+def with_step_values(config: RunnableConfig, run: Run, is_stored: IsStored | None) -> RunnableConfig:
+    """Return the configuration of a run with its values. What a client sent under their name is not used.
+
+    `is_stored` is None if the run cannot be resumed: no step is executed again from the same checkpoint.
+    """
+    values = StepValues(run.run_id, run.attempt, is_stored or _any)
+    return {**config, "configurable": {**config["configurable"], _NAME: values}}
 
 
 def provide_in_templates() -> None:
@@ -110,14 +120,46 @@ def _resolve(path: Sequence[str]) -> Any:
     return here[path[0]]
 
 
-def _step() -> str | None:
+def _step(is_stored: IsStored) -> str | None:
     """Return what identifies the step that is being executed, within its run; None outside of a step."""
     config = _config()
     configurable = config["configurable"] if config is not None else {}
     graph, _, place = str(configurable.get("checkpoint_ns") or "").rpartition(_BETWEEN_GRAPHS)
-    _, _, task_id = place.rpartition(_BEFORE_TASK)
-    checkpoint_id = configurable.get("checkpoint_map", {}).get(graph)
-    return f"{checkpoint_id}:{task_id}" if task_id and checkpoint_id else None
+    checkpoints = configurable.get("checkpoint_map") or {}
+    task_id = _task_id(place)
+    if config is None or not task_id or graph not in checkpoints:
+        return None
+    if not is_stored(graph, checkpoints[graph]):
+        return _unstored_step(config, graph, is_stored) or f"{checkpoints[graph]}:{task_id}"
+    return f"{checkpoints[graph]}:{task_id}"
+
+
+def _unstored_step(config: RunnableConfig, graph: str, is_stored: IsStored) -> str | None:
+    """Return what identifies a step of a graph that stores no checkpoints; None if that around it stores none either.
+
+    When its step is executed again such a graph starts from the beginning, with other ids. What stays are the step
+    around it, which is stored, and the place of the step within the graph.
+    """
+    *around, place = graph.split(_BETWEEN_GRAPHS)
+    calls = []
+    while around and place.isdigit():
+        # The step around it has called more than one graph.
+        calls.append(place)
+        place = around.pop()
+    outer = _BETWEEN_GRAPHS.join(around)
+    checkpoint_id, metadata = config["configurable"]["checkpoint_map"].get(outer), config.get("metadata", {})
+    if not graph or not checkpoint_id or not is_stored(outer, checkpoint_id):
+        return None
+    within = [calls, *(metadata[name] for name in ("langgraph_step", "langgraph_node", "langgraph_path"))]
+    return f"{checkpoint_id}:{_task_id(place)}.{sha256(repr(within).encode()).hexdigest()[:_DIGITS]}"
+
+
+def _any(namespace: str, checkpoint_id: str) -> bool:  # noqa: ARG001 - of the type
+    return True
+
+
+def _task_id(place: str) -> str:
+    return place.rpartition(_BEFORE_TASK)[2]
 
 
 def _config() -> RunnableConfig | None:

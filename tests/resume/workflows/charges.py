@@ -91,6 +91,14 @@ def subgraph() -> StateGraph:
     return _chained(graph, "b", "inside", "d")
 
 
+def unstored() -> StateGraph:
+    """The same, where LangGraph stores nothing of the graph within: it starts from the beginning."""
+    graph = _add(StateGraph(State), "b", "d")
+    inner = _chained(_add(StateGraph(State), "a", "c"), "a", "c").compile(checkpointer=False)
+    graph.add_node("inside", inner)
+    return _chained(graph, "b", "inside", "d")
+
+
 def mapped() -> StateGraph:
     """One node for each of three items, at once."""
     graph = _add(StateGraph(State), "start", "join")

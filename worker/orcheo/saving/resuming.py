@@ -52,6 +52,10 @@ class ResumingSaver(RunSaver):
         self._continues = continues
         self._failed = False
 
+    def has(self, namespace: str, checkpoint_id: str) -> bool:
+        """Return whether the run's graph or one within it stores this checkpoint."""
+        return (namespace, checkpoint_id) in self._checkpoints
+
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Return the checkpoint that `config` identifies."""
         found = await super().aget_tuple(config)
