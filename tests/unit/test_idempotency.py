@@ -12,11 +12,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
+from langgraph.types import RetryPolicy, Send
 from orcheo.graph.state import State
 from orcheo.nodes.base import BaseRunnable, TaskNode
 from orcheo.nodes.logic import SetVariableNode
@@ -214,6 +218,48 @@ def test_step_has_the_same_key_again_and_no_other_step_has_it(
     assert sorted(name for name, _ in once) == steps
     assert len({key for _, key in once}) == len(steps)
     assert all(key.split(":")[0] == run.run_id and len(key.split(":")) == 3 for _, key in once)
+
+
+def test_step_that_langgraph_tries_again_has_the_same_key() -> None:
+    log, graph = _Log("a"), StateGraph(State)
+    graph.add_node("a", _Step(name="a", log=log), retry_policy=RetryPolicy(initial_interval=0.01, retry_on=_Lost))
+    _executed(_chained(graph, "a"), _run())
+    assert len(log.keys) == 2
+    assert len(set(log.keys)) == 1
+
+
+class _Model(GenericFakeChatModel):
+    """Calls a tool two times at once, then ends."""
+
+    def bind_tools(self, tools: Any, **_: Any) -> Any:
+        return self
+
+
+def _agent(log: _Log) -> Graph:
+    """Return a graph with an agent whose model is asked once before the worker is lost and once after."""
+
+    @tool
+    async def charge(item: int, config: RunnableConfig) -> str:
+        """Charge."""
+        log.note(f"charge{item}", config["configurable"]["orcheo_dispatch"]["idempotency_key"])
+        return "charged"
+
+    calls = [{"name": "charge", "args": {"item": item}, "id": f"call {item}"} for item in (1, 2)]
+    agent = create_agent(_Model(messages=iter([AIMessage("", tool_calls=calls), AIMessage("done")])), [charge])
+    graph = StateGraph(State)
+    graph.add_node("agent", agent)
+    return _chained(graph, "agent")
+
+
+def test_each_call_of_a_tool_by_an_agent_has_a_key() -> None:
+    log, saver, run = _Log("charge2"), InMemorySaver(), _run()
+    graph = _agent(log)
+    with pytest.raises(_Lost):
+        asyncio.run(_execute(graph, run, saver))
+    asyncio.run(_execute(graph, run, saver, continues=True))
+    assert sorted({name for name, _ in log.keys}) == ["charge1", "charge2"]
+    assert len({key for _, key in log.keys}) == 2
+    assert [name for name, _ in log.keys].count("charge2") == 2
 
 
 def test_runs_at_the_same_time_have_their_own_values() -> None:

@@ -71,6 +71,8 @@ try:
     from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
     from orcheo_backend.app.repository import WorkflowNotFoundError, WorkflowVersionNotFoundError
     from orcheo_backend.app.repository_postgres import PostgresWorkflowRepository
+
+    _resolve_in_state: Callable[..., tuple[Any, bool]] = BaseRunnable._resolve_state_template_path  # noqa: SLF001
 except Exception as _error:
     raise _unimportable(_error) from _error
 
@@ -151,7 +153,7 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (encode_step_namespace, (_ANY, _ANY), {}),
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
-    (BaseRunnable._resolve_state_template_path, (_ANY,) * 4, {}),  # noqa: SLF001 - replaced
+    (_resolve_in_state, (_ANY,) * 4, {}),
     (get_config, (), {}),
     (load_enabled_plugins, (), {}),
     (tracing_context, (), {"enabled": False}),
@@ -207,10 +209,6 @@ def check_calls() -> None:
             ) from error
 
 
-_RESOLVE = "_resolve_state_template_path"
-_resolve_in_state: Callable[..., tuple[Any, bool]] = getattr(BaseRunnable, _RESOLVE)
-
-
 def resolve_templates(root: Sequence[str], resolve: Callable[[Sequence[str]], Any]) -> None:
     """Have `resolve` answer the templates of nodes and edges whose path begins with `root`; it gets the rest of it.
 
@@ -224,7 +222,7 @@ def resolve_templates(root: Sequence[str], resolve: Callable[[Sequence[str]], An
             return _resolve_in_state(self, path, template, state)
         return resolve(parts[length:]), True
 
-    setattr(BaseRunnable, _RESOLVE, resolve_path)
+    setattr(BaseRunnable, _resolve_in_state.__name__, resolve_path)
 
 
 # --- needed only by the group commit of checkpoints: if missing, LangGraph's own saver is used instead
