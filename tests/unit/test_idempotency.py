@@ -305,6 +305,12 @@ def test_template_that_names_no_value_fails_the_run(name: str) -> None:
         _executed(_showing(f"{{{{config.configurable.orcheo_dispatch.{name}}}}}"), _run())
 
 
+def test_template_outside_of_a_run_is_an_error() -> None:
+    node = SetVariableNode(name="a", variables={"key": _TEMPLATE})
+    with pytest.raises(ValueError, match=r"config\.configurable\.orcheo_dispatch is not available here"):
+        node.resolved_for_run(State(messages=[], inputs={}))
+
+
 def test_steps_of_a_sub_workflow_share_the_key_of_its_step() -> None:
     steps: list[Mapping[str, Any]] = [
         {"type": "SetVariableNode", "name": name, "variables": {"key": _TEMPLATE}} for name in ("b", "c")

@@ -147,10 +147,10 @@ def _unstored_step(config: RunnableConfig, graph: str, is_stored: IsStored) -> s
         calls.append(place)
         place = around.pop()
     outer = _BETWEEN_GRAPHS.join(around)
-    checkpoint_id, metadata = config["configurable"]["checkpoint_map"].get(outer), config.get("metadata", {})
+    checkpoint_id, metadata = config["configurable"]["checkpoint_map"].get(outer), config.get("metadata") or {}
     if not graph or not checkpoint_id or not is_stored(outer, checkpoint_id):
         return None
-    within = [calls, *(metadata[name] for name in ("langgraph_step", "langgraph_node", "langgraph_path"))]
+    within = [calls, *(metadata.get(name) for name in ("langgraph_step", "langgraph_node", "langgraph_path"))]
     return f"{checkpoint_id}:{_task_id(place)}.{sha256(repr(within).encode()).hexdigest()[:_DIGITS]}"
 
 
