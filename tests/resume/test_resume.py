@@ -17,18 +17,10 @@ import pytest
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from orcheo_dispatch.ops.sandbox.orcheo_client import Record
 from tests.support.database.runs import everything, execute, one
-from tests.support.orcheo.orcheo_stack import ended, ingest, stack_beside, start_afresh
+from tests.support.orcheo.orcheo_stack import ended, ingest
 from tests.support.processes.processes import Process, Stack, until
 
 _SCRIPT = (Path(__file__).parent / "workflows" / "steps.py").read_text()
-_SETTINGS = {
-    "ORCHEO_DISPATCH_LOST_RUNS": "resume",
-    "ORCHEO_WORKER_HEARTBEAT": "0.5",
-    "ORCHEO_WORKER_LEASE": "3",
-    "ORCHEO_WORKER_DRAIN_TIMEOUT": "0.2",
-    "ORCHEO_WORKER_CANCEL_GRACE": "1",
-    "ORCHEO_DISPATCH_POLL_INTERVAL": "0.2",
-}
 _STEPS = {
     "chain": ["a 1", "b 1", "c 1", "d 1"],
     "loop": ["a 1", "a 2", "a 3", "a 4", "b 1"],
@@ -46,16 +38,6 @@ SELECT count(DISTINCT w.task_id) AS tasks
   FROM (SELECT max(checkpoint_id) AS id FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = '') AS last
   JOIN checkpoint_writes AS w ON w.checkpoint_id = last.id
 """
-
-
-@pytest.fixture(scope="module")
-def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
-    """Our processes beside the API; a dispatcher is running."""
-    start_afresh(orcheo)
-    found = stack_beside(orcheo)
-    found.environment |= _SETTINGS
-    with found.running("dispatcher"):
-        yield found
 
 
 @pytest.fixture(scope="module")

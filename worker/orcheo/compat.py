@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +45,7 @@ try:
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.config import get_config
     from langgraph.graph import StateGraph
     from langgraph.graph.state import CompiledStateGraph
     from langgraph.store.postgres.aio import AsyncPostgresStore
@@ -54,6 +55,7 @@ try:
     from orcheo.graph.builder import build_graph
     from orcheo.graph.ingestion import LANGGRAPH_SCRIPT_FORMAT, load_graph_from_script
     from orcheo.models import CredentialAccessContext, WorkflowVersion
+    from orcheo.nodes.base import BaseRunnable
     from orcheo.nodes.browser import close_browser_sessions_for_scope
     from orcheo.plugins import load_enabled_plugins
     from orcheo.runtime.credentials import CredentialResolver, credential_resolution
@@ -70,6 +72,8 @@ try:
     from orcheo_backend.app.providers import create_repository, create_vault, ensure_credential_service
     from orcheo_backend.app.repository import WorkflowNotFoundError, WorkflowVersionNotFoundError
     from orcheo_backend.app.repository_postgres import PostgresWorkflowRepository
+
+    _resolve_in_state: Callable[..., tuple[Any, bool]] = BaseRunnable._resolve_state_template_path  # noqa: SLF001
 except Exception as _error:
     raise _unimportable(_error) from _error
 
@@ -111,14 +115,17 @@ __all__ = [
     "encode_step_namespace",
     "ensure_credential_service",
     "get_checkpoint_id",
+    "get_config",
     "get_settings",
     "get_vault",
     "group_commit_lacks",
     "is_delta_snapshot",
     "load_enabled_plugins",
+    "let_unstored_graphs_end_steps",
     "load_graph_untimed",
     "merge_runnable_configs",
     "normalize_json_mapping",
+    "resolve_templates",
     "serializable_metadata",
     "split_subgraph_update",
     "untraced",
@@ -148,6 +155,8 @@ _CALLS: tuple[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], ...
     (encode_step_namespace, (_ANY, _ANY), {}),
     (normalize_json_mapping, (_ANY,), {}),
     (close_browser_sessions_for_scope, (_ANY,), {}),
+    (_resolve_in_state, (_ANY,) * 4, {}),
+    (get_config, (), {}),
     (load_enabled_plugins, (), {}),
     (tracing_context, (), {"enabled": False}),
     (create_repository, (_ANY,) * 3, {}),
@@ -202,6 +211,22 @@ def check_calls() -> None:
             ) from error
 
 
+def resolve_templates(root: Sequence[str], resolve: Callable[[Sequence[str]], Any]) -> None:
+    """Have `resolve` answer the templates of nodes and edges whose path begins with `root`; it gets the rest of it.
+
+    Orcheo answers all others from the state of the run.
+    """
+    expected, length = list(root), len(root)
+
+    def resolve_path(self: BaseRunnable, path: str, template: str, state: Any) -> tuple[Any, bool]:
+        parts = path.split(".")
+        if parts[:length] != expected:
+            return _resolve_in_state(self, path, template, state)
+        return resolve(parts[length:]), True
+
+    setattr(BaseRunnable, _resolve_in_state.__name__, resolve_path)
+
+
 # --- needed only by the group commit of checkpoints: if missing, LangGraph's own saver is used instead
 
 _WRITE_INDEXES = "WRITES_IDX_MAP"
@@ -241,6 +266,33 @@ def _has_delta_channels() -> bool:
     except ImportError:
         return False
     return True
+
+
+# --- a defect of LangGraph
+
+_LOOP = "langgraph.pregel._loop"
+_PUT = "_put_checkpoint_fut"
+
+
+class _NothingToStore:
+    """The storing of the last checkpoint of a graph that has no checkpointer."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+    def result(self) -> None:
+        return None
+
+
+def let_unstored_graphs_end_steps() -> None:
+    """Have a graph that was compiled with `checkpointer=False` wait for no checkpoint.
+
+    Inside a graph whose steps are stored before the next one begins, it would wait for one that it has never made, and
+    fail the run with an AttributeError.
+    """
+    loop = getattr(importlib.import_module(_LOOP), "PregelLoop", None)
+    if loop is not None and not hasattr(loop, _PUT):
+        setattr(loop, _PUT, _NothingToStore())
 
 
 # --- missing in older releases

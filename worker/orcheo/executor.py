@@ -25,10 +25,12 @@ from orcheo_dispatch.worker.orcheo.compat import (
     close_browser_sessions_for_scope,
     credential_resolution,
     encode_step_namespace,
+    let_unstored_graphs_end_steps,
     merge_runnable_configs,
     split_subgraph_update,
 )
 from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
+from orcheo_dispatch.worker.orcheo.idempotency import provide_in_templates, with_step_values
 from orcheo_dispatch.worker.orcheo.opening.open import find
 from orcheo_dispatch.worker.orcheo.opening.warming import warm_up
 from orcheo_dispatch.worker.orcheo.saving.either import Saver
@@ -66,6 +68,8 @@ class OrcheoExecutor:
         """
         check_calls()
         prepare()
+        provide_in_templates()
+        let_unstored_graphs_end_steps()
         warm_up(self._perform)
 
     async def open(self) -> bytes:
@@ -166,7 +170,8 @@ async def _run_graph(
     stored = loaded.version.stored
     durability: Durability = "sync" if isinstance(saver, ResumingSaver) else "exit"
     context = CredentialAccessContext(workflow_id=stored.workflow_id, workspace_id=UUID(run.workspace_id))
-    runtime_config = config.to_runnable_config(run.run_id)
+    is_stored = saver.has if isinstance(saver, ResumingSaver) else None
+    runtime_config = with_step_values(config.to_runnable_config(run.run_id), run, is_stored)
     with credential_resolution(CredentialResolver(services.vault, context=context)):
         graph = loaded.version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.

@@ -6,6 +6,7 @@ Twice, because the second build of a graph takes another code path than the firs
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 from uuid import uuid4
@@ -30,7 +31,8 @@ from orcheo.nodes.logic import SetVariableNode
 
 def build():
     graph = StateGraph(State)
-    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables={"said": "{{inputs.line}}"}))
+    variables = {"said": "{{inputs.line}}", "key": "{{config.configurable.orcheo_dispatch.idempotency_key}}"}
+    graph.add_node("rehearsal", SetVariableNode(name="rehearsal", variables=variables))
     graph.set_entry_point("rehearsal")
     graph.add_edge("rehearsal", END)
     return graph
@@ -56,7 +58,7 @@ async def play(perform: Perform, outside: ClosingOutside, make_saver: MakeSaver,
         run = _run(version)
         outbox = Outbox(outside, run.claim)
         output = await _perform(perform, run, Loaded(version, False, False, clock), outbox, make_saver, build)
-        _check_output(output, build)
+        _check_output(output, run.run_id, build)
         await outside.close()
 
 
@@ -78,14 +80,15 @@ async def _perform(
         raise SettingsError(f"the built-in workflow failed, {build} build: {where} {_releases()}") from error
 
 
-def _check_output(output: Output, build: str) -> None:
+def _check_output(output: Output, run_id: str, build: str) -> None:
     payload = {} if output is None or isinstance(output, Waiting) else dict(output)
     stored = json.loads(json.dumps(storable(payload), allow_nan=False))
     try:
-        line = stored["final_state"]["node_results"]["rehearsal"]["said"]
+        result = stored["final_state"]["node_results"]["rehearsal"]
+        fits = result["said"] == _LINE and re.fullmatch(rf"{run_id}:[^:{{}}]+:[^:{{}}]+", result["key"])
     except (KeyError, TypeError):
-        line = None
-    if line != _LINE:
+        fits = False
+    if not fits:
         raise SettingsError(f"the built-in workflow returned a wrong output, {build} build {_releases()}")
 
 

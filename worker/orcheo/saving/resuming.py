@@ -101,6 +101,10 @@ class ResumingSaver(RunSaver):
         if error is not None:
             raise error
 
+    def has(self, namespace: str, checkpoint_id: str) -> bool:
+        """Return whether the run's graph or one within it stores this checkpoint."""
+        return (namespace, checkpoint_id) in self._checkpoints
+
     async def aput(
         self,
         config: RunnableConfig,

@@ -106,11 +106,12 @@ class MessagesNode(TaskNode):
 
 
 class ConfigNode(TaskNode):
-    """Returns what a node is told about its run."""
+    """Returns what a node is told about its run, but for what the stock worker does not tell."""
 
     async def run(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Return it."""
-        own = {key: value for key, value in config["configurable"].items() if not key.startswith("__")}
+        configurable = config["configurable"].items()
+        own = {key: value for key, value in configurable if not key.startswith("__") and key != "orcheo_dispatch"}
         return {
             "configurable": own,
             "tags": config.get("tags"),
