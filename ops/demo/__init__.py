@@ -6,6 +6,8 @@ import shlex
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,13 +63,14 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                 )
                 migrate(settings)
                 stack = DemoStack(folder, variables, settings, api, redis_url)
-                with our_processes(folder, variables) as processes:
+                with our_processes(folder, variables) as processes, _engine(settings) as engine:
                     say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
                     workflow_id = upload(api, WORKFLOW)
                     wait_until_at_work(processes)
-                    succeeded = _play(stack, workflow_id, webhooks, cli_runs)
+                    _play(stack, engine, workflow_id, webhooks, cli_runs)
                     with second_worker(stack) as second:
-                        continued = kill_in_the_middle(stack, [processes[-1], second])
+                        runs = _show(stack, engine, workflow_id)
+                        continued = kill_in_the_middle(stack, engine, [processes[-1], second])
                         empty = _nothing_left_over(stack)
                         if keep:
                             _keep(stack, workflow_id)
@@ -75,34 +78,44 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
     except KeyboardInterrupt:
         say("\ninterrupted; everything is stopped")
         return 130
-    if not succeeded or not continued or not empty:
+    if runs != Counter(succeeded=webhooks + cli_runs) or not continued or not empty:
         say("[red]not every run succeeded, a run did not continue as it should, or something was left over[/]")
         return 1
     say("[green]done[/]: every run succeeded, one of them after its worker was killed; nothing is left running")
     return 0
 
 
-def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
-    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
-    engine = make_engine(stack.settings, role="demo", connections=1)
+@contextmanager
+def _engine(settings: Settings) -> Iterator[Engine]:
+    """Yield the demo's own connection."""
+    engine = make_engine(settings, role="demo", connections=1)
     try:
-        began = time.monotonic()
-        stack.api.fire_webhooks(workflow_id, [{"name": _NAMES[n % len(_NAMES)]} for n in range(webhooks)])
-        for n in range(cli_runs):
-            stack.api.create_run(workflow_id, {"body": {"name": _NAMES[n % len(_NAMES)]}})
-        fired = time.monotonic()
-        _watch(engine, webhooks + cli_runs)
-        ended = time.monotonic()
-        say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
-
-        say("[bold]5[/] what 'orcheo workflow show' says")
-        print(stack.api.show(workflow_id))
-        say("and 'orcheo-dispatch status'")
-        status = queries.read_status(engine)
-        screen.console.print(screen.status_view(status))
+        yield engine
     finally:
         engine.dispose()
-    return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs})
+
+
+def _play(stack: DemoStack, engine: Engine, workflow_id: str, webhooks: int, cli_runs: int) -> None:
+    """Fire webhooks, create runs as a client does, and watch until all have ended."""
+    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
+    began = time.monotonic()
+    stack.api.fire_webhooks(workflow_id, [{"name": _NAMES[n % len(_NAMES)]} for n in range(webhooks)])
+    for n in range(cli_runs):
+        stack.api.create_run(workflow_id, {"body": {"name": _NAMES[n % len(_NAMES)]}})
+    fired = time.monotonic()
+    _watch(engine, webhooks + cli_runs)
+    ended = time.monotonic()
+    say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
+
+
+def _show(stack: DemoStack, engine: Engine, workflow_id: str) -> Counter[str]:
+    """Print what commands say about the runs, and return the number of runs by status."""
+    say("[bold]5[/] what 'orcheo workflow show' says; meanwhile a second worker starts")
+    print(stack.api.show(workflow_id))
+    say("and 'orcheo-dispatch status'")
+    status = queries.read_status(engine)
+    screen.console.print(screen.status_view(status))
+    return Counter(status.runs)
 
 
 def _nothing_left_over(stack: DemoStack) -> bool:

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy import Engine
 
 from orcheo_dispatch.ops import screen
 from orcheo_dispatch.ops.demo.observed import Ended, Execution, Observed, faults, nodes
 from orcheo_dispatch.ops.demo.printing import say
 from orcheo_dispatch.ops.demo.stack import RESUMING, DemoStack, OurProcess, upload, wait_until_at_work
-from orcheo_dispatch.shared.database.connections import make_engine
 from orcheo_dispatch.shared.errors import DispatchError
 from orcheo_dispatch.shared.settings.model import Settings
 
@@ -30,13 +30,13 @@ _DEADLINE_SECONDS = 60.0
 _PAUSE_SECONDS = 0.1
 
 
-def kill_in_the_middle(stack: DemoStack, workers: Sequence[OurProcess]) -> bool:
+def kill_in_the_middle(stack: DemoStack, engine: Engine, workers: Sequence[OurProcess]) -> bool:
     """Kill the worker that holds an agent's run, and return whether the other one continued the run correctly."""
-    say("\n[bold]6[/] a second worker, and a workflow of an agent; its worker is killed in the middle of a run")
+    say("\n[bold]6[/] an agent's workflow; the worker that holds its run is killed in the middle of a step")
     _say_settings()
     workflow_id = upload(stack.api, AGENT)
     wait_until_at_work(workers)
-    found = play(stack, workers, workflow_id)
+    found = play(stack, engine, workers, workflow_id)
     for fault in found:
         say(f"  [red]the run did not continue correctly:[/] {escape(fault)}")
     if not found:
@@ -44,20 +44,16 @@ def kill_in_the_middle(stack: DemoStack, workers: Sequence[OurProcess]) -> bool:
     return not found
 
 
-def play(stack: DemoStack, workers: Sequence[OurProcess], workflow_id: str) -> list[str]:
+def play(stack: DemoStack, engine: Engine, workers: Sequence[OurProcess], workflow_id: str) -> list[str]:
     """Fire the agent's webhook, kill the worker that holds the run, and return what went wrong afterwards."""
-    engine = make_engine(stack.settings, role="demo", connections=1)
-    try:
-        begun_file = stack.folder / "begun"
-        run = stack.api.fire_webhook(workflow_id, {"items": list(_ITEMS), "begun": str(begun_file)})
-        say(f"  run {run['id']}; seconds since its webhook:")
-        scene = _Scene(stack, Observed(engine, run["id"], begun_file))
-        scene.watch_until(lambda: scene.last_step == _KILLED_IN)
-        scene.kill(workers)
-        scene.watch_until(lambda: scene.status not in {"pending", "running"})
-        return scene.conclude()
-    finally:
-        engine.dispose()
+    begun_file = stack.folder / "begun"
+    run = stack.api.fire_webhook(workflow_id, {"items": list(_ITEMS), "begun": str(begun_file)})
+    say(f"  run {run['id']}; seconds since its webhook:")
+    scene = _Scene(stack, Observed(engine, run["id"], begun_file))
+    scene.watch_until(lambda: scene.has_begun(_KILLED_IN))
+    scene.kill(workers)
+    scene.watch_until(lambda: scene.status not in {"pending", "running"})
+    return scene.conclude()
 
 
 def _say_settings() -> None:
@@ -79,6 +75,10 @@ class _Scene:
         self._began = time.monotonic()
         self._killed_pid = 0
         self._in_flight = ""
+
+    def has_begun(self, step: str) -> bool:
+        """Return whether a step has begun."""
+        return any(execution.step == step for execution in self._observed.executions)
 
     @property
     def last_step(self) -> str:

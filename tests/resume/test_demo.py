@@ -11,18 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from orcheo_dispatch.ops.demo.killing import AGENT, play
 from orcheo_dispatch.ops.demo.stack import DemoStack, demo_variables, our_processes, second_worker, wait_until_at_work
 from orcheo_dispatch.ops.sandbox.child import end, launch
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.database.connections import make_engine
 from orcheo_dispatch.shared.settings.model import Settings
 from tests.support.orcheo.orcheo_stack import ingest, start_afresh
 from tests.support.processes.processes import until
 
 _STEPS = ["model 1", "look_up paper", "model 2", "look_up ink", "model 3", "look_up glue", "model 4"]
-_SECONDS = 240.0
+# A minute on an idle machine.
+_SECONDS = 400.0
 _BEGUN = re.compile(r"worker (\d+) begins step \d, (.+)")
-_KILLED = re.compile(r"worker (\d+) is killed with SIGKILL, in the middle of step 4")
+_KILLED = re.compile(r"worker (\d+) is killed with SIGKILL, in the middle of step (\d)")
 _FOLDER = re.compile(r"\S+/orcheo-dispatch-demo-\w+")
 
 
@@ -53,21 +57,25 @@ def _knows(process: Path, folder: str) -> bool:
         return False
 
 
+@pytest.mark.timeout(600)
 def test_demo_continues_a_run_on_another_worker_and_repeats_no_finished_step(tmp_path: Path) -> None:
     with _demo(tmp_path) as (process, log):
         assert process.wait(_SECONDS) == 0, log.read_text()
     shown = log.read_text()
     begun = _BEGUN.findall(shown)
-    assert Counter(step for _, step in begun) == {step: 2 if step == "look_up ink" else 1 for step in _STEPS}
-    (killed,) = _KILLED.findall(shown)
-    assert [step for pid, step in begun if pid == killed] == _STEPS[:4]
-    assert [step for pid, step in begun if pid != killed] == _STEPS[3:]
+    ((killed, number),) = _KILLED.findall(shown)
+    # Step 4, unless the demo itself is held up.
+    finished = int(number) - 1
+    assert Counter(step for _, step in begun) == {step: 2 if step == _STEPS[finished] else 1 for step in _STEPS}
+    assert [step for pid, step in begun if pid == killed] == _STEPS[: finished + 1]
+    assert [step for pid, step in begun if pid != killed] == _STEPS[finished:]
     assert len({pid for pid, _ in begun}) == 2
-    assert "the trace has a step 'resumed': continued after step 3" in shown
+    assert f"the trace has a step 'resumed': continued after step {finished}" in shown
     assert "Orcheo's API: succeeded, 'Together they cost 37 EUR.'" in shown
     assert _left_running(log) == []
 
 
+@pytest.mark.timeout(600)
 def test_demo_leaves_nothing_running_when_interrupted_after_the_kill(tmp_path: Path) -> None:
     with _demo(tmp_path) as (process, log):
         until(lambda: process.poll() is not None or _KILLED.search(log.read_text()), what="a kill", seconds=_SECONDS)
@@ -87,6 +95,10 @@ def test_demo_tells_a_run_that_starts_again_from_one_that_continues(orcheo: Orch
     workflow_id = ingest(orcheo, "agent", AGENT.read_text())
     with our_processes(tmp_path, variables) as processes, second_worker(stack) as second:
         wait_until_at_work([*processes, second])
-        found = play(stack, [processes[-1], second], workflow_id)
+        engine = make_engine(settings, role="demo", connections=1)
+        try:
+            found = play(stack, engine, [processes[-1], second], workflow_id)
+        finally:
+            engine.dispose()
     assert {f"step {step!r} was executed 2 times instead of 1" for step in _STEPS[:3]} <= set(found)
     assert "the trace has the run resumed after [], and step 'look_up ink' was in flight" in found
