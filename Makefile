@@ -15,7 +15,7 @@ BENCH = $(VENV)/.bench
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing; leaves nothing running
+demo: $(INSTALLED)  ## Run the main job on the real Orcheo, from nothing, and kill a worker in the middle of a run; leaves nothing running
 	$(BIN)/orcheo-dispatch demo
 
 test: $(INSTALLED) lint types imports docs  ## Lint, types, import contracts, the documentation site and the whole suite

@@ -174,7 +174,7 @@ def demo(
     webhooks: Annotated[int, typer.Option(min=1, max=10_000, help="Webhooks to fire.")] = 50,
     cli_runs: Annotated[int, typer.Option(min=0, max=1_000, help="Runs to create as a client would.")] = 5,
 ) -> None:
-    """Run everything for real in a scratch folder: Postgres, Redis, Orcheo's API, and our three processes."""
+    """Run everything for real in a scratch folder, and kill a worker in the middle of a run."""
     try:
         from orcheo_dispatch.ops.demo import run_demo
     except ImportError as error:

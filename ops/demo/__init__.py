@@ -6,16 +6,27 @@ import shlex
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 from sqlalchemy import Engine, text
 
 from orcheo_dispatch.ops import screen
-from orcheo_dispatch.ops.demo.stack import DemoStack, demo_variables, our_processes, servers, wait_until_at_work
+from orcheo_dispatch.ops.demo.killing import kill_in_the_middle
+from orcheo_dispatch.ops.demo.printing import say
+from orcheo_dispatch.ops.demo.stack import (
+    DemoStack,
+    demo_variables,
+    our_processes,
+    second_worker,
+    servers,
+    upload,
+    wait_until_at_work,
+)
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from orcheo_dispatch.shared.broker.app import HINT_QUEUE, connect
 from orcheo_dispatch.shared.broker.installation import Installation, find_installation
@@ -28,6 +39,7 @@ WORKFLOW = Path(__file__).with_name("greet.py")
 _NAMES = ("Ada", "Grace", "Edsger", "Barbara", "Leslie", "Tony", "Radia", "Donald")
 _MAX_RUNS_OF_WORKSPACE = 1_000_000
 _DEADLINE_SECONDS = 300.0
+_EMPTY_SECONDS = 10.0
 _PAUSE_SECONDS = 0.1
 
 _TERMINAL = text("""
@@ -39,10 +51,10 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
     """Run everything for real and return the exit code: 0 where every run succeeded and nothing was left over."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _say("[bold]1[/] Postgres and Redis, in a scratch folder")
+        say("[bold]1[/] Postgres and Redis, in a scratch folder")
         with servers() as (folder, dsn, redis_url):
-            _say(f"  {folder}")
-            _say("[bold]2[/] Orcheo's own API, and our schema beside its tables")
+            say(f"  {folder}")
+            say("[bold]2[/] Orcheo's own API, and our schema beside its tables")
             with OrcheoApi(dsn, redis_url, folder / "orcheo") as api:
                 api.limit_runs(_MAX_RUNS_OF_WORKSPACE)
                 variables = demo_variables(api)
@@ -51,53 +63,69 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                 )
                 migrate(settings)
                 stack = DemoStack(folder, variables, settings, api, redis_url)
-                with our_processes(folder, variables) as processes:
-                    _say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
-                    workflow_id = api.upload(WORKFLOW, "greet")
-                    api.configure_webhook(workflow_id)
+                with our_processes(folder, variables) as processes, _engine(settings) as engine:
+                    say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
+                    workflow_id = upload(api, WORKFLOW)
                     wait_until_at_work(processes)
-                    succeeded = _play(stack, workflow_id, webhooks, cli_runs)
-                    if keep:
-                        _keep(stack, workflow_id)
-                    _say("[bold]6[/] stopping everything")
+                    _play(stack, engine, workflow_id, webhooks, cli_runs)
+                    with second_worker(stack) as second:
+                        runs = _show(stack, engine, workflow_id)
+                        continued = kill_in_the_middle(stack, engine, [processes[-1], second])
+                        empty = _nothing_left_over(stack)
+                        if keep:
+                            _keep(stack, workflow_id)
+                        say("[bold]7[/] stopping everything")
     except KeyboardInterrupt:
-        _say("\ninterrupted; everything is stopped")
+        say("\ninterrupted; everything is stopped")
         return 130
-    if not succeeded:
-        _say("[red]not every run succeeded, or something was left over[/]")
+    if runs != Counter(succeeded=webhooks + cli_runs) or not continued or not empty:
+        say("[red]not every run succeeded, a run did not continue as it should, or something was left over[/]")
         return 1
-    _say("[green]done[/]: every run succeeded, nothing is left running")
+    say("[green]done[/]: every run succeeded, one of them after its worker was killed; nothing is left running")
     return 0
 
 
-def _say(line: str) -> None:
-    """Print a line of the demo's own, in which markup has its meaning."""
-    screen.console.print(Text.from_markup(line))
-
-
-def _play(stack: DemoStack, workflow_id: str, webhooks: int, cli_runs: int) -> bool:
-    _say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
-    engine = make_engine(stack.settings, role="demo", connections=1)
+@contextmanager
+def _engine(settings: Settings) -> Iterator[Engine]:
+    """Yield the demo's own connection."""
+    engine = make_engine(settings, role="demo", connections=1)
     try:
-        began = time.monotonic()
-        stack.api.fire_webhooks(workflow_id, [{"name": _NAMES[n % len(_NAMES)]} for n in range(webhooks)])
-        for n in range(cli_runs):
-            stack.api.create_run(workflow_id, {"body": {"name": _NAMES[n % len(_NAMES)]}})
-        fired = time.monotonic()
-        _watch(engine, webhooks + cli_runs)
-        ended = time.monotonic()
-        _say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
-
-        _say("[bold]5[/] what 'orcheo workflow show' says")
-        print(stack.api.show(workflow_id))
-        _say("and 'orcheo-dispatch status'")
-        status = queries.read_status(engine)
-        screen.console.print(screen.status_view(status))
+        yield engine
     finally:
         engine.dispose()
-    left = _left_over(stack.redis_url, find_installation(stack.settings))
-    _say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue of runs {left['runs']}, run slots {left['slots']}\n")
-    return Counter(status.runs) == Counter({"succeeded": webhooks + cli_runs}) and not any(left.values())
+
+
+def _play(stack: DemoStack, engine: Engine, workflow_id: str, webhooks: int, cli_runs: int) -> None:
+    """Fire webhooks, create runs as a client does, and watch until all have ended."""
+    say(f"[bold]4[/] {webhooks} webhooks, and {cli_runs} runs as a client makes them (stock Orcheo executes none)")
+    began = time.monotonic()
+    stack.api.fire_webhooks(workflow_id, [{"name": _NAMES[n % len(_NAMES)]} for n in range(webhooks)])
+    for n in range(cli_runs):
+        stack.api.create_run(workflow_id, {"body": {"name": _NAMES[n % len(_NAMES)]}})
+    fired = time.monotonic()
+    _watch(engine, webhooks + cli_runs)
+    ended = time.monotonic()
+    say(f"  fired in {fired - began:.1f} s; all terminal {ended - fired:.1f} s after the last one\n")
+
+
+def _show(stack: DemoStack, engine: Engine, workflow_id: str) -> Counter[str]:
+    """Print what commands say about the runs, and return the number of runs by status."""
+    say("[bold]5[/] what 'orcheo workflow show' says; meanwhile a second worker starts")
+    print(stack.api.show(workflow_id))
+    say("and 'orcheo-dispatch status'")
+    status = queries.read_status(engine)
+    screen.console.print(screen.status_view(status))
+    return Counter(status.runs)
+
+
+def _nothing_left_over(stack: DemoStack) -> bool:
+    """Return whether queues and run slots are empty; a slot is returned shortly after its run has ended."""
+    installation = find_installation(stack.settings)
+    deadline = time.monotonic() + _EMPTY_SECONDS
+    while any((left := _left_over(stack.redis_url, installation)).values()) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+    say(f"\nleft over: queue celery {left[HINT_QUEUE]}, queue of runs {left['runs']}, run slots {left['slots']}\n")
+    return not any(left.values())
 
 
 def _watch(engine: Engine, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The processes of the demo in one temporary folder: two servers, Orcheo's API and our three processes."""
+"""The processes of the demo in one temporary folder: two servers, Orcheo's API and our processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,12 @@ _AT_WORK = {
     ProcessKind.DISPATCHER: "dispatcher_started",
     ProcessKind.WORKER: "worker_started",
 }
+# A killed worker is noticed within seconds; the defaults are for hosts that may be slow.
+RESUMING = {
+    "ORCHEO_DISPATCH_LOST_RUNS": "resume",
+    "ORCHEO_WORKER_LEASE": "3",
+    "ORCHEO_WORKER_HEARTBEAT": "0.5",
+}
 
 
 @dataclass
@@ -41,9 +47,9 @@ class OurProcess:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, kind: ProcessKind, folder: Path, variables: dict[str, str]) -> Self:
-        """Start it; return at once."""
-        log = folder / f"{kind}.log"
+    def start(cls, kind: ProcessKind, folder: Path, variables: dict[str, str], *, name: str | None = None) -> Self:
+        """Start it; return at once. Its log is named by `name`, or by its kind."""
+        log = folder / f"{name or kind}.log"
         command = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind.value]
         return cls(kind, log, launch(command, log=log, environment=process_environment(variables), directory=folder))
 
@@ -84,8 +90,8 @@ def servers() -> Iterator[tuple[Path, str, str]]:
 
 
 def demo_variables(api: OrcheoApi) -> dict[str, str]:
-    """Return the environment of our processes: Orcheo's own variables and the API's address."""
-    return {**api.variables, "ORCHEO_API_URL": api.url, "ORCHEO_DISPATCH_POLL_INTERVAL": "1"}
+    """Return the environment of our processes: Orcheo's own variables, the API's address and `RESUMING`."""
+    return {**api.variables, "ORCHEO_API_URL": api.url, "ORCHEO_DISPATCH_POLL_INTERVAL": "1", **RESUMING}
 
 
 @contextmanager
@@ -98,7 +104,19 @@ def our_processes(folder: Path, variables: dict[str, str]) -> Iterator[list[OurP
         ]
 
 
-def wait_until_at_work(processes: list[OurProcess]) -> None:
+def second_worker(stack: DemoStack) -> OurProcess:
+    """Start another worker; return at once."""
+    return OurProcess.start(ProcessKind.WORKER, stack.folder, stack.variables, name="worker-2")
+
+
+def upload(api: OrcheoApi, source: Path) -> str:
+    """Upload a workflow, let it be triggered by its webhook, and return its id."""
+    workflow_id = api.upload(source, source.stem)
+    api.configure_webhook(workflow_id)
+    return workflow_id
+
+
+def wait_until_at_work(processes: Sequence[OurProcess]) -> None:
     """Return when all are up. Raises `DispatchError` with the last log lines."""
     deadline = time.monotonic() + _START_SECONDS
     for process in processes:

@@ -18,6 +18,7 @@ _READ = {
     "dispatcher/page/page.html",
     "dispatcher/page/page.css",
     "dispatcher/page/page.js",
+    "ops/demo/agent.py",
     "ops/demo/greet.py",
     "ops/sql/roles.sql",
     "ops/systemd/orcheo-worker@.service",

@@ -1,0 +1,104 @@
+"""The demo kills a worker, shows its run continuing on the other one, and leaves nothing running."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orcheo_dispatch.ops.demo.killing import AGENT, play
+from orcheo_dispatch.ops.demo.stack import DemoStack, demo_variables, our_processes, second_worker, wait_until_at_work
+from orcheo_dispatch.ops.sandbox.child import end, launch
+from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from orcheo_dispatch.shared.database.connections import make_engine
+from orcheo_dispatch.shared.settings.model import Settings
+from tests.support.orcheo.orcheo_stack import ingest, start_afresh
+from tests.support.processes.processes import until
+
+_STEPS = ["model 1", "look_up paper", "model 2", "look_up ink", "model 3", "look_up glue", "model 4"]
+# A minute on an idle machine.
+_SECONDS = 400.0
+_BEGUN = re.compile(r"worker (\d+) begins step \d, (.+)")
+_KILLED = re.compile(r"worker (\d+) is killed with SIGKILL, in the middle of step (\d)")
+_FOLDER = re.compile(r"\S+/orcheo-dispatch-demo-\w+")
+
+
+@contextmanager
+def _demo(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start the demo with few runs; yield its process and its output."""
+    log = folder / "demo.log"
+    command = [sys.executable, "-u", "-m", "orcheo_dispatch.ops.cli", "demo", "--webhooks", "2", "--cli-runs", "1"]
+    process = launch(command, log=log, death_signal=signal.SIGTERM)
+    try:
+        yield process, log
+    finally:
+        end(process, (signal.SIGTERM, 60.0))
+
+
+def _left_running(log: Path) -> list[str]:
+    """Return the commands of processes that know the demo's scratch folder, which must be gone too."""
+    found = _FOLDER.search(log.read_text())
+    assert found, "the demo names its scratch folder"
+    assert not Path(found[0]).exists()
+    return [path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if _knows(path.parent, found[0])]
+
+
+def _knows(process: Path, folder: str) -> bool:
+    try:
+        return any(folder.encode() in (process / name).read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(600)
+def test_demo_continues_a_run_on_another_worker_and_repeats_no_finished_step(tmp_path: Path) -> None:
+    with _demo(tmp_path) as (process, log):
+        assert process.wait(_SECONDS) == 0, log.read_text()
+    shown = log.read_text()
+    begun = _BEGUN.findall(shown)
+    ((killed, number),) = _KILLED.findall(shown)
+    # Step 4, unless the demo itself is held up.
+    finished = int(number) - 1
+    assert Counter(step for _, step in begun) == {step: 2 if step == _STEPS[finished] else 1 for step in _STEPS}
+    assert [step for pid, step in begun if pid == killed] == _STEPS[: finished + 1]
+    assert [step for pid, step in begun if pid != killed] == _STEPS[finished:]
+    assert len({pid for pid, _ in begun}) == 2
+    assert f"the trace has a step 'resumed': continued after step {finished}" in shown
+    assert "Orcheo's API: succeeded, 'Together they cost 37 EUR.'" in shown
+    assert _left_running(log) == []
+
+
+@pytest.mark.timeout(600)
+def test_demo_leaves_nothing_running_when_interrupted_after_the_kill(tmp_path: Path) -> None:
+    with _demo(tmp_path) as (process, log):
+        until(lambda: process.poll() is not None or _KILLED.search(log.read_text()), what="a kill", seconds=_SECONDS)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60.0) == 130, log.read_text()
+    assert _left_running(log) == []
+
+
+def test_demo_tells_a_run_that_starts_again_from_one_that_continues(orcheo: OrcheoApi, tmp_path: Path) -> None:
+    start_afresh(orcheo)
+    variables = {**demo_variables(orcheo), "ORCHEO_DISPATCH_LOST_RUNS": "requeue"}
+    redis_url = variables["REDIS_URL"]
+    settings = Settings.load(
+        postgres_dsn=variables["ORCHEO_POSTGRES_DSN"], redis_url=redis_url, slots_redis_url=redis_url
+    )
+    stack = DemoStack(tmp_path, variables, settings, orcheo, redis_url)
+    workflow_id = ingest(orcheo, "agent", AGENT.read_text())
+    with our_processes(tmp_path, variables) as processes, second_worker(stack) as second:
+        wait_until_at_work([*processes, second])
+        engine = make_engine(settings, role="demo", connections=1)
+        try:
+            found = play(stack, engine, [processes[-1], second], workflow_id)
+        finally:
+            engine.dispose()
+    assert {f"step {step!r} was executed 2 times instead of 1" for step in _STEPS[:3]} <= set(found)
+    assert "the trace has the run resumed after [], and step 'look_up ink' was in flight" in found
