@@ -24,7 +24,7 @@ from tests.resume.shapes import SHAPES, Killed
 from tests.support.database.databases import Database
 from tests.support.database.runs import everything, one
 from tests.support.orcheo.orcheo_stack import ingest
-from tests.support.orcheo.stored_steps import Execution, Stored, install, read_stored
+from tests.support.orcheo.stored_steps import Execution, Stored, install, read_executions, read_stored
 from tests.support.processes.processes import DEADLINE_SECONDS, Process, Stack, until
 
 SCRIPT = (Path(__file__).parent / "workflows" / "steps.py").read_text()
@@ -133,8 +133,7 @@ class RunInFolder:
 
     def executions(self) -> list[Execution]:
         """Return the executions of steps, in the order of their begins."""
-        lines = (self.folder / "executions").read_text().splitlines()
-        return [Execution(run_id=self.run_id, **json.loads(line)) for line in lines]
+        return read_executions(self.folder / "executions")
 
     def labels(self) -> Counter[str]:
         """Return how often each step was executed."""

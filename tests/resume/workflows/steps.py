@@ -64,6 +64,7 @@ class Step(TaskNode):
     def _note_execution(self, folder: Path, label: str, config: RunnableConfig) -> None:
         namespace, _, task = config["metadata"]["langgraph_checkpoint_ns"].rpartition("|")
         execution = {
+            "run_id": config["configurable"]["thread_id"],
             "label": label,
             "namespace": namespace,
             "step": config["metadata"]["langgraph_step"],

@@ -5,9 +5,11 @@ Times are those of the machine's clock, which Postgres and the steps share.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -75,6 +77,11 @@ class Stored:
 def install(connection: psycopg.Connection[Any]) -> None:
     """Note from now on when steps are stored. The tables of checkpoints must be there."""
     connection.execute(SCHEMA)
+
+
+def read_executions(file: Path) -> list[Execution]:
+    """Return the executions that steps have appended to a file, in order."""
+    return [Execution(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def read_stored(connection: psycopg.Connection[Any]) -> list[Stored]:
