@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def stack(orcheo: OrcheoApi) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def workflows(orcheo: OrcheoApi) -> dict[str, str]:
     """Return the ids of the workflows by shape."""
-    shapes = ("chain", "asking", "asking_beside", "large")
+    shapes = ("chain", "branches", "asking", "asking_beside", "large")
     return {shape: ingest(orcheo, f"resume {shape}", SCRIPT, entrypoint=shape) for shape in shapes}
 
 
@@ -341,3 +342,45 @@ def _has_failed(orcheo: OrcheoApi, run: Record) -> bool:
 def _checkpoints(stack: Stack, run: Record) -> list[dict[str, Any]]:
     query = "SELECT 1 AS one FROM checkpoints WHERE thread_id = %s AND (metadata ->> 'step')::int >= 0"
     return everything(stack.database, query, run["id"])
+
+
+_WAIT_IN_TRACE = """
+CREATE FUNCTION wait_in_trace() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+CREATE TRIGGER wait_in_trace BEFORE INSERT ON execution_history_steps FOR EACH ROW
+   WHEN (NEW.payload ? '%s') EXECUTE FUNCTION wait_in_trace();
+"""
+_MORE_THAN_A_TRACE_IS_DELAYED_SECONDS = 0.5
+
+
+_UNTRACED = pytest.mark.xfail(strict=True, reason="the interrupt is stored before its step of the trace is")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(("asking", "d 1", "c 1", "__interrupt__"), id="interrupt", marks=_UNTRACED),
+        pytest.param(("branches", "b 1", "a 1", "a"), id="branch"),
+    ],
+)
+def test_step_that_is_not_executed_again_is_in_the_trace(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, case: tuple[str, str, str, str]
+) -> None:
+    """The worker is killed when it has sent what there is of the step, and the trace of the step waits for a lock."""
+    shape, held, step, key = case
+    with psycopg.connect(stack.database.dsn, autocommit=True) as owner:
+        owner.execute(_WAIT_IN_TRACE % key)
+        owner.execute("SELECT pg_advisory_lock(1)")
+        try:
+            with stack.running("worker") as first, _held_by_nobody(orcheo, workflows[shape], tmp_path, held) as run:
+                until(lambda: f"end {step}" in _lines(tmp_path), what="the step has ended")
+                time.sleep(_MORE_THAN_A_TRACE_IS_DELAYED_SECONDS)
+                first.signal(Signals.SIGKILL)
+                first.exit_code()
+        finally:
+            owner.execute("SELECT pg_advisory_unlock(1)")
+            owner.execute("DROP FUNCTION wait_in_trace CASCADE")
+    (tmp_path / f"hold-{held.replace(' ', '-')}").unlink()
+    with stack.running("worker"):
+        assert ended(orcheo, run)["status"] == "succeeded"
+    assert any(key in each["payload"] for each in _trace(stack, run))
