@@ -48,7 +48,7 @@ coverage: $(INSTALLED)  ## Share of the product's lines that unit and integratio
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance
 
-resume: $(INSTALLED)  ## Workers killed in each step of each shape of graph, under ORCHEO_DISPATCH_LOST_RUNS=resume; ten minutes
+resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
 	TEST_RESUME=all $(BIN)/python -m pytest tests/resume
 
 faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3

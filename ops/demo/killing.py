@@ -62,7 +62,7 @@ def _say_settings() -> None:
     defaults = {field.alias: field.default for field in Settings.model_fields.values()}
     for name, value in RESUMING.items():
         default = defaults[name]
-        shown = f"{default:g} s" if isinstance(default, float) else f"{default}, and the run would have failed"
+        shown = f"{default:g} s" if isinstance(default, float) else str(default)
         say(f"    {f'{name}={value}':36}default: {shown}")
 
 

@@ -8,11 +8,11 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.faults.ground import ground
+from tests.faults.ground import ONE_STEP, SEVERAL_STEPS, ground
 from tests.faults.report import Report, print_summary, print_trial
 from tests.faults.schedule import make_plan
 from tests.faults.system import Execution, System
-from tests.faults.trial import Conditions, run_trial
+from tests.faults.trial import RESUME, Conditions, run_trial
 
 
 def main() -> int:
@@ -22,12 +22,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seeds = arguments.seed or list(range(1, arguments.seeds + 1))
     reports: list[Report] = []
-    orcheo = arguments.system is System.STOCK or arguments.executor is Execution.ORCHEO
-    with ground(orcheo=orcheo) as shared:
+    resume = arguments.lost_runs == RESUME
+    # Only Orcheo's executor has steps.
+    execution = Execution.ORCHEO if resume else arguments.executor
+    orcheo = arguments.system is System.STOCK or execution is Execution.ORCHEO
+    with ground(orcheo=orcheo, uploaded=SEVERAL_STEPS if resume else ONE_STEP) as shared:
         for seed in seeds:
             plan = make_plan(seed, runs=arguments.runs, seconds=arguments.seconds)
             policy = arguments.lost_runs or ("fail" if seed % 2 else "requeue")
-            conditions = Conditions(arguments.system, arguments.executor, policy)
+            conditions = Conditions(arguments.system, execution, policy)
             verdict = run_trial(plan, shared, conditions)
             report = Report.of(verdict, conditions)
             reports.append(report)
@@ -51,7 +54,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--system", type=System, choices=list(System), default=System.OURS)
     parser.add_argument("--executor", type=Execution, choices=list(Execution), default=Execution.PLAY)
     parser.add_argument(
-        "--lost-runs", choices=["fail", "requeue"], help="odd seeds fail, even ones requeue if not given"
+        "--lost-runs",
+        choices=["fail", "requeue", RESUME],
+        help="odd seeds fail, even ones requeue if not given; resume: runs of several steps, --executor orcheo",
     )
     parser.add_argument("--json", type=Path, help="write the reports to this file")
     parser.add_argument("--keep", action="store_true", help="keep logs and tables of green trials, too")

@@ -1,11 +1,13 @@
 """What the runs of a trial do, under our executor, under Orcheo's, and under Orcheo's stock worker.
 
-Each notes what it does in the file that `TEST_SIDE_EFFECTS` names: `run fence event time pid`, one write a line.
+Each notes what it does in the file that `TEST_SIDE_EFFECTS` names: `run fence event time pid`, one write a line. Steps
+of workflows note each of their executions in a file beside it, as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -43,6 +45,27 @@ async def act(run_id: str, inputs: Mapping[str, Any]) -> Any:
         raise
     _note(run_id, ENDED)
     return result
+
+
+def executions_beside(side_effects: Path) -> Path:
+    """Return the file in which steps note their executions."""
+    return side_effects.with_name("executions")
+
+
+def note_execution(run_id: str, label: str, metadata: Mapping[str, Any]) -> None:
+    """Note that a step begins; `metadata` is what LangGraph tells it of itself."""
+    namespace, _, task = metadata["langgraph_checkpoint_ns"].rpartition("|")
+    execution = {
+        "run_id": run_id,
+        "label": label,
+        "namespace": namespace,
+        "step": metadata["langgraph_step"],
+        "task_id": task.partition(":")[2],
+        "at": time.time(),
+        "pid": os.getpid(),
+    }
+    with executions_beside(Path(os.environ["TEST_SIDE_EFFECTS"])).open("a") as file:
+        file.write(f"{json.dumps(execution)}\n")
 
 
 async def _echo(run_id: str, inputs: Mapping[str, Any]) -> Any:

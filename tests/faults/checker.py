@@ -21,6 +21,7 @@ from tests.faults.acts import BEGUN, ENDED
 from tests.faults.evidence import SIDE_EFFECTS, Evidence, Note, actions
 from tests.faults.history import TERMINAL
 from tests.faults.plan import Act, Kind, RunPlan
+from tests.support.orcheo.stored_steps import finished_steps_repeated
 
 CLOCK_SECONDS = 0.3
 """For what a busy machine does between a look at the clock and a line in the file."""
@@ -39,6 +40,7 @@ class Column(StrEnum):
     UNEXPLAINED = "ends that nothing explains"
     LEAKED = "inputs and secrets in logs"
     CRASHED = "crashes and hung stops"
+    REPEATED = "finished steps repeated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,11 @@ def _crashed(evidence: Evidence) -> Iterator[str]:
             yield f"{end.unit} did not stop when it was told to"
 
 
+def _repeated(evidence: Evidence) -> Iterator[str]:
+    for each in finished_steps_repeated(evidence.executions, evidence.stored):
+        yield f"{each.run_id} step {each.label} began at {each.at:.2f} in process {each.pid}, after it was stored"
+
+
 def _held(evidence: Evidence, run_id: str) -> bool:
     row = evidence.ledger.get(run_id)
     return row is not None and row["state"] != "settled"
@@ -252,4 +259,5 @@ _LOOKS: dict[Column, Callable[[Evidence], Iterator[str]]] = {
     Column.UNEXPLAINED: _unexplained,
     Column.LEAKED: _leaked,
     Column.CRASHED: _crashed,
+    Column.REPEATED: _repeated,
 }

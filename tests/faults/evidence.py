@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.faults.history import History
 from tests.faults.injector import Injected
 from tests.faults.plan import Plan
 from tests.faults.supervisor import Exit
+from tests.support.orcheo.stored_steps import Execution, Stored
 
 SIDE_EFFECTS = frozenset({BEGUN, DID, ENDED})
 
@@ -39,7 +40,7 @@ class Evidence:
 
     plan: Plan
     lost_runs: str
-    """What the policy is: `fail` or `requeue`."""
+    """What the policy is: `fail`, `requeue` or `resume`."""
     fenced: bool
     """Whether there is a ledger; the stock worker has none."""
     runs: Mapping[str, dict[str, Any]]
@@ -54,6 +55,10 @@ class Evidence:
     logs: Mapping[str, str]
     secrets: tuple[str, ...]
     """Words that no log may hold."""
+    executions: list[Execution] = field(default_factory=list)
+    """Of steps, under `resume`."""
+    stored: list[Stored] = field(default_factory=list)
+    """When these steps were stored."""
 
     @cached_property
     def notes_of(self) -> dict[str, list[Note]]:

@@ -17,7 +17,8 @@ from tests.faults.workload import Workflow
 from tests.support.database.databases import Database, close, create, drop, make_orcheo_tables, migrate
 from tests.support.database.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
 
-_WORKFLOW = Path(__file__).parent / "workflows" / "act.py"
+_WORKFLOWS = Path(__file__).parent / "workflows"
+ONE_STEP, SEVERAL_STEPS = _WORKFLOWS / "act.py", _WORKFLOWS / "steps.py"
 _NEWEST_VERSION = """
 SELECT v.workflow_id, v.id, COALESCE(w.workspace_id, (SELECT id::text FROM workspaces LIMIT 1))
   FROM workflow_versions AS v JOIN workflows AS w ON w.id = v.workflow_id
@@ -51,7 +52,7 @@ class Ground:
 
 
 @contextmanager
-def ground(*, orcheo: bool, uploaded: Path = _WORKFLOW) -> Iterator[Ground]:
+def ground(*, orcheo: bool, uploaded: Path = ONE_STEP) -> Iterator[Ground]:
     """Make it, with a real workflow in it where `orcheo` is to execute the runs; leave nothing behind."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orcheo-dispatch-faults-")))

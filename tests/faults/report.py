@@ -13,6 +13,7 @@ from tests.faults.checker import Column, counts
 from tests.faults.plan import BOUNDED, Kind
 from tests.faults.recovery import NEVER, longest
 from tests.faults.trial import Conditions, Verdict
+from tests.support.orcheo.stored_steps import steps_in_flight_repeated
 
 _BOUND_BEYOND_LEASE_SECONDS = 5.0
 _SHOWN = 5
@@ -40,6 +41,10 @@ class Report:
     restarts: int
     """Processes that ended by themselves, with a code other than 0."""
     seconds: float
+    executions: int = 0
+    """Of steps, under `resume`."""
+    in_flight_repeated: int = 0
+    """Executions of steps beyond the first one: of those in flight at a loss, unless `columns` says otherwise."""
 
     @classmethod
     def of(cls, verdict: Verdict, conditions: Conditions) -> Self:
@@ -59,6 +64,9 @@ class Report:
             bound=evidence.plan.pace.lease + _BOUND_BEYOND_LEASE_SECONDS,
             restarts=sum(1 for each in evidence.exits if each.code and not each.asked),
             seconds=verdict.seconds,
+            executions=len(evidence.executions),
+            in_flight_repeated=steps_in_flight_repeated(evidence.executions).total()
+            - counts(verdict.findings)[Column.REPEATED],
         )
 
     @property
@@ -87,6 +95,9 @@ def print_trial(report: Report, verdict: Verdict) -> None:
     table.add_row("faults injected", str(sum(report.faults.values())))
     for column, count in report.columns.items():
         table.add_row(column, str(count), style="red" if count else None)
+    if report.executions:
+        table.add_row("steps executed", str(report.executions))
+        table.add_row("steps in flight repeated", str(report.in_flight_repeated))
     table.add_row("processes that ended by themselves", str(report.restarts))
     table.add_row("seconds", f"{report.seconds:.0f}")
     _console.print(table)
@@ -113,6 +124,9 @@ def print_summary(reports: list[Report]) -> None:
     table.add_row("faults", *(str(sum(report.faults.values())) for report in reports))
     for column in Column:
         table.add_row(column, *(str(report.columns[column]) for report in reports))
+    if any(report.executions for report in reports):
+        table.add_row("steps executed", *(str(report.executions) for report in reports))
+        table.add_row("steps in flight repeated", *(str(report.in_flight_repeated) for report in reports))
     for kind in BOUNDED:
         table.add_row(f"recovery, {kind}", *(_show(report.recovery.get(kind, 0.0)) for report in reports))
     others = [max((s for kind, s in r.recovery.items() if kind not in BOUNDED), default=0.0) for r in reports]

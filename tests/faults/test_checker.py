@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.faults.plan import FULL, Act, Kind, Plan, RunPlan
 from tests.faults.supervisor import Exit
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, execute, insert_runs, store_of
+from tests.support.orcheo import stored_steps
+from tests.support.orcheo.stored_steps import Execution, Stored, read_stored, steps_in_flight_repeated
 
 PID = 77
 SECRET = "the-marker"
@@ -37,12 +40,17 @@ class Story:
     stubborn: str
     cancelled: str
     fences: dict[str, int] = field(default_factory=dict)
+    executions: list[Execution] = field(default_factory=list)
 
     def note(self, event: str, run_id: str | None = None, *, at: float = 0.0) -> None:
         """Append to the side effects."""
         run_id = run_id or self.run_id
         with self.side_effects.open("a") as file:
             file.write(f"{run_id} {self.fences[run_id]} {event} {at} {PID}\n")
+
+    def begin_step(self, task_id: str = "t") -> None:
+        """Begin a task of step 1 of the run that succeeded."""
+        self.executions.append(Execution(self.run_id, "a", "", 1, task_id, time.time(), PID))
 
     def sql(self, query: str) -> None:
         """Do something to the run that succeeded that nobody should."""
@@ -67,13 +75,21 @@ class Story:
             slots_leaked=0,
             logs={"worker-0": "run_begun\n"},
             secrets=(SECRET,),
+            executions=self.executions,
+            stored=self.stored(),
         )
+
+    def stored(self) -> list[Stored]:
+        """Return which steps are stored."""
+        with psycopg.connect(self.database.dsn, autocommit=True) as connection:
+            return read_stored(connection)
 
 
 @pytest.fixture
 def story(database: Database, tmp_path: Path) -> Iterator[Story]:
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         history.install(connection)
+        stored_steps.install(connection)
     run_id, stubborn, cancelled = insert_runs(database, 3)
     with store_of(database) as (store, _):
         told = Story(database, store, tmp_path / "side-effects", run_id, stubborn, cancelled)
@@ -207,6 +223,41 @@ def test_what_is_beside_the_tables_is_found(
     story: Story, column: Column, change: Callable[[Evidence], Evidence]
 ) -> None:
     assert counts(check(change(story.evidence())))[column] == 1
+
+
+_CHECKPOINT = """
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, checkpoint, metadata)
+VALUES (%s, '', 'c', '{}', '{"source": "loop", "step": 1}')
+"""
+_WRITE = """
+INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+VALUES (%%s, '', 'c', 't', '', 0, '%s', 'null', '')
+"""
+
+
+@pytest.mark.parametrize("query", [_CHECKPOINT, _WRITE % "node_results"])
+def test_execution_of_a_step_that_is_stored_is_found(story: Story, query: str) -> None:
+    story.begin_step()
+    story.sql(query)
+    assert check(story.evidence()) == []
+    story.begin_step()
+    assert counts(check(story.evidence()))[Column.REPEATED] == 1
+
+
+@pytest.mark.parametrize("query", [_WRITE % "__error__", _WRITE % "__interrupt__"])
+def test_second_execution_of_a_step_that_is_not_stored_is_not_found(story: Story, query: str) -> None:
+    story.begin_step()
+    story.sql(query)
+    story.begin_step()
+    story.sql(_CHECKPOINT)
+    assert check(story.evidence()) == []
+    assert steps_in_flight_repeated(story.executions).total() == 1
+
+
+def test_execution_of_a_branch_beside_a_stored_one_is_not_found(story: Story) -> None:
+    story.sql(_WRITE % "node_results")
+    story.begin_step("another")
+    assert check(story.evidence()) == []
 
 
 def _settled_at(story: Story, run_id: str) -> float:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
+from tests.faults.acts import executions_beside
 from tests.faults.checker import Finding, check
 from tests.faults.evidence import Evidence, read_logs, read_notes, read_tables
 from tests.faults.full_disk import FillableRedis
@@ -29,7 +30,10 @@ from tests.faults.supervisor import Supervisor
 from tests.faults.system import Execution, System, process_names, units
 from tests.faults.workload import Workload
 from tests.support.database.databases import Database
+from tests.support.orcheo import stored_steps
 
+RESUME = "resume"
+"""The policy under which steps are stored."""
 _REST_SECONDS = 90.0
 _SLOTS_SECONDS = 60.0
 """For slots of runs that have ended: dispatchers look each half minute for those that have been due for a quarter."""
@@ -119,10 +123,16 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
         injector = Injector(supervisor, links, ground.postgres, broker)
         with supervisor:
             supervisor.wait_until_at_work()
+            resumes = conditions.lost_runs == RESUME
+            if resumes:
+                # Workers have made the tables of checkpoints.
+                with psycopg.connect(database.dsn, autocommit=True) as connection:
+                    stored_steps.install(connection)
             with _running(workload, plan) as (began, stopping):
                 injector.run(plan.faults, began, stopping)
             _wait_for_rest(database, workload, conditions.system)
         runs, ledger, history = read_tables(database.dsn)
+        stored = _read_stored(database) if resumes else []
         return Evidence(
             plan=plan,
             lost_runs=conditions.lost_runs,
@@ -137,7 +147,14 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
             slots_leaked=workload.slots_leaked(),
             logs=read_logs(supervisor.logs()),
             secrets=(workload.marker, str(urlsplit(database.dsn).password)),
+            executions=stored_steps.read_executions(executions_beside(side_effects)),
+            stored=stored,
         )
+
+
+def _read_stored(database: Database) -> list[stored_steps.Stored]:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        return stored_steps.read_stored(connection)
 
 
 @contextmanager
@@ -188,6 +205,7 @@ def _keep(evidence: Evidence, findings: list[Finding], folder: Path) -> None:
         "faults": evidence.injected,
         "exits": evidence.exits,
         "findings": findings,
+        "stored": evidence.stored,
     }
     for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(_plain(row), default=str) + "\n" for row in rows))

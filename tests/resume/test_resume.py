@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,34 +16,17 @@ import pytest
 
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from orcheo_dispatch.ops.sandbox.orcheo_client import Record
+from tests.resume.ground import SCRIPT
 from tests.support.database.runs import everything, execute, one
 from tests.support.orcheo.orcheo_stack import ended, ingest
 from tests.support.processes.processes import Process, Stack, until
-
-_SCRIPT = (Path(__file__).parent / "workflows" / "steps.py").read_text()
-_STEPS = {
-    "chain": ["a 1", "b 1", "c 1", "d 1"],
-    "loop": ["a 1", "a 2", "a 3", "a 4", "b 1"],
-    "branches": ["start 1", "a 1", "b 1", "c 1", "join 1"],
-    "subgraph": ["a 1", "b 1", "c 1", "d 1", "e 1"],
-}
-# Each needs the start of two workers: `make resume` tries all.
-_ALL = [(shape, step) for shape, steps in _STEPS.items() for step in steps]
-_SHORT = [("chain", "d 1"), ("loop", "a 3"), ("branches", "b 1"), ("subgraph", "c 1")]
-_CASES = _ALL if os.environ.get("TEST_RESUME") == "all" else _SHORT
-
-# Tasks with writes that belong to the last checkpoint.
-_WRITTEN = """
-SELECT count(DISTINCT w.task_id) AS tasks
-  FROM (SELECT max(checkpoint_id) AS id FROM checkpoints WHERE thread_id = %s AND checkpoint_ns = '') AS last
-  JOIN checkpoint_writes AS w ON w.checkpoint_id = last.id
-"""
 
 
 @pytest.fixture(scope="module")
 def workflows(orcheo: OrcheoApi) -> dict[str, str]:
     """Return the ids of the workflows by shape."""
-    return {shape: ingest(orcheo, f"resume {shape}", _SCRIPT, entrypoint=shape) for shape in (*_STEPS, "asking")}
+    shapes = ("chain", "branches", "asking", "asking_beside", "large")
+    return {shape: ingest(orcheo, f"resume {shape}", SCRIPT, entrypoint=shape) for shape in shapes}
 
 
 @contextmanager
@@ -62,47 +45,8 @@ def _lines(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.exists() else []
 
 
-def _stored(stack: Stack, run: Record, folder: Path, shape: str, step: str) -> None:
-    """Wait until the branches beside the held step have ended and their writes are in the tables."""
-    beside = {"a 1", "b 1", "c 1"} - {step} if shape == "branches" and step not in ("start 1", "join 1") else set()
-    until(lambda: beside <= {line.removeprefix("end ") for line in _lines(folder)}, what="the other branches end")
-    until(lambda: one(stack.database, _WRITTEN, run["id"])["tasks"] >= len(beside), what="their writes are stored")
-
-
-def _check(orcheo: OrcheoApi, stack: Stack, run: Record, folder: Path, workflow_id: str, shape: str, step: str) -> None:
-    seen = ended(orcheo, run)
-    assert seen["status"] == "succeeded", seen
-    begun = Counter(line.removeprefix("begin ") for line in _lines(folder) if line.startswith("begin"))
-    assert begun == {each: 2 if each == step else 1 for each in _STEPS[shape]}
-    assert _state(seen) == _state(_undisturbed(orcheo, workflow_id, folder))
-    row = one(
-        stack.database, "SELECT attempts, refunded, slot FROM orcheo_dispatch.dispatch WHERE run_id = %s", run["id"]
-    )
-    assert row["attempts"] == 2
-    until(
-        lambda: (
-            one(stack.database, "SELECT slot FROM orcheo_dispatch.dispatch WHERE run_id = %s", run["id"])["slot"]
-            == "returned"
-        ),
-        what="the run slot is returned",
-    )
-    steps = [each["payload"] for each in _trace(stack, run)]
-    assert sum("resumed" in payload for payload in steps) == 1
-    assert steps[-1] == {"status": "completed"}
-    record = one(stack.database, "SELECT status FROM execution_history WHERE execution_id = %s", run["id"])
-    assert record["status"] == "completed"
-
-
-def _undisturbed(orcheo: OrcheoApi, workflow_id: str, folder: Path) -> Record:
-    """Return a run of the same workflow that nothing interrupts."""
-    (run,) = orcheo.fire_webhooks(workflow_id, [{"folder": str(folder)}])
-    return ended(orcheo, run)
-
-
-def _state(run: Record) -> dict[str, Any]:
-    """Return the final state of a run, without its configuration, which contains its id."""
-    state: dict[str, Any] = run["output_payload"]["final_state"]
-    return {key: value for key, value in state.items() if key != "config"}
+def _begun(folder: Path) -> Counter[str]:
+    return Counter(line.removeprefix("begin ") for line in _lines(folder) if line.startswith("begin"))
 
 
 def _trace(stack: Stack, run: Record) -> list[dict[str, Any]]:
@@ -113,19 +57,6 @@ def _trace(stack: Stack, run: Record) -> list[dict[str, Any]]:
     )
 
 
-@pytest.mark.parametrize(("shape", "step"), _CASES)
-def test_run_continues_in_the_step_in_which_its_worker_was_killed(
-    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, shape: str, step: str
-) -> None:
-    with stack.running("worker") as first, _held(orcheo, workflows[shape], tmp_path, step) as run:
-        _stored(stack, run, tmp_path, shape, step)
-        first.signal(Signals.SIGKILL)
-        first.exit_code()
-    with stack.running("worker") as second:
-        _check(orcheo, stack, run, tmp_path, workflows[shape], shape, step)
-        assert "run_resumed" in second.log
-
-
 def test_drain_hands_a_run_over_at_once_and_costs_no_attempt(
     orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
 ) -> None:
@@ -134,8 +65,15 @@ def test_drain_hands_a_run_over_at_once_and_costs_no_attempt(
             holder = _holder(stack, run, first, second)
             holder.signal(Signals.SIGTERM)
             until(lambda: _lines(tmp_path).count("begin c 1") == 2, what="the other worker is in the same step")
-        _check(orcheo, stack, run, tmp_path, workflows["chain"], "chain", "c 1")
-    row = one(stack.database, "SELECT refunded FROM orcheo_dispatch.dispatch WHERE run_id = %s", run["id"])
+        seen = ended(orcheo, run)
+    assert seen["status"] == "succeeded", seen
+    assert seen["output_payload"]["final_state"]["node_results"] == {name: {"times": 1} for name in "abcd"}
+    assert _begun(tmp_path) == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 1}
+    steps = [each["payload"] for each in _trace(stack, run)]
+    assert sum("resumed" in payload for payload in steps) == 1
+    assert steps[-1] == {"status": "completed"}
+    row = one(stack.database, "SELECT attempts, refunded FROM orcheo_dispatch.dispatch WHERE run_id = %s", run["id"])
+    assert row["attempts"] == 2
     assert row["refunded"] >= 1
 
 
@@ -219,17 +157,31 @@ def test_run_that_had_ended_and_was_not_settled_is_settled_without_executing(
     with stack.running("worker") as worker:
         (run,) = orcheo.fire_webhooks(workflows["chain"], [{"folder": str(tmp_path)}])
         first = ended(orcheo, run)
-        # As if the worker had been killed between the last checkpoint and the settle.
-        execute(
-            stack.database,
-            "UPDATE workflow_runs SET status = 'pending', payload = payload || jsonb_build_object('status', 'pending')"
-            " WHERE id = %s",
-            run["id"],
-        )
-        until(lambda: _settled_again(stack, run), what="the run is settled again")
+        _settle_again(stack, run)
         assert ended(orcheo, run)["output_payload"] == first["output_payload"]
         assert Counter(_lines(tmp_path)) == Counter(f"{what} {name} 1" for what in ("begin", "end") for name in "abcd")
         assert worker.log.count("run_resumed") == 0
+
+
+def test_trace_of_a_run_that_had_ended_and_was_not_settled_is_completed_once(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    with stack.running("worker"):
+        (run,) = orcheo.fire_webhooks(workflows["chain"], [{"folder": str(tmp_path)}])
+        ended(orcheo, run)
+        _settle_again(stack, run)
+    assert [each["payload"] for each in _trace(stack, run)].count({"status": "completed"}) == 1
+
+
+def _settle_again(stack: Stack, run: Record) -> None:
+    """Have a run settled as if its worker had been killed between the last checkpoint and the settle."""
+    execute(
+        stack.database,
+        "UPDATE workflow_runs SET status = 'pending', payload = payload || jsonb_build_object('status', 'pending')"
+        " WHERE id = %s",
+        run["id"],
+    )
+    until(lambda: _settled_again(stack, run), what="the run is settled again")
 
 
 def _settled_again(stack: Stack, run: Record) -> bool:
@@ -274,8 +226,7 @@ def test_refused_checkpoint_costs_a_run_no_result_and_no_later_one_is_stored(
     with stack.running("worker"):
         seen = ended(orcheo, run)
     assert seen["status"] == "succeeded", seen
-    begun = Counter(line.removeprefix("begin ") for line in _lines(tmp_path) if line.startswith("begin"))
-    assert begun == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 2}
+    assert _begun(tmp_path) == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 2}
     assert seen["output_payload"]["final_state"]["node_results"] == {name: {"times": 1} for name in "abcd"}
 
 
@@ -299,4 +250,120 @@ def test_run_that_waits_for_a_person_ends_as_in_stock(
     with stack.running("worker"):
         (run,) = orcheo.fire_webhooks(workflows["asking"], [{"folder": str(tmp_path)}])
         assert ended(orcheo, run)["status"] == "succeeded"
-    assert _lines(tmp_path) == ["begin a 1", "end a 1"]
+    assert _lines(tmp_path) == [f"{what} {name} 1" for name in "abc" for what in ("begin", "end")]
+
+
+def test_run_that_waits_for_a_person_finishes_the_step_beside_the_interrupt_when_its_worker_was_killed(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    with stack.running("worker") as first:
+        with _held(orcheo, workflows["asking_beside"], undisturbed, "b 1") as run:
+            until(lambda: _interrupts(stack, run), what="the interrupt is stored")
+        assert ended(orcheo, run)["status"] == "succeeded"
+        assert "end b 1" in _lines(undisturbed)
+        with _held(orcheo, workflows["asking_beside"], disturbed, "b 1") as run:
+            until(lambda: _interrupts(stack, run), what="the interrupt is stored")
+            first.signal(Signals.SIGKILL)
+            first.exit_code()
+    with stack.running("worker"):
+        assert ended(orcheo, run)["status"] == "succeeded"
+    assert _begun(disturbed) == {"start 1": 1, "a 1": 1, "b 1": 2}
+    assert "end b 1" in _lines(disturbed)
+
+
+def _interrupts(stack: Stack, run: Record) -> list[dict[str, Any]]:
+    query = "SELECT idx FROM checkpoint_writes WHERE thread_id = %s AND channel = '__interrupt__'"
+    return everything(stack.database, query, run["id"])
+
+
+_REFUSE_WRITE = """
+CREATE FUNCTION refuse_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a test'; END $$;
+CREATE TRIGGER refuse_write BEFORE INSERT ON checkpoint_writes FOR EACH ROW
+   WHEN (NEW.channel = 'branch:to:b') EXECUTE FUNCTION refuse_write();
+"""
+
+
+def test_step_whose_writes_are_stored_in_part_is_executed_again(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    """Its writes are too large for one statement: the first one is stored, the second is not."""
+    with psycopg.connect(stack.database.dsn, autocommit=True) as owner, stack.running("worker") as first:
+        owner.execute(_REFUSE_WRITE)
+        try:
+            with _held(orcheo, workflows["large"], tmp_path, "b 1") as run:
+                first.saw("run_not_resumable")
+                first.signal(Signals.SIGKILL)
+                first.exit_code()
+        finally:
+            owner.execute("DROP FUNCTION refuse_write CASCADE")
+    with stack.running("worker"):
+        seen = ended(orcheo, run)
+    assert seen["status"] == "succeeded", seen
+    assert seen["output_payload"]["final_state"]["node_results"]["b"]["sizes"] == [9_000_000, 9_000_000]
+    assert _begun(tmp_path) == {"a 1": 2, "b 1": 2}
+
+
+def test_run_that_is_lost_in_its_first_step_again_and_again_fails(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    with _held_by_nobody(orcheo, workflows["chain"], tmp_path, "a 1") as run:
+        for times in range(1, 4):
+            with stack.running("worker") as worker:
+                until(lambda: _lines(tmp_path).count("begin a 1") == times, what=f"attempt {times}")  # noqa: B023
+                until(lambda: _checkpoints(stack, run), what="its inputs are stored")
+                worker.signal(Signals.SIGKILL)
+                worker.exit_code()
+        with stack.running("worker"):
+            until(lambda: _has_failed(orcheo, run) or len(_lines(tmp_path)) > 3, what="the run fails, or begins again")
+    assert _lines(tmp_path) == ["begin a 1"] * 3
+
+
+def _has_failed(orcheo: OrcheoApi, run: Record) -> bool:
+    return bool(orcheo.run(run["id"])["status"] == "failed")
+
+
+def _checkpoints(stack: Stack, run: Record) -> list[dict[str, Any]]:
+    query = "SELECT 1 AS one FROM checkpoints WHERE thread_id = %s AND (metadata ->> 'step')::int >= 0"
+    return everything(stack.database, query, run["id"])
+
+
+_WAIT_IN_TRACE = """
+CREATE FUNCTION wait_in_trace() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+CREATE TRIGGER wait_in_trace BEFORE INSERT ON execution_history_steps FOR EACH ROW
+   WHEN (NEW.payload ? '%s') EXECUTE FUNCTION wait_in_trace();
+"""
+_MORE_THAN_A_TRACE_IS_DELAYED_SECONDS = 0.5
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(("asking", "d 1", "c 1", "__interrupt__"), id="interrupt"),
+        pytest.param(("branches", "b 1", "a 1", "a"), id="branch"),
+    ],
+)
+def test_step_that_is_not_executed_again_is_in_the_trace(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, case: tuple[str, str, str, str]
+) -> None:
+    """The worker is killed when it has sent what there is of the step, and the trace of the step waits for a lock."""
+    shape, held, step, key = case
+    with psycopg.connect(stack.database.dsn, autocommit=True) as owner:
+        owner.execute(_WAIT_IN_TRACE % key)
+        owner.execute("SELECT pg_advisory_lock(1)")
+        try:
+            with stack.running("worker") as first, _held_by_nobody(orcheo, workflows[shape], tmp_path, held) as run:
+                until(lambda: f"end {step}" in _lines(tmp_path), what="the step has ended")
+                time.sleep(_MORE_THAN_A_TRACE_IS_DELAYED_SECONDS)
+                first.signal(Signals.SIGKILL)
+                first.exit_code()
+        finally:
+            owner.execute("SELECT pg_advisory_unlock(1)")
+            owner.execute("DROP FUNCTION wait_in_trace CASCADE")
+    (tmp_path / f"hold-{held.replace(' ', '-')}").unlink()
+    with stack.running("worker"):
+        assert ended(orcheo, run)["status"] == "succeeded"
+    assert any(key in each["payload"] for each in _trace(stack, run))
