@@ -97,7 +97,7 @@ class Recovering(Executing):
 
     def forget_questions(self, *, batch: int) -> list[str]:
         """Forget what ended runs were waiting for; return their ids."""
-        return [row.run_id for row in self._rows(FORGET_QUESTIONS, batch=batch)]
+        return [row.run_id for row in self._sifted("questions", FORGET_QUESTIONS, batch=batch)]
 
     def reap_orphans(self, *, batch: int = 1000) -> int:
         """Settle the rows of runs that were deleted from the API's table; return how many."""

@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_GIVEN, C
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, SETTLE
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
 from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, RELEASE
-from orcheo_dispatch.shared.ledger.statements.recover import PRUNE, REAP, REAP_ORPHANS, SLOTS_DUE
+from orcheo_dispatch.shared.ledger.statements.recover import PRUNE, REAP, REAP_ORPHANS, RETRY, SLOTS_DUE
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, insert_workflow, store_of
 
@@ -35,6 +35,11 @@ INSERT INTO orcheo_dispatch.dispatch (run_id, workflow_id, triggered_by, state, 
 SELECT id, workflow_id, triggered_by, 'settled', 'succeeded', 1, 'none', now(), now(), gen_random_uuid()
   FROM workflow_runs WHERE status = 'succeeded'
 """
+_RETRIES = """
+INSERT INTO orcheo_dispatch.retry (run_id, retries, next_at)
+SELECT run_id, 1, CASE WHEN row_number() OVER (ORDER BY run_id) % 100 = 0 THEN now() END
+  FROM orcheo_dispatch.dispatch WHERE state = 'settled' ORDER BY run_id LIMIT 20000
+"""
 
 
 @pytest.fixture
@@ -45,6 +50,7 @@ def busy(database: Database) -> Iterator[psycopg.Connection[Any]]:
             insert_workflow(connection, f"w{number}", owner=f"a{number}")
         connection.execute(_FILL, (200_000,))
         connection.execute(_SETTLED)
+        connection.execute(_RETRIES)
         with store_of(database) as (store, _):
             for claim in claim_all(store, 300)[:150]:
                 assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
@@ -95,6 +101,7 @@ _CASES = {
         {"policy": "fail", "max_attempts": 3, "lease": 30.0, "batch": 100, "actor": "x", **_ANY, "choose": True},
         "dispatch_live",
     ),
+    "retry": (RETRY, {"batch": 100, "from_start": False, "actor": "x", **_ANY}, "retry_due"),
     "orphans": (REAP_ORPHANS, {"batch": 100, **_ANY}, "dispatch_live"),
     "prune": (PRUNE, {"retention": 86_400.0, "batch": 100, **_ANY}, "dispatch_settled"),
     "claimable": (CLAIM, {**_WINDOW, "choose": True}, TURNS_INDEX),
@@ -120,6 +127,10 @@ _CASES = {
             "changes": ["{}"] * 32,
             "refunds": [False] * 32,
             "suspects": [False] * 32,
+            "retries": [True] * 32,
+            "checkpoints": [None] * 32,
+            "interrupts": [0] * 32,
+            "keeps_slot": [False] * 32,
             "worker_id": str(uuid4()),
         },
         "workflow_runs_pkey",

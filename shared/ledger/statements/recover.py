@@ -102,15 +102,17 @@ WITH ended AS MATERIALIZED (
       JOIN workflow_runs AS r ON r.id = q.run_id
       JOIN orcheo_dispatch.dispatch AS d ON d.run_id = q.run_id
      WHERE r.status NOT IN ('running', 'pending') AND d.state = 'settled'
+       AND NOT q.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR q.run_id = ANY (CAST(:chosen AS text[])))
      LIMIT :batch
        FOR UPDATE OF q, d SKIP LOCKED
 ), forgotten AS (
-    DELETE FROM orcheo_dispatch.question AS q USING ended AS e WHERE q.run_id = e.run_id
+    DELETE FROM orcheo_dispatch.question AS q USING ended AS e WHERE q.run_id = e.run_id AND NOT :choose
 ), due AS (
     UPDATE orcheo_dispatch.dispatch AS d
        SET outcome = 'cancelled', reason = 'cancelled', settled_at = now(),
            slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
-      FROM ended AS e WHERE d.run_id = e.run_id AND d.outcome = 'requeued'
+      FROM ended AS e WHERE d.run_id = e.run_id AND d.outcome = 'requeued' AND NOT :choose
 )
 SELECT e.run_id FROM ended AS e
 """)

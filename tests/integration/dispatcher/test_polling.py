@@ -168,7 +168,7 @@ def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_
     key = f"orcheo:workspace:runs:{WORKSPACE_ID}"
     # A short lease: nobody is called lost for a lease after a start of Postgres.
     with (
-        dispatcher_of(database, redis_url, heartbeat=0.1, worker_lease=0.5) as dispatcher,
+        dispatcher_of(database, redis_url, heartbeat=0.1, worker_lease=0.5, lost_runs="fail") as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         client.set(key, 5)

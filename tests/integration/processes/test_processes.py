@@ -74,7 +74,7 @@ def test_run_of_a_killed_worker_ends_and_its_slot_comes_back(database: Database,
     (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 3600})
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"orcheo:workspace:runs:{WORKSPACE_ID}", 1)
-        with stack.running("dispatcher"):
+        with stack.running("dispatcher", ORCHEO_DISPATCH_LOST_RUNS="fail"):
             with stack.running("worker") as worker:
                 until(lambda: stack.noted("begun"), what="the run begins")
                 worker.signal_group(signal.SIGKILL)
@@ -131,6 +131,7 @@ def test_worker_that_cannot_renew_its_lease_stops_its_runs(
     make_orcheo_tables(private, redis_url)
     migrate(private)
     stack = Stack(private, redis_url, tmp_path / "effects")
+    stack.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     (run_id,) = insert_runs(private, inputs={"do": "wait", "seconds": 3600})
     with stack.running("worker") as worker, stack.running("dispatcher"):
         until(lambda: stack.noted("begun"), what="the run begins")
@@ -157,6 +158,7 @@ def test_worker_stops_a_run_whose_fence_has_moved(database: Database, stack: Sta
 
 
 def test_paused_worker_stops_and_writes_nothing_when_it_comes_back(database: Database, stack: Stack) -> None:
+    stack.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 3600})
     with stack.running("worker") as worker, stack.running("dispatcher"):
         until(lambda: stack.noted("begun"), what="the run begins")

@@ -33,6 +33,7 @@ def _with_clock_off(stack: Stack, kind: str, hours: float, **variables: str) -> 
 
 
 def test_hosts_whose_clocks_are_off_by_hours_change_nothing(database: Database, stack: Stack) -> None:
+    stack.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     ids = insert_runs(database, 5)
     (long,) = insert_runs(database, inputs={"do": "wait", "seconds": 5})
     with (

@@ -23,7 +23,7 @@ _POLL_SECONDS = 6.0
 """A poll of which each step waits for a lock; without one it takes some 10 ms."""
 
 
-_dispatcher = partial(dispatcher_of, heartbeat=0.2, worker_lease=1.0)
+_dispatcher = partial(dispatcher_of, heartbeat=0.2, worker_lease=1.0, lost_runs="fail")
 
 
 @pytest.mark.parametrize("table", ["workflow_runs", _LEDGER])

@@ -118,7 +118,7 @@ def test_leases_of_processes_that_are_no_more_run_out(database: Database, redis_
     aged = "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '8 days' WHERE state <> 'settled'"
     execute(database, aged)
     stack = Stack(database, redis_url, tmp_path / "effects")
-    with stack.running("dispatcher"), stack.running("worker"):
+    with stack.running("dispatcher", ORCHEO_DISPATCH_LOST_RUNS="fail"), stack.running("worker"):
         until(lambda: all_ended(database), what="all runs ended")
     assert {run_id: read_run(database, run_id)["status"] for run_id in ids} == {
         **dict.fromkeys(ids, "succeeded"),

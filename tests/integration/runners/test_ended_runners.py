@@ -64,6 +64,7 @@ def test_run_that_ends_its_runner_alone_fails_with_what_ended_it(
     database: Database, playing: Stack, do: str, why: str, how: str
 ) -> None:
     port = free_port()
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     with playing.running("dispatcher"), playing.running("worker", ORCHEO_HEALTH_PORT=str(port)) as worker:
         (guilty,) = _insert(database, do)
         until(lambda: all_ended(database), what="it has ended")
@@ -75,6 +76,7 @@ def test_run_that_ends_its_runner_alone_fails_with_what_ended_it(
 
 
 def test_under_fail_all_runs_of_a_runner_fail_with_it(database: Database, playing: Stack) -> None:
+    playing.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     with playing.running("dispatcher"), playing.running("worker") as worker:
         neighbours, guilty = _begin_beside(database, "segmentation fault")
         until(lambda: all_ended(database), what="all have ended")

@@ -24,7 +24,7 @@ _SOON_SECONDS = 3.0
 """By as much may a bad row delay its neighbours. A poll without one takes some 10 ms."""
 
 
-_dispatcher = partial(dispatcher_of, heartbeat=0.1, worker_lease=0.5)
+_dispatcher = partial(dispatcher_of, heartbeat=0.1, worker_lease=0.5, lost_runs="fail")
 
 
 def _claimed(database: Database) -> set[str]:
@@ -160,6 +160,24 @@ def _gone(database: Database, ids: list[str]) -> None:
     execute(database, "DELETE FROM workflow_runs WHERE id = ANY (%s)", ids)
 
 
+def _retries_due(database: Database, ids: list[str]) -> None:
+    _settled("due", ago="1 min", outcome="failed", status="failed")(database, ids)
+    execute(
+        database,
+        "INSERT INTO orcheo_dispatch.retry (run_id, retries, next_at)"
+        " SELECT run_id, 1, now() - interval '1 s' FROM orcheo_dispatch.dispatch",
+    )
+
+
+def _cancelled_while_they_wait(database: Database, ids: list[str]) -> None:
+    _settled("held", ago="1 min", outcome="requeued", status="cancelled")(database, ids)
+    execute(
+        database,
+        "INSERT INTO orcheo_dispatch.question (run_id, checkpoint_id, interrupts)"
+        " SELECT run_id, 'c', 1 FROM orcheo_dispatch.dispatch",
+    )
+
+
 def _pushes_lost(database: Database, ids: list[str]) -> None:
     execute(
         database,
@@ -192,6 +210,8 @@ _STEPS = {
         _settled("held", ago="1 s", outcome="released", status="pending"), _is(state="published", outcome=None)
     ),
     "reap": _Step(_live("running", status="running"), _is(state="settled", outcome="lost")),
+    "retry": _Step(_retries_due, _is(state="published", outcome=None)),
+    "questions": _Step(_cancelled_while_they_wait, _is(outcome="cancelled")),
     "release": _Step(_live("published"), _is(state="published", attempts=1, worker_id=None)),
     "orphans": _Step(_gone, _is(state="settled", reason="run is gone")),
     "prune": _Step(_settled("returned", ago="9 days"), lambda database, run_id: not _has_row(database, run_id)),
@@ -234,7 +254,7 @@ def test_step_leaves_out_a_run_that_is_refused(
     assert {run_id for _, run_id in refused} == {ids[2]}
 
 
-@pytest.mark.parametrize("name", ["reap", "release"])
+@pytest.mark.parametrize("name", ["reap", "retry", "release"])
 def test_step_leaves_out_a_run_whose_row_in_the_api_table_is_refused(
     database: Database, dispatcher: Dispatcher, name: str
 ) -> None:
@@ -253,6 +273,11 @@ def test_step_leaves_out_a_run_whose_row_in_the_api_table_is_refused(
         ("claim again", _LEDGER),
         ("reap", _RUNS),
         ("reap", _LEDGER),
+        ("retry", _RUNS),
+        ("retry", _LEDGER),
+        ("retry", "orcheo_dispatch.retry"),
+        ("questions", _LEDGER),
+        ("questions", "orcheo_dispatch.question"),
         ("release", _RUNS),
         ("release", _LEDGER),
         ("orphans", _LEDGER),

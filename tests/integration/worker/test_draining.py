@@ -23,6 +23,7 @@ def test_drained_worker_finishes_its_runs_and_exits_with_zero(database: Database
 
 @pytest.mark.parametrize("isolation", ["adaptive", "process"])
 def test_second_signal_stops_the_runs_now(database: Database, stack: Stack, isolation: str) -> None:
+    stack.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
     insert_runs(database, inputs={"do": "wait", "seconds": 3600})
     with (
         stack.running("dispatcher"),
@@ -36,7 +37,9 @@ def test_second_signal_stops_the_runs_now(database: Database, stack: Stack, isol
     assert all_are(database, "failed")
 
 
-@pytest.mark.parametrize(("policy", "status"), [("fail", "failed"), ("requeue", "pending"), ("hold", "running")])
+@pytest.mark.parametrize(
+    ("policy", "status"), [("fail", "failed"), ("requeue", "pending"), ("resume", "pending"), ("hold", "running")]
+)
 def test_drain_that_takes_too_long_settles_by_the_lost_run_policy(
     database: Database, stack: Stack, policy: str, status: str
 ) -> None:

@@ -42,7 +42,7 @@ def refuse(
     at_commit: bool = False,
 ) -> None:
     """Have a trigger refuse every change of one run's row."""
-    key = "run_id" if table == _LEDGER else "id"
+    key = "id" if table == "workflow_runs" else "run_id"
     form = _AT_COMMIT if at_commit else _AT_ONCE
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         connection.execute(_FUNCTION.format(key=key, run_id=run_id, state=state).encode())
@@ -58,7 +58,7 @@ def allow(database: Database, table: str = _LEDGER) -> None:
 @contextmanager
 def holding(database: Database, run_id: str, table: str = _LEDGER) -> Iterator[psycopg.Connection[Any]]:
     """Hold a run's row, as a session does that somebody forgot to end."""
-    key = "run_id" if table == _LEDGER else "id"
+    key = "id" if table == "workflow_runs" else "run_id"
     with psycopg.connect(database.dsn, application_name="forgotten") as session:
         rows = session.execute(f"SELECT FROM {table} WHERE {key} = %s FOR UPDATE".encode(), (run_id,)).fetchall()
         assert len(rows) == 1
