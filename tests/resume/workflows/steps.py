@@ -28,7 +28,8 @@ _LARGE_BYTES = 9_000_000
 
 @registry.register(NodeMetadata(name="ResumeStep", description="A step of a sub-workflow.", category="test"))
 class Step(TaskNode):
-    """Notes in `log` of the folder that the webhook names when it begins and ends; waits while `hold-NAME-N` exists.
+    """Notes in `log` of the folder that the webhook names when it begins and ends; waits while `hold-NAME-N` exists
+    there, and for the `seconds` that the webhook names.
 
     Each execution is also a line of `executions` there: which step of which graph it is, when it began, and where.
     """
@@ -47,6 +48,7 @@ class Step(TaskNode):
         self._note(folder, f"begin {name} {times}")
         while (folder / f"hold-{name}-{times}").exists():
             await asyncio.sleep(0.02)
+        await asyncio.sleep(state["inputs"]["body"].get("seconds", 0))
         self._note(folder, f"end {name} {times}")
         if times <= self.fails:
             raise ConnectionError(f"failure {times}")
