@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.ops.runs.moments import ANY_TIME, Moment, parse_moment
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say
 
@@ -42,6 +43,10 @@ def requeue(
         bool, typer.Option("--dead", help="Requeue the failed runs that are not tried again, 10,000 at most.")
     ] = False,
     workflow: Annotated[str | None, typer.Option(help="With --dead: only runs of this workflow.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="With --dead: only runs created since: 15m, 2h, 3d ago, or 2026-11-23T12:00 (UTC)."),
+    ] = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Execute them from the start, not from the step that failed.")
     ] = False,
@@ -52,9 +57,13 @@ def requeue(
     """Make runs pending again that failed, were cancelled, or are running without a worker."""
     if dead == bool(runs):
         raise SettingsError("requeue: expected ids of runs, or --dead")
-    if workflow is not None and not dead:
-        raise SettingsError("--workflow cannot be used without --dead")
-    _repair(runs, "requeue", reason, dry_run, as_json, from_start=from_start, workflow=workflow)
+    for option, value in {"--workflow": workflow, "--since": since}.items():
+        if value is not None and not dead:
+            raise SettingsError(f"{option} cannot be used without --dead")
+    created_since = ANY_TIME if since is None else parse_moment("--since", since)
+    _repair(
+        runs, "requeue", reason, dry_run, as_json, from_start=from_start, workflow=workflow, created_since=created_since
+    )
 
 
 def answer(
@@ -98,6 +107,7 @@ def _repair(
     *,
     from_start: bool = False,
     workflow: str | None = None,
+    created_since: Moment = ANY_TIME,
 ) -> None:
     """Repair these runs; without `runs`, the dead ones."""
     settings = ready(writes=True)
@@ -108,7 +118,7 @@ def _repair(
 
     with open_engine(settings, role=action) as engine:
         if runs is None:
-            wanted = Wanted(dead=True, workflow=workflow, limit=MOST_DEAD)
+            wanted = Wanted(dead=True, workflow=workflow, since=created_since, limit=MOST_DEAD)
             runs = [each.run_id for each in find_runs(engine, wanted)]
         done = repair(engine, runs, Action(action), reason=reason, dry_run=dry_run, from_start=from_start)
     if as_json:

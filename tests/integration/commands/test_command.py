@@ -10,7 +10,7 @@ import pytest
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from orcheo_dispatch.shared.schema.revision import newest_revision
 from tests.support.database.databases import Database
-from tests.support.database.runs import everything, insert_runs
+from tests.support.database.runs import WORKFLOW_ID, everything, execute, insert_runs
 from tests.support.processes.processes import Stack
 
 
@@ -64,6 +64,35 @@ def test_runs_are_repaired_by_hand(database: Database, stack: Stack) -> None:
     assert f"{first}  refused: run is pending already" in log
     assert "nobody  refused: there is no such run" in log
     assert "Missing option" in _ran(stack, "fail", first, expect=2)
+
+
+def test_dead_runs_are_requeued_by_workflow_and_age(database: Database, stack: Stack) -> None:
+    old, new, other = insert_runs(database, 3)
+    for run_id in (old, new, other):
+        _ran(stack, "fail", run_id, "--reason", "by a test")
+    execute(database, "UPDATE workflow_runs SET created_at = now() - interval '3 hours' WHERE id = %s", old)
+    execute(database, "UPDATE workflow_runs SET workflow_id = 'other' WHERE id = %s", other)
+    (found,) = json.loads(_ran(stack, "requeue", "--dead", "--workflow", WORKFLOW_ID, "--since", "2h", "--json"))
+    assert (found["run_id"], found["status_after"]) == (new, "pending")
+    assert {row["run_id"] for row in json.loads(_ran(stack, "requeue", "--dead", "--json"))} == {old, other}
+    assert json.loads(_ran(stack, "requeue", "--dead", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ((), "requeue: expected ids of runs, or --dead"),
+        (("--dead", "some-run"), "requeue: expected ids of runs, or --dead"),
+        (("some-run", "--workflow", "w"), "--workflow cannot be used without --dead"),
+        (("some-run", "--since", "2h"), "--since cannot be used without --dead"),
+        (("--dead", "--since", "yesterday"), "--since='yesterday'"),
+    ],
+)
+def test_requeue_of_runs_that_are_not_named_is_refused_in_one_line(
+    stack: Stack, given: tuple[str, ...], says: str
+) -> None:
+    (line,) = _ran(stack, "requeue", *given, expect=2).strip().splitlines()
+    assert says in line
 
 
 def test_poll_with_redis_away_exits_with_four_and_releases(database: Database, stack: Stack) -> None:
