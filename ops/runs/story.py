@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from orcheo_dispatch.ops.runs.hints import Fleet, hints_for
 from orcheo_dispatch.ops.runs.list import only_one
+from orcheo_dispatch.ops.runs.repair import ACTOR_OPERATOR
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
 from orcheo_dispatch.shared.settings.model import Settings
@@ -19,7 +20,7 @@ from orcheo_dispatch.shared.text.redaction import redact
 _ERROR_CHARACTERS = 20_000
 """As many as a worker of ours stores; the API and other workers set no bound."""
 _OURS = ("run_requeued", "run_retried", "run_waiting", "run_answered")
-"""Actions whose reasons our processes write: they quote nothing of a run."""
+"""Actions whose reasons our processes write: they quote nothing of a run. An operator writes a reason of their own."""
 _BY_HAND = "00000000-0000-0000-0000-000000000000"
 """The dispatcher of a row that an operator's command has made."""
 
@@ -274,7 +275,7 @@ def _audited(record: Any, *, errors: bool) -> Event | None:
         return None
     if at.tzinfo is None:
         return None
-    shown = said and (errors or what in _OURS)
+    shown = said and (errors or (what in _OURS and by != ACTOR_OPERATOR))
     return Event(at, what, by, redact(str(said), _ERROR_CHARACTERS) if shown else None, None)
 
 

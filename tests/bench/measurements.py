@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.bench.result import Measurement
 from tests.bench.setting import Scale, Setting
 
-ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
+ALL = ("trivial", "resuming", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
 """What `make bench` measures."""
 OTHERS = ("outages",)
 """What is measured only when it is asked for."""

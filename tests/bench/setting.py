@@ -43,7 +43,7 @@ SELECT c.oid::regclass::text AS name FROM pg_class AS c JOIN pg_namespace AS n O
  WHERE c.relkind = 'r' AND (n.nspname, c.relname) IN (
        ('public', 'workflow_runs'), ('public', 'execution_history'), ('public', 'execution_history_steps'),
        ('public', 'checkpoints'), ('public', 'checkpoint_blobs'), ('public', 'checkpoint_writes'),
-       ('orcheo_dispatch', 'dispatch'))
+       ('orcheo_dispatch', 'dispatch'), ('orcheo_dispatch', 'retry'), ('orcheo_dispatch', 'question'))
 """
 # Two questions for two indexes; the second is asked only when the first says no.
 _LIVE = """

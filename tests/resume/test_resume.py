@@ -25,7 +25,7 @@ from tests.support.processes.processes import Process, Stack, until
 @pytest.fixture(scope="module")
 def workflows(orcheo: OrcheoApi) -> dict[str, str]:
     """Return the ids of the workflows by shape."""
-    shapes = ("chain", "branches", "asking", "asking_beside", "large")
+    shapes = ("chain", "branches", "asking", "asking_beside", "large", "delta")
     return {shape: ingest(orcheo, f"resume {shape}", SCRIPT, entrypoint=shape) for shape in shapes}
 
 
@@ -210,10 +210,7 @@ def _refusing(stack: Stack, step: int) -> Iterator[None]:
 def test_refused_checkpoint_costs_a_run_no_result_and_no_later_one_is_stored(
     orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
 ) -> None:
-    """A later checkpoint would refer to values that the refused one had.
-
-    The writes of step b are stored, its checkpoint is not: the run has not ended, and b is not executed again.
-    """
+    """A later checkpoint would refer to values that the refused one had."""
     with stack.running("worker") as first, _refusing(stack, 2):
         with _held(orcheo, workflows["chain"], tmp_path, "d 1") as run:
             first.saw("run_not_resumable")
@@ -226,7 +223,7 @@ def test_refused_checkpoint_costs_a_run_no_result_and_no_later_one_is_stored(
     with stack.running("worker"):
         seen = ended(orcheo, run)
     assert seen["status"] == "succeeded", seen
-    assert _begun(tmp_path) == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 2}
+    assert _begun(tmp_path) == {"a 1": 1, "b 1": 2, "c 1": 2, "d 1": 2}
     assert seen["output_payload"]["final_state"]["node_results"] == {name: {"times": 1} for name in "abcd"}
 
 
@@ -283,7 +280,7 @@ def _interrupts(stack: Stack, run: Record) -> list[dict[str, Any]]:
 _REFUSE_WRITE = """
 CREATE FUNCTION refuse_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a test'; END $$;
 CREATE TRIGGER refuse_write BEFORE INSERT ON checkpoint_writes FOR EACH ROW
-   WHEN (NEW.channel = 'branch:to:b') EXECUTE FUNCTION refuse_write();
+   WHEN (NEW.channel LIKE '%:b') EXECUTE FUNCTION refuse_write();
 """
 
 
@@ -304,7 +301,39 @@ def test_step_whose_writes_are_stored_in_part_is_executed_again(
         seen = ended(orcheo, run)
     assert seen["status"] == "succeeded", seen
     assert seen["output_payload"]["final_state"]["node_results"]["b"]["sizes"] == [9_000_000, 9_000_000]
-    assert _begun(tmp_path) == {"a 1": 2, "b 1": 2}
+    assert _begun(tmp_path) == {"a 1": 2, "beside 1": 2, "b 1": 2}
+
+
+def test_channel_that_is_stored_as_what_was_added_to_it_is_complete_after_a_loss(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
+) -> None:
+    """LangGraph computes its value from the writes of all steps before: none of them may be left out."""
+    with stack.running("worker") as first, _held(orcheo, workflows["delta"], tmp_path, "c 1") as run:
+        first.signal(Signals.SIGKILL)
+        first.exit_code()
+    with stack.running("worker"):
+        seen = ended(orcheo, run)
+    assert seen["status"] == "succeeded", seen
+    assert seen["output_payload"]["final_state"]["notes"] == ["after a", "after b", "after c"]
+    assert _begun(tmp_path) == {"a 1": 1, "b 1": 1, "c 1": 2, "d 1": 1}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another step"])
+def test_writes_of_a_step_are_stored_only_while_another_is_in_progress(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, beside: bool
+) -> None:
+    """The checkpoint after a step has its results; they are not stored twice."""
+    shape, step = ("branches", "c 1") if beside else ("chain", "d 1")
+    with stack.running("worker"):
+        with _held(orcheo, workflows[shape], tmp_path, step) as run:
+            query = "SELECT DISTINCT task_id FROM checkpoint_writes WHERE thread_id = %s"
+            if beside:
+                until(lambda: len(everything(stack.database, query, run["id"])) == 2, what="two branches are stored")
+            else:
+                assert len(everything(stack.database, query, run["id"])) <= 1
+        assert ended(orcheo, run)["status"] == "succeeded"
+    stored = everything(stack.database, "SELECT metadata FROM checkpoints WHERE thread_id = %s", run["id"])
+    assert min(row["metadata"]["step"] for row in stored) == 0, "the one of the inputs was replaced before it was sent"
 
 
 def test_run_that_is_lost_in_its_first_step_again_and_again_fails(

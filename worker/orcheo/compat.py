@@ -124,6 +124,7 @@ __all__ = [
     "let_unstored_graphs_end_steps",
     "load_graph_untimed",
     "merge_runnable_configs",
+    "needs_ancestors",
     "normalize_json_mapping",
     "resolve_templates",
     "serializable_metadata",
@@ -243,6 +244,14 @@ _delta_snapshot: type | None = getattr(_serde_types, _DELTA_SNAPSHOT, None)
 def is_delta_snapshot(value: Any) -> bool:
     """Return whether a channel's value is a delta snapshot, which LangGraph marks in its checkpoint."""
     return _delta_snapshot is not None and isinstance(value, _delta_snapshot)
+
+
+_DELTA_COUNTERS = "counters_since_delta_snapshot"
+
+
+def needs_ancestors(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint has a delta channel: its value is made of the writes since an earlier checkpoint."""
+    return _DELTA_COUNTERS in metadata
 
 
 def group_commit_lacks() -> str | None:

@@ -72,7 +72,7 @@ def test_check_for_one_kind_looks_at_what_it_needs(stack: Stack, roles: Roles) -
     assert "enough for a dispatcher" in said
     assert "executor  " not in said
     # With the rights of a dispatcher.
-    assert "a worker lacks SELECT" in _ran(stack, "check", "--for", "worker", expect=3)
+    assert "a worker lacks INSERT ON orcheo_dispatch.question" in _ran(stack, "check", "--for", "worker", expect=3)
     its = {"ORCHEO_POSTGRES_DSN": stack.database.dsn_of(Kind.WORKER)}
     _ran(stack, "check", "--for", "worker", **its, REDIS_URL="redis://:hunter2@127.0.0.1:1/0", expect=4)
     said = _ran(stack, "check", "--for", "worker", expect=0, **its)

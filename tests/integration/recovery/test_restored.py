@@ -40,7 +40,7 @@ def _dump(database: Database) -> None:
 
 def _restore(database: Database) -> None:
     for number, table in enumerate(_TABLES):
-        execute(database, f"TRUNCATE {table}")
+        execute(database, f"TRUNCATE {table} CASCADE")
         execute(database, f"INSERT INTO {table} SELECT * FROM kept_{number}")
 
 

@@ -201,6 +201,10 @@ def _has_row(database: Database, run_id: str) -> bool:
     return bool(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s", run_id))
 
 
+def _waits(database: Database, run_id: str) -> bool:
+    return bool(everything(database, "SELECT FROM orcheo_dispatch.question WHERE run_id = %s", run_id))
+
+
 def _nothing(_database: Database, _ids: list[str]) -> None: ...
 
 
@@ -211,7 +215,7 @@ _STEPS = {
     ),
     "reap": _Step(_live("running", status="running"), _is(state="settled", outcome="lost")),
     "retry": _Step(_retries_due, _is(state="published", outcome=None)),
-    "questions": _Step(_cancelled_while_they_wait, _is(outcome="cancelled")),
+    "questions": _Step(_cancelled_while_they_wait, lambda database, run_id: not _waits(database, run_id)),
     "release": _Step(_live("published"), _is(state="published", attempts=1, worker_id=None)),
     "orphans": _Step(_gone, _is(state="settled", reason="run is gone")),
     "prune": _Step(_settled("returned", ago="9 days"), lambda database, run_id: not _has_row(database, run_id)),

@@ -8,8 +8,9 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage
@@ -36,6 +37,8 @@ class Step(TaskNode):
 
     fails: int = 0
     """Number of times that it fails before it succeeds."""
+    lasts: float = 0
+    """How long it takes at least (seconds)."""
 
     async def run(self, state: State, config: RunnableConfig) -> dict[str, Any]:
         """Return how often this step has been passed in this run."""
@@ -48,7 +51,7 @@ class Step(TaskNode):
         self._note(folder, f"begin {name} {times}")
         while (folder / f"hold-{name}-{times}").exists():
             await asyncio.sleep(0.02)
-        await asyncio.sleep(state["inputs"]["body"].get("seconds", 0))
+        await asyncio.sleep(max(self.lasts, state["inputs"]["body"].get("seconds", 0)))
         self._note(folder, f"end {name} {times}")
         if times <= self.fails:
             raise ConnectionError(f"failure {times}")
@@ -268,8 +271,29 @@ def retried() -> StateGraph:
 
 
 def large() -> StateGraph:
-    """The first of two steps writes a lot."""
+    """The first step writes a lot while another one is in progress; then a third."""
     graph = StateGraph(State)
     graph.add_node("a", Large(name="a"))
+    graph.add_node("beside", Step(name="beside", lasts=2))
     graph.add_node("b", Measuring(name="b"))
-    return _chained(graph, "a", "b")
+    for name in ("a", "beside"):
+        graph.set_entry_point(name)
+    graph.add_edge(["a", "beside"], "b")
+    graph.add_edge("b", END)
+    return graph
+
+
+def delta() -> StateGraph:
+    """Steps between which notes are added to a channel that is stored as what was added to it."""
+    from langgraph.channels.delta import DeltaChannel
+
+    def added(notes: list[str], more: Sequence[list[str]]) -> list[str]:
+        return [*notes, *itertools.chain.from_iterable(more)]
+
+    class WithNotes(State):
+        notes: Annotated[list[str], DeltaChannel(added)]
+
+    graph = _add(StateGraph(WithNotes), "a", "b", "c", "d")
+    for name in ("after a", "after b", "after c"):
+        graph.add_node(name, lambda _, name=name: {"notes": [name]})
+    return _chained(graph, "a", "after a", "b", "after b", "c", "after c", "d")

@@ -21,6 +21,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
     Command,
     RunnableConfig,
     SerializerProtocol,
+    needs_ancestors,
 )
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
@@ -30,6 +31,8 @@ _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 _NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
 _STALE = StaleFenceError.__name__
+_BRANCH_SECONDS = 0.02
+"""How long the writes of a task wait for the next checkpoint, which comes at once if no other task is in progress."""
 
 
 class _Forgetting(Unit):
@@ -48,9 +51,10 @@ class ResumingSaver(RunSaver):
     """The checkpointer of a run that can be resumed.
 
     No step begins before the checkpoint of the step before it is stored, so a finished step is not executed again. The
-    writes of a task are sent immediately and not waited for. If a checkpoint cannot be stored, the run continues and
-    no later one is stored: it would refer to values that are missing. If the worker no longer holds the run, storing
-    raises `NotWrittenError`, which ends the run.
+    writes of a task are not waited for: they are stored soon, unless the checkpoint after them comes first, as it does
+    where no other task is in progress. If a checkpoint cannot be stored, the run continues and no later one is stored:
+    it would refer to values that are missing. If the worker no longer holds the run, storing raises `NotWrittenError`,
+    which ends the run.
     """
 
     def __init__(
@@ -112,9 +116,18 @@ class ResumingSaver(RunSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint and wait until it is in the tables. Raises `NotWrittenError` if the fence is stale."""
+        """Store a checkpoint and wait until it is in the tables. Raises `NotWrittenError` if the fence is stale.
+
+        The one of the inputs is not waited for: before the first step LangGraph stores another one.
+        """
         stored = await super().aput(config, checkpoint, metadata, new_versions)
-        if not self._failed and config["configurable"]["thread_id"] == self._thread:
+        if self._failed or config["configurable"]["thread_id"] != self._thread:
+            return stored
+        if not needs_ancestors(metadata):
+            place = config["configurable"]
+            versions = checkpoint["channel_versions"]
+            self._units[-1].supersede(place["checkpoint_ns"], place.get("checkpoint_id", ""), versions)
+        if metadata.get("source") != "input":
             try:
                 await self.saved()
             except NotWrittenError as error:
@@ -128,10 +141,17 @@ class ResumingSaver(RunSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Send the writes of one task immediately."""
+        """Store the writes of one task soon."""
         await super().aput_writes(config, writes, task_id, task_path)
-        if not self._failed:
-            self._outbox.hasten()
+        if self._failed or config["configurable"]["thread_id"] != self._thread:
+            return
+        unit = self._units[-1]
+
+        def send() -> None:
+            if not unit.written.done():
+                self._outbox.hasten()
+
+        asyncio.get_running_loop().call_later(_BRANCH_SECONDS, send)
 
     def _keep(self, head: Head) -> None:
         """Keep a checkpoint of an earlier attempt in memory, with the values that later ones refer to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -67,6 +67,20 @@ class Unsaved(Unit):
         """Return the rows."""
         return self._saver.rows(self)
 
+    def supersede(self, namespace: str, checkpoint_id: str, versions: Mapping[str, Any]) -> None:
+        """Leave out a checkpoint and its writes, since a later one, which has these versions, is in this unit."""
+        key = (namespace, checkpoint_id)
+        self.writes = {place: None for place in self.writes if place[0] != key}
+        if key not in self.checkpoints:
+            return
+        del self.checkpoints[key]
+        if [place for place, _ in self.checkpoints].count(namespace) == 1:
+            self.blobs = {
+                (place, channel, version): None
+                for place, channel, version in self.blobs
+                if place != namespace or versions.get(channel) == version
+            }
+
 
 class RunSaver(AsyncPostgresSaver):
     """The checkpointer of one run that starts from the beginning: its thread has no checkpoint in the tables.
@@ -94,7 +108,9 @@ class RunSaver(AsyncPostgresSaver):
     async def saved(self) -> None:
         """Wait until everything is written to the tables. Raises `NotWrittenError` if that fails."""
         while self._units:
-            self._outbox.hasten()
+            # Nothing is sent after what could not be written: it may refer to that.
+            if not self._units[0].written.done():
+                self._outbox.hasten()
             error = await asyncio.shield(self._units[0].written)
             if error is not None:
                 raise error
