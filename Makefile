@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance resume faults neighbours systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance resume faults neighbours peers systemd compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes a
 
 neighbours: $(INSTALLED)  ## Some 80 bad neighbours beside good runs, under each isolation and policy; two hours; ARGS='--only GIL'
 	$(BIN)/python -m tests.neighbours $(ARGS)
+
+peers: $(INSTALLED)  ## Runs whose process is killed or paused, here and in systems of the same kind; 25 minutes; ARGS='--only aegra'
+	$(BIN)/python -m tests.peers $(ARGS)
 
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
