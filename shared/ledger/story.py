@@ -230,7 +230,7 @@ def _retry(number: int, at: datetime) -> str:
 
 def _with_gaps(events: list[Event]) -> list[Event]:
     ordered = sorted(events, key=lambda event: event.at)
-    before = [None, *ordered[:-1]]
+    before = [None, *ordered][: len(ordered)]
     return [
         Event(event.at, event.what, event.by, event.detail, (event.at - last.at).total_seconds() if last else None)
         for last, event in zip(before, ordered, strict=True)
