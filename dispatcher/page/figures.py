@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from orcheo_dispatch.shared.ledger import overview, waits
+from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.ledger.statements import waits
+from orcheo_dispatch.shared.ledger.statements.waits import may_see_waiting
 from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
-from orcheo_dispatch.shared.ledger.waits import may_see_waiting
 
 MISSING_SECONDS = 600
 """Seconds after its last heartbeat during which a process that did not deregister is shown as missing."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
-from orcheo_dispatch.shared.ledger import waits
-from orcheo_dispatch.shared.ledger.waits import may_see_waiting
+from orcheo_dispatch.shared.ledger.statements import waits
+from orcheo_dispatch.shared.ledger.statements.waits import may_see_waiting
 
 NEWEST = 20_000
 """Number of newest ended runs that filters are applied to."""

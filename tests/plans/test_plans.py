@@ -11,9 +11,10 @@ import psycopg
 import pytest
 from sqlalchemy import TextClause, create_mock_engine
 
-from orcheo_dispatch.shared.ledger import overview, story, waits
+from orcheo_dispatch.shared.ledger import overview, story
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, TURNS_INDEX
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.ledger.statements import waits
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_GIVEN, CLAIM_OLDEST_FIRST
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, SETTLE
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
