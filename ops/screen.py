@@ -20,11 +20,12 @@ from rich.text import Text
 from orcheo_dispatch.ops.host.findings import Finding, Grade
 from orcheo_dispatch.ops.runs.list import RunRow
 from orcheo_dispatch.ops.runs.moments import ago, duration
-from orcheo_dispatch.ops.runs.story import Story, Who
+from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 from orcheo_dispatch.shared.ledger.status import Status
+from orcheo_dispatch.shared.ledger.story import Who
 from orcheo_dispatch.shared.text.plain import is_plain, plain, plain_lines
 
 _PIPE_WIDTH = 160

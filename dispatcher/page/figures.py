@@ -10,6 +10,8 @@ from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.ledger.statements import waits
+from orcheo_dispatch.shared.ledger.statements.waits import may_see_waiting
 from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
 
 MISSING_SECONDS = 600
@@ -30,8 +32,8 @@ class Figures:
     promise: Row
     now: Row
     hour: Row
-    stuck: list[Row]
-    lost: list[Row]
+    lists: dict[str, list[Row] | None]
+    """Runs by what is the matter with them. None: a table of this release is missing, or this role may not read it."""
     processes: list[Row]
     workflows: list[str]
     isolated: list[Row]
@@ -48,6 +50,7 @@ def read_figures(connection: Connection) -> Figures:
     dispatch = connection.execute(queries.DISPATCH).one()
     others = queries.read_others(connection)
     isolated_count, isolated = queries.read_isolated(connection)
+    waiting = _waiting(connection)
     processes = overview.rows_of(connection, overview.PROCESSES, missing=MISSING_SECONDS, limit=_PROCESSES)
     return Figures(
         read_at=connection.exec_driver_sql("SELECT now()").scalar_one().isoformat(),
@@ -67,11 +70,15 @@ def read_figures(connection: Connection) -> Figures:
             "unclaimed": others.unclaimed if others else None,
             "begun_elsewhere": others.begun_elsewhere if others else None,
             "isolated": isolated_count,
+            **{name: count for name, (count, _) in waiting.items()},
             "slots_due": connection.scalar(queries.SLOTS_DUE) or 0,
         },
         hour=_hour(connection),
-        stuck=overview.shown(connection, overview.STUCK, limit=_LISTED),
-        lost=overview.shown(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
+        lists={
+            "stuck": overview.shown(connection, overview.STUCK, limit=_LISTED),
+            "lost": overview.shown(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
+            **{name: rows for name, (_, rows) in waiting.items()},
+        },
         processes=processes,
         workflows=[
             row["workflow_id"]
@@ -85,6 +92,17 @@ def read_figures(connection: Connection) -> Figures:
 def named(rows: Iterable[Row], names: dict[str, str]) -> list[Row]:
     """Return the rows, each with its workflow's name, or None if it is unknown or may not be read."""
     return [{**row, "workflow": names.get(row["workflow_id"])} for row in rows]
+
+
+def _waiting(connection: Connection) -> dict[str, tuple[int | None, list[Row] | None]]:
+    """Return how many runs are tried again, wait for an answer, or failed for good, and the first of each."""
+    if not may_see_waiting(connection):
+        return dict.fromkeys(("retrying", "waiting", "dead"), (None, None))
+    return {
+        "retrying": overview.counted(connection, waits.RETRYING, limit=_LISTED),
+        "waiting": overview.counted(connection, waits.WAITING, limit=_LISTED),
+        "dead": overview.counted(connection, waits.DEAD, limit=_LISTED, newest=overview.NEWEST),
+    }
 
 
 def _hour(connection: Connection) -> Row:

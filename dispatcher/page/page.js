@@ -10,6 +10,7 @@
   // --- Words and numbers ---
   const count = new Intl.NumberFormat("en");
   const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+  const second = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
   const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
   const number = (value) => (value == null ? "–" : count.format(value));
   const plural = (n, one, many) => `${number(n)} ${n === 1 ? one : many}`;
@@ -78,13 +79,13 @@
     tellFreshness();
   }
 
-  // Keeps one element per key, so that focus, selection and scroll position are preserved.
+  // Keeps one element per key, so that focus, selection and scroll position are preserved. `create` gets the first item.
   function list(parent, items, key, create, fill) {
     const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
     items.forEach((item, index) => {
       let node = known.get(key(item));
       if (!node) {
-        node = create();
+        node = create(item);
         node.dataset.key = key(item);
       }
       known.delete(key(item));
@@ -277,14 +278,93 @@
   }
 
   // --- Runs ---
-  const REASONS = { timed_out: "timed out", worker_lost: "worker lost", lease_over: "lease expired", unstorable_output: "output not storable" };
+  const REASONS = { __proto__: null, timed_out: "timed out", worker_lost: "worker lost", lease_over: "lease expired", unstorable_output: "output not storable" };
 
   function stateOf(run) {
     if (run.stuck) return ["stuck", "stuck", ""];
     if (run.status === "pending") return ["pending", "pending", run.state === "claimed" || run.state === "published" ? "queued" : ""];
     const word = run.status === "cancelled" || run.status === "succeeded" ? "" : run.reason;
     const known = ["running", "succeeded", "failed", "cancelled"].includes(run.status) ? run.status : "other";
-    return [known, run.status, run.status === "running" ? (run.attempts > 1 ? `attempt ${run.attempts}` : "") : REASONS[word] ?? word ?? ""];
+    const note = run.status === "running" ? (run.attempts > 1 ? `attempt ${run.attempts}` : "") : REASONS[word] ?? word ?? "";
+    return [known, run.status, run.next_attempt_at ? [`retry ${second.format(new Date(run.next_attempt_at))}`, note].filter(Boolean).join(", ") : note];
+  }
+
+  const retryOf = (run) => `retry ${run.retries} at ${second.format(new Date(run.next_attempt_at))}`;
+
+  // --- One run: opened in the list where it was asked for, and read again with each refresh ---
+  let opened = null, told = null;
+  const isOpen = (place, run) => opened?.place === place && opened.run_id === run.run_id;
+
+  function opener() {
+    const button = make("button", "open");
+    button.type = "button";
+    button.addEventListener("click", () => {
+      const { place, run } = button.dataset;
+      opened = isOpen(place, { run_id: run }) ? null : { place, run_id: run };
+      told = null;
+      if (seenLast) showLists(seenLast);
+      askRun();
+    });
+    return button;
+  }
+
+  function fillOpener(button, place, run, name) {
+    button.dataset.place = place;
+    button.dataset.run = run.run_id;
+    button.setAttribute("aria-expanded", String(isOpen(place, run)));
+    button.setAttribute("aria-label", `${name}, events of run ${run.run_id}`);
+  }
+
+  async function askRun() {
+    const which = opened;
+    if (!which) return;
+    let found = null;
+    try {
+      const answer = await fetch(`run.json?${new URLSearchParams({ id: which.run_id })}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
+      found = parsed(await answer.text());
+    } catch { /* No response, or none that is JSON: what was shown stays. */ }
+    if (which !== opened || !found) return;
+    told = found;
+    document.querySelectorAll(".story:not([hidden])").forEach(fillStory);
+  }
+
+  const EVENTS = { __proto__: null, run_requeued: "requeued", run_retried: "pending again", run_waiting: "waits", run_answered: "answered", run_started: "begun", run_failed: "failed", run_cancelled: "cancelled" };
+
+  function makeStory() {
+    const story = make("div", "story");
+    story.append(make("p"), make("ol"), make("p", "muted"));
+    return story;
+  }
+
+  function fillStory(story) {
+    const [state, events, note] = story.children;
+    if (!told || told.error) {
+      still(state, told ? told.error : "Loading");
+      list(events, [], String);
+      put(note, "");
+      return;
+    }
+    if (told.interrupts) {
+      const answers = plural(told.interrupts, "answer", "answers"), since = exact.format(new Date(told.waiting_since));
+      live(state, told.waiting_for + told.ago, (s) => `Waiting for ${answers} for ${span(s)}, since ${since}.`);
+    } else if (told.next_attempt_at) still(state, `Failed. Next attempt at ${exact.format(new Date(told.next_attempt_at))} (retry ${told.retries}).`);
+    else still(state, told.dead ? "Dead: failed, and not tried again." : `${told.status ?? "deleted"}${told.attempts > 1 ? `, attempt ${told.attempts}` : ""}`);
+    list(events, told.events.map((event, index) => ({ ...event, index })), (event) => `${event.index} ${event.at} ${event.what}`, () => {
+      const item = make("li");
+      item.append(make("time"), make("b"), make("span"), make("span"));
+      return item;
+    }, (item, event) => {
+      const [at, what, by, detail] = item.children;
+      const date = new Date(event.at);
+      put(at, (Date.now() - date < 43_200_000 ? second : exact).format(date));
+      at.dateTime = event.at;
+      at.title = exact.format(date) + (event.after == null ? "" : `, ${duration(event.after)} after the event before`);
+      put(what, EVENTS[event.what] ?? event.what);
+      put(by, event.by);
+      put(detail, event.detail ?? "");
+    });
+    const unread = [told.audit_readable ? "" : "audit log", told.trace_readable ? "" : "trace"].filter(Boolean).join(" and ");
+    put(note, unread ? `This dispatcher's database role may not read the ${unread} of runs.` : "");
   }
 
   function showRuns(runs) {
@@ -292,20 +372,31 @@
     // Not read yet: the previous rows stay, dimmed, until it is.
     if (!rows) return;
     $("runs-table").removeAttribute("aria-busy");
-    list($("runs-rows"), rows, (run) => run.run_id, () => {
+    const items = rows.flatMap((run) => (isOpen("runs", run) ? [run, { run_id: run.run_id, story: true }] : [run]));
+    list($("runs-rows"), items, (run) => (run.story ? `story ${run.run_id}` : run.run_id), (run) => {
       const row = make("tr");
+      if (run.story) {
+        const cell = make("td", "told");
+        cell.colSpan = 7;
+        cell.append(makeStory());
+        row.append(cell);
+        return row;
+      }
       for (const name of ["", "", "id", "quiet", "right quiet", "right", "right quiet"]) row.append(make("td", name));
       const status = make("span", "status");
       status.append(make("span"), make("em"));
-      row.children[0].append(status);
+      row.children[0].append(opener());
+      row.children[0].firstChild.append(status);
       return row;
     }, (row, run) => {
+      if (run.story) return fillStory(row.querySelector(".story"));
       const [status, workflow, id, by, waited, ran, when] = row.children;
-      const [style, word, note] = stateOf(run);
-      status.firstChild.className = `status ${style}`;
-      put(status.firstChild.children[0], word);
-      put(status.firstChild.children[1], note);
-      status.title = note ? `${word}, ${note}` : word;
+      const [style, word, note] = stateOf(run), button = status.firstChild, shown = button.firstChild;
+      shown.className = `status ${style}`;
+      put(shown.children[0], word);
+      put(shown.children[1], note);
+      fillOpener(button, "runs", run, note ? `${word} ${note}` : word);
+      shown.title = note ? `${word}, ${note}` : word;
       put(workflow, run.workflow ?? run.workflow_id);
       workflow.title = run.workflow ? `${run.workflow} (${run.workflow_id})` : run.workflow_id;
       put(id, run.run_id);
@@ -353,22 +444,56 @@
     return item;
   }
 
+  // Runs of the side lists. `describe` returns the colour of a run's state, a note, and seconds with the words for them, or a text.
+  function showSide(id, rows, describe) {
+    list($(id), rows, (run) => `${run.how} ${run.run_id}`, () => {
+      const item = entry(() => [make("code"), makeStory()]);
+      item.firstChild.append(opener());
+      return item;
+    }, (item, run) => {
+      const [name, status, note, when, code, story] = item.children, place = `${run.how} of ${id}`;
+      const workflow = run.workflow ?? short(run.workflow_id), [style, text, seconds, words] = describe(run);
+      put(name.firstChild, workflow);
+      fillOpener(name.firstChild, place, run, workflow);
+      name.title = run.workflow_id;
+      status.className = `end status ${style}`;
+      put(status, run.how);
+      put(note, text);
+      note.title = text;
+      if (words) live(when, seconds, words);
+      else still(when, seconds);
+      put(code, run.run_id);
+      story.hidden = !isOpen(place, run);
+      if (!story.hidden) fillStory(story);
+    });
+  }
+
+  const of = (how, runs) => runs.map((run) => ({ ...run, how }));
+
   function showStuck({ stuck, lost, now }) {
     if (!stuck) return;
-    const rows = [...stuck.map((run) => ({ ...run, how: "stuck" })), ...lost.map((run) => ({ ...run, how: "lost" }))];
-    list($("stuck-rows"), rows, (run) => `${run.how} ${run.run_id}`, () => entry(() => [make("code")]), (item, run) => {
-      const [name, status, note, when, id] = item.children;
-      put(name, run.workflow ?? short(run.workflow_id));
-      name.title = run.workflow_id;
-      status.className = `end status ${run.how === "stuck" ? "stuck" : "failed"}`;
-      put(status, run.how);
-      put(note, run.how === "stuck" ? `attempt ${run.attempts}, no heartbeat` : `attempt ${run.attempts}, settled as failed`);
-      live(when, run.how === "stuck" ? run.silent_for : run.changed_ago, run.how === "stuck" ? span : ago);
-      put(id, run.run_id);
-    });
+    const rows = [...of("stuck", stuck), ...of("lost", lost)];
+    showSide("stuck-rows", rows, (run) => (run.how === "stuck"
+      ? ["stuck", `attempt ${run.attempts}, no heartbeat`, run.silent_for, span]
+      : ["failed", `attempt ${run.attempts}, settled as failed`, run.changed_ago, ago]));
     put($("stuck-count"), rows.length ? `${number(now.stuck)} stuck, ${number(lost.length)}${lost.length === 10 ? "+" : ""} lost in 24 h` : "");
     $("stuck-empty").hidden = rows.length > 0;
     put($("stuck-empty"), "No run is stuck. No run was lost in the last 24 hours.");
+  }
+
+  function showWaiting({ retrying, waiting, dead, now }) {
+    $("waiting").hidden = !retrying;
+    if (!retrying) return;
+    const rows = [...of("retrying", retrying), ...of("waiting", waiting), ...of("dead", dead)];
+    showSide("waiting-rows", rows, (run) => {
+      if (run.how === "waiting") return ["pending", `for ${plural(run.interrupts, "answer", "answers")}`, run.waiting_for, span];
+      const why = REASONS[run.reason] ?? run.reason ?? run.outcome ?? "";
+      if (run.how === "dead") return ["failed", why, run.changed_ago, ago];
+      return ["stuck", why, run.next_attempt_at ? retryOf(run) : "", null];
+    });
+    put($("waiting-count"), rows.length ? `${number(now.retrying)} retrying, ${number(now.waiting)} waiting, ${number(now.dead)}${now.dead === 1000 ? "+" : ""} dead in 24 h` : "");
+    $("waiting-empty").hidden = rows.length > 0;
+    put($("waiting-empty"), "No run waits for its next attempt or for an answer. No run failed for good in the last 24 hours.");
   }
 
   function showIsolated({ isolated, now }) {
@@ -418,7 +543,8 @@
   }
 
   // --- Asking ---
-  let asked = 0, shownAt = null, figuresAgo = null, failures = 0, timer = null;
+  const parsed = (text) => JSON.parse(text, (_, value) => (typeof value === "string" ? plain(value) : value));
+  let asked = 0, seenLast = null, shownAt = null, figuresAgo = null, failures = 0, timer = null;
 
   function wanted() {
     return { status: filters.elements.status.value, workflow: filters.elements.workflow.value };
@@ -434,7 +560,7 @@
     try {
       const answer = await fetch(`overview.json${query()}`, { signal: AbortSignal.timeout(PATIENCE), credentials: "same-origin", cache: "no-store" });
       if (answer.status !== 401 && !answer.ok) throw new Error(String(answer.status));
-      const seen = answer.ok ? JSON.parse(await answer.text(), (_, value) => (typeof value === "string" ? plain(value) : value)) : null;
+      const seen = answer.ok ? parsed(await answer.text()) : null;
       if (turn !== asked) return null;
       failures = 0;
       signIn(!seen);
@@ -451,6 +577,7 @@
     if (turn !== asked) return;
     if ($("login").hidden) again(seen && seen.now && !seen.runs.rows ? SOON : EVERY);
     if (seen) show(seen);
+    if (seen) askRun();
     tellFreshness();
   }
 
@@ -459,14 +586,21 @@
     if (!document.hidden) timer = setTimeout(ask, Math.min(SLOWEST, pause * Math.max(1, failures)));
   }
 
+  // The lists in which a run can be opened.
+  function showLists(seen) {
+    showRuns(seen.runs);
+    showStuck(seen);
+    showWaiting(seen);
+  }
+
   function show(seen) {
+    seenLast = seen;
     shownAt = performance.now();
     figuresAgo = seen.read.ago;
     showHealth(seen.health);
     if (seen.now) showNow(seen);
     if (seen.workflows) showWorkflows(seen.workflows);
-    showRuns(seen.runs);
-    showStuck(seen);
+    showLists(seen);
     showIsolated(seen);
     showProcesses(seen.processes);
     showAbout(seen);

@@ -1,4 +1,4 @@
-"""The routes of the status page: the document, and its figures as JSON with stable names."""
+"""The routes of the status page: the document, and its figures and the events of one run as JSON with stable names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from orcheo_dispatch import __version__
 from orcheo_dispatch.dispatcher.page.document import HEADERS, make_document
 from orcheo_dispatch.dispatcher.page.figures import Row, named
+from orcheo_dispatch.dispatcher.page.verdict import Problem
 from orcheo_dispatch.dispatcher.page.watch import RUNS, Seen, Watch
 from orcheo_dispatch.shared.health.probe import PAGE
 from orcheo_dispatch.shared.health.routes import Answer, Request, Route
@@ -18,11 +19,13 @@ from orcheo_dispatch.shared.ledger.overview import Shown, Wanted
 from orcheo_dispatch.shared.ledger.processes import Process
 
 OVERVIEW = "/overview.json"
+ONE_RUN = "/run.json"
 _LONGEST_ID = 200
+_LISTS = ("stuck", "lost", "retrying", "waiting", "dead", "processes", "workflows", "isolated")
 
 
 def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, Route]:
-    """Return the routes: the page at `/`, and `/overview.json` with its parameters `status` and `workflow`."""
+    """Return the routes: the page, `/overview.json` with parameters `status` and `workflow`, `/run.json` with `id`."""
     document = make_document()
     began = time.monotonic()
 
@@ -31,8 +34,7 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
             wanted = _wanted(request)
         except ValueError:
             statuses = ", ".join(Shown)
-            text = f"400 Bad Request. expected for status: one of {statuses}; workflow takes the id of a workflow.\n"
-            return Answer(text.encode(), status=HTTPStatus.BAD_REQUEST, headers=HEADERS)
+            return _bad_request(f"expected for status: one of {statuses}; workflow takes the id of a workflow.")
         body = {
             "dispatcher": {
                 "id": str(process.id),
@@ -44,15 +46,40 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
             },
             **_as_json(watch.look(wanted), wanted),
         }
-        return Answer(json.dumps(body, default=_plain).encode(), "application/json", headers=HEADERS)
+        return _json(body)
 
-    return {PAGE: lambda _: document, OVERVIEW: overview}
+    def run(request: Request) -> Answer:
+        run_id = request.query.get("id", "")
+        if not run_id or not _is_id(run_id):
+            return _bad_request("id takes the id of a run.")
+        seen = watch.tell(run_id)
+        if seen is None:
+            return _json({"error": "It was not read yet. Ask again."}, HTTPStatus.SERVICE_UNAVAILABLE)
+        if isinstance(seen.story, Problem):
+            return _json({"error": seen.story.text}, HTTPStatus.SERVICE_UNAVAILABLE)
+        if not seen.story:
+            return _json({"error": "There is no such run."}, HTTPStatus.NOT_FOUND)
+        return _json({**seen.story, "ago": seen.ago})
+
+    return {PAGE: lambda _: document, OVERVIEW: overview, ONE_RUN: run}
+
+
+def _json(body: Row, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    return Answer(json.dumps(body, default=_plain).encode(), "application/json", status, headers=HEADERS)
+
+
+def _bad_request(text: str) -> Answer:
+    return Answer(f"400 Bad Request. {text}\n".encode(), status=HTTPStatus.BAD_REQUEST, headers=HEADERS)
+
+
+def _is_id(given: str) -> bool:
+    return len(given) <= _LONGEST_ID and given.isprintable()
 
 
 def _wanted(request: Request) -> Wanted:
     """Return the runs that a request asks for; an empty parameter selects all. Raises `ValueError`."""
     status, workflow = request.query.get("status"), request.query.get("workflow")
-    if workflow and (len(workflow) > _LONGEST_ID or not workflow.isprintable()):
+    if workflow and not _is_id(workflow):
         raise ValueError(workflow)
     return Wanted(Shown(status) if status else None, workflow or None)
 
@@ -62,7 +89,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
     chosen = {"status": wanted.status, "workflow": wanted.workflow, "limit": RUNS}
     runs = {**chosen, "rows": None if seen.runs is None else seen.runs}
     if figures is None:
-        nothing = dict.fromkeys(("promise", "now", "hour", "stuck", "lost", "processes", "workflows", "isolated"))
+        nothing = dict.fromkeys(("promise", "now", "hour", *_LISTS))
         return {"health": seen.health, "read": {"at": None, "ago": None}, **nothing, "runs": runs}
     return {
         "health": seen.health,
@@ -71,8 +98,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
         "now": figures.now,
         "hour": figures.hour,
         "runs": runs,
-        "stuck": figures.stuck,
-        "lost": figures.lost,
+        **figures.lists,
         "processes": figures.processes,
         "isolated": named(figures.isolated, seen.names),
         "workflows": named([_workflow(each) for each in _choices(figures.workflows, wanted)], seen.names),

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from orcheo_dispatch.dispatcher.page import verdict
 from orcheo_dispatch.dispatcher.page.figures import Figures, Row, named, read_figures
+from orcheo_dispatch.dispatcher.page.story import story_of
 from orcheo_dispatch.dispatcher.page.verdict import Problem, Verdict, problems_of
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
@@ -29,7 +30,7 @@ _FRESH_SECONDS = 2.0
 _IDLE_SECONDS = 15.0
 _SHARE = 20.0
 _GAP_SECONDS, _GAP_SHARE = 0.2, 4.0
-"""Minimum pause before a newly selected list of runs is read (seconds); selecting must not load the database."""
+"""Minimum pause before a newly selected list or run is read (seconds); selecting must not load the database."""
 _PATIENCE_SECONDS = 1.5
 _WATCHED_SECONDS = 15.0
 _CHOICES = 8
@@ -50,11 +51,20 @@ class Seen:
     """Seconds since the figures were read."""
 
 
+@dataclass(frozen=True, slots=True)
+class SeenRun:
+    """What happened to one run: empty if there is no such run, or the problem that prevents reading it."""
+
+    story: Row | Problem
+    ago: float
+    """Seconds since it was read; infinite before the first read."""
+
+
 @dataclass(slots=True)
-class _Choice:
+class _Choice[T]:
     asked_at: float
     read_at: float = float("-inf")
-    runs: list[Row] | None = None
+    found: T | None = None
 
 
 class Watch:
@@ -69,7 +79,8 @@ class Watch:
         self._figures: Figures | None = None
         self._names: dict[str, str] = {}
         self._trouble: Problem | None = None
-        self._choices: dict[Wanted, _Choice] = {}
+        self._choices: dict[Wanted, _Choice[list[Row]]] = {}
+        self._stories: dict[str, _Choice[Row | Problem]] = {}
         self._read_at = float("-inf")
         self._began_at: float | None = None
         self._rest_until = self._gap_until = float("-inf")
@@ -90,27 +101,34 @@ class Watch:
     def look(self, wanted: Wanted) -> Seen:
         """Return what to show, within 1.5 seconds. Never raises."""
         with self._change:
-            choice = self._choose(wanted)
-            self._change.notify_all()
-            self._change.wait_for(lambda: self._served(choice), _PATIENCE_SECONDS)
-            figures, names, runs = self._figures, self._names, choice.runs
+            choice = self._ask(self._choices, wanted)
+            figures, names, runs = self._figures, self._names, choice.found
             ago = None if figures is None else time.monotonic() - self._read_at
         return Seen(self._judge(), figures, runs, names, ago)
 
-    def _choose(self, wanted: Wanted) -> _Choice:
-        """Remember the selection of a reader: the most recent one comes last, and only the last few are kept."""
-        choice = self._choices.pop(wanted, None) or _Choice(0.0)
+    def tell(self, run_id: str) -> SeenRun | None:
+        """Return what happened to a run, within 1.5 seconds; None if it was not read in this time. Never raises."""
+        with self._change:
+            choice = self._ask(self._stories, run_id)
+            found = self._trouble if choice.found is None else choice.found
+            return None if found is None else SeenRun(found, time.monotonic() - choice.read_at)
+
+    def _ask[K, T](self, choices: dict[K, _Choice[T]], wanted: K) -> _Choice[T]:
+        """Remember the selection of a reader, and wait until it was read. Only the last few are kept, in order."""
+        choice = choices.pop(wanted, None) or _Choice[T](0.0)
         choice.asked_at = time.monotonic()
-        self._choices[wanted] = choice
-        while len(self._choices) > _CHOICES:
-            self._choices.pop(next(iter(self._choices)))
+        choices[wanted] = choice
+        while len(choices) > _CHOICES:
+            choices.pop(next(iter(choices)))
+        self._change.notify_all()
+        self._change.wait_for(lambda: self._served(choice), _PATIENCE_SECONDS)
         return choice
 
-    def _served(self, choice: _Choice) -> bool:
+    def _served(self, choice: _Choice[Any]) -> bool:
         if self._stopping or self._trouble is not None or self._silent():
             return True
         # During the pause after a slow read, no newer result will come.
-        return choice.runs is not None and not self._stale(choice.read_at) and not self._stale(self._read_at)
+        return choice.found is not None and not self._stale(choice.read_at) and not self._stale(self._read_at)
 
     def _stale(self, read_at: float) -> bool:
         now = time.monotonic()
@@ -157,16 +175,16 @@ class Watch:
 
     def _due_at(self) -> float:
         now = time.monotonic()
-        watched = [choice for choice in self._choices.values() if now - choice.asked_at < _WATCHED_SECONDS]
-        if any(choice.runs is None for choice in watched) and self._trouble is None:
+        watched: list[_Choice[Any]] = [*_watched(self._choices, now).values(), *_watched(self._stories, now).values()]
+        if any(choice.found is None for choice in watched) and self._trouble is None:
             return self._gap_until
         return self._rest_until if watched else self._rest_until + _IDLE_SECONDS - _FRESH_SECONDS
 
     def _read(self) -> Problem | None:
-        """Read the figures and the selected runs; return the problem that prevented it, if any."""
+        """Read the figures, the selected runs and the opened one; return the problem that prevented it, if any."""
         now = time.monotonic()
         with self._change:
-            wanted = {w: c for w, c in self._choices.items() if now - c.asked_at < _WATCHED_SECONDS}
+            wanted, opened = _watched(self._choices, now), _watched(self._stories, now)
         try:
             with transaction(self._engine, timeout_milliseconds=_STATEMENT_MILLISECONDS, read_only=True) as connection:
                 figures = self._figures
@@ -174,28 +192,45 @@ class Watch:
                     figures = read_figures(connection)
                 runs = {w: runs_of(connection, w, limit=RUNS) for w in wanted}
                 names = names_of(connection, _workflows(figures, [*wanted], [*runs.values()]))
-        except DatabaseError as error:
+        except Exception as error:  # noqa: BLE001 - a bug must not end the thread
             return _trouble_of(error)
-        except Exception as error:  # noqa: BLE001 - a bug must not end the thread: log it with its location
-            log.error("page_read_failed", **describe(error))
-            return verdict.DATABASE_SLOW
+        stories = {run_id: self._read_story(run_id) for run_id in opened}
         with self._change:
             if figures is not self._figures:
-                self._figures = replace(figures, stuck=named(figures.stuck, names), lost=named(figures.lost, names))
+                lists = {name: None if rows is None else named(rows, names) for name, rows in figures.lists.items()}
+                self._figures = replace(figures, lists=lists)
                 self._read_at = now
             self._names = names
             for each, choice in wanted.items():
-                choice.runs, choice.read_at = named(runs[each], names), now
+                choice.found, choice.read_at = named(runs[each], names), now
+            for run_id, story in opened.items():
+                story.found, story.read_at = stories[run_id], now
         return None
+
+    def _read_story(self, run_id: str) -> Row | Problem:
+        """Read one run in a transaction of its own: a run that cannot be read must not hide the figures."""
+        try:
+            with transaction(self._engine, timeout_milliseconds=_STATEMENT_MILLISECONDS, read_only=True) as connection:
+                return story_of(connection, run_id)
+        except Exception as error:  # noqa: BLE001 - as above
+            return _trouble_of(error)
+
+
+def _watched[K, T](choices: dict[K, _Choice[T]], now: float) -> dict[K, _Choice[T]]:
+    return {wanted: choice for wanted, choice in choices.items() if now - choice.asked_at < _WATCHED_SECONDS}
 
 
 def _workflows(figures: Figures, wanted: list[Wanted], runs: list[list[Row]]) -> list[str]:
-    rows = [*figures.stuck, *figures.lost, *figures.isolated, *(row for each in runs for row in each)]
+    lists = [*figures.lists.values(), figures.isolated, *runs]
+    rows = [row for each in lists if each is not None for row in each]
     chosen = [each.workflow for each in wanted if each.workflow]
     return sorted({*figures.workflows, *chosen, *(row["workflow_id"] for row in rows)})
 
 
-def _trouble_of(error: DatabaseError) -> Problem:
+def _trouble_of(error: Exception) -> Problem:
+    if not isinstance(error, DatabaseError):
+        log.error("page_read_failed", **describe(error))
+        return verdict.DATABASE_SLOW
     if isinstance(error, SchemaError):
         return verdict.DATABASE_REFUSES
     slow = failure_of(error.__cause__) is Failure.TIMEOUT

@@ -12,6 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
+from orcheo_dispatch.shared.ledger.statements import waits
+from orcheo_dispatch.shared.ledger.statements.waits import may_see_waiting
+
 NEWEST = 20_000
 """Number of newest ended runs that filters are applied to."""
 HOUR_ROWS = 250_000
@@ -151,6 +154,9 @@ SELECT id, COALESCE(payload ->> 'name', handle) AS name FROM workflows WHERE id 
 """)
 
 
+_WAITS_UNKNOWN = dict.fromkeys(("retries", "next_attempt_at", "next_attempt_in", "interrupts", "waiting_for"))
+
+
 class Shown(StrEnum):
     """Statuses by which runs can be filtered: those of the API."""
 
@@ -201,10 +207,27 @@ def names_of(connection: Connection, workflows: Sequence[str]) -> dict[str, str]
     return {row.id: row.name[:120] for row in rows if row.name}
 
 
+def counted(connection: Connection, choice: TextClause, **parameters: Any) -> tuple[int, list[dict[str, Any]]]:
+    """Return the number of runs that a statement finds, and what the page shows of its first rows, in their order."""
+    chosen = rows_of(connection, choice, **parameters)
+    run_ids = [row["run_id"] for row in chosen]
+    rows = _rows(connection, run_ids, limit=len(run_ids))
+    return chosen[0]["of"] if chosen else 0, sorted(rows, key=lambda row: run_ids.index(row["run_id"]))
+
+
 def shown(connection: Connection, choice: TextClause, *, limit: int, **parameters: Any) -> list[dict[str, Any]]:
     """Return what the page shows of the runs that a statement chooses; at most `limit`."""
-    run_ids = connection.scalars(choice, {**parameters, "limit": limit}).all()
-    return rows_of(connection, ROWS, run_ids=list(run_ids), limit=limit) if run_ids else []
+    return _rows(connection, connection.scalars(choice, {**parameters, "limit": limit}).all(), limit=limit)
+
+
+def _rows(connection: Connection, run_ids: Sequence[str], *, limit: int) -> list[dict[str, Any]]:
+    if not run_ids:
+        return []
+    rows = rows_of(connection, ROWS, run_ids=list(run_ids), limit=limit)
+    ids = [row["run_id"] for row in rows]
+    found = rows_of(connection, waits.WAITS, run_ids=ids) if may_see_waiting(connection) else []
+    of_run = {row["run_id"]: row for row in found}
+    return [{**_WAITS_UNKNOWN, **row, **of_run.get(row["run_id"], {})} for row in rows]
 
 
 def rows_of(connection: Connection, statement: TextClause, **parameters: Any) -> list[dict[str, Any]]:

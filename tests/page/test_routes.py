@@ -26,7 +26,7 @@ from tests.support.processes.processes import ROOT, Stack, until
 
 TOKEN = "correct-horse-battery-staple"
 _NAMES = {"dispatcher", "health", "read", "promise", "now", "hour", "runs", "stuck", "lost", "processes", "workflows"}
-_NAMES |= {"isolated"}
+_NAMES |= {"isolated", "retrying", "waiting", "dead"}
 
 
 def _overview(served: Served, query: str = "") -> Any:

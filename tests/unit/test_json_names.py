@@ -16,10 +16,11 @@ from orcheo_dispatch.ops.adoption.leftovers import LeftRun
 from orcheo_dispatch.ops.host.findings import Finding
 from orcheo_dispatch.ops.runs.list import RunRow
 from orcheo_dispatch.ops.runs.repair import Repair
-from orcheo_dispatch.ops.runs.story import Event, Story, Who
+from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 from orcheo_dispatch.shared.ledger.status import ProcessRow, Status
+from orcheo_dispatch.shared.ledger.story import Event, Who
 from orcheo_dispatch.shared.schema.migrate import Migration
 
 _DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")

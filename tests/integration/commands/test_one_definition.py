@@ -93,7 +93,7 @@ def _told(database: Database, stack: Stack, redis_url: str) -> dict[str, dict[st
         },
     }
     assert len(waiting) == queue["backlog"] == kpi["pending"]
-    assert len(page.stuck) == queue["stuck"] == len(_answer(stack, "runs", "--stuck", "--json"))
+    assert len(page.lists["stuck"] or ()) == queue["stuck"] == len(_answer(stack, "runs", "--stuck", "--json"))
     told["alerts"] = {
         alert: _fires(expression, samples)
         for alert, expression in _alerts().items()

@@ -16,14 +16,14 @@ from psycopg.sql import Literal
 from sqlalchemy import TextClause
 
 from orcheo_dispatch.ops.sandbox.binaries import postgres_binaries
-from orcheo_dispatch.shared.ledger import overview, statements, status
+from orcheo_dispatch.shared.ledger import overview, statements, status, story
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, everything, execute, insert_runs, store_of
 from tests.support.database.statements import PARAMETERS, STATEMENTS
 
 _READ = {
     f"{module.__name__.rpartition('.')[2]} {name}": value
-    for module in (overview, status)
+    for module in (overview, status, story)
     for name, value in vars(module).items()
     if isinstance(value, TextClause)
 }

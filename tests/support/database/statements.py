@@ -44,6 +44,7 @@ PARAMETERS: dict[str, Any] = {
             "stuck",
             "with_pending",
             "with_running",
+            "with_error",
         ),
         False,
     ),
