@@ -6,6 +6,7 @@ Ingested by the API as the script of a workflow, one entrypoint per shape.
 import asyncio
 import itertools
 import json
+import operator
 import os
 import time
 from collections.abc import Sequence
@@ -22,6 +23,12 @@ from orcheo.graph.state import State
 from orcheo.nodes.base import TaskNode
 from orcheo.nodes.logic import SubWorkflowNode
 from orcheo.nodes.registry import NodeMetadata, registry
+
+try:
+    from langgraph.channels.delta import DeltaChannel
+except ImportError:
+    # Releases before 1.2 have no such channel.
+    DeltaChannel = None
 
 _ROUNDS = 3
 _LARGE_BYTES = 9_000_000
@@ -157,6 +164,16 @@ class Measuring(Step):
         return {"times": times, "sizes": sizes, "messages": [RemoveMessage("large")], "structured_response": None}
 
 
+def _added(notes: list[str], more: Sequence[list[str]]) -> list[str]:
+    return [*notes, *itertools.chain.from_iterable(more)]
+
+
+class WithNotes(State):
+    """The state of `delta`."""
+
+    notes: Annotated[list[str], operator.add if DeltaChannel is None else DeltaChannel(_added)]
+
+
 def _add(graph: StateGraph, *names: str) -> StateGraph:
     for name in names:
         graph.add_node(name, Step(name=name))
@@ -285,14 +302,6 @@ def large() -> StateGraph:
 
 def delta() -> StateGraph:
     """Steps between which notes are added to a channel that is stored as what was added to it."""
-    from langgraph.channels.delta import DeltaChannel
-
-    def added(notes: list[str], more: Sequence[list[str]]) -> list[str]:
-        return [*notes, *itertools.chain.from_iterable(more)]
-
-    class WithNotes(State):
-        notes: Annotated[list[str], DeltaChannel(added)]
-
     graph = _add(StateGraph(WithNotes), "a", "b", "c", "d")
     for name in ("after a", "after b", "after c"):
         graph.add_node(name, lambda _, name=name: {"notes": [name]})
