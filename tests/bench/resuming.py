@@ -104,6 +104,7 @@ def _round(setting: Setting, fired: Fired, policy: str, steps: int) -> Callable[
         return {
             RATE: found["runs"] / found["seconds"],
             WAL: wal / 1024 / fired.count / steps,
+            **{(f"CPU, {name}", CPU[1]): 1000 * seconds / fired.count for name, seconds in used.cpu.items()},
             CPU: 1000 * sum(used.cpu.values()) / fired.count,
         }
 

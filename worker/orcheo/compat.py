@@ -129,6 +129,7 @@ __all__ = [
     "resolve_templates",
     "serializable_metadata",
     "split_subgraph_update",
+    "triggers_of",
     "untraced",
     "without_creation",
     "write_indexes",
@@ -252,6 +253,18 @@ _DELTA_COUNTERS = "counters_since_delta_snapshot"
 def needs_ancestors(metadata: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint has a delta channel: its value is made of the writes since an earlier checkpoint."""
     return _DELTA_COUNTERS in metadata
+
+
+_TASKS = "__pregel_tasks"
+
+
+def triggers_of(graph: Any) -> frozenset[str] | None:
+    """Return the channels whose update begins a step of a compiled graph, or None where LangGraph does not tell.
+
+    A step that updates none of them is the last one: LangGraph's `apply_writes` decides in the same way.
+    """
+    triggers = getattr(graph, "trigger_to_nodes", None)
+    return None if triggers is None else frozenset({*triggers, _TASKS})
 
 
 def group_commit_lacks() -> str | None:

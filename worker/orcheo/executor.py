@@ -176,6 +176,8 @@ async def _run_graph(
         graph = loaded.version.build_graph().compile(checkpointer=saver, store=services.store)
         # Without inputs LangGraph continues after the last checkpoint of the thread.
         state: Any = None
+        if isinstance(saver, ResumingSaver):
+            saver.follow(graph)
         if isinstance(saver, ResumingSaver) and loaded.heads:
             found = await graph.aget_state(runtime_config)
             answer = saver.answer()

@@ -22,6 +22,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
     RunnableConfig,
     SerializerProtocol,
     needs_ancestors,
+    triggers_of,
 )
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
@@ -69,8 +70,13 @@ class ResumingSaver(RunSaver):
         """`heads` are the newest checkpoints of an earlier attempt, one per namespace; none if there was none."""
         super().__init__(pool, outbox, run_id, serde)
         self._failed = False
+        self._triggers: frozenset[str] | None = None
         for head in heads:
             self._keep(head)
+
+    def follow(self, graph: Any) -> None:
+        """Learn from the run's compiled graph which step is its last."""
+        self._triggers = triggers_of(graph)
 
     @property
     def is_stored(self) -> bool:
@@ -118,7 +124,8 @@ class ResumingSaver(RunSaver):
     ) -> RunnableConfig:
         """Store a checkpoint and wait until it is in the tables. Raises `NotWrittenError` if the fence is stale.
 
-        The one of the inputs is not waited for: before the first step LangGraph stores another one.
+        The one of the inputs is not waited for, since LangGraph stores another one before the first step, nor is the
+        one of the last step: `saved` waits for it, together with the end of the trace.
         """
         stored = await super().aput(config, checkpoint, metadata, new_versions)
         if self._failed or config["configurable"]["thread_id"] != self._thread:
@@ -127,7 +134,7 @@ class ResumingSaver(RunSaver):
             place = config["configurable"]
             versions = checkpoint["channel_versions"]
             self._units[-1].supersede(place["checkpoint_ns"], place.get("checkpoint_id", ""), versions)
-        if metadata.get("source") != "input":
+        if metadata.get("source") != "input" and not self._is_last(config["configurable"]["checkpoint_ns"], checkpoint):
             try:
                 await self.saved()
             except NotWrittenError as error:
@@ -152,6 +159,13 @@ class ResumingSaver(RunSaver):
                 self._outbox.hasten()
 
         asyncio.get_running_loop().call_later(_BRANCH_SECONDS, send)
+
+    def _is_last(self, namespace: str, checkpoint: Checkpoint) -> bool:
+        """Return whether no step of the run's own graph begins after this checkpoint."""
+        updated = checkpoint.get("updated_channels")
+        return (
+            not namespace and self._triggers is not None and bool(updated) and self._triggers.isdisjoint(updated or ())
+        )
 
     def _keep(self, head: Head) -> None:
         """Keep a checkpoint of an earlier attempt in memory, with the values that later ones refer to."""
