@@ -113,7 +113,7 @@ class OrcheoExecutor:
             history.start(str(version.workflow_id), config)
         saver: Saver
         if loaded.resume and services.make_resuming_saver is not None:
-            saver = services.make_resuming_saver(run.run_id, outbox, loaded.heads)
+            saver = services.make_resuming_saver(run.run_id, outbox, loaded.heads, loaded.version.checksum)
         else:
             saver = services.make_saver(run.run_id, outbox)
         try:
@@ -179,6 +179,7 @@ async def _run_graph(
         if isinstance(saver, ResumingSaver):
             saver.follow(graph)
         if isinstance(saver, ResumingSaver) and loaded.heads:
+            saver.check_graph()
             found = await graph.aget_state(runtime_config)
             answer = saver.answer()
             interrupts = [each for task in found.tasks for each in task.interrupts]

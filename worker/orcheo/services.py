@@ -92,8 +92,8 @@ def attach(found: Found) -> Attached:
         make_saver: MakeSaver = lambda run_id, _: OwnSaver(pool, run_id, serde)  # noqa: E731 - typed
     else:
         make_saver = lambda run_id, outbox: RunSaver(pool, outbox, run_id, serde)  # noqa: E731
-    make_resuming: MakeResumingSaver = lambda run_id, outbox, heads: ResumingSaver(  # noqa: E731
-        pool, outbox, run_id, serde, heads=heads
+    make_resuming: MakeResumingSaver = lambda run_id, outbox, heads, graph: ResumingSaver(  # noqa: E731
+        pool, outbox, run_id, serde, heads=heads, graph=graph
     )
     services = Services(
         AsyncPostgresStore(pool), vault.as_vault(), make_saver, make_resuming if found.saver == "outbox" else None

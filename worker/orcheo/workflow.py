@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +26,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
 )
 from orcheo_dispatch.worker.orcheo.postgres import Clock
 
+_CHECKSUM_DIGITS = 16
 _SELECT_VERSION = """
 SELECT payload::text AS payload FROM workflow_versions WHERE id = %(version_id)s
 """
@@ -34,6 +38,11 @@ class Version:
     def __init__(self, stored: WorkflowVersion) -> None:
         self.stored = stored
         self._was_built = False
+
+    @cached_property
+    def checksum(self) -> str:
+        """The checksum of the stored graph: a run continues only on the graph that it began on."""
+        return sha256(json.dumps(self.stored.graph, sort_keys=True).encode()).hexdigest()[:_CHECKSUM_DIGITS]
 
     def build_graph(self) -> StateGraph[Any]:
         """Build a new graph, as the stock worker does: its nodes hold the state of one run.

@@ -17,6 +17,7 @@ TIMEOUT_KEY = "run_timeout_seconds"
 
 FINAL_ERRORS = frozenset(
     {
+        "GraphChangedError",
         "GraphRecursionError",
         "ImportError",
         "InvalidUpdateError",

@@ -74,6 +74,14 @@ WITH due AS MATERIALIZED (
      ORDER BY t.next_at
      LIMIT :batch
        FOR UPDATE OF r, d, t SKIP LOCKED
+), gone AS (
+    -- The API has deleted these runs.
+    UPDATE orcheo_dispatch.retry AS t SET next_at = NULL
+     WHERE NOT :choose AND t.run_id IN (
+        SELECT g.run_id FROM orcheo_dispatch.retry AS g
+         WHERE g.next_at <= now() AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = g.run_id)
+         LIMIT :batch
+           FOR UPDATE SKIP LOCKED)
 ), tried AS (
     UPDATE orcheo_dispatch.retry AS t
        SET next_at = NULL,
@@ -197,12 +205,14 @@ UPDATE orcheo_dispatch.dispatch AS d SET slot = 'returned' FROM held AS h WHERE 
 RETURNING d.run_id
 """)
 
-# Delete old settled rows, but keep those of pending or running runs, because of the fence, and those whose slot is due.
+# Delete old settled rows, but keep those of pending or running runs, because of the fence, those whose slot is due, and
+# those of runs that are tried again.
 PRUNE = text("""
 WITH old AS MATERIALIZED (
     SELECT d.run_id FROM orcheo_dispatch.dispatch AS d
      WHERE d.state = 'settled' AND d.settled_at < now() - make_interval(secs => :retention) AND d.slot <> 'due'
        AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = d.run_id AND r.status IN ('pending', 'running'))
+       AND NOT EXISTS (SELECT FROM orcheo_dispatch.retry AS t WHERE t.run_id = d.run_id AND t.next_at IS NOT NULL)
        AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND (CAST(:chosen AS text[]) IS NULL OR d.run_id = ANY (CAST(:chosen AS text[])))
      ORDER BY d.settled_at

@@ -13,7 +13,7 @@ from orcheo_dispatch.shared.ledger.model import Claim, Outcome
 from orcheo_dispatch.shared.ledger.runs import Ending, NotBegun, Run
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM
 from tests.support.database.databases import Database
-from tests.support.database.runs import claim_all, execute, insert_runs, ledger, nth_claim, store_of
+from tests.support.database.runs import claim_all, everything, execute, insert_runs, ledger, nth_claim, store_of
 
 _ENDED = """
 INSERT INTO orcheo_dispatch.dispatch
@@ -249,6 +249,40 @@ def test_prune_keeps_the_fence_of_a_pending_run(database: Database) -> None:
         execute(database, "UPDATE orcheo_dispatch.dispatch SET settled_at = now() - interval '8 days'")
         assert store.prune(retention=7 * 86_400, batch=10) == 1
         assert ledger(database, waiting)["fence"] == fences[waiting]
+
+
+def test_prune_keeps_a_retry_that_is_scheduled_for_later(database: Database) -> None:
+    retried, dead = insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        for claim in claim_all(store):
+            store.begin(claim, worker_id=uuid4(), lease=30)
+            store.settle(claim, Ending.failed("failed", reason="ConnectionError"))
+        store.slots_returned([retried, dead])
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET settled_at = now() - interval '8 days'")
+        execute(
+            database,
+            "INSERT INTO orcheo_dispatch.retry (run_id, retries, next_at) VALUES (%s, 1, now() + interval '1 day')",
+            retried,
+        )
+        assert store.prune(retention=7 * 86_400, batch=10) == 1
+        assert ledger(database, retried)["outcome"] == "failed"
+
+
+def test_retry_of_a_run_that_the_api_has_deleted_is_given_up(database: Database) -> None:
+    gone, kept = insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        for claim in claim_all(store):
+            store.begin(claim, worker_id=uuid4(), lease=30)
+            store.settle(claim, Ending.failed("failed", reason="ConnectionError"))
+        execute(
+            database,
+            "INSERT INTO orcheo_dispatch.retry (run_id, retries, next_at)"
+            " SELECT run_id, 1, now() - interval '1 s' FROM orcheo_dispatch.dispatch",
+        )
+        execute(database, "DELETE FROM workflow_runs WHERE id = %s", gone)
+        assert store.retry(from_start=False, batch=10) == {kept: 1}
+        rows = everything(database, "SELECT run_id FROM orcheo_dispatch.retry WHERE next_at IS NOT NULL")
+        assert rows == []
 
 
 def test_begin_of_a_claim_of_a_missing_run_is_skipped(database: Database) -> None:

@@ -13,5 +13,8 @@ from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
 type Saver = RunSaver | OwnSaver
 type MakeSaver = Callable[[str, Outbox], Saver]
 """Creates the checkpointer of the run with this id."""
-type MakeResumingSaver = Callable[[str, Outbox, Sequence[Head]], ResumingSaver]
-"""Creates that of a run that is stored step by step, and continues from these checkpoints of an earlier attempt."""
+type MakeResumingSaver = Callable[[str, Outbox, Sequence[Head], str], ResumingSaver]
+"""Creates that of a run that is stored step by step, and continues from these checkpoints of an earlier attempt.
+
+The last argument is the checksum of its graph.
+"""

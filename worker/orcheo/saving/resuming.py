@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
@@ -31,9 +32,21 @@ _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 """Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
 _NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
+_GRAPH = "orcheo_dispatch_graph"
+"""Key in the metadata of checkpoints of a run's own graph: the checksum of the graph."""
 _STALE = StaleFenceError.__name__
 _BRANCH_SECONDS = 0.02
 """How long the writes of a task wait for the next checkpoint, which comes at once if no other task is in progress."""
+
+
+class GraphChangedError(Exception):
+    """The graph of a run is not the one whose steps are stored, so the run cannot continue."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The workflow version was changed after this run had begun, so the run cannot continue; requeue it from the"
+            " start or create a new one."
+        )
 
 
 class _Forgetting(Unit):
@@ -66,11 +79,16 @@ class ResumingSaver(RunSaver):
         serde: SerializerProtocol,
         *,
         heads: Sequence[Head],
+        graph: str,
     ) -> None:
-        """`heads` are the newest checkpoints of an earlier attempt, one per namespace; none if there was none."""
+        """`heads` are the newest checkpoints of an earlier attempt, one per namespace; none if there was none.
+
+        `graph` is the checksum of the run's graph.
+        """
         super().__init__(pool, outbox, run_id, serde)
         self._failed = False
         self._triggers: frozenset[str] | None = None
+        self._graph = graph
         for head in heads:
             self._keep(head)
 
@@ -82,6 +100,12 @@ class ResumingSaver(RunSaver):
     def is_stored(self) -> bool:
         """Whether the checkpoints so far are in the tables, so that the run can continue from the last one."""
         return not self._failed
+
+    def check_graph(self) -> None:
+        """Raise `GraphChangedError` if the last checkpoint is that of another graph."""
+        saved = self._checkpoints[("", self._latest[""])]
+        if json.loads(saved.metadata).get(_GRAPH, self._graph) != self._graph:
+            raise GraphChangedError
 
     def unfinished(self, tasks: Sequence[Any]) -> bool:
         """Return whether one of these tasks after the last checkpoint has neither ended nor stopped at an interrupt."""
@@ -127,6 +151,8 @@ class ResumingSaver(RunSaver):
         The one of the inputs is not waited for, since LangGraph stores another one before the first step, nor is the
         one of the last step: `saved` waits for it, together with the end of the trace.
         """
+        if not config["configurable"]["checkpoint_ns"]:
+            metadata = cast("CheckpointMetadata", {**metadata, _GRAPH: self._graph})
         stored = await super().aput(config, checkpoint, metadata, new_versions)
         if self._failed or config["configurable"]["thread_id"] != self._thread:
             return stored
