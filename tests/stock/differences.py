@@ -40,27 +40,13 @@ def _errors(change: Callable[[str], str]) -> Callable[[Leftovers], Leftovers]:
     return expect
 
 
-def _cancelled_branch(stock: Leftovers) -> Leftovers:
-    checkpoint = copy.deepcopy(stock.checkpoint)
-    assert checkpoint is not None
-    kept = [write for write in checkpoint["writes"] if not str(write["blob"]).startswith("CancelledError(")]
-    assert len(kept) == len(checkpoint["writes"]) - 1
-    return replace(stock, checkpoint={**checkpoint, "writes": kept})
-
-
-def _no_checkpoint(stock: Leftovers) -> Leftovers:
-    return replace(stock, checkpoint=None)
-
-
 PASSWORDS = Difference("Passwords in error texts", _errors(lambda text: text.replace("ada:hunter2@", "ada:***@")))
 LONG_ERRORS = Difference("Long error texts", _errors(lambda text: text[:_MAX_ERROR_CHARACTERS] + " ..."))
 MUTE_ERRORS = Difference("Errors without a text", _errors(lambda text: text or "MuteError"))
-CANCELLED_BRANCHES = Difference("Branches that an error cancels", _cancelled_branch)
-UNSERIALIZABLE = Difference("Values that LangGraph cannot serialize", _no_checkpoint)
 
-ALL = (PASSWORDS, LONG_ERRORS, MUTE_ERRORS, CANCELLED_BRANCHES, UNSERIALIZABLE)
+ALL = (PASSWORDS, LONG_ERRORS, MUTE_ERRORS)
 CHECKPOINTS = "Checkpoints"
-"""Of every run: `Kind.namespaces` says which are left."""
+"""Of every run: those of the inputs may be left out, and metadata have the checksum of the graph."""
 SLOTS = "Run slots of archived workflows"
 STORED_INSTEAD = ("Values that PostgreSQL refuses", "Plugins")
 """Of runs that fail with the stock worker and succeed here: see `Kind.instead`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from tests.stock.differences import CANCELLED_BRANCHES, LONG_ERRORS, MUTE_ERRORS, PASSWORDS, UNSERIALIZABLE, Difference
+from tests.stock.differences import LONG_ERRORS, MUTE_ERRORS, PASSWORDS, Difference
 from tests.support.orcheo.orcheo_releases import DISPATCHED_CONFIG, NO_EGRESS, Feature
 
 
@@ -62,8 +62,6 @@ class Kind:
     differs: Difference | None = None
     instead: str | None = None
     """A workflow whose run with the stock worker leaves what a run of this one is meant to leave with ours."""
-    namespaces: tuple[str, ...] = ("",)
-    """Of the checkpoints that ours leaves: one of the graph, and one of each subgraph that did not end."""
     needs_mongodb: bool = False
     needs: Feature | None = None
     """What Orcheo itself must have for it: left out where the installed release has it not."""
@@ -113,7 +111,6 @@ KINDS: dict[str, Kind] = {
         trigger=Trigger.MANUAL,
         config=_CONFIG,
         status="failed",
-        namespaces=("", "agent:<id>"),
     ),
     # Code nodes, in both modes.
     "code": Kind("kinds/outputs", "code", {"name": "Ada"}),
@@ -121,7 +118,7 @@ KINDS: dict[str, Kind] = {
     "restricted-error": Kind(
         "kinds/restricted", None, {"name": "x", "fail": "yes"}, stored=Stored.FROZEN, status="failed"
     ),
-    "json-graph": Kind("greet", stored=Stored.JSON, status="failed", namespaces=()),
+    "json-graph": Kind("greet", stored=Stored.JSON, status="failed"),
     # Outside.
     "http": Kind("kinds/outside", "http", {"name": "a b&c"}),
     "http-error": Kind("kinds/outside", "http_error", status="failed"),
@@ -136,17 +133,15 @@ KINDS: dict[str, Kind] = {
     "fail": Kind("fail", inputs={"name": "Bob\nat postgresql://ada:hunter2@db/x"}, status="failed", differs=PASSWORDS),
     "fail-before": Kind("kinds/errors", "before", status="failed"),
     "fail-after": Kind("kinds/errors", "after", status="failed"),
-    "fail-in-branch": Kind("kinds/errors", "in_branch", status="failed", differs=CANCELLED_BRANCHES),
-    "fail-in-subgraph": Kind(
-        "kinds/errors", "in_subgraph", status="failed", differs=MUTE_ERRORS, namespaces=("", "inner:<id>")
-    ),
+    "fail-in-branch": Kind("kinds/errors", "in_branch", status="failed"),
+    "fail-in-subgraph": Kind("kinds/errors", "in_subgraph", status="failed", differs=MUTE_ERRORS),
     "fail-at-length": Kind("kinds/errors", "at_length", status="failed", differs=LONG_ERRORS),
     "fail-in-edge": Kind("kinds/errors", "in_edge", status="failed"),
     "endless": Kind("kinds/errors", "endless", config={"recursion_limit": 7}, status="failed"),
     "unresolved": Kind("kinds/errors", "unresolved"),
-    "no-graph": Kind("kinds/errors", "entrypoint", status="failed", namespaces=()),
-    "no-entrypoint": Kind("kinds/errors", "nothing_of_this_name", status="failed", namespaces=()),
-    "dangling": Kind("kinds/errors", "dangling", status="failed", namespaces=()),
+    "no-graph": Kind("kinds/errors", "entrypoint", status="failed"),
+    "no-entrypoint": Kind("kinds/errors", "nothing_of_this_name", status="failed"),
+    "dangling": Kind("kinds/errors", "dangling", status="failed"),
     # Outputs.
     "types": Kind("kinds/outputs", "types"),
     "strings": Kind("kinds/outputs", "strings"),
@@ -154,11 +149,11 @@ KINDS: dict[str, Kind] = {
     "null": Kind("kinds/outputs", "null"),
     "nul": Kind("kinds/outputs", "nul", status="failed", instead="replaced"),
     "replaced": Kind("kinds/outputs", "replaced"),
-    "huge-integer": Kind("kinds/outputs", "huge_integer", status="failed", differs=UNSERIALIZABLE, namespaces=()),
+    "huge-integer": Kind("kinds/outputs", "huge_integer", status="failed"),
     "messages": Kind("kinds/outputs", "messages"),
     # Questions to people.
     "human": Kind("kinds/outputs", "human", {"name": "Ada"}),
-    "interrupted": Kind("kinds/outputs", "interrupted", namespaces=("", "inner:<id>")),
+    "interrupted": Kind("kinds/outputs", "interrupted"),
     # Config, triggers.
     "config": Kind("kinds/outputs", "config", config=_CONFIG),
     "manual": Kind(
@@ -172,15 +167,15 @@ KINDS: dict[str, Kind] = {
     ),
     "labelled": Kind("kinds/outputs", "config", {"name": "Ada"}, trigger=Trigger.LABELLED, config=_CONFIG),
     "cron": Kind("kinds/outputs", "config", trigger=Trigger.CRON),
-    "bad-config": Kind("kinds/outputs", "config", between=Between.BAD_CONFIG, status="failed", namespaces=()),
+    "bad-config": Kind("kinds/outputs", "config", between=Between.BAD_CONFIG, status="failed"),
     "listener": Kind("kinds/outputs", "config", _CHAT, trigger=Trigger.LISTENER),
     "run-config": Kind(
         "kinds/outputs", "config", _CHAT, trigger=Trigger.LISTENER, config=_CONFIG, run_config=_OWN_CONFIG
     ),
     # Gone.
-    "archived": Kind("greet", between=Between.ARCHIVED, status="cancelled", namespaces=()),
-    "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled", namespaces=()),
-    "no-version": Kind("greet", between=Between.VERSION_GONE, status="failed", namespaces=()),
+    "archived": Kind("greet", between=Between.ARCHIVED, status="cancelled"),
+    "no-workflow": Kind("greet", between=Between.WORKFLOW_GONE, status="cancelled"),
+    "no-version": Kind("greet", between=Between.VERSION_GONE, status="failed"),
 }
 
 RESTRICTED_KINDS: dict[str, Kind] = {
