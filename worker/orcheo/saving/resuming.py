@@ -103,8 +103,8 @@ class ResumingSaver(RunSaver):
 
     def check_graph(self) -> None:
         """Raise `GraphChangedError` if the last checkpoint is that of another graph."""
-        saved = self._checkpoints[("", self._latest[""])]
-        if json.loads(saved.metadata).get(_GRAPH, self._graph) != self._graph:
+        saved = self._checkpoints.get(("", self._latest.get("", "")))
+        if saved is not None and json.loads(saved.metadata).get(_GRAPH, self._graph) != self._graph:
             raise GraphChangedError
 
     def unfinished(self, tasks: Sequence[Any]) -> bool:
