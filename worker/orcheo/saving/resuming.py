@@ -32,7 +32,7 @@ _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 """Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
 _NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
-_GRAPH = "orcheo_dispatch_graph"
+_GRAPH = "graph_checksum"
 """Key in the metadata of checkpoints of a run's own graph: the checksum of the graph."""
 _STALE = StaleFenceError.__name__
 _BRANCH_SECONDS = 0.02
