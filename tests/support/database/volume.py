@@ -28,7 +28,8 @@ SELECT r.id, r.workflow_id, 'a1f8f6de-4f0c-4a51-93a4-5a1b6a0f7d01', r.triggered_
             ELSE r.status END,
        1, 1, 'returned', r.created_at, r.created_at + interval '10 ms', r.created_at + interval '12 ms',
        r.created_at + interval '15 ms', r.created_at + interval '15 ms',
-       CASE r.status WHEN 'running' THEN now() + make_interval(secs => 30 - (random() * 35)::int) END,
+       CASE r.status WHEN 'running'
+                     THEN now() + make_interval(secs => 30 - 7 * row_number() OVER (PARTITION BY r.status) % 36) END,
        CASE r.status WHEN 'running' THEN NULL ELSE r.created_at + make_interval(secs => random() * 3) END,
        gen_random_uuid(), gen_random_uuid(),
        CASE r.status WHEN 'failed'
