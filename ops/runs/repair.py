@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from orcheo_dispatch.shared.database.connections import in_transaction
-from orcheo_dispatch.shared.ledger.statements.recover import REPAIR
+from orcheo_dispatch.shared.ledger.statements.repair import REPAIR
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.text.redaction import redact
 

@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.ledger.model import ACTOR_DISPATCHER, ACTOR_WORKER
 from orcheo_dispatch.shared.text.redaction import redact
 
 ERROR_CHARACTERS = 20_000
-"""As many as a worker of ours stores; the API and other workers set no bound."""
+"""Maximum length of an error that is shown. A worker of this project stores no more; the API and other workers may."""
 _NAME_CHARACTERS = 200
 _OURS = ("run_requeued", "run_retried", "run_waiting")
 """Actions whose reasons quote nothing of a run if our processes wrote them. An operator's may quote anything."""

@@ -1,4 +1,4 @@
-"""Reap lost runs, return slots, prune old rows, and repair runs manually.
+"""Reap lost runs, retry failed ones, return slots, and prune old rows.
 
 A statement that chooses its rows itself never chooses those in :skipped and, if :chosen is given, only those in it.
 With :choose it only locks the rows and returns their ids. So a change that Postgres refuses for one row is made for all
@@ -61,9 +61,9 @@ SELECT l.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id
 """)
 
 # Make failed runs pending again whose next attempt is due; with :from_start they start from the beginning. A run that
-# is no longer failed is not tried again. Attempts that were lost are counted anew.
+# is no longer failed, or that the API has deleted, is not tried again. Attempts that were lost are counted anew.
 RETRY = text("""
-WITH due AS MATERIALIZED (
+WITH known AS MATERIALIZED (
     SELECT t.run_id, r.status = 'failed' AND d.state = 'settled' AS failed
       FROM orcheo_dispatch.retry AS t
       JOIN workflow_runs AS r ON r.id = t.run_id
@@ -74,14 +74,17 @@ WITH due AS MATERIALIZED (
      ORDER BY t.next_at
      LIMIT :batch
        FOR UPDATE OF r, d, t SKIP LOCKED
-), gone AS (
-    -- The API has deleted these runs.
-    UPDATE orcheo_dispatch.retry AS t SET next_at = NULL
-     WHERE NOT :choose AND t.run_id IN (
-        SELECT g.run_id FROM orcheo_dispatch.retry AS g
-         WHERE g.next_at <= now() AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = g.run_id)
-         LIMIT :batch
-           FOR UPDATE SKIP LOCKED)
+), deleted AS MATERIALIZED (
+    SELECT t.run_id FROM orcheo_dispatch.retry AS t
+     WHERE t.next_at <= now() AND NOT EXISTS (SELECT FROM workflow_runs AS r WHERE r.id = t.run_id)
+       AND NOT t.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
+       AND (CAST(:chosen AS text[]) IS NULL OR t.run_id = ANY (CAST(:chosen AS text[])))
+     LIMIT :batch
+       FOR UPDATE OF t SKIP LOCKED
+), due AS (
+    SELECT k.run_id, k.failed FROM known AS k
+     UNION ALL
+    SELECT e.run_id, false FROM deleted AS e
 ), tried AS (
     UPDATE orcheo_dispatch.retry AS t
        SET next_at = NULL,
@@ -223,78 +226,6 @@ WITH old AS MATERIALIZED (
     RETURNING d.run_id
 )
 SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHERE :choose OR d.run_id IS NOT NULL
-""")
-
-# Cancel, fail or requeue one run on behalf of an operator, as :action says. Refuses a run that a live worker holds,
-# except to cancel it, which its worker notices itself, and a run whose status does not allow the action. Returns what
-# was or, with :dry_run, would be done. A run that was never claimed gets its row here, so that its slot is returned. A
-# scheduled retry is given up. With :from_start a requeued run does not continue after its last checkpoint.
-REPAIR = text("""
-WITH run AS MATERIALIZED (
-    SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by
-      FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE
-), held AS MATERIALIZED (
-    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN run ON run.id = d.run_id
-     WHERE d.state = 'running' AND d.lease_expires_at >= now()
-       FOR UPDATE OF d
-), verdict AS (
-    SELECT run.*, held.run_id IS NOT NULL AS alive,
-           CASE WHEN :action = 'requeue' AND run.status = 'pending' THEN 'run is pending already'
-                WHEN :action = 'requeue' AND run.status = 'succeeded' THEN 'run has succeeded'
-                WHEN :action = 'requeue' AND waits.run_id IS NOT NULL THEN 'run waits for an answer'
-                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') AND NOT retries
-                    THEN 'run is ' || run.status
-                WHEN :action <> 'cancel' AND held.run_id IS NOT NULL THEN 'its worker is alive: cancel it first' END
-               AS refused,
-           CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'pending' END AS status_after
-      FROM run
-      LEFT JOIN held ON held.run_id = run.id
-      LEFT JOIN orcheo_dispatch.question AS waits ON waits.run_id = run.id AND run.status = 'running'
-     CROSS JOIN LATERAL (
-        SELECT run.status = 'failed'
-               AND EXISTS (SELECT FROM orcheo_dispatch.retry AS t WHERE t.run_id = run.id AND t.next_at IS NOT NULL)
-               AS retries) AS scheduled
-), moved AS (
-    UPDATE workflow_runs AS r
-       SET status = v.status_after, updated_at = now(),
-           payload = CASE WHEN :action = 'requeue'
-               THEN orcheo_dispatch.moved(r.payload, 'pending', 'run_requeued', :actor,
-                   jsonb_build_object('reason', CAST(:reason AS text)),
-                   jsonb_build_object('started_at', NULL, 'completed_at', NULL, 'error', NULL))
-               ELSE orcheo_dispatch.moved(r.payload, v.status_after, 'run_' || v.status_after, :actor,
-                   jsonb_build_object(CASE :action WHEN 'fail' THEN 'error' ELSE 'reason' END, CAST(:reason AS text)),
-                   jsonb_build_object('error', CAST(:reason AS text),
-                                      'completed_at', orcheo_dispatch.iso(now()))) END
-      FROM verdict AS v
-     WHERE r.id = v.id AND v.refused IS NULL AND NOT :dry_run
-), settled AS (
-    INSERT INTO orcheo_dispatch.dispatch AS d
-           (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
-            dispatcher_id, reason)
-    SELECT v.id, v.workflow_id, v.workspace_id, v.triggered_by, 'settled',
-           CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'requeued' END, 1,
-           CASE WHEN v.workspace_id IS NULL THEN 'none' WHEN :action = 'requeue' THEN 'held' ELSE 'due' END,
-           now(), now(), '00000000-0000-0000-0000-000000000000', 'by hand'
-      FROM verdict AS v
-     WHERE v.refused IS NULL AND NOT v.alive AND NOT :dry_run
-        ON CONFLICT (run_id) DO UPDATE
-       SET state = 'settled', outcome = EXCLUDED.outcome, settled_at = now(), lease_expires_at = NULL,
-           reason = EXCLUDED.reason,
-           attempts = CASE WHEN :action = 'requeue' THEN 0 ELSE d.attempts END,
-           refunded = CASE WHEN :action = 'requeue' THEN 0 ELSE d.refunded END,
-           slot = CASE WHEN :action <> 'requeue' AND d.slot = 'held' THEN 'due' ELSE d.slot END
-    RETURNING d.run_id
-), retry AS (
-    -- No retry is scheduled any more; what the policy allows counts anew after a requeue.
-    INSERT INTO orcheo_dispatch.retry AS t (run_id, start_over_from)
-    SELECT s.run_id, CASE WHEN :from_start THEN orcheo_dispatch.last_checkpoint(s.run_id) END
-      FROM settled AS s
-     WHERE :from_start OR EXISTS (SELECT FROM orcheo_dispatch.retry AS k WHERE k.run_id = s.run_id)
-        ON CONFLICT (run_id) DO UPDATE
-       SET next_at = NULL, start_over_from = EXCLUDED.start_over_from,
-           retries = CASE WHEN :action = 'requeue' THEN 0 ELSE t.retries END
-)
-SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
 """)
 
 # Close the traces of ended runs whose worker cannot: add an error step, as Orcheo's worker does, and end the record.

@@ -309,6 +309,22 @@ def test_row_that_somebody_holds_holds_up_that_run_alone(
     assert step.done(database, ids[2])
 
 
+@pytest.mark.parametrize("deleted", [0, 3], ids=["existing", "deleted"])
+@pytest.mark.parametrize("at_commit", [False, True], ids=["at once", "at commit"])
+def test_retry_that_is_refused_holds_up_no_other(
+    database: Database, dispatcher: Dispatcher, events: Events, deleted: int, at_commit: bool
+) -> None:
+    ids = insert_runs(database, 5)
+    _retries_due(database, ids)
+    execute(database, "DELETE FROM workflow_runs WHERE id = ANY (%s)", ids[:deleted])
+    refuse(database, ids[0], table="orcheo_dispatch.retry", at_commit=at_commit)
+    assert _work(dispatcher) < 2 * _SOON_SECONDS
+    left = everything(database, "SELECT run_id FROM orcheo_dispatch.retry WHERE next_at IS NOT NULL")
+    assert [row["run_id"] for row in left] == [ids[0]]
+    assert {ledger(database, run_id)["state"] for run_id in ids[max(deleted, 1) :]} == {"published"}
+    assert {(line["step"], line["run_id"]) for line in events.of("run_refused")} == {("retry", ids[0])}
+
+
 def test_rows_that_somebody_holds_do_not_make_polls_spin(database: Database, dispatcher: Dispatcher) -> None:
     ids = insert_runs(database, 2)
     _STEPS["claim again"].due(database, ids)

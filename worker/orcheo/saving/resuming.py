@@ -36,7 +36,7 @@ _GRAPH = "graph_checksum"
 """Key in the metadata of checkpoints of a run's own graph: the checksum of the graph."""
 _STALE = StaleFenceError.__name__
 _BRANCH_SECONDS = 0.02
-"""How long the writes of a task wait for the next checkpoint, which comes at once if no other task is in progress."""
+"""How long the writes of a task wait for the next checkpoint, which comes immediately if no other task is active."""
 
 
 class GraphChangedError(Exception):
