@@ -65,6 +65,16 @@ GRANT EXECUTE ON FUNCTION orcheo_dispatch.last_checkpoint(text) TO orcheo_dispat
 -- `answer` also writes LangGraph's checkpoint_writes, which only Orcheo's own role may.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.answer(text, jsonb, text) TO orcheo_dispatcher;
 
+-- What operators decide. Every process reads it; the command and the status page write it, and append to the log.
+GRANT SELECT ON orcheo_dispatch.policy TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+GRANT INSERT, UPDATE, DELETE ON orcheo_dispatch.policy TO orcheo_dispatcher;
+GRANT SELECT, INSERT ON orcheo_dispatch.operation TO orcheo_dispatcher;
+GRANT SELECT ON orcheo_dispatch.operation TO orcheo_dashboard;
+GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.rate_use TO orcheo_dispatcher;
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.paused_now(boolean, timestamptz)
+   TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.record_policy(), orcheo_dispatch.append_only() TO orcheo_dispatcher;
+
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
                           orcheo_dispatch.moved(jsonb, text, text, text, jsonb, jsonb)
@@ -112,17 +122,19 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.lost_runs, orcheo_dispatch.running_elsewhere, orcheo_dispatch.processes,
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
-                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
+                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
+                orcheo_dispatch.policies, orcheo_dispatch.operations
    TO orcheo_dashboard;
 -- `run` and `runs` join these two; they hold ids and times.
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.
 GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
-                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows
+                orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows, orcheo_dispatch.operations
    TO orcheo_dispatcher;
 -- `status`, `runs` and `run` work with every role.
 GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes,
-                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs
+                orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
+                orcheo_dispatch.policies
    TO orcheo_dispatcher, orcheo_worker;
 
 

@@ -12,9 +12,19 @@ from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.model import SCHEMA
 
-FUNCTIONS = ("iso", "moved", "of_chatkit", "retry_delay", "last_checkpoint", "answer")
+FUNCTIONS = (
+    "iso",
+    "moved",
+    "of_chatkit",
+    "retry_delay",
+    "last_checkpoint",
+    "answer",
+    "paused_now",
+    "record_policy",
+    "append_only",
+)
 """Without these, no run can be claimed, begin or end."""
-INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell", "retry_due")
+INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell", "operation_at", "retry_due")
 VIEWS = (
     "all_pending_runs",
     "allow_list",
@@ -26,11 +36,13 @@ VIEWS = (
     "live_runs",
     "lost_runs",
     "oldest_transactions",
+    "operations",
     "our_pending_runs",
     "pending_ages",
     "pending_by_trigger",
     "pending_kpi",
     "pending_runs",
+    "policies",
     "processes",
     "queue_and_backlog",
     "retrying_runs",

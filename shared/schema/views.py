@@ -17,17 +17,28 @@ _REPLACED = {
     "0004_whose_runs.sql": ("pending_runs",),
     "0002_views.sql": ("pending_kpi", "pending_ages", "stuck_runs", "queue_and_backlog", "runs_by_hour"),
 }
-_NEW_VIEWS = ("retrying_runs", "dead_runs", "waiting_runs", "our_pending_runs", "all_pending_runs", "live_runs")
+_NEW_VIEWS = (
+    "retrying_runs",
+    "dead_runs",
+    "waiting_runs",
+    "policies",
+    "operations",
+    "our_pending_runs",
+    "all_pending_runs",
+    "live_runs",
+)
 """Views that no migration creates, each before those that it reads."""
-_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer")
-_NEW_TABLES = ("retry", "question")
-NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due"))
+_NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use")
+_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "paused_now", "record_policy", "append_only")
+_NEW_COLUMNS = (("dispatch", "queue"), ("process", "queues"))
+NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due", "operation_at"))
 """Views, functions and indexes that no migration creates."""
 
 
 def create_tables(connection: Connection) -> None:
-    """Create tables, functions and views of runs that wait; the tables of the migrations must exist."""
-    connection.exec_driver_sql((_SCHEMA / "waiting.sql").read_text(encoding="utf-8"))
+    """Create what concerns runs that wait and decisions of operators; the tables of the migrations must exist."""
+    for name in ("waiting.sql", "policy.sql"):
+        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def create_views(connection: Connection) -> None:
@@ -43,5 +54,7 @@ def remove_views(connection: Connection) -> None:
             found = re.search(rf"(?ms)^CREATE OR REPLACE VIEW orcheo_dispatch\.{view} AS$.*?;$", statements)
             assert found is not None, view
             connection.exec_driver_sql(found[0])
-    for kind, names in (("VIEW", _NEW_VIEWS), ("FUNCTION", _NEW_FUNCTIONS), ("TABLE", _NEW_TABLES)):
+    for kind, names in (("VIEW", _NEW_VIEWS), ("TABLE", _NEW_TABLES), ("FUNCTION", _NEW_FUNCTIONS)):
         connection.exec_driver_sql(f"DROP {kind} IF EXISTS " + ", ".join(f"orcheo_dispatch.{name}" for name in names))
+    for table, column in _NEW_COLUMNS:
+        connection.exec_driver_sql(f"ALTER TABLE orcheo_dispatch.{table} DROP COLUMN IF EXISTS {column}")

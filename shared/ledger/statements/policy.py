@@ -1,0 +1,133 @@
+"""Policies of operators, the log of operations, and the use of rates.
+
+A scope is a pair of a workspace and a workflow, one of them '' or both: all runs.
+"""
+
+from sqlalchemy import text
+
+# Whom the trigger of the table records as the author, until the end of the transaction.
+AUTHOR = text("""
+SELECT set_config('orcheo_dispatch.author', :by, true), set_config('orcheo_dispatch.interface', :interface, true),
+       set_config('orcheo_dispatch.why', COALESCE(:why, ''), true)
+""")
+
+# All policies, or those of the scopes that concern one workflow and one workspace; wider scopes first.
+POLICIES = text("""
+SELECT p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running, p.rate_runs,
+       p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by, p.at
+  FROM orcheo_dispatch.policy AS p
+ WHERE CAST(:workspace_id AS text) IS NULL
+    OR (p.workflow_id = '' AND p.workspace_id IN ('', :workspace_id))
+    OR (p.workspace_id = '' AND p.workflow_id = :workflow_id)
+ ORDER BY p.workflow_id <> '', p.workspace_id <> '', p.workspace_id, p.workflow_id
+ LIMIT :limit
+""")
+
+# Set the fields that :fields names, an object of field and value; a null takes a field back. Other fields stay. A
+# scope without a row gets one.
+SET_POLICY = text("""
+WITH given AS MATERIALIZED (
+    SELECT g.* FROM jsonb_populate_record(NULL::orcheo_dispatch.policy, CAST(:fields AS jsonb)) AS g
+), named AS MATERIALIZED (
+    SELECT ARRAY(SELECT jsonb_object_keys(CAST(:fields AS jsonb))) AS names
+)
+INSERT INTO orcheo_dispatch.policy AS p
+       (workspace_id, workflow_id, maintenance, paused, paused_until, priority, max_running, rate_runs, rate_seconds,
+        queue, timeout_seconds, lost_runs, retries, isolation, why)
+SELECT :workspace_id, :workflow_id, g.maintenance, g.paused, g.paused_until, g.priority, g.max_running, g.rate_runs,
+       g.rate_seconds, g.queue, g.timeout_seconds, g.lost_runs, g.retries, g.isolation, CAST(:why AS text)
+  FROM given AS g
+    ON CONFLICT (workspace_id, workflow_id) DO UPDATE
+   SET maintenance = CASE WHEN 'maintenance' = ANY ((SELECT names FROM named)::text[])
+                          THEN EXCLUDED.maintenance ELSE p.maintenance END,
+       paused = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
+                     THEN EXCLUDED.paused ELSE p.paused END,
+       paused_until = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
+                           THEN EXCLUDED.paused_until ELSE p.paused_until END,
+       priority = CASE WHEN 'priority' = ANY ((SELECT names FROM named)::text[])
+                       THEN EXCLUDED.priority ELSE p.priority END,
+       max_running = CASE WHEN 'max_running' = ANY ((SELECT names FROM named)::text[])
+                          THEN EXCLUDED.max_running ELSE p.max_running END,
+       rate_runs = CASE WHEN 'rate_runs' = ANY ((SELECT names FROM named)::text[])
+                        THEN EXCLUDED.rate_runs ELSE p.rate_runs END,
+       rate_seconds = CASE WHEN 'rate_seconds' = ANY ((SELECT names FROM named)::text[])
+                           THEN EXCLUDED.rate_seconds ELSE p.rate_seconds END,
+       queue = CASE WHEN 'queue' = ANY ((SELECT names FROM named)::text[]) THEN EXCLUDED.queue ELSE p.queue END,
+       timeout_seconds = CASE WHEN 'timeout_seconds' = ANY ((SELECT names FROM named)::text[])
+                              THEN EXCLUDED.timeout_seconds ELSE p.timeout_seconds END,
+       lost_runs = CASE WHEN 'lost_runs' = ANY ((SELECT names FROM named)::text[])
+                        THEN EXCLUDED.lost_runs ELSE p.lost_runs END,
+       retries = CASE WHEN 'retries' = ANY ((SELECT names FROM named)::text[])
+                      THEN EXCLUDED.retries ELSE p.retries END,
+       isolation = CASE WHEN 'isolation' = ANY ((SELECT names FROM named)::text[])
+                        THEN EXCLUDED.isolation ELSE p.isolation END,
+       why = EXCLUDED.why
+RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
+          p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
+          p.at
+""")
+
+# Delete the policy of a scope.
+CLEAR_POLICY = text("""
+DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :workspace_id AND p.workflow_id = :workflow_id
+RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
+          p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
+          p.at
+""")
+
+# Append to the log of operations.
+RECORD_OPERATION = text("""
+INSERT INTO orcheo_dispatch.operation
+       (by, interface, action, workspace_id, workflow_id, run_ids, details, changed, refused, why)
+VALUES (:by, :interface, :action, CAST(:workspace_id AS text), CAST(:workflow_id AS text), CAST(:run_ids AS text[]),
+        CAST(:details AS jsonb), :changed, :refused, CAST(:why AS text))
+RETURNING id
+""")
+
+# The newest operations; with :before, those before that number.
+OPERATIONS = text("""
+SELECT o.id, o.at, o.by, o.interface, o.action, o.workspace_id, o.workflow_id, o.run_ids, o.details, o.changed,
+       o.refused, o.why
+  FROM orcheo_dispatch.operation AS o
+ WHERE CAST(:before AS bigint) IS NULL OR o.id < :before
+ ORDER BY o.id DESC
+ LIMIT :limit
+""")
+
+# Count the claims of these runs against the rates of their workflows, their workspaces and all runs. A claim counts for
+# the period, and up to one percent longer: claims within one percent of the period share a row.
+SPEND = text("""
+WITH taken AS MATERIALIZED (
+    SELECT d.workflow_id, COALESCE(d.workspace_id, '') AS workspace_id, count(*) AS runs
+      FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[])) GROUP BY 1, 2
+), spent AS MATERIALIZED (
+    SELECT p.workspace_id, p.workflow_id, p.rate_seconds, t.runs
+      FROM taken AS t JOIN orcheo_dispatch.policy AS p ON p.workspace_id = '' AND p.workflow_id = t.workflow_id
+     WHERE p.rate_runs IS NOT NULL
+     UNION ALL
+    SELECT p.workspace_id, p.workflow_id, p.rate_seconds, t.runs
+      FROM taken AS t JOIN orcheo_dispatch.policy AS p ON p.workspace_id = t.workspace_id AND p.workflow_id = ''
+     WHERE p.rate_runs IS NOT NULL AND t.workspace_id <> ''
+     UNION ALL
+    SELECT p.workspace_id, p.workflow_id, p.rate_seconds, t.runs
+      FROM taken AS t JOIN orcheo_dispatch.policy AS p ON p.workspace_id = '' AND p.workflow_id = ''
+     WHERE p.rate_runs IS NOT NULL
+)
+INSERT INTO orcheo_dispatch.rate_use AS u (workspace_id, workflow_id, until, runs)
+SELECT s.workspace_id, s.workflow_id,
+       date_bin(make_interval(secs => s.rate_seconds / 100.0), now(), '2000-01-01 00:00+00')
+           + make_interval(secs => s.rate_seconds * 1.01),
+       sum(s.runs)
+  FROM spent AS s GROUP BY s.workspace_id, s.workflow_id, s.rate_seconds
+    ON CONFLICT (workspace_id, workflow_id, until) DO UPDATE SET runs = u.runs + EXCLUDED.runs
+""")
+
+# Delete what no longer counts against a rate.
+PRUNE_RATES = text("""
+WITH old AS (
+    SELECT u.workspace_id, u.workflow_id, u.until FROM orcheo_dispatch.rate_use AS u
+     WHERE u.until < now() LIMIT 10000 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM orcheo_dispatch.rate_use AS u USING old
+ WHERE u.workspace_id = old.workspace_id AND u.workflow_id = old.workflow_id AND u.until = old.until
+""")
