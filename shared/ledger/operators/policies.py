@@ -133,7 +133,7 @@ class Policies:
         assert not unknown, unknown
         # A new pause without an end must not keep the end of the last one.
         complete = {"paused_until": None, **changes} if "paused" in changes else dict(changes)
-        parameters = {**asdict(scope), "fields": json.dumps(complete, default=_plain), "why": author.why}
+        parameters = {**_of(scope), "fields": json.dumps(complete, default=_plain), "why": author.why}
 
         def change(connection: Connection) -> Policy:
             author.sign(connection)
@@ -147,7 +147,7 @@ class Policies:
 
         def change(connection: Connection) -> Policy | None:
             author.sign(connection)
-            row = connection.execute(CLEAR_POLICY, asdict(scope)).mappings().one_or_none()
+            row = connection.execute(CLEAR_POLICY, _of(scope)).mappings().one_or_none()
             return None if row is None else Policy(**row)
 
         return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
@@ -177,6 +177,10 @@ def decided(concerning: list[Policy], now: datetime | None = None) -> list[Decid
         by, value = next(((each, value) for each, value in values if value is not None), (None, None))
         found.append(Decided(name, value, by))
     return found
+
+
+def _of(scope: Scope) -> dict[str, str]:
+    return {"of_workspace": scope.workspace_id, "of_workflow": scope.workflow_id}
 
 
 def _plain(value: Any) -> Any:

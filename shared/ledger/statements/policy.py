@@ -34,12 +34,12 @@ WITH named AS MATERIALIZED (
     SELECT jsonb_populate_record(NULL::orcheo_dispatch.policy,
                                  COALESCE(to_jsonb(p), '{}') || CAST(:fields AS jsonb)) AS row
       FROM (SELECT 1) AS one
-      LEFT JOIN orcheo_dispatch.policy AS p ON p.workspace_id = :workspace_id AND p.workflow_id = :workflow_id
+      LEFT JOIN orcheo_dispatch.policy AS p ON p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 )
 INSERT INTO orcheo_dispatch.policy AS p
        (workspace_id, workflow_id, maintenance, paused, paused_until, priority, max_running, rate_runs, rate_seconds,
         queue, timeout_seconds, lost_runs, retries, isolation, why)
-SELECT :workspace_id, :workflow_id, (n.row).maintenance, (n.row).paused, (n.row).paused_until, (n.row).priority,
+SELECT :of_workspace, :of_workflow, (n.row).maintenance, (n.row).paused, (n.row).paused_until, (n.row).priority,
        (n.row).max_running, (n.row).rate_runs, (n.row).rate_seconds, (n.row).queue, (n.row).timeout_seconds,
        (n.row).lost_runs, (n.row).retries, (n.row).isolation, CAST(:why AS text)
   FROM named AS n
@@ -55,7 +55,7 @@ RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until
 
 # Delete the policy of a scope.
 CLEAR_POLICY = text("""
-DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :workspace_id AND p.workflow_id = :workflow_id
+DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
           p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
           p.at

@@ -62,8 +62,13 @@ PARAMETERS: dict[str, Any] = {
     "action": "cancel",
     "kind": "worker",
     **dict.fromkeys(("workflow", "since", "since_ago", "until", "until_ago")),
-    **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
+    **dict.fromkeys(("keys", "per_workflow", "per_workspace", "default_room", "max_queued", "before"), 1),
+    **dict.fromkeys(("changed", "refused"), 1),
+    **dict.fromkeys(("fields", "details"), "{}"),
+    **dict.fromkeys(("interface",), "command"),
+    "why": None,
     **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
-    **dict.fromkeys(("after_workspace", "index"), "x"),
+    **dict.fromkeys(("after_workspace", "index", "of_workflow"), "x"),
+    "of_workspace": "",
 }
 """One for each name; what a statement finds with them does not matter."""
