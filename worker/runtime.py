@@ -22,7 +22,7 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -230,6 +230,10 @@ def _make_books(settings: Settings, worker_id: UUID, running: Callable[[], int])
     # Imported only by workers whose executor wants it.
     from orcheo_dispatch.worker.books.books import Books
 
-    resumes = worker_id if settings.lost_runs is LostRuns.RESUME else None
-    waits = settings.interrupted_runs is not InterruptedRuns.SUCCEED
-    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes, waits=waits)
+    return Books(
+        settings.postgres_dsn.get_secret_value(),
+        worker_id=worker_id,
+        running=running,
+        lost_runs=settings.lost_runs,
+        waits=settings.interrupted_runs is not InterruptedRuns.SUCCEED,
+    )

@@ -71,7 +71,7 @@ GRANT INSERT, UPDATE, DELETE ON orcheo_dispatch.policy TO orcheo_dispatcher;
 GRANT SELECT, INSERT ON orcheo_dispatch.operation TO orcheo_dispatcher;
 GRANT SELECT ON orcheo_dispatch.operation TO orcheo_dashboard;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.rate_use TO orcheo_dispatcher;
-GRANT EXECUTE ON FUNCTION orcheo_dispatch.paused_now(boolean, timestamptz)
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.paused_now(boolean, timestamptz), orcheo_dispatch.policy_of(text, text)
    TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.record_policy(), orcheo_dispatch.append_only() TO orcheo_dispatcher;
 

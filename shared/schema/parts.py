@@ -20,6 +20,7 @@ FUNCTIONS = (
     "last_checkpoint",
     "answer",
     "paused_now",
+    "policy_of",
     "record_policy",
     "append_only",
 )

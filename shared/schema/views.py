@@ -29,7 +29,7 @@ _NEW_VIEWS = (
 )
 """Views that no migration creates, each before those that it reads."""
 _NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use")
-_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "paused_now", "record_policy", "append_only")
+_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "paused_now", "policy_of", "record_policy", "append_only")
 _NEW_COLUMNS = (("dispatch", "queue"), ("process", "queues"))
 NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due", "operation_at"))
 """Views, functions and indexes that no migration creates."""

@@ -376,11 +376,7 @@ CLAIM_GIVEN = text("""
 WITH candidates AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
            COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger,
-           (SELECT NULLIF(p.queue, 'default') FROM orcheo_dispatch.policy AS p
-             WHERE p.queue IS NOT NULL
-               AND (p.workspace_id = '' AND p.workflow_id IN ('', r.workflow_id)
-                    OR p.workspace_id = r.workspace_id AND p.workflow_id = '')
-             ORDER BY p.workflow_id <> '' DESC, p.workspace_id <> '' DESC LIMIT 1) AS queue
+           orcheo_dispatch.policy_of(r.workspace_id, r.workflow_id) ->> 'queue' AS queue
       FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending'
      ORDER BY r.created_at, r.id
