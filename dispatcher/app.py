@@ -92,7 +92,14 @@ class Dispatcher:
         self.poller = Poller(
             settings,
             claimer=Claimer(settings, store, self.process.id),
-            outgoing=Outgoing(settings, store, Publisher(app, installation), gate, queue_choice),
+            outgoing=Outgoing(
+                settings,
+                store,
+                installation=installation,
+                publisher=Publisher(app, installation),
+                gate=gate,
+                queue_choice=queue_choice,
+            ),
             recovery=Recovery(settings, store, gate, self.metrics, on_reaped=self.upkeep.reaped),
             steps=Steps(self.engine, self.metrics),
             metrics=self.metrics,
@@ -136,7 +143,7 @@ class Dispatcher:
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         keeping = Watched("upkeep", lambda: not self.upkeep.overdue(_UPKEEP_PATIENCE_SECONDS), (exit_now,), patience=0)
-        taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
+        taking = watch_consumer(consumer, self.broker, [self._installation.dispatch], self.metrics)
         # Not based on /livez: it also fails while Postgres is unavailable, which a restart would not fix.
         self._progress = ProgressWatch(taking, polls, keeping, on_well=self._feed)
         self._manager.ready("polling")

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from orcheo_dispatch.worker.runtime import Runtime
 
 
-def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
+def take(
+    runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None, queue: str | None = None
+) -> list[Execution]:
     """Begin as many of these runs as there is room for, have them executed, and return those that have begun.
 
-    Claims without room go back to Redis, and so do claims whose rows are locked. Never raises because of a run or of
-    Postgres: a claim that could not begin has a lease, and the dispatcher reconciles it once the lease has expired.
+    Claims without room go back to `queue`, from which they came, and so do claims whose rows are locked. Never raises
+    because of a run or of Postgres: a claim that could not begin has a lease, and the dispatcher reconciles it once the
+    lease has expired.
     """
     room = reserved = runtime.executions.reserve(len(claims))
     back = list(claims[room:])
@@ -46,9 +49,9 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
     finally:
         runtime.executions.add([], reserved=reserved)
     if unknown:
-        runtime.strangers.put_back(unknown, returns)
+        runtime.strangers.put_back(unknown, returns, queue)
     if back:
-        _hand_back(runtime, back)
+        _hand_back(runtime, back, queue)
     return begun
 
 
@@ -142,9 +145,9 @@ def _execution(runtime: Runtime, run: Run, started: float) -> Execution:
     )
 
 
-def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
+def _hand_back(runtime: Runtime, claims: Sequence[Claim], queue: str | None) -> None:
     try:
-        runtime.wire.hand_back(claims)
+        runtime.wire.hand_back(claims, queue=queue)
     except BrokerError as error:
         # Released runs are pending again, and are claimed again.
         runtime.metrics.broker_failed()

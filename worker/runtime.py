@@ -65,7 +65,7 @@ class Runtime:
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
-        self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity)
+        self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity, queues=settings.queues)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())

@@ -8,6 +8,7 @@ from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
 from orcheo_dispatch.dispatcher.publishing.publish import Publisher, claims_per_message
 from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
 from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.processes import Workers
@@ -32,9 +33,17 @@ class Outgoing:
     """Publishes claims, for a poller."""
 
     def __init__(
-        self, settings: Settings, store: Store, publisher: Publisher, gate: BrokerGate, queue_choice: QueueChoice
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        installation: Installation,
+        publisher: Publisher,
+        gate: BrokerGate,
+        queue_choice: QueueChoice,
     ) -> None:
         self._settings = settings
+        self._installation = installation
         self._store = store
         self._publisher = publisher
         self._gate = gate
@@ -74,13 +83,27 @@ class Outgoing:
         return Sent(len(published), released, str(error))
 
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        """Publish each claim to the queue that its policy names; return those that were sent, and the error if any."""
+        by_queue: dict[str | None, list[Claim]] = {}
+        for claim in claims:
+            by_queue.setdefault(claim.queue, []).append(claim)
+        published: list[Claim] = []
+        for name, some in by_queue.items():
+            sent, error = self._publish_to(name, some)
+            published += sent
+            if error is not None:
+                return published, error
+        return published, None
+
+    def _publish_to(self, name: str | None, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        # Workers of earlier releases consume no named queue.
+        queue = self._queue_choice.queue() if name is None else self._installation.queue(name)
         if len(claims) < _MANY:
-            return self._publisher.publish(claims, queue=self._queue_choice.queue())
+            return self._publisher.publish(claims, queue=queue)
         try:
             self._workers = self._store.live_workers(lease=self._settings.worker_lease)
         except DatabaseError as reason:
             # The claims are committed and must be published: use the size of the last messages.
             log.debug("workers_unknown", reason=str(reason))
-        return self._publisher.publish(
-            claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()
-        )
+        per_message = claims_per_message(len(claims), self._workers)
+        return self._publisher.publish(claims, per_message=per_message, queue=queue)

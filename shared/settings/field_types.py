@@ -27,11 +27,22 @@ LONGEST = 1_000_000_000
 MOST = 1_000_000_000
 """Maximum number of runs; it fits Postgres' integer."""
 
+QUEUE_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
+"""A queue as policies and ORCHEO_WORKER_QUEUES name it."""
+DEFAULT_QUEUE_NAME = "default"
+"""The queue of runs for which no policy names one."""
+
 
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
+
+
+def _check_queues(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(re.fullmatch(QUEUE_NAME, name) for name in names):
+        raise ValueError("names of lowercase letters, digits, - and _, at most 40 characters each, separated by commas")
+    return tuple(dict.fromkeys(names))
 
 
 def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -85,6 +96,7 @@ def _log_format(value: Any) -> Any:
     return log_format(str(value)) or "json"
 
 
+QueueNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_queues)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 """Separated by commas."""
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]

@@ -56,6 +56,7 @@ PARAMETERS: dict[str, Any] = {
     "checkpoints": ["x"],
     "interrupts": [1],
     "triggers": ["webhook"],
+    "queues": None,
     "outcomes": ["failed"],
     **{key: ["failed"] for key in ("statuses", "actions", "reasons", "errors")},
     "policy": "fail",
