@@ -14,12 +14,13 @@ import typer
 from orcheo_dispatch import __version__
 from orcheo_dispatch.ops.commands import adopt as adopting
 from orcheo_dispatch.ops.commands import host as hosting
+from orcheo_dispatch.ops.commands import init as starting
 from orcheo_dispatch.ops.commands import isolate as isolating
 from orcheo_dispatch.ops.commands import look as reading
 from orcheo_dispatch.ops.commands import repair as repairing
 from orcheo_dispatch.ops.commands import run as running
-from orcheo_dispatch.ops.help.examples import Commands
 from orcheo_dispatch.ops.commands.ready import Json, load_settings, ready, refuse_unusable_broker
+from orcheo_dispatch.ops.help.examples import Commands
 from orcheo_dispatch.shared.errors import DispatchError, SettingsError
 from orcheo_dispatch.shared.process.entry import fail, unexpected
 from orcheo_dispatch.shared.process.first_process import stand_aside
@@ -153,6 +154,7 @@ def man() -> None:
     print(man_page(group), end="")
 
 
+app.command()(starting.init)
 app.command()(hosting.check)
 app.command()(running.beat)
 app.command()(running.dispatcher)

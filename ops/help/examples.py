@@ -1,6 +1,6 @@
 """Show the examples of each command at the end of its help.
 
-A command's docstring ends with a section `Examples:`, one command line per line, indented by two spaces. A line may go on
+A command's docstring ends with a section `Examples:`, a command line each, indented by two spaces. A line may go on
 after the command: with a comment, a pipe or a redirection. `tests/unit/test_examples.py` parses each.
 """
 

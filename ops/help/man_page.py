@@ -32,7 +32,7 @@ def man_page(group: TyperGroup) -> str:
         ".SH DESCRIPTION",
         *_paragraphs(group.help or ""),
         ".SH OPTIONS",
-        *_options(group, typer.Context(group, info_name=NAME)),  # type: ignore[arg-type]
+        *_options(group, typer.Context(group, info_name=NAME)),
         ".SH COMMANDS",
         *_commands(group, [NAME]),
         ".SH ENVIRONMENT",
@@ -50,7 +50,7 @@ def _commands(group: TyperGroup, path: Sequence[str]) -> Iterator[str]:
     for name, command in group.commands.items():
         assert isinstance(command, TyperCommand | TyperGroup)
         full = [*path, name]
-        context = typer.Context(command, info_name=name)  # type: ignore[arg-type]
+        context = typer.Context(command, info_name=name)
         if command.hidden:
             continue
         yield f".SS {_quoted(' '.join(full[1:]))}"
@@ -82,7 +82,11 @@ def _exit_codes() -> Iterator[str]:
         errors.DatabaseError,
         errors.BrokerError,
     ]
-    codes = {0: "Done.", **{kind.exit_code: (kind.__doc__ or "").splitlines()[0] for kind in kinds}, 130: "Interrupted."}
+    codes = {
+        0: "Done.",
+        **{kind.exit_code: (kind.__doc__ or "").splitlines()[0] for kind in kinds},
+        130: "Interrupted.",
+    }
     for code, meaning in codes.items():
         yield from (".TP", rf"\fB{code}\fR", _line(meaning))
 

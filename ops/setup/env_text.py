@@ -1,9 +1,9 @@
 """Write variables as lines that a shell (`set -a; . FILE`) and systemd (`EnvironmentFile=`) read as the same values.
 
-A value of letters, digits and a few marks is written as it is. Otherwise it is put in single quotes, in which nothing has
-a meaning to either; but a single quote cannot stand there, and older releases of systemd read a backslash there as an
-escape. With one of the two it is put in double quotes, in which both read a backslash before `"`, `\\`, `$` and a backtick
-as an escape, and as itself elsewhere.
+A value of letters, digits and a few marks is written as it is. Any other is put in single quotes, in which nothing has
+a meaning to either. But a single quote cannot stand there, and older releases of systemd read a backslash there as an
+escape: a value with one of the two is put in double quotes. There both read a backslash as an escape before a double
+quote, a backslash, a dollar sign and a backtick, and as itself elsewhere.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from orcheo_dispatch.ops.setup.env_file import write_private
 from orcheo_dispatch.ops.setup.env_text import assignment, file_text, read_variables
 from orcheo_dispatch.shared.errors import DispatchError, SettingsError
 
-_NEED_ESCAPE = "\"\\`$"
+_NEED_ESCAPE = '"\\`$'
 _SHELLS = [shell for shell in ("sh", "dash", "bash", "zsh") if shutil.which(shell)]
 _VALUES = [
     "",
@@ -162,7 +162,9 @@ def test_any_special_characters_are_read_alike_by_a_shell(values: list[str]) -> 
     assert done.stdout.decode().split("\0")[:-1] == values
 
 
-@pytest.mark.parametrize("value", ["two\nlines", "carriage\rreturn", "nul\0", "escape \x1b[0m", "\udcff", "\x7f", "\ufdd0"])
+@pytest.mark.parametrize(
+    "value", ["two\nlines", "carriage\rreturn", "nul\0", "escape \x1b[0m", "\udcff", "\x7f", "\ufdd0"]
+)
 def test_value_that_the_two_read_differently_is_refused_without_being_quoted(value: str) -> None:
     with pytest.raises(SettingsError, match="ORCHEO_POSTGRES_DSN cannot be written") as refused:
         assignment("ORCHEO_POSTGRES_DSN", f"hunter2{value}")
@@ -193,7 +195,7 @@ def test_file_is_private_whole_and_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 def test_file_in_a_folder_that_is_missing_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DispatchError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(DispatchError, match=r"cannot write .*: No such file or directory"):
         write_private(tmp_path / "no" / "orcheo.env", "x\n", replace=False)
 
 

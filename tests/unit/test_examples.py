@@ -79,7 +79,7 @@ def test_each_command_has_an_example_that_it_accepts(name: str) -> None:
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_help_of_each_command_ends_with_its_examples(name: str) -> None:
     command = _COMMANDS[name]
-    context = typer.Context(command, info_name=name)  # type: ignore[arg-type]
+    context = typer.Context(command, info_name=name)
     shown = command.get_help(context).splitlines()
     examples = examples_of(command)
     assert [line.strip() for line in shown[-len(examples) :]] == examples

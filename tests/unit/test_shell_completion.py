@@ -101,7 +101,13 @@ def test_completion_imports_nothing_heavy(words: tuple[str, ...]) -> None:
         "_ORCHEO_DISPATCH_COMPLETE": "complete_bash",
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout.split()
     assert set(done.stderr.split()) & _HEAVY == set()
