@@ -217,6 +217,9 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running and say how to use it.")] = False,
     webhooks: Annotated[int, typer.Option(min=1, max=10_000, help="Webhooks to fire.")] = 50,
     cli_runs: Annotated[int, typer.Option(min=0, max=1_000, help="Runs to create as a client would.")] = 5,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the status page if there is a display and a terminal.")
+    ] = True,
 ) -> None:
     """Run everything for real in a scratch folder, and kill a worker in the middle of a run.
 
@@ -229,7 +232,7 @@ def demo(
     except ImportError as error:
         raise SettingsError(f"the demo needs {error.name}: pip install 'orcheo-dispatch[demo]'") from error
 
-    raise typer.Exit(run_demo(webhooks=webhooks, cli_runs=cli_runs, keep=keep))
+    raise typer.Exit(run_demo(webhooks=webhooks, cli_runs=cli_runs, keep=keep, browser=browser))
 
 
 if __name__ == "__main__":
