@@ -72,8 +72,9 @@ def _target(file: Path | None) -> Path:
     """Return the absolute path of the file to write. Raises `SettingsError` if it cannot be written there."""
     given = file or (CONFIG / ENVIRONMENT if os.geteuid() == 0 else Path(ENVIRONMENT))
     target = Path(os.path.abspath(given))  # noqa: PTH100 - a link stays a link
-    if file is None and os.geteuid() == 0:
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if target.parent == CONFIG and not CONFIG.exists() and os.geteuid() == 0:
+        # Made when there is something to write.
+        return target
     if target.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
         raise SettingsError.wrong("--file", str(given), "a file in a folder that is there and can be written to")
     return target
@@ -112,5 +113,7 @@ def _write(
     say(f"\n{plain(str(target))}:\n{summary(variables)}")
     if not yes and not typer.confirm("Write it?", default=True):
         raise typer.Abort
+    if target.parent == CONFIG:
+        CONFIG.mkdir(mode=0o755, parents=True, exist_ok=True)
     write_private(target, text, replace=replace)
     say(f"\n{next_steps(target, variables)}")
