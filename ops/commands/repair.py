@@ -23,7 +23,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would b
 def cancel(
     runs: Runs, reason: Reason = "Cancelled by an operator.", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
-    """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats."""
+    """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats.
+
+    Examples:
+      orcheo-dispatch cancel 3f2b8c1e-5a4d-4c6b-9e0f-1a2b3c4d5e6f --reason 'wrong input'
+    """
     _repair(runs, "cancel", reason, dry_run, as_json)
 
 
@@ -33,7 +37,11 @@ def fail(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Fail runs that are pending, or that are running without a worker."""
+    """Fail runs that are pending, or that are running without a worker.
+
+    Examples:
+      orcheo-dispatch fail 3f2b8c1e-5a4d-4c6b-9e0f-1a2b3c4d5e6f --reason 'its worker is lost'
+    """
     _repair(runs, "fail", reason, dry_run, as_json)
 
 
@@ -54,7 +62,12 @@ def requeue(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make runs pending again that failed, were cancelled, or are running without a worker."""
+    """Make runs pending again that failed, were cancelled, or are running without a worker.
+
+    Examples:
+      orcheo-dispatch requeue 3f2b8c1e-5a4d-4c6b-9e0f-1a2b3c4d5e6f
+      orcheo-dispatch requeue --dead --since 2h --dry-run
+    """
     if dead == bool(runs):
         raise SettingsError("requeue: expected ids of runs, or --dead")
     for option, value in {"--workflow": workflow, "--since": since}.items():
@@ -78,6 +91,9 @@ def answer(
     """Answer a run that stopped at an interrupt: it becomes pending, and continues with the answer.
 
     The answer is not logged. Exits 1 if the run does not wait for one.
+
+    Examples:
+      orcheo-dispatch answer 3f2b8c1e-5a4d-4c6b-9e0f-1a2b3c4d5e6f --json '"yes"'
     """
     parsed = parse_answer(value)
     settings = ready(writes=True)
