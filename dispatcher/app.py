@@ -200,7 +200,7 @@ class Dispatcher:
 
     def _feed(self) -> None:
         problem = "Postgres is unavailable" if self.loop.database_away else self._broker_problem()
-        self._manager.status(problem or "polling")
+        self._manager.status(problem or ("maintenance: nothing is claimed" if self.poller.maintenance else "polling"))
         self._manager.feed()
 
     def _broker_problem(self) -> str | None:

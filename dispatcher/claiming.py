@@ -20,6 +20,8 @@ class Claimer:
         self._id = dispatcher_id
         self._turns = Turns()
         self._limited = True
+        self.maintenance = False
+        """Whether, as of the last look, nothing is claimed because an operator said so."""
         self._in_turn = True
         self._queued = 0
 
@@ -29,6 +31,7 @@ class Claimer:
         self._note_index(look.in_turn)
         self._queued = look.queued
         self._limited = look.limited
+        self._note_maintenance(look.maintenance)
         return look
 
     def everything(self) -> Look:
@@ -41,6 +44,7 @@ class Claimer:
             pending=True,
             in_turn=self._in_turn,
             at=None,
+            maintenance=self.maintenance,
         )
 
     def queued(self) -> int:
@@ -63,6 +67,14 @@ class Claimer:
             max_queued=settings.max_queued,
         )
         return claims, self._turns.more
+
+    def _note_maintenance(self, on: bool) -> None:
+        """Log when maintenance begins and ends."""
+        if on and not self.maintenance:
+            log.warning("maintenance_began", remedy="orcheo-dispatch maintenance off")
+        elif not on and self.maintenance:
+            log.info("maintenance_ended")
+        self.maintenance = on
 
     def _note_index(self, there: bool) -> None:
         """Log when the index needed for claiming in turn appears or disappears."""

@@ -125,6 +125,9 @@ class DispatcherMetrics(ConsumerMetrics):
             "orcheo_dispatch_runs_retried", "Failed runs that were tried again, by the retry policy of their workflow."
         )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
+        self._maintenance = make.gauge(
+            "orcheo_dispatch_maintenance", "1 while an operator has everything paused for maintenance, else 0."
+        )
         self._hints = make.counter(
             "orcheo_dispatch_hints",
             "Wake-ups between ticks: pushes of the API, and NOTIFY, by kind.",
@@ -169,6 +172,10 @@ class DispatcherMetrics(ConsumerMetrics):
     def room(self, runs: int) -> None:
         """Note how many runs this poll may claim."""
         self._room().set(runs)
+
+    def maintenance(self, on: bool) -> None:
+        """Record whether nothing is claimed because an operator said so."""
+        self._maintenance().set(on)
 
     def hinted(self, kind: HintKind) -> None:
         """Count a hint: a push of the API, or a notification of Postgres."""
