@@ -17,9 +17,17 @@ _REPLACED = {
     "0004_whose_runs.sql": ("pending_runs",),
     "0002_views.sql": ("pending_kpi", "pending_ages", "stuck_runs", "queue_and_backlog", "runs_by_hour"),
 }
-_NEW_VIEWS = ("retrying_runs", "dead_runs", "waiting_runs", "our_pending_runs", "all_pending_runs", "live_runs")
+_NEW_VIEWS = (
+    "wanted_workers",
+    "retrying_runs",
+    "dead_runs",
+    "waiting_runs",
+    "our_pending_runs",
+    "all_pending_runs",
+    "live_runs",
+)
 """Views that no migration creates, each before those that it reads."""
-_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer")
+_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "wanted_workers_for")
 _NEW_TABLES = ("retry", "question")
 NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due"))
 """Views, functions and indexes that no migration creates."""
@@ -31,8 +39,9 @@ def create_tables(connection: Connection) -> None:
 
 
 def create_views(connection: Connection) -> None:
-    """Create or replace the other views; both also give the roles of an earlier release their rights."""
-    connection.exec_driver_sql((_SCHEMA / "views.sql").read_text(encoding="utf-8"))
+    """Create or replace the other views; all three also give the roles of an earlier release their rights."""
+    for name in ("views.sql", "scaling.sql"):
+        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def remove_views(connection: Connection) -> None:
