@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
+import yaml
 
 from orcheo_dispatch.shared.ledger.model import Outcome, ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.status import count_wanted_workers
 from tests.support.database.databases import Database
+from tests.support.database.roles import Kind
 from tests.support.database.runs import claim_all, execute, insert_runs, one, store_of
+
+ROOT = Path(__file__).parents[3]
 
 _FAILED = Ending.failed("x", reason="ValueError", outcome=Outcome.FAILED)
 
@@ -194,3 +200,12 @@ def test_metric_is_left_out_before_migrate_has_made_the_function(database: Datab
     execute(database, "DROP FUNCTION orcheo_dispatch.wanted_workers_for CASCADE")
     with store_of(database) as (_, engine), engine.connect() as connection:
         assert count_wanted_workers(connection, 60) is None
+
+
+def test_query_of_keda_answers_with_the_rights_of_a_dashboard(database: Database) -> None:
+    found = yaml.safe_load_all((ROOT / "ops/kubernetes/overlays/keda/scaledobject.yaml").read_text(encoding="utf-8"))
+    (scaled,) = [each for each in found if each["kind"] == "ScaledObject"]
+    insert_runs(database, 70)
+    with psycopg.connect(database.dsn_of(Kind.DASHBOARD), autocommit=True) as connection:
+        for trigger in scaled["spec"]["triggers"]:
+            assert connection.execute(trigger["metadata"]["query"]).fetchall() == [(3,)]
