@@ -116,6 +116,19 @@ def roles() -> None:
     print(rights.roles_sql(), end="")
 
 
+@app.command()
+def schema(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[COMMAND]", help="A command, such as status or runs-unclaimed; default: list."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json, or the names of all schemas."""
+    from orcheo_dispatch.ops import schemas
+
+    print(schemas.read_schema(name) if name is not None else "\n".join(schemas.names()) + "\n", end="")
+
+
 app.command()(hosting.check)
 app.command()(running.beat)
 app.command()(running.dispatcher)

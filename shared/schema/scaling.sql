@@ -12,7 +12,7 @@
 -- In `target_delay` seconds one place executes target_delay / run_seconds runs one after the other; a run takes one
 -- place at most. A run that waits for an answer takes none. Without a history each run takes one place.
 --
--- Reads 25,000 pending runs, 25,000 retries and 10,000 settled rows at most, each by an index.
+-- Reads 25,000 pending runs, 25,000 retries and 2,000 settled rows at most, each by an index.
 CREATE OR REPLACE FUNCTION orcheo_dispatch.wanted_workers_for(
     target_delay float8 DEFAULT 60,
     concurrency integer DEFAULT NULL
@@ -30,7 +30,7 @@ WITH due (backlog, retries_due, running) AS (
     SELECT COALESCE(avg(e.seconds) FILTER (WHERE e.settled_at > now() - interval '1 hour'), avg(e.seconds))
       FROM (SELECT n.settled_at, GREATEST(EXTRACT(epoch FROM n.settled_at - n.begun_at)::float8, 0) AS seconds
               FROM (SELECT d.settled_at, d.begun_at, d.outcome FROM orcheo_dispatch.dispatch AS d
-                     WHERE d.state = 'settled' ORDER BY d.settled_at DESC LIMIT 10000) AS n
+                     WHERE d.state = 'settled' ORDER BY d.settled_at DESC LIMIT 2000) AS n
              WHERE n.begun_at IS NOT NULL
                AND n.outcome IN ('succeeded', 'failed', 'timed_out', 'cancelled')) AS e
 ), worker (runs) AS (
@@ -64,7 +64,7 @@ COMMENT ON COLUMN orcheo_dispatch.wanted_workers.retries_due IS
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.running IS
     'Runs that a worker executes. A run that waits for an answer is not one of them.';
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.run_seconds IS
-    'Mean duration of the newest 10,000 runs that ended in the last hour; if none did, of those that ended before; null if none has ended.';
+    'Mean duration of the newest 2,000 runs that ended in the last hour; if none did, of those that ended before; null if none has ended.';
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.runs_per_worker IS
     'Mean of the runs that each live worker executes at a time; 32 if no worker is alive.';
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.target_delay_seconds IS

@@ -20,6 +20,7 @@ _READ = {
     "dispatcher/page/page.js",
     "ops/demo/agent.py",
     "ops/demo/greet.py",
+    "ops/schemas/status.json",
     "ops/sql/roles.sql",
     "ops/systemd/orcheo-worker@.service",
     "ops/systemd/orcheo.env.example",

@@ -85,6 +85,7 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],
+    "schema": [(_TEXTS[0],)],
     "migrate": None,
     "roles": None,
     "units": None,
