@@ -114,7 +114,8 @@ def count_wanted_workers(connection: Connection, target_delay: float) -> int | N
     """Return how many workers the load needs to begin all that is due in so many seconds; None if unknown here."""
     if not connection.scalar(MAY_SEE_WANTED):
         return None
-    return connection.scalar(WANTED_WORKERS, {"target_delay": target_delay})
+    workers: int | None = connection.scalar(WANTED_WORKERS, {"target_delay": target_delay})
+    return workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from orcheo_dispatch.ops.cli import app
 from orcheo_dispatch.ops.schemas import read_schema
@@ -25,10 +25,9 @@ def _with_json(group: TyperGroup, above: tuple[str, ...]) -> Iterator[str]:
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
             yield from _with_json(command, (*above, name))
-        elif isinstance(command, TyperCommand):
-            # `answer --json` takes JSON, and prints none.
-            if any("--json" in each.opts and getattr(each, "is_flag", False) for each in command.params):
-                yield "-".join((*above, name))
+        # `answer --json` takes JSON, and prints none.
+        elif any("--json" in each.opts and getattr(each, "is_flag", False) for each in command.params):
+            yield "-".join((*above, name))
 
 
 def schema(name: str) -> dict[str, Any]:

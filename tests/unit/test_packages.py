@@ -25,6 +25,7 @@ _READ = {
     "ops/systemd/orcheo-worker@.service",
     "ops/systemd/orcheo.env.example",
     "ops/prometheus/alerts.yml",
+    "ops/grafana/orcheo-dispatch.import.json",
     "ops/grafana/orcheo-dispatch.json",
     "ops/grafana/provisioning/dashboards/orcheo.yml",
     "shared/schema/migrations/env.py",
