@@ -154,6 +154,24 @@ def man() -> None:
     print(man_page(group), end="")
 
 
+@app.command()
+def schema(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[COMMAND]", help="A command, such as status or runs-unclaimed; default: list."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json, or the names of all schemas.
+
+    Examples:
+      orcheo-dispatch schema
+      orcheo-dispatch schema status > status.schema.json
+    """
+    from orcheo_dispatch.ops import schemas
+
+    print(schemas.read_schema(name) if name is not None else "\n".join(schemas.names()) + "\n", end="")
+
+
 app.command()(starting.init)
 app.command()(hosting.check)
 app.command()(running.beat)

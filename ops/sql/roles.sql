@@ -123,8 +123,10 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
                 orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
-                orcheo_dispatch.policies, orcheo_dispatch.operations
+                orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.wanted_workers
    TO orcheo_dashboard;
+-- The view calls it with the rights of its reader, a dispatcher for its metrics.
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.wanted_workers_for(float8, integer) TO orcheo_dispatcher, orcheo_dashboard;
 -- `run` and `runs` join these two; they hold ids and times.
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.

@@ -18,6 +18,7 @@ _REPLACED = {
     "0002_views.sql": ("pending_kpi", "pending_ages", "stuck_runs", "queue_and_backlog", "runs_by_hour"),
 }
 _NEW_VIEWS = (
+    "wanted_workers",
     "retrying_runs",
     "dead_runs",
     "waiting_runs",
@@ -29,7 +30,16 @@ _NEW_VIEWS = (
 )
 """Views that no migration creates, each before those that it reads."""
 _NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use")
-_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "paused_now", "policy_of", "record_policy", "append_only")
+_NEW_FUNCTIONS = (
+    "retry_delay",
+    "last_checkpoint",
+    "answer",
+    "paused_now",
+    "policy_of",
+    "record_policy",
+    "append_only",
+    "wanted_workers_for",
+)
 _NEW_COLUMNS = (("dispatch", "queue"), ("process", "queues"))
 NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due", "operation_at"))
 """Views, functions and indexes that no migration creates."""
@@ -42,8 +52,9 @@ def create_tables(connection: Connection) -> None:
 
 
 def create_views(connection: Connection) -> None:
-    """Create or replace the other views; both also give the roles of an earlier release their rights."""
-    connection.exec_driver_sql((_SCHEMA / "views.sql").read_text(encoding="utf-8"))
+    """Create or replace the other views; all three also give the roles of an earlier release their rights."""
+    for name in ("views.sql", "scaling.sql"):
+        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def remove_views(connection: Connection) -> None:

@@ -87,6 +87,7 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "adopt": [(), ("--json",)],
     "init": None,
     "man": None,
+    "schema": [(_TEXTS[0],)],
     "migrate": None,
     "roles": None,
     "units": None,
