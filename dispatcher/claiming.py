@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import UUID
 
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
@@ -9,15 +10,17 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
 
 
 class Claimer:
     """Looks and claims for one dispatcher, and keeps its place in the rotation. Methods raise `DatabaseError`."""
 
-    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
+    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID, traces: ClaimTraces) -> None:
         self._settings = settings
         self._store = store
         self._id = dispatcher_id
+        self._traces = traces
         self._turns = Turns()
         self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
         self._in_turn = True
@@ -48,6 +51,7 @@ class Claimer:
 
     def claim(self, room: int) -> tuple[list[Claim], bool]:
         """Claim up to `room` runs; return them, and whether more runs could be claimed immediately."""
+        began = time.monotonic()
         claims = self._store.claim(
             room,
             triggers=self._settings.triggers,
@@ -58,6 +62,7 @@ class Claimer:
             limits=self._limits,
             in_turn=self._in_turn,
         )
+        self._traces.claimed(claims, began)
         return claims, self._turns.more
 
     def _note_index(self, there: bool) -> None:
