@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,3 +148,35 @@ def _received(span: WireSpan, resource: dict[str, Any]) -> Received:
 
 def _values(attributes: Any) -> dict[str, Any]:
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
+
+
+@contextmanager
+def swallowing() -> Iterator[int]:
+    """Run a collector in a process of its own that takes spans and drops them; yield its port."""
+    with subprocess.Popen([sys.executable, "-c", _SWALLOW], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+_SWALLOW = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+"""
