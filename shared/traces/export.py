@@ -48,7 +48,7 @@ class Exporting:
 
     def __init__(self, service: str, instance: UUID, metrics: ConsumerMetrics) -> None:
         """Read the variables of OpenTelemetry. Connects to nothing."""
-        self._resource = _resource(service, instance)
+        self._resource = _KnownResource(_resource(service, instance))
         self._sampler = TracerProvider(resource=self._resource, shutdown_on_exit=False).sampler
         self._delivery = _Delivery(OTLPSpanExporter(), queue_size(), metrics)
         self._processor: BatchSpanProcessor | None = None
@@ -219,8 +219,21 @@ class _Reason(logging.Handler):
                 return
 
 
+class _KnownResource(Resource):
+    """A resource that computes its hash once: the exporter asks for it for each span."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._known_hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._known_hash
+
+
 def _bounded(events: Sequence[tuple[str, int]], left_out: int) -> Sequence[Event]:
     """Return the events, in the type by which the exporter learns how many are left out."""
+    if not events:
+        return ()
     bounded: BoundedList[Event] = BoundedList(MAX_EVENTS)
     bounded.extend([Event(each, timestamp=at) for each, at in events])
     bounded.dropped += left_out

@@ -70,7 +70,7 @@ class RunTrace:
             "orcheo.run.attempt": run.attempt,
         }
         self._link = _caller_of(run)
-        self._steps: deque[tuple[str, int]] = deque(maxlen=MAX_EVENTS)
+        self._steps: deque[tuple[str, int]] | tuple[()] = ()
         self._finished = 0
         began, self._begun_at = epoch_ns(since), epoch_ns(time.monotonic())
         self._put("begin", began, self._begun_at, "begun", kind_consumer=True)
@@ -78,6 +78,7 @@ class RunTrace:
     def stepped(self, rows: Iterable[str]) -> None:
         """Note finished steps, given as rows of Orcheo's `execution_history_steps` in JSON."""
         now = epoch_ns(time.monotonic())
+        steps = self._steps = self._steps or deque(maxlen=MAX_EVENTS)
         for row in rows:
             try:
                 step = _steps.decode(row)
@@ -85,7 +86,7 @@ class RunTrace:
             except Exception:  # noqa: BLE001, S112 - workflow code can send any row, and a span must not cost a run
                 continue
             for name in _names(step.payload):
-                self._steps.append((name[:_MAX_NAME], min(max(at, self._begun_at), now)))
+                steps.append((name[:_MAX_NAME], min(max(at, self._begun_at), now)))
                 self._finished += 1
 
     def settled(self, *, how: str, outcome: str, ended_at: float) -> None:

@@ -27,7 +27,7 @@ def spans(orcheo: OrcheoApi) -> tuple[dict[str, dict[str, Received]], list[bytes
             runs = {name: _fire(orcheo, workflows[name], body) for name, body in bodies.items()}
             for run_id in runs.values():
                 ended(orcheo, {"id": run_id})
-                until(lambda run_id=run_id: len(collector.of(run_id)) == 5, what="five spans")
+            until(lambda: all(len(collector.of(run_id)) == 5 for run_id in runs.values()), what="five spans each")
     return {name: collector.of(run_id) for name, run_id in runs.items()}, collector.bodies
 
 

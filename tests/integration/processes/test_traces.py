@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.shared.health.probe import METRICS, ask
 from tests.support.database.databases import Database
 from tests.support.database.runs import WORKFLOW_ID, WORKSPACE_ID, all_are, insert_runs, ledger
 from tests.support.processes.processes import Stack, until
@@ -141,14 +144,31 @@ def test_broken_collector_costs_spans_and_nothing_else(database: Database, stack
 def test_collector_that_recovers_gets_spans_again(database: Database, stack: Stack) -> None:
     with collecting(401) as collector:
         stack.environment |= collector.variables
-        with stack.running("worker") as worker, stack.running("dispatcher"):
+        port = free_port()
+        with (
+            stack.running("worker", ORCHEO_HEALTH_PORT=str(port)) as worker,
+            stack.running("dispatcher", ORCHEO_DISPATCH_TRACES="off"),
+        ):
             insert_runs(database, 1)
             worker.saw("spans_lost")
             assert "HTTP 401" in worker.log
             collector.status = 200
             (run,) = insert_runs(database, 1)
-            until(lambda: collector.of(run).keys() == _NAMES, what="five spans of the second run")
+            until(lambda: len(collector.of(run)) == 3, what="three spans of the second run")
             worker.saw("span_export_recovered")
+            until(lambda: sum(_counted(port).values()) == 6, what="each span is counted")
+            counted = _counted(port)
+    assert counted["exported"] == len(collector.spans) >= 3
+    assert counted["failed"] >= 1
+    assert counted["dropped"] == 0
+    # Without the dispatcher's spans theirs are in the same trace.
+    assert len({each.trace_id for each in collector.spans}) == 1
+
+
+def _counted(port: int) -> dict[str, int]:
+    metrics = ask("127.0.0.1", port, METRICS)[1]
+    found = re.findall(r'^orcheo_dispatch_spans_total\{result="(\w+)"\} (\d+)', metrics, re.MULTILINE)
+    return {result: int(spans) for result, spans in found}
 
 
 @pytest.mark.parametrize("kind", ["dispatcher", "worker"])
