@@ -8,6 +8,7 @@ API of a tracer makes a span when it begins, in the process that ends it, and ch
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from uuid import UUID
@@ -33,6 +34,8 @@ from orcheo_dispatch.shared.traces.variables import queue_size
 
 _STOP_SECONDS = 3.0
 _SAID_SECONDS = 600.0
+_PHRASE = re.compile(r"[A-Za-z ]{1,40}")
+"""The reason phrase of an HTTP status, which a collector chooses."""
 _KINDS = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER, "consumer": SpanKind.CONSUMER}
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _FAILED, _UNSET = Status(StatusCode.ERROR), Status(StatusCode.UNSET)
@@ -196,7 +199,7 @@ class _Delivery(SpanExporter):
 
 
 class _Reason(logging.Handler):
-    """Keeps what the exporter last logged: the class of an error, or an HTTP status. Its lines are not shown.
+    """Keeps what the exporter last logged: the class of an error, or the status of HTTP. Its lines are not shown.
 
     It logs each attempt, and its lines may quote an address or what a collector answered.
     """
@@ -216,6 +219,9 @@ class _Reason(logging.Handler):
                 return
             if isinstance(each, int):
                 self.last = f"HTTP {each}"
+                return
+            if isinstance(each, str) and each != "spans" and _PHRASE.fullmatch(each):
+                self.last = each
                 return
 
 
