@@ -53,6 +53,8 @@ from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit
 from orcheo_dispatch.shared.process.stopping import obey_signals
 from orcheo_dispatch.shared.schema.api_table import index_is_valid
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
+from orcheo_dispatch.shared.traces.switch import make_sink
 
 _CONNECTIONS = 3
 _POLL_LIMIT_SECONDS = 5.0
@@ -70,6 +72,7 @@ class Dispatcher:
     def __init__(self, settings: Settings, app: App, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
+        self._spans = make_sink(settings, "orcheo-dispatcher", self.process.id, self.metrics)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
@@ -88,10 +91,11 @@ class Dispatcher:
             metrics=self.metrics,
         )
         gate = BrokerGate(self.broker, installation, self.metrics)
+        traces = ClaimTraces(self._spans)
         queue_choice = QueueChoice(store, self.broker, installation, lease=settings.worker_lease)
         self.poller = Poller(
             settings,
-            claimer=Claimer(settings, store, self.process.id),
+            claimer=Claimer(settings, store, self.process.id, traces),
             outgoing=Outgoing(
                 settings,
                 store,
@@ -99,6 +103,7 @@ class Dispatcher:
                 publisher=Publisher(app, installation),
                 gate=gate,
                 queue_choice=queue_choice,
+                traces=traces,
             ),
             recovery=Recovery(settings, store, gate, self.metrics, on_reaped=self.upkeep.reaped),
             steps=Steps(self.engine, self.metrics),
@@ -171,6 +176,8 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._spans is not None:
+            self._spans.stop()
         if self._health is not None:
             self._health.stop()
         self._page.close()
@@ -256,8 +263,8 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
             dispatcher.cron.asked()
 
     def start(**_: Any) -> None:
-        dispatcher = Dispatcher(settings, app, installation)
         try:
+            dispatcher = Dispatcher(settings, app, installation)
             dispatcher.start()
         except DispatchError as error:
             fail(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import UUID
 
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
@@ -9,15 +10,17 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
 
 
 class Claimer:
     """Looks and claims for one dispatcher, and keeps its place in the rotation. Methods raise `DatabaseError`."""
 
-    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
+    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID, traces: ClaimTraces) -> None:
         self._settings = settings
         self._store = store
         self._id = dispatcher_id
+        self._traces = traces
         self._turns = Turns()
         self._limited = True
         self.maintenance = False
@@ -54,6 +57,7 @@ class Claimer:
     def claim(self, room: int, default_room: int) -> tuple[list[Claim], bool]:
         """Claim up to `room` runs, `default_room` of the default queue; return them, and whether there are more."""
         settings = self._settings
+        began = time.monotonic()
         claims = self._store.claim(
             room,
             triggers=settings.triggers,
@@ -66,6 +70,7 @@ class Claimer:
             default_room=default_room,
             max_queued=settings.max_queued,
         )
+        self._traces.claimed(claims, began)
         return claims, self._turns.more
 
     def _note_maintenance(self, on: bool) -> None:

@@ -45,7 +45,7 @@ def take(
             begun.extend(now)
             for answer in some.answers:
                 if isinstance(answer, NotBegun):
-                    _say_not_begun(runtime, answer, unknown=unknown, back=back)
+                    _say_not_begun(runtime, answer, some.since, unknown=unknown, back=back)
     finally:
         runtime.executions.add([], reserved=reserved)
     if unknown:
@@ -81,11 +81,17 @@ def _execute(runtime: Runtime, some: Begun, reserved: int) -> tuple[list[Executi
     return begun, max(0, reserved - len(some.answers))
 
 
-def _say_not_begun(runtime: Runtime, answer: NotBegun, *, unknown: list[Claim], back: list[Claim]) -> None:
+def _say_not_begun(
+    runtime: Runtime, answer: NotBegun, since: float, *, unknown: list[Claim], back: list[Claim]
+) -> None:
     if answer.reason == LOCKED:
         back.append(answer.claim)
         return
-    runtime.metrics.message_taken(_result_of(answer))
+    result = _result_of(answer)
+    runtime.metrics.message_taken(result)
+    if answer.reason not in (STALE, UNKNOWN):
+        # Anyone who can write to Redis can repeat the others without limit.
+        runtime.traces.not_begun(answer.claim, result, since)
     if answer.reason == UNKNOWN:
         unknown.append(answer.claim)
     elif answer.reason != UNAVAILABLE:
@@ -142,6 +148,7 @@ def _execution(runtime: Runtime, run: Run, started: float) -> Execution:
         on_stop=runtime.runners.stop_run,
         on_ignored=runtime.runners.end_run,
         on_end=runtime.settler.put,
+        trace=runtime.traces.begun(run, started),
     )
 
 

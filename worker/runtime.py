@@ -23,6 +23,8 @@ from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import InterruptedRuns
+from orcheo_dispatch.shared.traces.runs import RunTraces
+from orcheo_dispatch.shared.traces.switch import make_sink
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -68,6 +70,7 @@ class Runtime:
         self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity, queues=settings.queues)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
+        self.traces = RunTraces(make_sink(settings, "orcheo-worker", self.process.id, metrics))
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.strangers = Strangers(wire)
         self.said_stale = Ration()
@@ -189,6 +192,7 @@ class Runtime:
         self._progress.stop()
         self.heartbeat.stop()
         self.upkeep.stop()
+        self.traces.stop()
         self._old_queue.close()
         self.slots.close()
         self.engine.dispose()

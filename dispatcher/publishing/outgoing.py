@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
@@ -15,6 +16,7 @@ from orcheo_dispatch.shared.ledger.processes import Workers
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
 
 _MANY = 8
 """Minimum number of claims in a poll for a message to carry more than one."""
@@ -41,6 +43,7 @@ class Outgoing:
         publisher: Publisher,
         gate: BrokerGate,
         queue_choice: QueueChoice,
+        traces: ClaimTraces,
     ) -> None:
         self._settings = settings
         self._installation = installation
@@ -48,6 +51,7 @@ class Outgoing:
         self._publisher = publisher
         self._gate = gate
         self._queue_choice = queue_choice
+        self._traces = traces
         self._workers = Workers()
 
     @property
@@ -71,15 +75,18 @@ class Outgoing:
 
     def send(self, claims: list[Claim], steps: Steps) -> Sent:
         """Publish claims, mark those that were sent as published, and release the rest."""
+        began = time.monotonic()
         published, error = self._publish(claims)
         if published:
             steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
+        self._traces.published(published, began)
         if error is None:
             return Sent(len(published))
         self._gate.failed(error)
         out = set(published)
         unpublished = [claim for claim in claims if claim not in out]
         released = steps.run("publish", lambda: self._store.release(unpublished, reason="broker_away"), 0)
+        self._traces.unpublished(unpublished, began)
         return Sent(len(published), released, str(error))
 
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:

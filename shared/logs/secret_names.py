@@ -32,6 +32,8 @@ _NAME = re.compile(
 _PUBLIC = re.compile(r"(?:^VITE_|PUBLIC_KEY$)", re.IGNORECASE)
 """Values that are given to browsers, or are one half of a pair."""
 _OTHERS = frozenset({"ORCHEO_POSTGRES_DSN", "GITHUB_PAT"})
+_OTLP_HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(?:[A-Z]+_)?HEADERS", re.IGNORECASE)
+"""Headers that a collector requires, usually tokens: `name=value,name=value`, percent-encoded."""
 _URL_PASSWORD = re.compile(r"[A-Za-z0-9+.\-]://(?P<user>[^\s:@/]*):(?P<password>[^\s/]+)@")
 _PARAMETER = re.compile(r"\b(?:ssl)?password\s*=\s*(?P<value>'(?:[^'\\]|\\.)*'|[^\s&]+)")
 _CONNINFO_SECRETS = ("password", "sslpassword")
@@ -89,6 +91,8 @@ def secrets_in(text: str) -> list[str]:
 def _of_variable(name: str, value: str) -> Iterator[str]:
     if is_secret(name):
         yield from _leaves(value)
+    if _OTLP_HEADERS.fullmatch(name):
+        yield from (unquote(each.partition("=")[2].strip()) for each in value.split(","))
     if "://" in value or "password" in value:
         yield from _passwords_in(value)
 

@@ -91,10 +91,23 @@ class ConsumerMetrics(Metrics):
 
     def _define(self, make: Instruments) -> None:
         self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer stopped consuming.")
+        self._spans = make.counter(
+            "orcheo_dispatch_spans",
+            "Spans by result; failed: the collector did not take them, dropped: the queue was full.",
+            result=("exported", "failed", "dropped"),
+        )
 
     def consumer_stalled(self) -> None:
         """Count a consumer that had stopped consuming."""
         self._stalls().inc()
+
+    def spans_exported(self, spans: int) -> None:
+        """Count spans that the collector took."""
+        self._spans("exported").inc(spans)
+
+    def spans_lost(self, spans: int, result: str) -> None:
+        """Count spans that were not exported: `failed` or `dropped`."""
+        self._spans(result).inc(spans)
 
 
 class DispatcherMetrics(ConsumerMetrics):

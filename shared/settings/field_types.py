@@ -17,6 +17,7 @@ from orcheo_dispatch.shared.settings.policies import (
     InterruptedRuns,
     LostRuns,
     Retries,
+    Traces,
     WorkerIsolation,
     WorkerPool,
 )
@@ -108,6 +109,7 @@ CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
 RetriesInAnyCase = Annotated[Retries, BeforeValidator(_lowered)]
 InterruptedRunsInAnyCase = Annotated[InterruptedRuns, BeforeValidator(_lowered)]
+TracesInAnyCase = Annotated[Traces, BeforeValidator(_lowered)]
 WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[

@@ -27,9 +27,10 @@ from orcheo_dispatch.shared.settings.field_types import (
     LogFormat,
     LogLevel,
     ServiceToken,
+    TracesInAnyCase,
     show_default,
 )
-from orcheo_dispatch.shared.settings.policies import CronMode, cron_mode
+from orcheo_dispatch.shared.settings.policies import CronMode, Traces, cron_mode
 from orcheo_dispatch.shared.settings.rules import check_api, check_interrupted_runs, check_leases, check_queue
 from orcheo_dispatch.shared.settings.values import LEVELS
 from orcheo_dispatch.shared.settings.worker import WorkerSettings
@@ -70,6 +71,11 @@ class Settings(WorkerSettings, DispatchSettings):
         "console",
         alias="ORCHEO_LOG_FORMAT",
         description="`console` (or `text`) for people, `json` for journald and log shippers; interpreted as by Orcheo.",
+    )
+    traces: TracesInAnyCase = Field(
+        Traces.OFF,
+        alias="ORCHEO_DISPATCH_TRACES",
+        description="Whether spans of runs are exported: otlp (to OTEL_EXPORTER_OTLP_ENDPOINT) or off.",
     )
 
     cron: CronModeInAnyCase = Field(

@@ -117,6 +117,8 @@ class Orders:
         if self.books is None or execution is None or execution.stop_reason in _LOST or execution.result is not None:
             runner.send(Written(frame.unit, "NotThisRunnersRun"))
             return
+        if execution.trace is not None:
+            execution.trace.stepped(frame.texts.get("steps", ()))
         written = self.books.write(
             claim,
             BookRows(frame.texts, frame.contents),
