@@ -65,6 +65,11 @@ GRANT EXECUTE ON FUNCTION orcheo_dispatch.last_checkpoint(text) TO orcheo_dispat
 -- `answer` also writes LangGraph's checkpoint_writes, which only Orcheo's own role may.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.answer(text, jsonb, text) TO orcheo_dispatcher;
 
+-- Alerts: which conditions are true, and who sends the messages. No row says more than a name, a host and a count.
+GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.alert TO orcheo_dispatcher, orcheo_worker;
+GRANT DELETE ON orcheo_dispatch.alert TO orcheo_dispatcher;
+GRANT SELECT, UPDATE ON orcheo_dispatch.teller TO orcheo_dispatcher, orcheo_worker;
+
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
                           orcheo_dispatch.moved(jsonb, text, text, text, jsonb, jsonb)
@@ -116,6 +121,8 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
    TO orcheo_dashboard;
 -- `run` and `runs` join these two; they hold ids and times.
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
+-- `alerts` lists them.
+GRANT SELECT ON orcheo_dispatch.alert, orcheo_dispatch.teller TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.
 GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
                 orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows

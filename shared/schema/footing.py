@@ -49,7 +49,9 @@ WITH used (relation, commands) AS (VALUES
     ('orcheo_dispatch.ended', '{r}'),
     ('orcheo_dispatch.isolation', '{r,a,w,d}'),
     ('orcheo_dispatch.retry', '{r,a,w}'),
-    ('orcheo_dispatch.question', '{r,a,w,d}')
+    ('orcheo_dispatch.question', '{r,a,w,d}'),
+    ('orcheo_dispatch.alert', '{r,a,w,d}'),
+    ('orcheo_dispatch.teller', '{r,w}')
 ), policy AS (
     SELECT p.polrelid, p.polcmd, p.polpermissive,
            COALESCE(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'

@@ -20,14 +20,18 @@ _REPLACED = {
 _NEW_VIEWS = ("retrying_runs", "dead_runs", "waiting_runs", "our_pending_runs", "all_pending_runs", "live_runs")
 """Views that no migration creates, each before those that it reads."""
 _NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer")
-_NEW_TABLES = ("retry", "question")
+_NEW_TABLES = ("retry", "question", "alert", "teller")
 NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due"))
 """Views, functions and indexes that no migration creates."""
 
 
 def create_tables(connection: Connection) -> None:
-    """Create tables, functions and views of runs that wait; the tables of the migrations must exist."""
-    connection.exec_driver_sql((_SCHEMA / "waiting.sql").read_text(encoding="utf-8"))
+    """Create the tables of alerts, and of runs that wait, with their functions and views.
+
+    The tables of the migrations must exist.
+    """
+    for name in ("waiting.sql", "alerts.sql"):
+        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def create_views(connection: Connection) -> None:
