@@ -112,7 +112,11 @@ class Book:
         """Record that these conditions are true, by name and subject."""
         if found:
             names, subjects = zip(*found, strict=True)
-            parameters = {"names": list(names), "subjects": list(subjects), "numbers": list(found.values())}
+            parameters = {
+                "names": list(names),
+                "subjects": list(subjects),
+                "numbers": [float(value) for value in found.values()],
+            }
             self._run(sql.ALERT_SEEN, {**parameters, "gap": GAP_SECONDS})
 
     def keep(self, names: Collection[str]) -> None:

@@ -136,7 +136,8 @@ class Teller:
     def _look(self) -> None:
         tells = self._book.lead()
         if tells and self._leads_since is None:
-            log.info("alerts_leading")
+            if not self._postponed:
+                log.info("alerts_leading")
             self._leads_since = time.monotonic()
         elif not tells:
             self._leads_since = None
