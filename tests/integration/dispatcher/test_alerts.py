@@ -71,9 +71,11 @@ def test_flapping_condition_is_one_message(stack: Stack, database: Database, tar
         _age(database, NO_WORKER)
         until(lambda: target.titles(NO_WORKER), what="the message")
         for _ in range(3):
-            with stack.running("worker"):
+            with stack.running("worker") as worker:
                 before = _row(database, NO_WORKER)["seen_at"]
-            # Deregistered at its end: the condition is true again.
+                # It deregisters at its end: the condition is true again.
+                worker.signal(Signals.SIGTERM)
+                assert worker.exit_code() == 0
             until(lambda seen=before: _row(database, NO_WORKER)["seen_at"] != seen, what="that it was found true again")
         assert len(target.titles(NO_WORKER)) == 1
 
