@@ -29,6 +29,7 @@ from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
 from orcheo_dispatch.dispatcher.wakeups.hints import HintListener
 from orcheo_dispatch.dispatcher.wakeups.listen import NotifyListener
 from orcheo_dispatch.dispatcher.wakeups.ticks import beat_of
+from orcheo_dispatch.shared.alerts.teller import Teller, teller_of
 from orcheo_dispatch.shared.broker.app import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
 from orcheo_dispatch.shared.broker.celery_app import App
 from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
@@ -131,9 +132,16 @@ class Dispatcher:
         self._installation = installation
         self._health: HealthServer | None = None
         self._page = StatusPage(settings, self.process)
+        self._teller: Teller | None = None
 
     def start(self) -> None:
-        """Start polling and listening for hints. Raises `SettingsError` if the health port is in use."""
+        """Start polling and listening for hints.
+
+        Raises `SettingsError` if the health port is in use, or if alerts cannot be sent where the settings say.
+        """
+        self._teller = teller_of(
+            self._settings, process=self.process, installation=self._installation, metrics=self.metrics
+        )
         self._health = serve_health(self._settings, self._routes())
         self._look_for_index()
         self.loop.start()
@@ -141,6 +149,8 @@ class Dispatcher:
         self._hints.start()
         self._listener.start()
         self.cron.start()
+        if self._teller is not None:
+            self._teller.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id), installation=self._installation.name)
 
     def watch(self, consumer: Consumer) -> None:
@@ -164,6 +174,8 @@ class Dispatcher:
             self._progress.stop()
         self._hints.stop()
         self._listener.stop()
+        if self._teller is not None:
+            self._teller.stop()
         self.cron.stop()
         self.loop.stop()
         self.upkeep.stop()

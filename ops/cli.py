@@ -13,6 +13,7 @@ import typer
 
 from orcheo_dispatch import __version__
 from orcheo_dispatch.ops.commands import adopt as adopting
+from orcheo_dispatch.ops.commands import alerts as alerting
 from orcheo_dispatch.ops.commands import host as hosting
 from orcheo_dispatch.ops.commands import init as starting
 from orcheo_dispatch.ops.commands import isolate as isolating
@@ -228,6 +229,7 @@ app.command()(repairing.fail)
 app.command()(repairing.requeue)
 app.command()(repairing.answer)
 app.command()(isolating.isolate)
+app.command()(alerting.alerts)
 
 
 @app.command()

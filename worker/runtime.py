@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+from orcheo_dispatch.shared.alerts.teller import teller_of
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.broker.slots import RunSlots
@@ -68,6 +69,7 @@ class Runtime:
         self.metrics = metrics
         self.wire = wire
         self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity, queues=settings.queues)
+        self._teller = teller_of(settings, process=self.process, installation=installation, metrics=metrics)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
         self.traces = RunTraces(make_sink(settings, "orcheo-worker", self.process.id, metrics))
@@ -146,6 +148,8 @@ class Runtime:
         )
         if self._cron is not None:
             self._cron.start()
+        if self._teller is not None:
+            self._teller.start()
         log.info(
             "worker_started",
             worker_id=str(self.process.id),
@@ -188,6 +192,8 @@ class Runtime:
             self.runners.close()
         except Exception as error:  # noqa: BLE001 - runners end with this process at the latest
             log.warning("runners_not_closed", **describe(error))
+        if self._teller is not None:
+            self._teller.stop()
         self.isolation.stop()
         self._progress.stop()
         self.heartbeat.stop()

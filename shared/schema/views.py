@@ -29,7 +29,7 @@ _NEW_VIEWS = (
     "live_runs",
 )
 """Views that no migration creates, each before those that it reads."""
-_NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use")
+_NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use", "alert", "teller")
 _NEW_FUNCTIONS = (
     "retry_delay",
     "last_checkpoint",
@@ -46,8 +46,11 @@ NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due", "operation_at"))
 
 
 def create_tables(connection: Connection) -> None:
-    """Create what concerns runs that wait and decisions of operators; the tables of the migrations must exist."""
-    for name in ("waiting.sql", "policy.sql"):
+    """Create what concerns runs that wait, decisions of operators, and alerts.
+
+    The tables of the migrations must exist.
+    """
+    for name in ("waiting.sql", "policy.sql", "alerts.sql"):
         connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 

@@ -343,7 +343,8 @@ BEGIN
     LOOP
         EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.our_pending_runs,'
                 ' orcheo_dispatch.live_runs, orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
-                ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question TO ' || holder.name;
+                ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question,'
+                ' orcheo_dispatch.alert, orcheo_dispatch.teller TO ' || holder.name;
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';

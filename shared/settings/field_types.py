@@ -22,6 +22,7 @@ from orcheo_dispatch.shared.settings.policies import (
     WorkerPool,
 )
 from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
+from orcheo_dispatch.shared.text.urls import is_url, split_urls
 
 LONGEST = 1_000_000_000
 """Maximum duration (seconds): 31 years, which every timer and every Postgres interval accepts."""
@@ -65,6 +66,12 @@ def _check_service_token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_alert_urls(value: SecretStr) -> SecretStr:
+    if not all(is_url(url) for url in split_urls(value.get_secret_value())):
+        raise ValueError("URLs of Apprise, separated by commas or spaces, such as json://host/path")
+    return value
+
+
 def _check_dsn(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     # In a DSN of the form `host=... port=...` spaces are separators; elsewhere they are a copying mistake.
@@ -105,6 +112,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_hosts)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
+AlertUrls = Annotated[SecretStr, AfterValidator(_check_alert_urls)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
 RetriesInAnyCase = Annotated[Retries, BeforeValidator(_lowered)]

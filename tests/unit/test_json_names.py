@@ -18,6 +18,7 @@ from orcheo_dispatch.ops.runs.list import RunRow
 from orcheo_dispatch.ops.runs.repair import Repair
 from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
+from orcheo_dispatch.shared.alerts.book import OpenAlert
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 from orcheo_dispatch.shared.ledger.status import ProcessRow, Status
 from orcheo_dispatch.shared.ledger.story import Event, Who
@@ -60,6 +61,7 @@ _TYPES = {
         ("## migrate", Migration, set()),
         ("## cancel, fail, requeue", Repair, set()),
         ("## isolate", Isolated, set()),
+        ("## alerts", OpenAlert, set()),
         ("### settings", Advice, set()),
         ("### left_behind", Found, set()),
         ("### running, pending", LeftRun, set()),

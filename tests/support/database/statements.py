@@ -23,7 +23,21 @@ _ID = str(uuid4())
 PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("fence", "room", "batch", "limit", "max_attempts", "pid", "concurrency", "running", "times"), 1),
     **dict.fromkeys(("newest", "hour_rows", "sampled"), 1),
-    **dict.fromkeys(("lease", "missing", "retention", "older_than", "younger_than", "seconds", "target_delay"), 1.0),
+    **dict.fromkeys(
+        (
+            "lease",
+            "gap",
+            "calm",
+            "repeat",
+            "missing",
+            "retention",
+            "older_than",
+            "younger_than",
+            "seconds",
+            "target_delay",
+        ),
+        1.0,
+    ),
     **dict.fromkeys(("id", "worker_id", "dispatcher_id"), _ID),
     **dict.fromkeys(
         ("run_id", "workspace_id", "actor", "reason", "host", "version", "workflow_id", "version_id", "by", "given"),
@@ -52,6 +66,10 @@ PARAMETERS: dict[str, Any] = {
     "skipped": ["x"],
     "chosen": None,
     "fences": [1],
+    **dict.fromkeys(("name", "subject"), "x"),
+    **{key: ["x"] for key in ("names", "subjects")},
+    **{key: [1.0] for key in ("numbers", "holds")},
+    **dict.fromkeys(("resolved", "may_resolve"), False),
     **{key: [False] for key in ("refunds", "suspects", "retries", "keeps_slot")},
     "checkpoints": ["x"],
     "interrupts": [1],
