@@ -23,45 +23,31 @@ SELECT p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p
  LIMIT :limit
 """)
 
+# Taken before a policy is set, so that two changes of one scope follow each other; a separate statement, because the
+# next one must see what the other session has set.
+POLICIES_LOCK = text("SELECT pg_advisory_xact_lock(205392149)")
+
 # Set the fields that :fields names, an object of field and value; a null takes a field back. Other fields stay. A
 # scope without a row gets one.
 SET_POLICY = text("""
-WITH given AS MATERIALIZED (
-    SELECT g.* FROM jsonb_populate_record(NULL::orcheo_dispatch.policy, CAST(:fields AS jsonb)) AS g
-), named AS MATERIALIZED (
-    SELECT ARRAY(SELECT jsonb_object_keys(CAST(:fields AS jsonb))) AS names
+WITH named AS MATERIALIZED (
+    SELECT jsonb_populate_record(NULL::orcheo_dispatch.policy,
+                                 COALESCE(to_jsonb(p), '{}') || CAST(:fields AS jsonb)) AS row
+      FROM (SELECT 1) AS one
+      LEFT JOIN orcheo_dispatch.policy AS p ON p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 )
 INSERT INTO orcheo_dispatch.policy AS p
        (workspace_id, workflow_id, maintenance, paused, paused_until, priority, max_running, rate_runs, rate_seconds,
         queue, timeout_seconds, lost_runs, retries, isolation, why)
-SELECT :workspace_id, :workflow_id, g.maintenance, g.paused, g.paused_until, g.priority, g.max_running, g.rate_runs,
-       g.rate_seconds, g.queue, g.timeout_seconds, g.lost_runs, g.retries, g.isolation, CAST(:why AS text)
-  FROM given AS g
+SELECT :of_workspace, :of_workflow, (n.row).maintenance, (n.row).paused, (n.row).paused_until, (n.row).priority,
+       (n.row).max_running, (n.row).rate_runs, (n.row).rate_seconds, (n.row).queue, (n.row).timeout_seconds,
+       (n.row).lost_runs, (n.row).retries, (n.row).isolation, CAST(:why AS text)
+  FROM named AS n
     ON CONFLICT (workspace_id, workflow_id) DO UPDATE
-   SET maintenance = CASE WHEN 'maintenance' = ANY ((SELECT names FROM named)::text[])
-                          THEN EXCLUDED.maintenance ELSE p.maintenance END,
-       paused = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
-                     THEN EXCLUDED.paused ELSE p.paused END,
-       paused_until = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
-                           THEN EXCLUDED.paused_until ELSE p.paused_until END,
-       priority = CASE WHEN 'priority' = ANY ((SELECT names FROM named)::text[])
-                       THEN EXCLUDED.priority ELSE p.priority END,
-       max_running = CASE WHEN 'max_running' = ANY ((SELECT names FROM named)::text[])
-                          THEN EXCLUDED.max_running ELSE p.max_running END,
-       rate_runs = CASE WHEN 'rate_runs' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.rate_runs ELSE p.rate_runs END,
-       rate_seconds = CASE WHEN 'rate_seconds' = ANY ((SELECT names FROM named)::text[])
-                           THEN EXCLUDED.rate_seconds ELSE p.rate_seconds END,
-       queue = CASE WHEN 'queue' = ANY ((SELECT names FROM named)::text[]) THEN EXCLUDED.queue ELSE p.queue END,
-       timeout_seconds = CASE WHEN 'timeout_seconds' = ANY ((SELECT names FROM named)::text[])
-                              THEN EXCLUDED.timeout_seconds ELSE p.timeout_seconds END,
-       lost_runs = CASE WHEN 'lost_runs' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.lost_runs ELSE p.lost_runs END,
-       retries = CASE WHEN 'retries' = ANY ((SELECT names FROM named)::text[])
-                      THEN EXCLUDED.retries ELSE p.retries END,
-       isolation = CASE WHEN 'isolation' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.isolation ELSE p.isolation END,
-       why = EXCLUDED.why
+   SET maintenance = EXCLUDED.maintenance, paused = EXCLUDED.paused, paused_until = EXCLUDED.paused_until,
+       priority = EXCLUDED.priority, max_running = EXCLUDED.max_running, rate_runs = EXCLUDED.rate_runs,
+       rate_seconds = EXCLUDED.rate_seconds, queue = EXCLUDED.queue, timeout_seconds = EXCLUDED.timeout_seconds,
+       lost_runs = EXCLUDED.lost_runs, retries = EXCLUDED.retries, isolation = EXCLUDED.isolation, why = EXCLUDED.why
 RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
           p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
           p.at
@@ -69,7 +55,7 @@ RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until
 
 # Delete the policy of a scope.
 CLEAR_POLICY = text("""
-DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :workspace_id AND p.workflow_id = :workflow_id
+DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
           p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
           p.at
