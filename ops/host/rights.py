@@ -66,6 +66,7 @@ WITH needed (process, relation, privilege, columns) AS (VALUES
     ('dispatcher', 'orcheo_dispatch.alert', 'DELETE', NULL),
     ('both', 'orcheo_dispatch.teller', 'SELECT', NULL),
     ('both', 'orcheo_dispatch.teller', 'UPDATE', NULL),
+    ('both', 'orcheo_dispatch.held_back_runs', 'SELECT', NULL),
     ('worker', 'retry_policies', 'SELECT', '{workflow_id,config}'),
     ('dispatcher', 'checkpoints', 'SELECT', '{thread_id,checkpoint_ns,checkpoint_id}'),
     ('both', 'orcheo_dispatch.retrying_runs', 'SELECT', NULL),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -59,7 +60,10 @@ def targets_of(settings: Settings) -> list[Target]:
     if settings.alerts_urls is None:
         return []
     try:
-        import apprise
+        with warnings.catch_warnings():
+            # It imports a module that Python 3.13 no longer has, if that is there.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import apprise
     except ImportError as error:
         raise SettingsError(f"{VARIABLE} needs the package apprise: pip install 'orcheo-dispatch[alerts]'") from error
 

@@ -20,7 +20,7 @@ MOST_QUEUED = 1_000_000
 
 
 class Store(Recovering):
-    """Makes every change of a run's status and of a ledger row, except those of operators (`ops/runs/repair.py`).
+    """Makes every change of a run's status and of a ledger row, except those of operators (`operators/repairs.py`).
 
     Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable.
     """

@@ -19,6 +19,7 @@ _REPLACED = {
 }
 _NEW_VIEWS = (
     "wanted_workers",
+    "held_back_runs",
     "retrying_runs",
     "dead_runs",
     "waiting_runs",

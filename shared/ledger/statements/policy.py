@@ -117,3 +117,61 @@ WITH old AS (
 DELETE FROM orcheo_dispatch.rate_use AS u USING old
  WHERE u.workspace_id = old.workspace_id AND u.workflow_id = old.workflow_id AND u.until = old.until
 """)
+
+# Why pending runs wait; a list that is empty is no filter.
+HELD_BACK = text("""
+SELECT h.run_id, h.workflow_id, h.workspace_id, h.triggered_by, h.created_at, h.age_seconds AS age, h.claim, h.queue,
+       h.reason, h.scope, h.until, h.used, h.allowed
+  FROM orcheo_dispatch.held_back_runs AS h
+ WHERE CAST(:run_ids AS text[]) = '{}' OR h.run_id = ANY (CAST(:run_ids AS text[]))
+ ORDER BY h.created_at, h.run_id
+ LIMIT :limit
+""")
+
+# The runs and claims of a workflow, of its workspace and of all that count against limits, and the workflow's pending
+# runs.
+POLICY_USE = text("""
+SELECT (SELECT count(*) FROM orcheo_dispatch.live_runs AS l WHERE l.workflow_id = :of_workflow) AS running_of_workflow,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs AS l WHERE l.workspace_id = :of_workspace)
+           AS running_of_workspace,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs AS l) AS running_of_all,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = '' AND u.workflow_id = :of_workflow AND u.until > now()) AS claims_of_workflow,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = :of_workspace AND u.workflow_id = '' AND u.until > now()) AS claims_of_workspace,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = '' AND u.workflow_id = '' AND u.until > now()) AS claims_of_all,
+       (SELECT count(*) FROM orcheo_dispatch.all_pending_runs AS p WHERE p.ours AND p.workflow_id = :of_workflow)
+           AS pending
+""")
+
+# How many live workers consume a queue.
+WORKERS_OF_QUEUE = text("""
+SELECT count(*) FROM orcheo_dispatch.process AS p
+ WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds'
+   AND :queue = ANY (COALESCE(p.queues, '{default}'))
+""")
+
+# The workflow with this ID, or those whose IDs begin with it. A workflow that was deleted may have a policy.
+FIND_POLICY_WORKFLOW = text("""
+SELECT f.id, f.id = :given AS exact
+  FROM (SELECT w.id FROM workflows AS w WHERE starts_with(w.id, :given)
+         UNION SELECT p.workflow_id FROM orcheo_dispatch.policy AS p
+                WHERE p.workflow_id <> '' AND starts_with(p.workflow_id, :given)) AS f
+ ORDER BY exact DESC, f.id LIMIT 4
+""")
+
+# The workspace of a workflow's runs; the table of workflows has it as well, but a dispatcher may not read it there.
+WORKSPACE_OF_RUNS = text("SELECT r.workspace_id FROM workflow_runs AS r WHERE r.workflow_id = :of_workflow LIMIT 1")
+
+# Whether the table of Orcheo's workspaces exists and this role may read it.
+MAY_READ_WORKSPACES = text("SELECT COALESCE(has_column_privilege(to_regclass('workspaces'), 'id', 'SELECT'), false)")
+
+# Whether there is something of this workspace: a policy, or a run.
+WORKSPACE_IN_USE = text("""
+SELECT EXISTS (SELECT FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :of_workspace)
+    OR EXISTS (SELECT FROM workflow_runs AS r WHERE r.workspace_id = :of_workspace)
+""")
+
+# The time of the database.
+NOW = text("SELECT now()")

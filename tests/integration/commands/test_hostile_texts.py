@@ -42,6 +42,10 @@ INSERT INTO orcheo_dispatch.alert (name, subject, told_at)
 SELECT name, left(text, 200), now()
   FROM unnest(%s::text[]) AS t(text), unnest(ARRAY['OrcheoRunsRefused', left(text, 100)]) AS n(name)
 """
+_DECIDED = """
+INSERT INTO orcheo_dispatch.policy (workspace_id, paused, why) SELECT left(text, 200), true, text
+  FROM unnest(%s::text[]) AS t(text)
+"""
 _PAYLOADS = """
 UPDATE workflow_runs
    SET status = 'failed', workflow_id = left(triggered_by, 100),
@@ -60,6 +64,7 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
     execute(database, _ENDED)
     execute(database, _ISOLATED, list(_TEXTS))
     execute(database, _ALERTS, list(_TEXTS))
+    execute(database, _DECIDED, list(_TEXTS))
     return Stack(database, redis_url, tmp_path / "side-effects")
 
 
@@ -71,6 +76,8 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("--json",),
         ("--unclaimed",),
         ("--unclaimed", "--json"),
+        ("--pending",),
+        ("--pending", "--json"),
         ("--trigger", _TEXTS[0]),
         ("--workflow", _TEXTS[0]),
         ("--status", _TEXTS[0]),
@@ -79,7 +86,12 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "check": [(), ("--json",)],
     "cancel": [("ID", _TEXTS[0], "--reason", _TEXTS[0]), ("ID", "--json")],
     "fail": [("ID", _TEXTS[1], "--reason", _TEXTS[0])],
-    "requeue": [("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run")],
+    "requeue": [
+        ("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run"),
+        ("--workflow", _TEXTS[0], "--error-class", _TEXTS[0], "--yes"),
+        ("--error-class", _TEXTS[0], "--yes", "--reason", _TEXTS[1]),
+        ("--workspace", _TEXTS[0], "--status", "failed", "--yes"),
+    ],
     "answer": [("ID", "--json", '"yes"'), (_TEXTS[0], "--json", '"yes"'), ("ID", "--json", _TEXTS[0])],
     "isolate": [
         (_TEXTS[0],),
@@ -89,6 +101,26 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("WORKFLOW", "--clear"),
     ],
     "alerts": [(), ("--json",), ("test",)],
+    "policy": [
+        ("list",),
+        ("list", "--json"),
+        ("set", "--workflow", _TEXTS[0], "--paused"),
+        ("set", "--workspace", _TEXTS[0], "--paused", "--why", _TEXTS[1]),
+        ("set", "--workspace", "w", "--queue", _TEXTS[0]),
+        ("set", "--workspace", "w", "--rate", _TEXTS[0]),
+        ("clear", "--workspace", _TEXTS[0], "--json"),
+        ("explain", "WORKFLOW"),
+        ("explain", "WORKFLOW", "--json"),
+        ("explain", _TEXTS[0]),
+    ],
+    "pause": [
+        ("--workspace", _TEXTS[0], "--why", _TEXTS[1]),
+        ("--workflow", "WORKFLOW", "--why", _TEXTS[0], "--json"),
+        ("--all", "--why", "x", "--until", _TEXTS[0]),
+    ],
+    "unpause": [("--workspace", _TEXTS[0]), ("--workflow", _TEXTS[1]), ("--all", "--json")],
+    "maintenance": [("on", "--why", _TEXTS[0]), ("off", "--json"), (_TEXTS[0],)],
+    "operations": [(), ("--json",)],
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],

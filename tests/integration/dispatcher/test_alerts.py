@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from signal import Signals
+from typing import Any
 
 import pytest
 
@@ -76,8 +78,12 @@ def test_flapping_condition_is_one_message(stack: Stack, database: Database, tar
                 # It deregisters at its end: the condition is true again.
                 worker.signal(Signals.SIGTERM)
                 assert worker.exit_code() == 0
-            until(lambda seen=before: _row(database, NO_WORKER)["seen_at"] != seen, what="that it was found true again")
+            until(partial(_seen_since, database, before), what="that it was found true again")
         assert len(target.titles(NO_WORKER)) == 1
+
+
+def _seen_since(database: Database, before: Any) -> bool:
+    return bool(_row(database, NO_WORKER)["seen_at"] != before)
 
 
 def test_target_that_does_not_answer_delays_no_claim_and_is_tried_again(
