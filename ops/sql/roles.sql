@@ -127,7 +127,7 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
                 orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
-                orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.wanted_workers,
+                orcheo_dispatch.resumed_runs, orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.wanted_workers,
                 orcheo_dispatch.held_back_runs
    TO orcheo_dashboard;
 -- The view calls it with the rights of its reader, a dispatcher for its metrics.

@@ -49,6 +49,7 @@ VIEWS = (
     "policies",
     "processes",
     "queue_and_backlog",
+    "resumed_runs",
     "retrying_runs",
     "running_elsewhere",
     "runs_by_hour",

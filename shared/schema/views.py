@@ -23,6 +23,7 @@ _NEW_VIEWS = (
     "retrying_runs",
     "dead_runs",
     "waiting_runs",
+    "resumed_runs",
     "policies",
     "operations",
     "our_pending_runs",

@@ -182,6 +182,37 @@ COMMENT ON COLUMN orcheo_dispatch.waiting_runs.holds_slot IS
     'Whether it keeps its run slot: ORCHEO_DISPATCH_INTERRUPTED_RUNS.';
 
 
+CREATE OR REPLACE VIEW orcheo_dispatch.resumed_runs AS
+SELECT d.run_id, d.workflow_id, d.workspace_id, d.triggered_by, d.state, d.outcome, d.attempts AS begins, d.refunded,
+       COALESCE(t.retries, 0) AS retries, d.reason, d.worker_id, d.begun_at, d.settled_at
+  FROM (SELECT l.* FROM orcheo_dispatch.dispatch AS l
+         WHERE l.state IN ('claimed', 'published', 'running') AND l.attempts > 0
+           AND (l.attempts > 1 OR l.state <> 'running')
+         UNION ALL
+        (SELECT s.* FROM orcheo_dispatch.dispatch AS s
+          WHERE s.state = 'settled' AND s.settled_at > now() - interval '24 hours'
+            AND (s.attempts > 1 OR (s.attempts = 1 AND s.outcome = 'requeued'))
+          ORDER BY s.settled_at DESC LIMIT 1000)) AS d
+  LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = d.run_id;
+
+COMMENT ON VIEW orcheo_dispatch.resumed_runs IS
+    'Runs that begin again: they continue on another worker, are retried, or were requeued. Those in progress, and the newest 1,000 that settled in the last 24 hours.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.run_id IS 'ID of the run.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.workflow_id IS 'ID of its workflow.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.workspace_id IS 'ID of its workspace; null if it has none.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.triggered_by IS 'Label of the trigger.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.state IS 'claimed, published, running or settled.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.outcome IS 'How the last claim ended; null if it has not. requeued: it is to begin again.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.begins IS 'Number of times it has begun.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.refunded IS 'Number of them that do not count as attempts.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.retries IS 'Number of them that were retries of the workflow''s policy.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.reason IS
+    'Why the last claim ended, such as worker_lost or requeued, or the class of the error. Never an error text.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.worker_id IS 'ID of the worker that began it last: see processes.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.begun_at IS 'Time at which it began last.';
+COMMENT ON COLUMN orcheo_dispatch.resumed_runs.settled_at IS 'Time at which the last claim ended; null if it has not.';
+
+
 -- The roles of an earlier release get what this one needs.
 DO $$
 DECLARE
