@@ -35,7 +35,7 @@ _UNITS = (
     "_up",
     "_workflows",
 )
-_STATES = ("_in_flight", "_silent")
+_STATES = ("_in_flight", "_silent", "maintenance")
 
 _COLUMNS = """
 SELECT c.relname AS view, obj_description(c.oid) AS what, a.attname AS column,

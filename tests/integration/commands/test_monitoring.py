@@ -23,6 +23,7 @@ from tests.support.database.runs import all_ended, insert_runs
 from tests.support.database.volume import fill
 from tests.support.processes.exposition import Exposed
 from tests.support.processes.processes import Stack, until
+from tests.support.waiting_states import fill_waiting
 
 OPS = Path(__file__).parents[3] / "ops"
 ALERTS = OPS / "prometheus" / "alerts.yml"
@@ -154,8 +155,10 @@ def test_dashboard_is_sound() -> None:
 
 
 def test_queries_of_panels_answer_with_the_rights_of_a_dashboard(database: Database) -> None:
+    fill_waiting(database)
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         fill(owner, 2000, pending=100, running=20, days=0.2, payload=10)
+        owner.execute("INSERT INTO orcheo_dispatch.policy (workflow_id, paused) VALUES ('w', true)")
     queries = _targets("${postgres}")
     assert len(queries) > 15
     with psycopg.connect(database.dsn_of(Kind.DASHBOARD), autocommit=True) as connection:
