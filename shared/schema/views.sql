@@ -435,7 +435,8 @@ BEGIN
                 ' orcheo_dispatch.live_runs, orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
                 ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question,'
                 ' orcheo_dispatch.held_back_runs, orcheo_dispatch.policy, orcheo_dispatch.policies,'
-                ' orcheo_dispatch.operation, orcheo_dispatch.operations TO ' || holder.name;
+                ' orcheo_dispatch.operation, orcheo_dispatch.operations,'
+                ' orcheo_dispatch.alert, orcheo_dispatch.teller TO ' || holder.name;
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';

@@ -17,21 +17,34 @@ from orcheo_dispatch.shared.settings.policies import (
     InterruptedRuns,
     LostRuns,
     Retries,
+    Traces,
     WorkerIsolation,
     WorkerPool,
 )
 from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
+from orcheo_dispatch.shared.text.urls import is_url, split_urls
 
 LONGEST = 1_000_000_000
 """Maximum duration (seconds): 31 years, which every timer and every Postgres interval accepts."""
 MOST = 1_000_000_000
 """Maximum number of runs; it fits Postgres' integer."""
 
+QUEUE_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
+"""A queue as policies and ORCHEO_WORKER_QUEUES name it."""
+DEFAULT_QUEUE_NAME = "default"
+"""The queue of runs for which no policy names one."""
+
 
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
+
+
+def _check_queues(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(re.fullmatch(QUEUE_NAME, name) for name in names):
+        raise ValueError("names of lowercase letters, digits, - and _, at most 40 characters each, separated by commas")
+    return tuple(dict.fromkeys(names))
 
 
 def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,6 +63,12 @@ def _check_token(value: SecretStr) -> SecretStr:
 def _check_service_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
         raise ValueError("a token of printable ASCII characters without a space, since it is sent in an HTTP header")
+    return value
+
+
+def _check_alert_urls(value: SecretStr) -> SecretStr:
+    if not all(is_url(url) for url in split_urls(value.get_secret_value())):
+        raise ValueError("URLs of Apprise, separated by commas or spaces, such as json://host/path")
     return value
 
 
@@ -85,6 +104,7 @@ def _log_format(value: Any) -> Any:
     return log_format(str(value)) or "json"
 
 
+QueueNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_queues)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 """Separated by commas."""
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
@@ -92,10 +112,12 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_hosts)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
+AlertUrls = Annotated[SecretStr, AfterValidator(_check_alert_urls)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
 RetriesInAnyCase = Annotated[Retries, BeforeValidator(_lowered)]
 InterruptedRunsInAnyCase = Annotated[InterruptedRuns, BeforeValidator(_lowered)]
+TracesInAnyCase = Annotated[Traces, BeforeValidator(_lowered)]
 WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[

@@ -41,6 +41,11 @@ _DECIDED = """
 INSERT INTO orcheo_dispatch.policy (workspace_id, paused, why) SELECT left(text, 200), true, text
   FROM unnest(%s::text[]) AS t(text)
 """
+_ALERTS = """
+INSERT INTO orcheo_dispatch.alert (name, subject, told_at)
+SELECT name, left(text, 200), now()
+  FROM unnest(%s::text[]) AS t(text), unnest(ARRAY['OrcheoRunsRefused', left(text, 100)]) AS n(name)
+"""
 _PAYLOADS = """
 UPDATE workflow_runs
    SET status = 'failed', workflow_id = left(triggered_by, 100),
@@ -59,6 +64,7 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
     execute(database, _ENDED)
     execute(database, _ISOLATED, list(_TEXTS))
     execute(database, _DECIDED, list(_TEXTS))
+    execute(database, _ALERTS, list(_TEXTS))
     return Stack(database, redis_url, tmp_path / "side-effects")
 
 
@@ -114,9 +120,13 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "unpause": [("--workspace", _TEXTS[0]), ("--workflow", _TEXTS[1]), ("--all", "--json")],
     "maintenance": [("on", "--why", _TEXTS[0]), ("off", "--json"), (_TEXTS[0],)],
     "operations": [(), ("--json",)],
+    "alerts": [(), ("--json",), ("test",)],
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],
+    "init": None,
+    "man": None,
+    "schema": [(_TEXTS[0],)],
     "migrate": None,
     "roles": None,
     "units": None,
