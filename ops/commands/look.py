@@ -190,7 +190,8 @@ def operations(
       orcheo-dispatch operations --limit 50
     """
     settings = ready()
-    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
     from orcheo_dispatch.shared.database.connections import open_engine
     from orcheo_dispatch.shared.ledger.operators.operations import list_operations
 
@@ -199,11 +200,12 @@ def operations(
     if as_json:
         screen.print_json([row.as_json() for row in rows])
     else:
-        screen.console.print(policy_views.operations_view(rows))
+        screen.console.print(views.operations_view(rows))
 
 
 def _print_waits(settings: Settings, limit: int, as_json: bool) -> None:
-    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
     from orcheo_dispatch.shared.database.connections import open_engine, transaction
     from orcheo_dispatch.shared.ledger.operators.waits import read_waits
 
@@ -212,4 +214,4 @@ def _print_waits(settings: Settings, limit: int, as_json: bool) -> None:
     if as_json:
         screen.print_json([each.as_json() for each in waits])
     else:
-        screen.console.print(policy_views.waits_view(waits))
+        screen.console.print(views.waits_view(waits))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from orcheo_dispatch.ops.runs.pauses import Switched
+    from orcheo_dispatch.ops.operating.pauses import Switched
 
 All = Annotated[bool, typer.Option("--all", help="All runs.")]
 OfWorkspace = Annotated[str | None, typer.Option("--workspace", help="The runs of this workspace: its id.")]
@@ -25,13 +24,6 @@ OfWorkflow = Annotated[
     str | None, typer.Option("--workflow", help="The runs of this workflow: its id, or the beginning of it.")
 ]
 Why = Annotated[str | None, typer.Option(help="Shown to other operators, and in the log of operations.")]
-
-
-class Switch(StrEnum):
-    """Whether something is to be."""
-
-    ON = "on"
-    OFF = "off"
 
 
 def pause(
@@ -50,8 +42,8 @@ def pause(
     Examples:
       orcheo-dispatch pause --workflow 3f2a --why "supplier is down" --for 2h
     """
-    from orcheo_dispatch.ops.runs.pauses import pause as pause_scope
-    from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
+    from orcheo_dispatch.ops.operating.pauses import pause as pause_scope
+    from orcheo_dispatch.ops.operating.scopes import check_scope, find_scope
 
     check_scope(every, workspace, workflow)
     end = _End(until, span)
@@ -76,8 +68,8 @@ def unpause(
     Examples:
       orcheo-dispatch unpause --workflow 3f2a
     """
-    from orcheo_dispatch.ops.runs.pauses import unpause as unpause_scope
-    from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
+    from orcheo_dispatch.ops.operating.pauses import unpause as unpause_scope
+    from orcheo_dispatch.ops.operating.scopes import check_scope, find_scope
 
     check_scope(every, workspace, workflow)
     settings = ready(writes=True)
@@ -90,7 +82,14 @@ def unpause(
 
 
 def maintenance(
-    switch: Annotated[Switch, typer.Argument(help="on: no run is claimed and none begins. off: they are again.")],
+    switch: Annotated[
+        str,
+        typer.Argument(
+            metavar="on|off",
+            help="on: no run is claimed and none begins. off: they are again.",
+            autocompletion=lambda: ["on", "off"],
+        ),
+    ],
     why: Why = None,
     as_json: Json = False,
 ) -> None:
@@ -99,17 +98,19 @@ def maintenance(
     Examples:
       orcheo-dispatch maintenance on --why "upgrade of Postgres"
     """
+    if switch not in ("on", "off"):
+        raise SettingsError.wrong("maintenance", switch, "on or off")
     settings = ready(writes=True)
     from orcheo_dispatch.ops import screen
-    from orcheo_dispatch.ops.runs.pauses import maintain
+    from orcheo_dispatch.ops.operating.pauses import maintain
     from orcheo_dispatch.shared.database.connections import open_engine
 
     with open_engine(settings, role="maintenance") as engine:
-        done = maintain(engine, author(why), on=switch is Switch.ON)
+        done = maintain(engine, author(why), on=switch == "on")
     if as_json:
         screen.print_json(done.as_json())
     else:
-        say(f"maintenance {'is' if done.changed else 'was already'} {switch.value}")
+        say(f"maintenance {'is' if done.changed else 'was already'} {switch}")
 
 
 class _End:
@@ -130,7 +131,7 @@ class _End:
         """Return the end by the clock of the database. Raises `SettingsError` if it is over."""
         from datetime import timedelta
 
-        from orcheo_dispatch.ops.runs.scopes import database_now
+        from orcheo_dispatch.ops.operating.scopes import database_now
 
         if self._at is None and self._seconds is None:
             return None

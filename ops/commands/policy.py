@@ -8,12 +8,21 @@ import typer
 
 from orcheo_dispatch.ops.commands.pause import All, OfWorkflow, OfWorkspace, Why
 from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.ops.help.examples import Commands
 from orcheo_dispatch.ops.runs.author import author
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say
 
+_HELP = """Decide what holds for all runs, for a workspace or for a workflow: limits, priority, queue, rules.
+
+Examples:
+  orcheo-dispatch policy set --workflow 3f2a --max-running 5 --why 'five connections to the supplier'
+  orcheo-dispatch policy explain 3f2a
+"""
+
 app = typer.Typer(
-    help="Decide what holds for all runs, for a workspace or for a workflow: limits, priority, queue, rules.",
+    cls=Commands,
+    help=_HELP,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -27,7 +36,8 @@ def list_policies(as_json: Json = False) -> None:
       orcheo-dispatch policy list
     """
     settings = ready()
-    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
     from orcheo_dispatch.shared.database.connections import open_engine
     from orcheo_dispatch.shared.ledger.operators.policies import Policies
 
@@ -36,7 +46,7 @@ def list_policies(as_json: Json = False) -> None:
     if as_json:
         screen.print_json([row.as_json() for row in rows])
     elif rows:
-        screen.console.print(policy_views.policies_view(rows))
+        screen.console.print(views.policies_view(rows))
     else:
         say("no policy: the settings of the processes decide")
 
@@ -85,8 +95,8 @@ def set_policy(
     Examples:
       orcheo-dispatch policy set --workflow 3f2a --max-running 5 --rate 100/1m --why "rate limit of the supplier"
     """
-    from orcheo_dispatch.ops.runs.fields import parse_fields
-    from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
+    from orcheo_dispatch.ops.operating.fields import parse_fields
+    from orcheo_dispatch.ops.operating.scopes import check_scope, find_scope
 
     check_scope(every, workspace, workflow)
     changes: dict[str, Any] = parse_fields(
@@ -108,7 +118,8 @@ def set_policy(
     if every and changes.get("priority") is not None:
         raise SettingsError("--priority cannot be combined with --all: it is relative to other workspaces or workflows")
     settings = ready(writes=True)
-    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
     from orcheo_dispatch.shared.database.connections import open_engine, transaction
     from orcheo_dispatch.shared.ledger.operators.policies import Policies
     from orcheo_dispatch.shared.ledger.statements.policy import WORKERS_OF_QUEUE
@@ -120,7 +131,7 @@ def set_policy(
     if as_json:
         screen.print_json(row.as_json())
         return
-    say(plain(f"{row.scope}: {policy_views.fields_text(row)}"))
+    say(plain(f"{row.scope}: {views.fields_text(row)}"))
     if not served:
         say(f"no live worker consumes queue {row.queue}: runs wait until one with it in ORCHEO_WORKER_QUEUES starts")
 
@@ -138,11 +149,12 @@ def clear_policy(
     Examples:
       orcheo-dispatch policy clear --workflow 3f2a
     """
-    from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
+    from orcheo_dispatch.ops.operating.scopes import check_scope, find_scope
 
     check_scope(every, workspace, workflow)
     settings = ready(writes=True)
-    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
     from orcheo_dispatch.shared.database.connections import open_engine
     from orcheo_dispatch.shared.ledger.operators.policies import Policies
 
@@ -150,11 +162,11 @@ def clear_policy(
         scope = find_scope(engine, workspace, workflow)
         row = Policies(engine).clear(scope, author(why))
     if as_json:
-        screen.print_json(None if row is None else row.as_json())
+        screen.print_json([] if row is None else [row.as_json()])
     elif row is None:
         say(plain(f"{scope}: there is no policy"))
     else:
-        say(plain(f"{scope}: cleared, was {policy_views.fields_text(row)}"))
+        say(plain(f"{scope}: cleared, was {views.fields_text(row)}"))
 
 
 @app.command("explain")
@@ -170,8 +182,9 @@ def explain_policy(
       orcheo-dispatch policy explain 3f2a
     """
     settings = ready()
-    from orcheo_dispatch.ops import policy_views, screen
-    from orcheo_dispatch.ops.runs.explain import explain
+    from orcheo_dispatch.ops import screen
+    from orcheo_dispatch.ops.operating import views
+    from orcheo_dispatch.ops.operating.explain import explain
     from orcheo_dispatch.shared.database.connections import open_engine
 
     with open_engine(settings, role="policy") as engine:
@@ -179,4 +192,4 @@ def explain_policy(
     if as_json:
         screen.print_json(found.as_json())
     else:
-        screen.console.print(policy_views.explanation_view(found))
+        screen.console.print(views.explanation_view(found))

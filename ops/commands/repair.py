@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orcheo_dispatch.ops.commands.many import (
+from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.ops.operating.many import (
     Dead,
     ErrorClass,
     Limit,
@@ -23,7 +24,6 @@ from orcheo_dispatch.ops.commands.many import (
     say_many,
     selection_of,
 )
-from orcheo_dispatch.ops.commands.ready import Json, ready
 from orcheo_dispatch.ops.runs.author import author
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say

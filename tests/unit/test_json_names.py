@@ -14,9 +14,9 @@ from orcheo_dispatch.ops.adoption.env_advice import Advice
 from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots
 from orcheo_dispatch.ops.adoption.leftovers import LeftRun
 from orcheo_dispatch.ops.host.findings import Finding
-from orcheo_dispatch.ops.runs.explain import Explanation, Field, Limit
+from orcheo_dispatch.ops.operating.explain import Explanation, Field, Limit
+from orcheo_dispatch.ops.operating.pauses import Switched
 from orcheo_dispatch.ops.runs.list import RunRow
-from orcheo_dispatch.ops.runs.pauses import Switched
 from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.alerts.book import OpenAlert
@@ -52,7 +52,7 @@ _TYPES = {
     "list[Field]": "list of objects",
     "list[Limit]": "list of objects",
     "dict[str, Any]": "object",
-    "Any": "any",
+    "Any": "true or false or number or text",
 }
 
 

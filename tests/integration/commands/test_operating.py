@@ -120,8 +120,8 @@ def test_a_policy_is_set_listed_explained_and_cleared(database: Database, stack:
     assert "no live worker consumes queue gpu" in table
     assert "0 of 5" in table
 
-    assert _json(stack, "policy", "clear", *of)["queue"] == "gpu"
-    assert _json(stack, "policy", "clear", *of) is None
+    assert [each["queue"] for each in _json(stack, "policy", "clear", *of)] == ["gpu"]
+    assert _json(stack, "policy", "clear", *of) == []
     found = _json(stack, "policy", "explain", WORKFLOW_ID)
     assert {each["field"]: each["variable"] for each in found["fields"]}["timeout_seconds"] is None
     _ran(stack, "policy", "clear", "--workspace", WORKSPACE_ID)

@@ -27,7 +27,10 @@ _COLUMNS = """
 SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns
  WHERE table_schema = 'public' ORDER BY table_name, column_name
 """
-_TRIGGERS = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
+_TRIGGERS = """
+SELECT tgname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+ WHERE NOT tgisinternal AND c.relnamespace = 'public'::regnamespace
+"""
 
 
 def test_migrate_is_idempotent(orcheo_database: Database) -> None:

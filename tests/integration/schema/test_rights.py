@@ -72,7 +72,9 @@ def _statements_of(kind: Kind) -> list[TextClause]:
     }[kind]
     read = [queries.PENDING, queries.DISPATCH, queries._PROCESSES] if kind is Kind.WORKER else _QUERIES
     read = [*read, list_of_runs._FOUND]
+    read = [*read, text("SELECT FROM orcheo_dispatch.policies"), STATEMENTS["HELD_BACK"], STATEMENTS["POLICIES"]]
     if kind is Kind.DISPATCHER:
+        read = [*read, text("SELECT FROM orcheo_dispatch.operations")]
         read = [*read, *_GAUGES, text("SELECT orcheo_dispatch.last_checkpoint('x')")]
     if kind is Kind.WORKER:
         # Read by `retry_delay`, which ignores a policy that it may not read: a run must end nevertheless.
@@ -188,8 +190,9 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
     ours |= {"orcheo_dispatch.retry", "orcheo_dispatch.question"}
     ours |= {"orcheo_dispatch.alert", "orcheo_dispatch.teller"}
     ours |= {"orcheo_dispatch.retrying_runs", "orcheo_dispatch.dead_runs", "orcheo_dispatch.waiting_runs"}
+    ours |= {"orcheo_dispatch.policy", "orcheo_dispatch.policies", "orcheo_dispatch.held_back_runs"}
     if kind is not Kind.WORKER:
-        ours.add("orcheo_dispatch.ended")
+        ours |= {"orcheo_dispatch.ended", "orcheo_dispatch.operation"}
     traces = {"execution_history", "execution_history_steps"}
     more = {
         Kind.DASHBOARD: views_of(database),
@@ -200,6 +203,8 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
             "orcheo_dispatch.unclaimed_runs",
             "orcheo_dispatch.begun_elsewhere",
             "orcheo_dispatch.isolated_workflows",
+            "orcheo_dispatch.operations",
+            "orcheo_dispatch.rate_use",
             # Which there are, for `isolate`, and not what they do.
             "workflows",
             "workflow_versions",

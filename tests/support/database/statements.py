@@ -87,7 +87,7 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("interface",), "command"),
     "why": None,
     **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
-    **dict.fromkeys(("after_workspace", "index", "of_workflow", "after", "workspace", "error_class"), "x"),
+    **dict.fromkeys(("after_workspace", "index", "of_workflow", "after", "workspace", "error_class", "queue"), "x"),
     "of_workspace": "",
 }
 """One for each name; what a statement finds with them does not matter."""

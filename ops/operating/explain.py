@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from orcheo_dispatch.ops.runs.scopes import database_now, find_workflow, workspace_of
+from orcheo_dispatch.ops.operating.scopes import database_now, find_workflow, workspace_of
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.operators.policies import Policies, Policy, decided
 from orcheo_dispatch.shared.ledger.statements.policy import POLICY_USE, WORKERS_OF_QUEUE

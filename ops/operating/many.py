@@ -109,8 +109,8 @@ def repair_many(
     """
     from dataclasses import replace
 
+    from orcheo_dispatch.ops.operating.scopes import find_workflow_with_runs, find_workspace
     from orcheo_dispatch.ops.runs.author import storable
-    from orcheo_dispatch.ops.runs.scopes import find_workflow_with_runs, find_workspace
     from orcheo_dispatch.shared.database.connections import transaction
     from orcheo_dispatch.shared.ledger.operators.repairs import repair_all
     from orcheo_dispatch.shared.ledger.operators.selection import count

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orcheo_dispatch.ops.runs.explain import Explanation, Field, Limit
+from orcheo_dispatch.ops.operating.explain import Explanation, Field, Limit
 from orcheo_dispatch.ops.runs.moments import ago, duration
 from orcheo_dispatch.shared.ledger.operators.operations import Operation
 from orcheo_dispatch.shared.ledger.operators.policies import FIELDS, Policy

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from orcheo_dispatch.ops.runs.scopes import database_now, workspace_of
+from orcheo_dispatch.ops.operating.scopes import database_now, workspace_of
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.operators.operations import Author
 from orcheo_dispatch.shared.ledger.operators.policies import ALL, FIELDS, Policies, Policy, Scope, decided

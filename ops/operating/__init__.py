@@ -1,0 +1,1 @@
+"""What operators decide and repair by command: scopes, fields of policies, pauses, and changes of many runs."""
