@@ -10,11 +10,13 @@ from orcheo_dispatch.ops.adoption.env_advice import Advice, Verdict
 from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots, SlotAudit
 from orcheo_dispatch.ops.adoption.leftovers import LeftRun, left_pending, left_running
 from orcheo_dispatch.ops.adoption.stock_worker import ask_workers, pushed_runs
+from orcheo_dispatch.ops.runs.author import author
 from orcheo_dispatch.ops.runs.moments import duration
-from orcheo_dispatch.ops.runs.repair import Action, Repair, repair
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.database.connections import make_engine, transaction
 from orcheo_dispatch.shared.errors import SchemaError
+from orcheo_dispatch.shared.ledger.operators.repairs import Repair, repair
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.schema.revision import current_revision, newest_revision
 from orcheo_dispatch.shared.settings.model import Settings
 
@@ -123,7 +125,7 @@ class Adoption:
         )
 
     def repair(self, found: Found) -> Done:
-        """Repair what was found, each run in a transaction of its own, unless it has changed since.
+        """Repair what was found, unless it has changed since.
 
         The slots of the runs that are ended here are given back by the dispatcher, as those of all other runs.
         """
@@ -132,14 +134,14 @@ class Adoption:
         still = {run.run_id for run in left_running(self._engine, older_than=self._plan.older_than, held=held)}
         running = [run.run_id for run in found.running if run.run_id in still]
         action, reason = (Action.FAIL, _FAILED) if self._plan.running == "fail" else (Action.REQUEUE, _REQUEUED)
-        done = repair(self._engine, running, action, reason=reason)
+        done = repair(self._engine, running, action, author(reason))
         done += [
             Repair(run.run_id, None, None, "it has changed in the meantime")
             for run in found.running
             if run.run_id not in still
         ]
         if self._plan.pending == "cancel":
-            done += repair(self._engine, [run.run_id for run in found.pending], Action.CANCEL, reason=_CANCELLED)
+            done += repair(self._engine, [run.run_id for run in found.pending], Action.CANCEL, author(_CANCELLED))
         slots = {each.workspace_id: self._audit.give_back(each) for each in found.slots}
         return Done(done, slots)
 

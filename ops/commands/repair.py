@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.ops.runs.author import author
 from orcheo_dispatch.ops.runs.moments import ANY_TIME, Moment, parse_moment
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say
@@ -81,11 +82,11 @@ def answer(
     """
     parsed = parse_answer(value)
     settings = ready(writes=True)
-    from orcheo_dispatch.ops.runs.answer import answer_run
     from orcheo_dispatch.shared.database.connections import open_engine
+    from orcheo_dispatch.shared.ledger.operators.answers import answer_run
 
     with open_engine(settings, role="answer") as engine:
-        answer_run(engine, run, parsed)
+        answer_run(engine, run, parsed, author())
     say(plain(f"{run}  answered: running -> pending"))
 
 
@@ -113,14 +114,15 @@ def _repair(
     settings = ready(writes=True)
     from orcheo_dispatch.ops import screen
     from orcheo_dispatch.ops.runs.list import Wanted, find_runs
-    from orcheo_dispatch.ops.runs.repair import Action, repair
     from orcheo_dispatch.shared.database.connections import open_engine
+    from orcheo_dispatch.shared.ledger.operators.repairs import repair
+    from orcheo_dispatch.shared.ledger.operators.selection import Action
 
     with open_engine(settings, role=action) as engine:
         if runs is None:
             wanted = Wanted(dead=True, workflow=workflow, since=created_since, limit=MOST_DEAD)
             runs = [each.run_id for each in find_runs(engine, wanted)]
-        done = repair(engine, runs, Action(action), reason=reason, dry_run=dry_run, from_start=from_start)
+        done = repair(engine, runs, Action(action), author(reason), dry_run=dry_run, from_start=from_start)
     if as_json:
         screen.print_json([each.as_json() for each in done])
     else:

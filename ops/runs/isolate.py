@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-
 from sqlalchemy import Connection, Engine, TextClause
 
+from orcheo_dispatch.ops.runs.author import login_name, storable
 from orcheo_dispatch.ops.runs.list import only_one
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
@@ -16,7 +14,6 @@ from orcheo_dispatch.shared.text.redaction import redact
 
 _NO_REASON = "by an operator"
 _LONGEST_REASON = 1_000
-_LONGEST_NAME = 100
 
 
 def set_isolation(
@@ -27,7 +24,7 @@ def set_isolation(
     Raises `DispatchError` where there is no such workflow or version, `SettingsError` where there are several.
     """
     workflow_id, version_id = _find(engine, workflow, version)
-    reason = redact(_storable(why or _NO_REASON)[:_LONGEST_REASON])
+    reason = redact(storable(why or _NO_REASON)[:_LONGEST_REASON])
     return Isolations(engine).isolate(workflow_id, version_id, reason=reason, by=login_name(), seconds=seconds)
 
 
@@ -40,15 +37,6 @@ def clear_isolation(engine: Engine, workflow: str, version: str | None) -> list[
     return Isolations(engine).clear(workflow_id, version_id)
 
 
-def login_name() -> str:
-    """Return the login name of the user who runs the command."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = f"uid-{os.getuid()}"
-    return _storable(name)[:_LONGEST_NAME]
-
-
 def _find(engine: Engine, workflow: str, version: str | None) -> tuple[str, str | None]:
     with transaction(engine) as connection:
         workflow_id = _one(connection, "workflow", FIND_WORKFLOW, workflow)
@@ -58,12 +46,7 @@ def _find(engine: Engine, workflow: str, version: str | None) -> tuple[str, str 
 
 
 def _one(connection: Connection, what: str, statement: TextClause, given: str, **parameters: str) -> str:
-    rows = connection.execute(statement, {"given": _storable(given), **parameters}).all() if given else []
+    rows = connection.execute(statement, {"given": storable(given), **parameters}).all() if given else []
     if not rows:
         raise DispatchError(f"there is no {what} {given!r}")
     return only_one(what, given, [row.id for row in rows if row.exact or not rows[0].exact][:4], "")
-
-
-def _storable(text: str) -> str:
-    """Return text that Postgres can store, whatever bytes an argument or the environment held."""
-    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")

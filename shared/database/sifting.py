@@ -69,7 +69,7 @@ def sift(
             raise
     sieve = in_transaction(
         engine,
-        lambda connection: _sieved(connection, change, skipped),
+        lambda connection: sieved(connection, change.choose, change.act, skipped),
         timeout_milliseconds=_STATEMENT_TIMEOUT_MILLISECONDS,
         lock_timeout=_LOCK_TIMEOUT_SECONDS,
     )
@@ -79,22 +79,31 @@ def sift(
 
 
 @dataclass(slots=True)
-class _Sieve:
-    """What was changed, and which runs were refused."""
+class Sieve:
+    """What was changed, and which runs were refused; the others were left to a later call."""
 
     changed: list[Any] = field(default_factory=list)
     succeeded: bool = False
     refused: dict[str, DBAPIError] = field(default_factory=dict)
 
 
-def _sieved(connection: Connection, change: Change, skipped: list[str]) -> _Sieve:
+def sieved(
+    connection: Connection,
+    choose: Callable[[Connection, list[str]], Sequence[str]],
+    act: Act,
+    skipped: list[str] | None = None,
+) -> Sieve:
+    """Act on the chosen runs, within the transaction of the connection, except on those that Postgres refuses.
+
+    Raises `DBAPIError` if the cause is not a row.
+    """
     # A row may be refused with an SQLSTATE that would otherwise close the connection and lose the savepoints.
     connection = connection.execution_options(**{KEEPS_CONNECTION: True})
-    sieve = _Sieve()
-    run_ids = list(change.choose(connection, skipped))
+    sieve = Sieve()
+    run_ids = list(choose(connection, skipped or []))
     for part in _parts(run_ids):
         try:
-            sieve.changed += _behind_savepoint(connection, change.act, part.run_ids)
+            sieve.changed += _behind_savepoint(connection, act, part.run_ids)
             sieve.succeeded = True
         except DBAPIError as error:
             if connection.invalidated or connection.closed or _broken(connection):
@@ -104,7 +113,7 @@ def _sieved(connection: Connection, change: Change, skipped: list[str]) -> _Siev
             else:
                 part.split()
     if sieve.refused and not sieve.succeeded:
-        _blame(connection, change.act, next(iter(sieve.refused.values())))
+        _blame(connection, act, next(iter(sieve.refused.values())))
     return sieve
 
 

@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns
 
 
 class Store(Recovering):
-    """Makes every change of a run's status and of a ledger row, except those of operators (`ops/runs/repair.py`).
+    """Makes every change of a run's status and of a ledger row, except those of operators (`operators/repairs.py`).
 
     Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable.
     """

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from sqlalchemy import Engine
 
 from orcheo_dispatch.ops.runs.list import Wanted, find_runs
-from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.fences import Fences

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.settings.policies import LostRuns
 

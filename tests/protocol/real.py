@@ -11,9 +11,11 @@ from uuid import UUID
 from orcheo.models import WorkflowRun
 from sqlalchemy import Connection, Engine, text
 
-from orcheo_dispatch.ops.runs.repair import Action, repair
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface
+from orcheo_dispatch.shared.ledger.operators.repairs import repair
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.policies import LostRuns
@@ -177,7 +179,7 @@ class Real:
         return self._store.prune(retention=7 * _DAY, batch=_BATCH)
 
     def repair(self, run_id: str, action: Action) -> tuple[str | None, str | None, str | None]:
-        (done,) = repair(self._engine, [run_id], action, reason="because")
+        (done,) = repair(self._engine, [run_id], action, Author("ada", Interface.COMMAND, "because"))
         return done.status_before, done.status_after, done.refused
 
     def expire(self, run_ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from orcheo.models import WorkflowRun
 
-from orcheo_dispatch.ops.runs.repair import ACTOR_OPERATOR
+from orcheo_dispatch.shared.ledger.operators.repairs import ACTOR_OPERATOR
 from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, Known, Model
 

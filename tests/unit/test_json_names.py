@@ -15,10 +15,10 @@ from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots
 from orcheo_dispatch.ops.adoption.leftovers import LeftRun
 from orcheo_dispatch.ops.host.findings import Finding
 from orcheo_dispatch.ops.runs.list import RunRow
-from orcheo_dispatch.ops.runs.repair import Repair
 from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.operators.repairs import Repair
 from orcheo_dispatch.shared.ledger.status import ProcessRow, Status
 from orcheo_dispatch.shared.ledger.story import Event, Who
 from orcheo_dispatch.shared.schema.migrate import Migration

@@ -1,38 +1,100 @@
-"""Statements of operators: cancel, fail or requeue a run."""
+"""Statements of operators: choose runs by a filter, lock them, and cancel, fail or requeue them."""
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
-# Cancel, fail or requeue one run on behalf of an operator, as :action says. Refuses a run that a live worker holds,
-# except to cancel it, which its worker notices itself, and a run whose status does not allow the action. Returns what
-# was or, with :dry_run, would be done. A run that was never claimed gets its row here, so that its slot is returned. A
-# scheduled retry is given up. With :from_start a requeued run does not continue after its last checkpoint.
-REPAIR = text("""
+# The IDs of runs after :after, in order of their ID. A list that is empty, or a value that is null, is no filter. With
+# :dead only failed runs that are not tried again.
+CHOOSE_RUNS = text("""
+SELECT r.id AS run_id
+  FROM workflow_runs AS r
+  LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+  LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = r.id
+ WHERE r.id > :after
+   AND (CAST(:statuses AS text[]) = '{}' OR r.status = ANY (CAST(:statuses AS text[])))
+   AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
+   AND (CAST(:workspace AS text) IS NULL OR r.workspace_id = :workspace)
+   AND (CAST(:error_class AS text) IS NULL OR d.reason = :error_class)
+   AND (CAST(:older_than AS float8) IS NULL OR r.created_at < now() - make_interval(secs => :older_than))
+   AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
+   AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
+                      AND t.next_at IS NULL))
+ ORDER BY r.id
+ LIMIT :limit
+""")
+
+# How many runs CHOOSE_RUNS would choose without :after and :limit.
+COUNT_RUNS = text("""
+SELECT count(*)
+  FROM workflow_runs AS r
+  LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
+  LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = r.id
+ WHERE (CAST(:statuses AS text[]) = '{}' OR r.status = ANY (CAST(:statuses AS text[])))
+   AND (CAST(:workflow AS text) IS NULL OR r.workflow_id = :workflow)
+   AND (CAST(:workspace AS text) IS NULL OR r.workspace_id = :workspace)
+   AND (CAST(:error_class AS text) IS NULL OR d.reason = :error_class)
+   AND (CAST(:older_than AS float8) IS NULL OR r.created_at < now() - make_interval(secs => :older_than))
+   AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
+   AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
+                      AND t.next_at IS NULL))
+""")
+
+# Lock these runs and their rows in the ledger, and return those that could be locked. REPAIR is a statement of its own,
+# because its snapshot must show what others committed before this one had the locks.
+LOCK_RUNS = text("""
 WITH run AS MATERIALIZED (
-    SELECT r.id, r.status, r.workflow_id, r.workspace_id, r.triggered_by
-      FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE
+    SELECT r.id FROM workflow_runs AS r WHERE r.id = ANY (CAST(:run_ids AS text[]))
+     ORDER BY r.id FOR UPDATE SKIP LOCKED
 ), held AS MATERIALIZED (
-    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN run ON run.id = d.run_id
-     WHERE d.state = 'running' AND d.lease_expires_at >= now()
-       FOR UPDATE OF d
-), verdict AS (
-    SELECT run.*, held.run_id IS NOT NULL AS alive,
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN run ON run.id = d.run_id FOR UPDATE OF d SKIP LOCKED
+)
+SELECT run.id AS run_id
+  FROM run
+ WHERE run.id IN (SELECT h.run_id FROM held AS h)
+    OR NOT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = run.id)
+""")
+
+# As LOCK_RUNS for one run, but wait for whoever has locked it.
+AWAIT_RUN = text("""
+WITH run AS MATERIALIZED (
+    SELECT r.id FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE
+), held AS MATERIALIZED (
+    SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN run ON run.id = d.run_id FOR UPDATE OF d
+)
+SELECT run.id AS run_id FROM run LEFT JOIN held ON held.run_id = run.id
+""")
+
+# Which of these runs exist.
+EXISTING_RUNS = text("SELECT r.id AS run_id FROM workflow_runs AS r WHERE r.id = ANY (CAST(:run_ids AS text[]))")
+
+# Cancel, fail or requeue runs on behalf of an operator, as :action says; LOCK_RUNS has locked them in this transaction.
+# Refuses a run that a live worker holds, except to cancel it, which its worker notices itself, and a run whose status
+# does not allow the action. Returns what was or, with :dry_run, would be done. A run that was never claimed gets its
+# row here, so that its slot is returned. A scheduled retry is given up. With :from_start a requeued run does not
+# continue after its last checkpoint.
+REPAIR = text("""
+WITH verdict AS MATERIALIZED (
+    SELECT run.id, run.status, run.workflow_id, run.workspace_id, run.triggered_by, held.alive,
            CASE WHEN :action = 'requeue' AND run.status = 'pending' THEN 'run is pending already'
                 WHEN :action = 'requeue' AND run.status = 'succeeded' THEN 'run has succeeded'
                 WHEN :action = 'requeue' AND waits.run_id IS NOT NULL THEN 'run waits for an answer'
-                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') AND NOT retries
+                WHEN :action <> 'requeue' AND run.status NOT IN ('pending', 'running') AND NOT scheduled.retries
                     THEN 'run is ' || run.status
-                WHEN :action <> 'cancel' AND held.run_id IS NOT NULL THEN 'its worker is alive: cancel it first' END
+                WHEN :action <> 'cancel' AND held.alive THEN 'its worker is alive: cancel it first' END
                AS refused,
            CASE :action WHEN 'cancel' THEN 'cancelled' WHEN 'fail' THEN 'failed' ELSE 'pending' END AS status_after
-      FROM run
-      LEFT JOIN held ON held.run_id = run.id
+      FROM workflow_runs AS run
       LEFT JOIN orcheo_dispatch.question AS waits ON waits.run_id = run.id AND run.status = 'running'
+     CROSS JOIN LATERAL (
+        SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch AS d
+                        WHERE d.run_id = run.id AND d.state = 'running' AND d.lease_expires_at >= now()) AS alive
+           ) AS held
      CROSS JOIN LATERAL (
         SELECT run.status = 'failed'
                AND EXISTS (SELECT FROM orcheo_dispatch.retry AS t WHERE t.run_id = run.id AND t.next_at IS NOT NULL)
                AS retries) AS scheduled
+     WHERE run.id = ANY (CAST(:run_ids AS text[]))
 ), moved AS (
     UPDATE workflow_runs AS r
        SET status = v.status_after, updated_at = now(),
@@ -73,5 +135,6 @@ WITH run AS MATERIALIZED (
        SET next_at = NULL, start_over_from = EXCLUDED.start_over_from,
            retries = CASE WHEN :action = 'requeue' THEN 0 ELSE t.retries END
 )
-SELECT v.status AS status_before, v.status_after, v.refused FROM verdict AS v
+SELECT v.id AS run_id, v.workflow_id, v.workspace_id, v.status AS status_before, v.status_after, v.refused
+  FROM verdict AS v ORDER BY v.id
 """)

@@ -7,8 +7,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 
-from orcheo_dispatch.ops.runs.repair import Action, Repair, repair
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface
+from orcheo_dispatch.shared.ledger.operators.repairs import Repair, repair
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.policies import LostRuns
@@ -30,7 +32,7 @@ def _lose_worker(database: Database) -> None:
 
 
 def _one(engine: Engine, run_id: str, action: Action, *, dry_run: bool = False) -> Repair:
-    (done,) = repair(engine, [run_id, run_id], action, reason="because", dry_run=dry_run)
+    (done,) = repair(engine, [run_id, run_id], action, Author("ada", Interface.COMMAND, "because"), dry_run=dry_run)
     return done
 
 

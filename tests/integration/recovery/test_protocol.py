@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
 
-from orcheo_dispatch.ops.runs.repair import Action
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
+from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.machine import (

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from loguru import logger
 
-from orcheo_dispatch.ops.runs.isolate import login_name
+from orcheo_dispatch.ops.runs.author import login_name
 from orcheo_dispatch.shared.ledger.isolations import Isolations
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.worker.isolation import Isolation

@@ -112,6 +112,8 @@ def _run_all(database: Database, folder: Path) -> None:
 
 def _script(connection: psycopg.Connection[Any], name: str, statement: TextClause) -> str:
     values = {**PARAMETERS, **({"running": False} if name.startswith("overview") else {})}
+    # A policy is about a workspace or about a workflow.
+    values |= {"workspace_id": ""} if name == "SET_POLICY" else {}
     lines = [f"\\echo {name}", "BEGIN;"]
     for each in statement.compile().params:
         literal = Literal(values[each]).as_string(connection).strip().replace("\\", "\\\\").replace("'", "''")

@@ -64,6 +64,11 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("workflow", "since", "since_ago", "until", "until_ago")),
     **dict.fromkeys(("keys", "per_workflow", "per_workspace"), 1),
     **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
-    **dict.fromkeys(("after_workspace", "index"), "x"),
+    **dict.fromkeys(("why", "before")),
+    "interface": "sql",
+    "fields": "{}",
+    "details": "{}",
+    **dict.fromkeys(("changed", "refused"), 0),
+    **dict.fromkeys(("after_workspace", "index", "after", "workspace", "error_class"), "x"),
 }
 """One for each name; what a statement finds with them does not matter."""
