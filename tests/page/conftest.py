@@ -112,8 +112,14 @@ def look(browser: Browser) -> Iterator[Look]:
     windows: list[Window] = []
     contexts: list[BrowserContext] = []
 
-    def open_window(scheme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 800) -> Window:
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+    def open_window(
+        scheme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 800, **headers: str
+    ) -> Window:
+        context = browser.new_context(
+            color_scheme=scheme,
+            viewport={"width": width, "height": height},
+            extra_http_headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
         contexts.append(context)
         context.add_init_script(_NOTE)
         page = context.new_page()

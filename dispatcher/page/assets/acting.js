@@ -114,8 +114,9 @@ function openAct(name, target) {
 }
 
 function makeField(field, policy) {
-  const label = make("label", "field", field.label), control = make(field.options ? "select" : "input");
+  const row = make("div", "field"), label = make("label", "", field.label), control = make(field.options ? "select" : "input");
   control.name = field.name;
+  control.id = label.htmlFor = `act-${field.name}`;
   if (field.options) {
     control.append(...field.options.map(([value, text]) => {
       const option = make("option", "", text);
@@ -127,8 +128,8 @@ function makeField(field, policy) {
   } else {
     Object.assign(control, { type: "number", min: field.min, max: field.max, step: 1, inputMode: "numeric", value: policy?.[field.name] ?? "" });
   }
-  label.append(control);
-  return label;
+  row.append(label, control);
+  return row;
 }
 
 function bodyOf({ act, target }) {
@@ -207,10 +208,11 @@ function unselect(run_ids) {
 
 function showSelected() {
   for (const pick of document.querySelectorAll(".pick")) pick.checked = selected.has(pick.value);
-  const runs = [...selected];
+  const runs = [...selected], focused = $("chosen").contains(document.activeElement);
   $("chosen").hidden = !runs.length;
   put($("chosen-count"), `${plural(runs.length, "run", "runs")} selected${runs.length === MOST_RUNS ? ", which is the most at once" : ""}`);
   fillActs($("chosen-acts"), [{ label: "Selected runs", acts: ["requeue", "restart", "cancel", "fail"], target: { runs } }]);
+  if (focused && !runs.length) $("runs").focus();
 }
 
 $("chosen-none").addEventListener("click", () => unselect([...selected]));

@@ -43,5 +43,8 @@ export function list(parent, items, key, create, fill) {
     if (parent.children[index] !== node) parent.insertBefore(node, parent.children[index] ?? null);
     fill(node, item);
   });
+  const focused = [...known.values()].some((node) => node.contains(document.activeElement));
   for (const node of known.values()) node.remove();
+  // What had the focus is gone, such as a run that an action took off this list.
+  if (focused) parent.closest("[tabindex='-1']")?.focus({ preventScroll: true });
 }
