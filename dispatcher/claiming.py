@@ -19,7 +19,7 @@ class Claimer:
         self._store = store
         self._id = dispatcher_id
         self._turns = Turns()
-        self._limits = Limits(settings.max_running_per_workflow, settings.max_running_per_workspace)
+        self._limited = True
         self._in_turn = True
         self._queued = 0
 
@@ -28,6 +28,7 @@ class Claimer:
         look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
         self._note_index(look.in_turn)
         self._queued = look.queued
+        self._limited = look.limited
         return look
 
     def everything(self) -> Look:
@@ -46,17 +47,20 @@ class Claimer:
         """Return how many claimed runs have not begun."""
         return self._store.queued()
 
-    def claim(self, room: int) -> tuple[list[Claim], bool]:
-        """Claim up to `room` runs; return them, and whether more runs could be claimed immediately."""
+    def claim(self, room: int, default_room: int) -> tuple[list[Claim], bool]:
+        """Claim up to `room` runs, `default_room` of the default queue; return them, and whether there are more."""
+        settings = self._settings
         claims = self._store.claim(
             room,
-            triggers=self._settings.triggers,
-            every_trigger=self._settings.takes_every_trigger,
-            lease=self._settings.lease,
+            triggers=settings.triggers,
+            every_trigger=settings.takes_every_trigger,
+            lease=settings.lease,
             dispatcher_id=self._id,
             turns=self._turns,
-            limits=self._limits,
+            limits=Limits(settings.max_running_per_workflow, settings.max_running_per_workspace, self._limited),
             in_turn=self._in_turn,
+            default_room=default_room,
+            max_queued=settings.max_queued,
         )
         return claims, self._turns.more
 

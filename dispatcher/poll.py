@@ -137,7 +137,7 @@ class Poller:
         return found
 
     def _room(self, look: Look, recovered: Recovered) -> int:
-        """Return how many runs may be claimed now."""
+        """Return how many runs of the default queue may be claimed now."""
         queued = self._steps.run("room", self._claimer.queued, look.queued) if recovered.released else look.queued
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
@@ -147,25 +147,33 @@ class Poller:
         """Claim and publish."""
         if broker_error := self._outgoing.probe():
             return _Dispatched(sent=Sent(error=broker_error), delay=self._outgoing.delay)
+        if look.maintenance:
+            self._steps.well("claim")
+            return _Dispatched()
+        full_delay = None
         if room < self._least_room():
-            return _Dispatched(delay=self._full_delay())
-        self._full_polls = 0
+            room, full_delay = 0, self._full_delay()
+            if not look.named_queues:
+                return _Dispatched(delay=full_delay)
+        else:
+            self._full_polls = 0
         if not (look.pending or recovered.requeued or recovered.released):
             self._steps.well("claim")
             self._backlog_is_deep = False
             return _Dispatched()
         # Runs that this poll requeued or released may be claimed by it.
         nothing: tuple[list[Claim], bool] = ([], False)
-        claims, more = self._steps.run("claim", lambda: self._claimer.claim(room), nothing)
+        most = self._settings.batch_size if look.named_queues else room
+        claims, more = self._steps.run("claim", lambda: self._claimer.claim(most, room), nothing)
         self._metrics.claimed(len(claims))
-        self._backlog_is_deep = len(claims) == room
+        self._backlog_is_deep = len(claims) == most
         sent = self._outgoing.send(claims, self._steps) if claims else Sent()
         if sent.published:
             self._metrics.published(sent.published)
         if sent.error is not None:
             self._metrics.released(sent.released, "broker_away")
             return _Dispatched(len(claims), sent, self._outgoing.delay)
-        return _Dispatched(len(claims), sent, 0.0 if more else None)
+        return _Dispatched(len(claims), sent, 0.0 if more else full_delay)
 
     def _next(self, delay: float | None, look: Look) -> float | None:
         """Return the seconds after which to poll again without waiting for the next tick, or None."""

@@ -16,6 +16,8 @@ from orcheo_dispatch.ops.commands import adopt as adopting
 from orcheo_dispatch.ops.commands import host as hosting
 from orcheo_dispatch.ops.commands import isolate as isolating
 from orcheo_dispatch.ops.commands import look as reading
+from orcheo_dispatch.ops.commands import pause as pausing
+from orcheo_dispatch.ops.commands import policy
 from orcheo_dispatch.ops.commands import repair as repairing
 from orcheo_dispatch.ops.commands import run as running
 from orcheo_dispatch.ops.commands.ready import Json, load_settings, ready, refuse_unusable_broker
@@ -166,6 +168,11 @@ app.command()(repairing.fail)
 app.command()(repairing.requeue)
 app.command()(repairing.answer)
 app.command()(isolating.isolate)
+app.add_typer(policy.app, name="policy")
+app.command()(pausing.pause)
+app.command()(pausing.unpause)
+app.command()(pausing.maintenance)
+app.command()(reading.operations)
 
 
 @app.command()

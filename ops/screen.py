@@ -115,7 +115,23 @@ def status_view(status: Status) -> RenderableType:
         processes.add_row(process.kind, process.host, str(process.pid), process.version, load, ago(process.seen_ago))
     warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status)]
     isolated = _isolated(status.isolated, status.isolated_workflows)
-    return Group(promise, "", runs, "", dispatch, "", processes, *isolated, *warnings)
+    switched = _switched(status)
+    return Group(*switched, promise, "", runs, "", dispatch, "", processes, *isolated, *warnings)
+
+
+def _switched(status: Status) -> list[RenderableType]:
+    """Return a loud line if maintenance is on, and a table of what is paused, where anything is."""
+    lines: list[RenderableType] = []
+    if status.maintenance:
+        lines.append(
+            _coloured("MAINTENANCE IS ON: no run is claimed. 'orcheo-dispatch maintenance off' ends it", "bold red")
+        )
+    if status.paused:
+        table = Table("paused", "until (UTC)", "why", "by", title_justify="left")
+        for each in status.paused:
+            table.add_row(each.scope, until_text(each.until) if each.until else "unpaused", each.why or "", each.by)
+        lines += [table, ""]
+    return lines
 
 
 def _isolated(count: int | None, rows: Sequence[Isolated]) -> list[RenderableType]:
@@ -137,7 +153,7 @@ def _isolated(count: int | None, rows: Sequence[Isolated]) -> list[RenderableTyp
 
 
 def until_text(until: datetime | None) -> str:
-    """Return until when something is isolated."""
+    """Return until when something lasts."""
     return "cleared" if until is None else f"{until.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 

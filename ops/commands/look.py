@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orcheo_dispatch.ops.commands.ready import Json, finite, ready
 from orcheo_dispatch.ops.runs.moments import ANY_TIME, parse_moment
 from orcheo_dispatch.shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from orcheo_dispatch.shared.settings.model import Settings
 
 
 def _statuses() -> list[str]:
@@ -88,10 +91,17 @@ def runs(
         bool,
         typer.Option("--unclaimed", help="Only pending runs that no dispatcher will claim, and why; no other filter."),
     ] = False,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Only pending runs, oldest first, and why each waits; no other filter.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of runs, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """List runs, newest first, with their place in the ledger."""
+    """List runs, newest first, with their place in the ledger.
+
+    Examples:
+    orcheo-dispatch runs --status failed --since 2h
+    """
     created_since = parse_moment("--since", since) if since is not None else ANY_TIME
     created_until = parse_moment("--until", until) if until is not None else ANY_TIME
     settings = ready()
@@ -100,8 +110,14 @@ def runs(
     from orcheo_dispatch.ops.runs.unclaimed import find_unclaimed
     from orcheo_dispatch.shared.database.connections import open_engine
 
+    filtered = any((status, workflow, trigger, outcome, since, until, stuck, lost, dead, retrying, waiting))
+    if pending:
+        if filtered or unclaimed:
+            raise SettingsError("--pending cannot be combined with another filter")
+        _print_waits(settings, limit, as_json)
+        return
     if unclaimed:
-        if any((status, workflow, trigger, outcome, since, until, stuck, lost, dead, retrying, waiting)):
+        if filtered:
             raise SettingsError("--unclaimed cannot be combined with another filter")
         with open_engine(settings, role="runs") as engine:
             found = find_unclaimed(engine, limit)
@@ -154,3 +170,38 @@ def run(
         screen.print_json(story.as_json())
     else:
         screen.console.print(screen.story_view(story))
+
+
+def operations(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of operations, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List what operators did to runs and policies, newest first: who, through what, and why.
+
+    Examples:
+    orcheo-dispatch operations --limit 50
+    """
+    settings = ready()
+    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.shared.database.connections import open_engine
+    from orcheo_dispatch.shared.ledger.operators.operations import list_operations
+
+    with open_engine(settings, role="operations") as engine:
+        rows = list_operations(engine, limit=limit)
+    if as_json:
+        screen.print_json([row.as_json() for row in rows])
+    else:
+        screen.console.print(policy_views.operations_view(rows))
+
+
+def _print_waits(settings: Settings, limit: int, as_json: bool) -> None:
+    from orcheo_dispatch.ops import policy_views, screen
+    from orcheo_dispatch.shared.database.connections import open_engine, transaction
+    from orcheo_dispatch.shared.ledger.operators.waits import read_waits
+
+    with open_engine(settings, role="runs") as engine, transaction(engine) as connection:
+        waits = read_waits(connection, limit=limit)
+    if as_json:
+        screen.print_json([each.as_json() for each in waits])
+    else:
+        screen.console.print(policy_views.waits_view(waits))

@@ -3,68 +3,141 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orcheo_dispatch.ops.commands.many import (
+    Dead,
+    ErrorClass,
+    Limit,
+    OlderThan,
+    Runs,
+    Since,
+    Status,
+    Workflow,
+    Workspace,
+    Yes,
+    refuse_unasked,
+    repair_many,
+    say_many,
+    selection_of,
+)
 from orcheo_dispatch.ops.commands.ready import Json, ready
 from orcheo_dispatch.ops.runs.author import author
-from orcheo_dispatch.ops.runs.moments import ANY_TIME, Moment, parse_moment
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.text.plain import plain, say
 
-MOST_DEAD = 10_000
-"""How many runs `requeue --dead` requeues at most; the view `dead_runs` has no more."""
+if TYPE_CHECKING:
+    from orcheo_dispatch.shared.ledger.operators.selection import Selection
 
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.")]
-Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log.")]
+Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log, and into the log of operations.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
 
 
 def cancel(
-    runs: Runs, reason: Reason = "Cancelled by an operator.", dry_run: DryRun = False, as_json: Json = False
+    runs: Runs = None,
+    workflow: Workflow = None,
+    workspace: Workspace = None,
+    status: Status = None,
+    error_class: ErrorClass = None,
+    older_than: OlderThan = None,
+    since: Since = None,
+    limit: Limit = None,
+    reason: Reason = "Cancelled by an operator.",
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
-    """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats."""
-    _repair(runs, "cancel", reason, dry_run, as_json)
+    """Cancel runs that are pending or running; a worker that executes one stops it within two heartbeats.
+
+    Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
+
+    Examples:
+    orcheo-dispatch cancel --workflow 3f2a --status pending --older-than 2h --dry-run
+    """
+    chosen = selection_of(
+        workflow=workflow,
+        workspace=workspace,
+        status=status,
+        error_class=error_class,
+        older_than=older_than,
+        since=since,
+        dead=False,
+    )
+    _repair("cancel", runs, chosen, limit, reason, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def fail(
-    runs: Runs,
-    reason: Annotated[str, typer.Option(help="Goes into the run's error and audit log.")],
+    reason: Annotated[
+        str, typer.Option(help="Goes into the run's error and audit log, and into the log of operations.")
+    ],
+    runs: Runs = None,
+    workflow: Workflow = None,
+    workspace: Workspace = None,
+    status: Status = None,
+    error_class: ErrorClass = None,
+    older_than: OlderThan = None,
+    since: Since = None,
+    limit: Limit = None,
     dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Fail runs that are pending, or that are running without a worker."""
-    _repair(runs, "fail", reason, dry_run, as_json)
+    """Fail runs that are pending, or that are running without a worker.
+
+    Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
+
+    Examples:
+    orcheo-dispatch fail --workflow 3f2a --status running --older-than 1d --reason "host lost" --yes
+    """
+    chosen = selection_of(
+        workflow=workflow,
+        workspace=workspace,
+        status=status,
+        error_class=error_class,
+        older_than=older_than,
+        since=since,
+        dead=False,
+    )
+    _repair("fail", runs, chosen, limit, reason, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def requeue(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Ids of runs.")] = None,
-    dead: Annotated[
-        bool, typer.Option("--dead", help="Requeue the failed runs that are not tried again, 10,000 at most.")
-    ] = False,
-    workflow: Annotated[str | None, typer.Option(help="With --dead: only runs of this workflow.")] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(help="With --dead: only runs created since: 15m, 2h, 3d ago, or 2026-11-23T12:00 (UTC)."),
-    ] = None,
+    runs: Runs = None,
+    dead: Dead = False,
+    workflow: Workflow = None,
+    workspace: Workspace = None,
+    status: Status = None,
+    error_class: ErrorClass = None,
+    older_than: OlderThan = None,
+    since: Since = None,
+    limit: Limit = None,
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Execute them from the start, not from the step that failed.")
     ] = False,
     reason: Reason = "Requeued by an operator.",
     dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Make runs pending again that failed, were cancelled, or are running without a worker."""
-    if dead == bool(runs):
-        raise SettingsError("requeue: expected ids of runs, or --dead")
-    for option, value in {"--workflow": workflow, "--since": since}.items():
-        if value is not None and not dead:
-            raise SettingsError(f"{option} cannot be used without --dead")
-    created_since = ANY_TIME if since is None else parse_moment("--since", since)
-    _repair(
-        runs, "requeue", reason, dry_run, as_json, from_start=from_start, workflow=workflow, created_since=created_since
+    """Make runs pending again that failed, were cancelled, or are running without a worker.
+
+    Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
+
+    Examples:
+    orcheo-dispatch requeue --dead --workflow 3f2a --since 2h --yes
+    """
+    chosen = selection_of(
+        workflow=workflow,
+        workspace=workspace,
+        status=status,
+        error_class=error_class,
+        older_than=older_than,
+        since=since,
+        dead=dead,
     )
+    _repair("requeue", runs, chosen, limit, reason, dry_run=dry_run, yes=yes, as_json=as_json, from_start=from_start)
 
 
 def answer(
@@ -79,6 +152,9 @@ def answer(
     """Answer a run that stopped at an interrupt: it becomes pending, and continues with the answer.
 
     The answer is not logged. Exits 1 if the run does not wait for one.
+
+    Examples:
+    orcheo-dispatch answer 0b8f6c1e-5d5e-4d0e-9a57-1a2b3c4d5e6f --json '"yes"'
     """
     parsed = parse_answer(value)
     settings = ready(writes=True)
@@ -100,31 +176,46 @@ def parse_answer(value: str) -> str:
 
 
 def _repair(
+    command: str,
     runs: list[str] | None,
-    action: str,
+    chosen: Selection | None,
+    limit: int | None,
     reason: str,
-    dry_run: bool,
-    as_json: bool,
     *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
     from_start: bool = False,
-    workflow: str | None = None,
-    created_since: Moment = ANY_TIME,
 ) -> None:
-    """Repair these runs; without `runs`, the dead ones."""
+    """Repair the runs with these ids, or those that the filter chooses."""
+    if runs and chosen is not None:
+        raise SettingsError(f"{command}: ids of runs cannot be combined with a filter")
+    if not runs and chosen is None:
+        raise SettingsError(f"{command}: expected ids of runs, or a filter such as --workflow")
+    if runs and limit is not None:
+        raise SettingsError("--limit cannot be used without a filter")
+    if chosen is not None:
+        refuse_unasked(command, yes=yes, dry_run=dry_run)
     settings = ready(writes=True)
     from orcheo_dispatch.ops import screen
-    from orcheo_dispatch.ops.runs.list import Wanted, find_runs
     from orcheo_dispatch.shared.database.connections import open_engine
     from orcheo_dispatch.shared.ledger.operators.repairs import repair
     from orcheo_dispatch.shared.ledger.operators.selection import Action
 
-    with open_engine(settings, role=action) as engine:
-        if runs is None:
-            wanted = Wanted(dead=True, workflow=workflow, since=created_since, limit=MOST_DEAD)
-            runs = [each.run_id for each in find_runs(engine, wanted)]
-        done = repair(engine, runs, Action(action), author(reason), dry_run=dry_run, from_start=from_start)
+    action, by = Action(command), author(reason)
+    with open_engine(settings, role=command) as engine:
+        if chosen is None:
+            done = repair(engine, runs or [], action, by, dry_run=dry_run, from_start=from_start)
+        else:
+            many = repair_many(engine, chosen, action, by, limit=limit, yes=yes, dry_run=dry_run, from_start=from_start)
+            if many is None:
+                say("nothing was changed")
+                raise typer.Exit(1)
+            done = many
     if as_json:
         screen.print_json([each.as_json() for each in done])
+    elif chosen is not None:
+        say_many(done, command, dry_run=dry_run)
     else:
         would = "would be " if dry_run else ""
         for each in done:

@@ -60,6 +60,7 @@ WITH needed (process, relation, privilege, columns) AS (VALUES
     ('dispatcher', 'orcheo_dispatch.rate_use', 'DELETE', NULL),
     ('both', 'orcheo_dispatch.policies', 'SELECT', NULL),
     ('dispatcher', 'orcheo_dispatch.operations', 'SELECT', NULL),
+    ('both', 'orcheo_dispatch.held_back_runs', 'SELECT', NULL),
     ('worker', 'retry_policies', 'SELECT', '{workflow_id,config}'),
     ('dispatcher', 'checkpoints', 'SELECT', '{thread_id,checkpoint_ns,checkpoint_id}'),
     ('both', 'orcheo_dispatch.retrying_runs', 'SELECT', NULL),

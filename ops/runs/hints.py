@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orcheo_dispatch.ops.runs.moments import ago, duration
+from orcheo_dispatch.shared.ledger.operators.waits import Wait
 from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import LostRuns
@@ -28,19 +29,24 @@ class Fleet:
     """The same of its workspace; 0 outside one."""
 
 
-def hints_for(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> list[str]:
+def hints_for(
+    run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings, wait: Wait | None = None
+) -> list[str]:
     """Return the hints on a run, in order of weight; none for a run that is well or over.
 
-    `run` has the columns of the run and of its row in the ledger; `worker_seen_ago` is None if the worker is gone.
+    `run` has the columns of the run and of its row in the ledger; `worker_seen_ago` is None if the worker is gone;
+    `wait` says why a pending run waits.
     """
-    return list(_hints(run, worker_seen_ago, fleet, settings))
+    return list(_hints(run, worker_seen_ago, fleet, settings, wait))
 
 
-def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings) -> Iterator[str]:
+def _hints(
+    run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Settings, wait: Wait | None
+) -> Iterator[str]:
     if run.status is None:
         yield "the API has deleted this run: only its row in the ledger is left"
     elif run.status == "pending":
-        yield from _of_pending(run, fleet, settings)
+        yield from _of_pending(run, fleet, settings, wait)
     elif run.status == "running":
         yield from _of_running(run, worker_seen_ago, fleet, settings)
     elif run.state == "running":
@@ -52,7 +58,7 @@ def _hints(run: Any, worker_seen_ago: float | None, fleet: Fleet, settings: Sett
         yield "its run slot is due: a dispatcher returns it within a minute, once the Redis of the slots answers"
 
 
-def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
+def _of_pending(run: Any, fleet: Fleet, settings: Settings, wait: Wait | None) -> Iterator[str]:
     if not run.ours:
         yield (
             f"no dispatcher claims it: ChatKit created it, or {run.triggered_by!r} is not among the "
@@ -63,7 +69,10 @@ def _of_pending(run: Any, fleet: Fleet, settings: Settings) -> Iterator[str]:
         yield f"late: pending for {duration(run.age)}, the promise is {duration(LATE_SECONDS)}"
     if not fleet.dispatchers:
         yield "no dispatcher is alive: start one"
-    if run.state in ("claimed", "published"):
+    # Workers of the default queue are the subject of the hints below.
+    if wait is not None and wait.held_back and (wait.reason, wait.queue) != ("no_worker", "default"):
+        yield wait.sentence
+    elif run.state in ("claimed", "published"):
         yield from _of_queued(run, fleet)
     elif limit := _limit_reached(fleet, settings):
         yield f"it waits for others to end: {limit}"

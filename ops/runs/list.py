@@ -47,8 +47,8 @@ SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at,
  LIMIT :limit
 """)
 
-_WORKFLOW = text("SELECT EXISTS (SELECT FROM workflow_runs WHERE workflow_id = :given)")
-_WORKFLOWS = text("""
+WORKFLOW_WITH_RUNS = text("SELECT EXISTS (SELECT FROM workflow_runs WHERE workflow_id = :given)")
+WORKFLOWS_WITH_RUNS = text("""
 SELECT DISTINCT workflow_id AS id FROM workflow_runs WHERE starts_with(workflow_id, :given) ORDER BY id LIMIT 4
 """)
 
@@ -149,9 +149,9 @@ def only_one(option: str, given: str, found: Sequence[str], nothing: str) -> str
 
 
 def _workflow(connection: Connection, given: str) -> str:
-    if connection.scalar(_WORKFLOW, {"given": given}):
+    if connection.scalar(WORKFLOW_WITH_RUNS, {"given": given}):
         return given
-    found = [row.id for row in connection.execute(_WORKFLOWS, {"given": given})]
+    found = [row.id for row in connection.execute(WORKFLOWS_WITH_RUNS, {"given": given})]
     return only_one("--workflow", given, found, "no workflow with runs has an id that begins so")
 
 

@@ -12,6 +12,7 @@ from orcheo_dispatch.ops.runs.hints import Fleet, hints_for
 from orcheo_dispatch.ops.runs.list import only_one
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
+from orcheo_dispatch.shared.ledger.operators.waits import read_waits
 from orcheo_dispatch.shared.ledger.story import Event, Who, read_told
 from orcheo_dispatch.shared.settings.model import Settings
 
@@ -61,6 +62,8 @@ class Story:
     """When it is tried again."""
     interrupts: int | None
     """How many interrupts wait for an answer."""
+    held_back: str | None
+    """Why it is still pending: `reason` of the view `held_back_runs`."""
     dispatcher: Who | None
     worker: Who | None
     audit_readable: bool
@@ -87,6 +90,7 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         told = read_told(connection, run_id, errors=errors)
         run, worker = told.run, told.worker
         about = {"workflow": run.workflow_id, "workspace": run.workspace_id}
+        wait = next(iter(read_waits(connection, [run_id])), None) if run.status == "pending" else None
         fleet = Fleet(**connection.execute(_FLEET, about).one()._mapping)  # noqa: SLF001 - public in SQLAlchemy
     return Story(
         run_id=run.run_id,
@@ -105,12 +109,13 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
         retries=run.retries,
         next_attempt_at=run.next_attempt_at,
         interrupts=run.interrupts,
+        held_back=wait.reason if wait is not None else None,
         dispatcher=told.dispatcher,
         worker=worker,
         audit_readable=told.audit_readable,
         error=told.error,
         events=told.events,
-        hints=hints_for(run, worker.seen_ago if worker is not None else None, fleet, settings),
+        hints=hints_for(run, worker.seen_ago if worker is not None else None, fleet, settings, wait),
     )
 
 

@@ -123,7 +123,7 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
                 orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
-                orcheo_dispatch.policies, orcheo_dispatch.operations
+                orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.held_back_runs
    TO orcheo_dashboard;
 -- `run` and `runs` join these two; they hold ids and times.
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
@@ -134,7 +134,7 @@ GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_
 -- `status`, `runs` and `run` work with every role.
 GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes,
                 orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
-                orcheo_dispatch.policies
+                orcheo_dispatch.policies, orcheo_dispatch.held_back_runs
    TO orcheo_dispatcher, orcheo_worker;
 
 

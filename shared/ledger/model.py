@@ -5,7 +5,7 @@ The tables are defined in `shared/schema/migrations`; the statements that change
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 SCHEMA = "orcheo_dispatch"
@@ -63,6 +63,8 @@ class Claim:
 
     run_id: str
     fence: int
+    queue: str | None = field(default=None, compare=False)
+    """The named queue that the message is published to, as a policy says; None: the default queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,19 @@ class Look:
     retries: bool
     """Whether failed runs are due to be tried again."""
     queued: int
-    """Number of claims that have not begun."""
+    """Number of claims that have not begun, without those in named queues."""
     pending: bool
     """Whether runs are pending, claimed or not."""
     in_turn: bool
     """Whether the index for claims in turn exists and is valid."""
     at: float | None
     """Time of the look (seconds since the epoch, by the clock of the database); None if it failed."""
+    limited: bool = True
+    """Whether a policy limits how many runs are claimed."""
+    named_queues: bool = True
+    """Whether a policy names a queue."""
+    maintenance: bool = False
+    """Whether nothing is claimed because an operator said so."""
 
 
 @dataclass(frozen=True, slots=True)

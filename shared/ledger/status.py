@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Engine, text
 
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.operators.policies import MOST, Policy
+from orcheo_dispatch.shared.ledger.statements.policy import NOW, POLICIES
 
 LATE_SECONDS = 300
 """Age (seconds) from which `all_pending_runs` shows a pending run as late. Only for texts; decisions use the view."""
@@ -50,6 +52,9 @@ SELECT workflow_id, workflow_version_id, reason, by, since, until, last_seen_at,
   FROM orcheo_dispatch.isolated_workflows
  ORDER BY COALESCE(last_seen_at, since) DESC, workflow_id, workflow_version_id LIMIT :limit
 """)
+
+# The same for policies.
+MAY_SEE_POLICIES = text("SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.policy'), 'SELECT'), false)")
 
 DISPATCH = text("""
 SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
@@ -98,6 +103,23 @@ def read_isolated(connection: Connection) -> tuple[int | None, list[dict[str, An
     return len(found) if len(found) < ISOLATED_SHOWN else count_isolated(connection), found
 
 
+def read_switched(connection: Connection) -> tuple[bool | None, list[Paused]]:
+    """Return whether maintenance is on, None if this role may not read policies, and the scopes that are paused."""
+    if not connection.scalar(MAY_SEE_POLICIES):
+        return None, []
+    everything = {"workspace_id": None, "workflow_id": None, "limit": MOST}
+    rows = [Policy(**row) for row in connection.execute(POLICIES, everything).mappings()]
+    now = connection.scalar(NOW)
+    paused = [
+        Paused(
+            str(row.scope), row.workspace_id or None, row.workflow_id or None, row.paused_until, row.why, row.by, row.at
+        )
+        for row in rows
+        if now is not None and row.paused_at(now)
+    ]
+    return any(row.maintenance for row in rows), paused
+
+
 def count_isolated(connection: Connection) -> int | None:
     """Return how many workflows or versions are isolated; None if this role may not read it."""
     return connection.scalar(ISOLATED_COUNT) if connection.scalar(MAY_SEE_ISOLATED) else None
@@ -116,6 +138,20 @@ class ProcessRow:
     running: int
     started_at: datetime
     seen_ago: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A scope whose runs are paused."""
+
+    scope: str
+    """`all runs`, `workspace W` or `workflow F`."""
+    workspace_id: str | None
+    workflow_id: str | None
+    until: datetime | None
+    why: str | None
+    by: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +178,13 @@ class Status:
     """Number of isolated workflows or versions; None as for `unclaimed`."""
     beat_silent_for: float | None
     """Seconds since a dispatcher took a tick of any Beat; None if there was none for a day."""
+    maintenance: bool | None
+    """Whether no run is claimed, because an operator switched maintenance on; None as for `unclaimed`."""
     processes: list[ProcessRow] = field(default_factory=list)
     isolated_workflows: list[Isolated] = field(default_factory=list)
     """The workflows or versions that were isolated, or did harm, most recently."""
+    paused: list[Paused] = field(default_factory=list)
+    """The scopes that operators have paused."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints; its keys are stable."""
@@ -161,6 +201,7 @@ def read_status(engine: Engine) -> Status:
         others = read_others(connection)
         isolated, isolated_workflows = read_isolated(connection)
         beat_silent_for = connection.scalar(BEAT_SILENT)
+        maintenance, paused = read_switched(connection)
         processes = [ProcessRow(**row) for row in connection.execute(_PROCESSES).mappings()]
     return Status(
         runs=by_status,
@@ -178,6 +219,8 @@ def read_status(engine: Engine) -> Status:
         begun_elsewhere=others.begun_elsewhere if others else None,
         isolated=isolated,
         beat_silent_for=beat_silent_for,
+        maintenance=maintenance,
         processes=processes,
         isolated_workflows=[Isolated(**row) for row in isolated_workflows],
+        paused=paused,
     )

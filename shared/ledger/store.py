@@ -14,7 +14,9 @@ from orcheo_dispatch.shared.ledger.recovery import Recovering
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED, WRITE_NOTHING
 from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, MARK_PUBLISHED, RELEASE
-from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns
+from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns, spend
+
+MOST_QUEUED = 1_000_000
 
 
 class Store(Recovering):
@@ -34,15 +36,22 @@ class Store(Recovering):
         turns: Turns | None = None,
         limits: Limits = NO_LIMITS,
         in_turn: bool = True,
+        default_room: int | None = None,
+        max_queued: int = MOST_QUEUED,
     ) -> list[Claim]:
         """Claim up to `room` pending runs for `lease` seconds; no two callers get the same run.
 
         With `in_turn`, workspaces and workflows take turns, continuing from `turns`; otherwise the oldest runs across
         all workspaces come first. With `limits`, only one caller claims at a time, so that the limits hold exactly,
-        provided that all dispatchers have the same limits.
+        provided that all dispatchers have the same limits. Policies of operators apply in any case; `limits` says
+        whether one of them limits the number of runs.
+
+        Runs of the default queue are at most `default_room`, by default `room`. In each named queue at most
+        `max_queued` claims wait; either may be exceeded by less than `room`.
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
-        terms = {**allowed, "lease": lease, "dispatcher_id": str(dispatcher_id)}
+        rooms = {"default_room": room if default_room is None else default_room, "max_queued": max_queued}
+        terms = {**allowed, **rooms, "lease": lease, "dispatcher_id": str(dispatcher_id)}
         way = turns or Turns()
 
         def at_once(connection: Connection, skipped: list[str]) -> list[Claim]:
@@ -52,8 +61,10 @@ class Store(Recovering):
             return way.choose(connection, room, {**terms, "skipped": skipped}, limits, in_turn=in_turn)
 
         def act(connection: Connection, run_ids: Sequence[str]) -> list[Claim]:
-            rows = connection.execute(CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)})
-            return [Claim(row.run_id, row.fence) for row in rows]
+            rows = connection.execute(CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)}).all()
+            if limits.by_policy:
+                spend(connection, [row.run_id for row in rows])
+            return [Claim(row.run_id, row.fence, row.queue) for row in rows]
 
         change = Change("claim", at_once, choose, act)
         claims = sift(self._engine, self._refused, change, lock_timeout=self._lock_timeout)
@@ -67,7 +78,18 @@ class Store(Recovering):
         if row.read_only:
             # An idle dispatcher writes nothing else. The error that the server raises drops all connections to it.
             self._rows(WRITE_NOTHING)
-        return Look(row.lost, row.lapsed, row.retries, row.queued, row.pending, row.in_turn, row.at)
+        return Look(
+            lost=row.lost,
+            lapsed=row.lapsed,
+            retries=row.retries,
+            queued=row.queued,
+            pending=row.pending,
+            in_turn=row.in_turn,
+            at=row.at,
+            limited=row.limited,
+            named_queues=row.named_queues,
+            maintenance=row.maintenance,
+        )
 
     def queued(self) -> int:
         """Return how many claims have not begun yet."""

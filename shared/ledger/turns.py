@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain, zip_longest
+from dataclasses import dataclass, field
+from itertools import chain, repeat, zip_longest
 from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_FIRST, LIMITED_CLAIMS_LOCK
+from orcheo_dispatch.shared.ledger.statements.policy import SPEND
 
 KEYS = 64
 """Maximum number of pairs of workspace and workflow that one statement reads."""
@@ -32,10 +33,17 @@ class Limits:
     per_workflow: int | None = None
     per_workspace: int | None = None
     """Does not apply to runs without a workspace."""
+    by_policy: bool = False
+    """Whether rows of `orcheo_dispatch.policy` set limits or rates; these hold in addition."""
 
     def __bool__(self) -> bool:
         """Return whether any limit is set."""
-        return (self.per_workflow, self.per_workspace) != (None, None)
+        return self.by_policy or (self.per_workflow, self.per_workspace) != (None, None)
+
+    @property
+    def parameters(self) -> dict[str, int | None]:
+        """The parameters of the statements that claim."""
+        return {"per_workflow": self.per_workflow, "per_workspace": self.per_workspace}
 
 
 NO_LIMITS = Limits()
@@ -67,7 +75,12 @@ class Turns:
         """
 
         def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
-            return connection.execute(statement, {**terms, **asdict(limits), "choose": False, **parameters}).all()
+            given = {**terms, **limits.parameters, "choose": False, **parameters}
+            rows = connection.execute(statement, given).all()
+            if limits.by_policy:
+                # Before the next statement, which must see what counts against the rates.
+                spend(connection, [run_id for row in rows for run_id in row.run_ids])
+            return rows
 
         if limits:
             connection.execute(LIMITED_CLAIMS_LOCK)
@@ -82,7 +95,7 @@ class Turns:
             connection.execute(LIMITED_CLAIMS_LOCK)
         statement = CLAIM if in_turn else CLAIM_OLDEST_FIRST
         window = self._window() if in_turn else {}
-        parameters = {**terms, **asdict(limits), "room": room, "choose": True, **window}
+        parameters = {**terms, **limits.parameters, "room": room, "choose": True, **window}
         # There may be more, and those that are refused are skipped from now on.
         self.more = True
         return [run_id for row in connection.execute(statement, parameters) for run_id in row.chosen_ids]
@@ -151,6 +164,12 @@ class Turns:
             del self._workflows[next(iter(self._workflows))]
 
 
+def spend(connection: Connection, run_ids: Sequence[str]) -> None:
+    """Count the claims of these runs against the rates of policies."""
+    if run_ids:
+        connection.execute(SPEND, {"run_ids": list(run_ids)})
+
+
 def _grouped(rows: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
     grouped: dict[str, list[tuple[int, Any]]] = {}
     for n, row in enumerate(rows):
@@ -176,4 +195,6 @@ def _interleaved(rows: Sequence[Any]) -> list[Claim]:
 
 
 def _claims(row: Any) -> list[Claim]:
-    return [Claim(run_id, fence) for run_id, fence in zip(row.run_ids, row.fences, strict=True)]
+    """Return the claims of a row, which has one queue for all of them, or one for each."""
+    queues = row.queues if hasattr(row, "queues") else repeat(row.queue, len(row.run_ids))
+    return [Claim(*each) for each in zip(row.run_ids, row.fences, queues, strict=True)]

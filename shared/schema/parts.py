@@ -32,6 +32,7 @@ VIEWS = (
     "dead_runs",
     "ended_by_minute",
     "failures",
+    "held_back_runs",
     "isolated_workflows",
     "live_runs",
     "lost_runs",

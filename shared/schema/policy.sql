@@ -174,7 +174,7 @@ COMMENT ON COLUMN orcheo_dispatch.policies.rate_runs IS 'Maximum number of its r
 COMMENT ON COLUMN orcheo_dispatch.policies.rate_seconds IS 'Period of the rate (seconds).';
 COMMENT ON COLUMN orcheo_dispatch.policies.queue IS
     'Named queue of its runs: workers with it in ORCHEO_WORKER_QUEUES execute them. default: the default queue.';
-COMMENT ON COLUMN orcheo_dispatch.policies.timeout_seconds IS 'In place of ORCHEO_DISPATCH_RUN_TIMEOUT (seconds).';
+COMMENT ON COLUMN orcheo_dispatch.policies.timeout_seconds IS 'In place of ORCHEO_WORKER_RUN_TIMEOUT (seconds).';
 COMMENT ON COLUMN orcheo_dispatch.policies.lost_runs IS 'In place of ORCHEO_DISPATCH_LOST_RUNS.';
 COMMENT ON COLUMN orcheo_dispatch.policies.retries IS 'In place of ORCHEO_DISPATCH_RETRIES.';
 COMMENT ON COLUMN orcheo_dispatch.policies.isolation IS 'In place of ORCHEO_WORKER_ISOLATION.';

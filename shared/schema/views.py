@@ -18,6 +18,7 @@ _REPLACED = {
     "0002_views.sql": ("pending_kpi", "pending_ages", "stuck_runs", "queue_and_backlog", "runs_by_hour"),
 }
 _NEW_VIEWS = (
+    "held_back_runs",
     "retrying_runs",
     "dead_runs",
     "waiting_runs",

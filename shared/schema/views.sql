@@ -138,6 +138,96 @@ SELECT date_bin('1 hour', s.since, '2000-01-01 00:00+00') AS hour, s.status, sum
  GROUP BY 1, 2;
 
 
+-- Why each of our pending runs waits. Reads what operators decided as claims do: see CLAIM.
+CREATE OR REPLACE VIEW orcheo_dispatch.held_back_runs AS
+WITH live AS MATERIALIZED (
+    SELECT l.workflow_id, COALESCE(l.workspace_id, '') AS workspace_id, count(*) AS runs
+      FROM orcheo_dispatch.live_runs AS l GROUP BY 1, 2
+), used AS MATERIALIZED (
+    SELECT u.workspace_id, u.workflow_id, sum(u.runs)::bigint AS runs, min(u.until) AS until
+      FROM orcheo_dispatch.rate_use AS u WHERE u.until > now() GROUP BY 1, 2
+), scope AS MATERIALIZED (
+    -- Each policy, and how much of its limits is in use.
+    SELECT p.workspace_id, p.workflow_id, p.maintenance, orcheo_dispatch.paused_now(p.paused, p.paused_until) AS paused,
+           p.paused_until, p.queue, p.max_running, n.running, p.rate_runs, p.rate_seconds,
+           COALESCE(u.runs, 0) AS claims, u.until,
+           COALESCE(n.running >= p.max_running, false) AS is_full, COALESCE(u.runs >= p.rate_runs, false) AS is_spent
+      FROM orcheo_dispatch.policy AS p
+     CROSS JOIN LATERAL (
+        SELECT COALESCE(sum(l.runs), 0)::bigint AS running FROM live AS l
+         WHERE (p.workflow_id = '' OR l.workflow_id = p.workflow_id)
+           AND (p.workspace_id = '' OR l.workspace_id = p.workspace_id)) AS n
+      LEFT JOIN used AS u ON u.workspace_id = p.workspace_id AND u.workflow_id = p.workflow_id
+), served AS MATERIALIZED (
+    -- Queues that a live worker consumes.
+    SELECT DISTINCT unnest(COALESCE(p.queues, '{default}')) AS queue
+      FROM orcheo_dispatch.process AS p
+     WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds'
+)
+SELECT r.run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at, r.age_seconds, r.claim, v.queue, y.reason,
+       CASE y.reason WHEN 'maintenance' THEN 'all' WHEN 'paused' THEN v.paused_by WHEN 'limit_reached' THEN v.full_of
+                     WHEN 'rate_used_up' THEN v.spent_of WHEN 'no_worker' THEN v.queue_by END AS scope,
+       CASE y.reason WHEN 'paused' THEN CASE v.paused_by WHEN 'workflow' THEN f.paused_until
+                                                         WHEN 'workspace' THEN w.paused_until ELSE a.paused_until END
+                     WHEN 'rate_used_up' THEN CASE v.spent_of WHEN 'workflow' THEN f.until
+                                                              WHEN 'workspace' THEN w.until ELSE a.until END END
+           AS until,
+       CASE y.reason WHEN 'limit_reached' THEN CASE v.full_of WHEN 'workflow' THEN f.running
+                                                              WHEN 'workspace' THEN w.running ELSE a.running END
+                     WHEN 'rate_used_up' THEN CASE v.spent_of WHEN 'workflow' THEN f.claims
+                                                              WHEN 'workspace' THEN w.claims ELSE a.claims END END
+           AS used,
+       CASE y.reason WHEN 'limit_reached' THEN CASE v.full_of WHEN 'workflow' THEN f.max_running
+                                                              WHEN 'workspace' THEN w.max_running ELSE a.max_running END
+                     WHEN 'rate_used_up' THEN CASE v.spent_of WHEN 'workflow' THEN f.rate_runs
+                                                              WHEN 'workspace' THEN w.rate_runs ELSE a.rate_runs END END
+           AS allowed
+  FROM orcheo_dispatch.all_pending_runs AS r
+  LEFT JOIN scope AS f ON f.workspace_id = '' AND f.workflow_id = r.workflow_id
+  LEFT JOIN scope AS w ON w.workflow_id = '' AND w.workspace_id = r.workspace_id
+  LEFT JOIN scope AS a ON a.workflow_id = '' AND a.workspace_id = ''
+ CROSS JOIN LATERAL (
+    SELECT COALESCE(f.queue, w.queue, a.queue, 'default') AS queue,
+           CASE WHEN f.queue IS NOT NULL THEN 'workflow' WHEN w.queue IS NOT NULL THEN 'workspace'
+                WHEN a.queue IS NOT NULL THEN 'all' END AS queue_by,
+           CASE WHEN f.paused IS NOT NULL THEN CASE WHEN f.paused THEN 'workflow' END
+                WHEN w.paused IS NOT NULL THEN CASE WHEN w.paused THEN 'workspace' END
+                WHEN a.paused THEN 'all' END AS paused_by,
+           CASE WHEN f.is_full THEN 'workflow' WHEN w.is_full THEN 'workspace' WHEN a.is_full THEN 'all' END AS full_of,
+           CASE WHEN f.is_spent THEN 'workflow' WHEN w.is_spent THEN 'workspace' WHEN a.is_spent THEN 'all' END
+               AS spent_of) AS v
+ CROSS JOIN LATERAL (
+    SELECT CASE WHEN a.maintenance THEN 'maintenance'
+                WHEN v.paused_by IS NOT NULL THEN 'paused'
+                WHEN NOT EXISTS (SELECT FROM served AS s WHERE s.queue = v.queue) THEN 'no_worker'
+                WHEN r.claim IS NOT NULL THEN 'queued'
+                WHEN v.full_of IS NOT NULL THEN 'limit_reached'
+                WHEN v.spent_of IS NOT NULL THEN 'rate_used_up'
+                ELSE 'in_turn' END AS reason OFFSET 0) AS y
+ WHERE r.ours;
+
+COMMENT ON VIEW orcheo_dispatch.held_back_runs IS
+    'Pending runs that a dispatcher claims, and why each waits. Not bounded: name a LIMIT, or count.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.run_id IS 'ID of the run.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.workflow_id IS 'ID of its workflow.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.workspace_id IS 'ID of its workspace; null if it has none.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.triggered_by IS 'Label of the trigger, as the API wrote it.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.created_at IS 'Time at which the API created it.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.age_seconds IS 'Seconds since then.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.claim IS
+    'claimed or published; null if no dispatcher has claimed it.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.queue IS 'Queue that its policy names, or default.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.reason IS
+    'maintenance, paused, no_worker (no live worker consumes its queue), limit_reached, rate_used_up, queued (claimed, and waits for a worker) or in_turn (nothing but its turn).';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.scope IS
+    'Scope of the policy that holds it back: all, workspace or workflow; null if none does. Limits of settings are not known here.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.until IS
+    'Time at which the pause ends, or the next claim of the rate is possible; null if it is not known.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.used IS
+    'Number of runs that count against the limit, or of claims that count against the rate.';
+COMMENT ON COLUMN orcheo_dispatch.held_back_runs.allowed IS 'Maximum of used.';
+
+
 -- What the comments of earlier revisions say, in plainer words.
 COMMENT ON VIEW orcheo_dispatch.allow_list IS
     'Which runs are ours: labels that the dispatchers of the last 24 hours claim, or the default if there was none. One row.';
@@ -329,8 +419,8 @@ BEGIN
           FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
          WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT' AND r.oid <> c.relowner
     LOOP
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes'
-                ' TO ' || holder.name;
+        EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes,'
+                ' orcheo_dispatch.held_back_runs TO ' || holder.name;
         IF holder.claims THEN
             EXECUTE 'GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs TO ' || holder.name;
         END IF;
@@ -343,7 +433,9 @@ BEGIN
     LOOP
         EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.our_pending_runs,'
                 ' orcheo_dispatch.live_runs, orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
-                ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question TO ' || holder.name;
+                ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question,'
+                ' orcheo_dispatch.held_back_runs, orcheo_dispatch.policy, orcheo_dispatch.policies,'
+                ' orcheo_dispatch.operation, orcheo_dispatch.operations TO ' || holder.name;
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from sqlalchemy import TextClause, create_mock_engine
 
 from orcheo_dispatch.shared.ledger import overview, story
@@ -86,6 +87,8 @@ _CLAIM: dict[str, Any] = {
     "dispatcher_id": str(uuid4()),
     "per_workflow": None,
     "per_workspace": None,
+    "default_room": 100,
+    "max_queued": 200,
     "skipped": [],
     "choose": False,
 }
@@ -216,8 +219,8 @@ def test_claims_work_without_the_indexes(busy: psycopg.Connection[Any]) -> None:
     busy.execute(f"DROP INDEX {PENDING_INDEX}, {TURNS_INDEX}")
     for statement, parameters in ((CLAIM, _WINDOW), (CLAIM_OLDEST_FIRST, _CLAIM)):
         with busy.transaction(force_rollback=True):
-            rows = busy.execute(_compiled(statement), parameters).fetchall()
-            assert sum(len(run_ids) for row in rows for run_ids in row if isinstance(run_ids, list)) == 200
+            rows = busy.cursor(row_factory=dict_row).execute(_compiled(statement), parameters).fetchall()
+            assert sum(len(row["run_ids"]) for row in rows) == 100
 
 
 def _compiled(statement: TextClause) -> str:

@@ -14,12 +14,17 @@ from orcheo_dispatch.ops.adoption.env_advice import Advice
 from orcheo_dispatch.ops.adoption.leaked_slots import LeakedSlots
 from orcheo_dispatch.ops.adoption.leftovers import LeftRun
 from orcheo_dispatch.ops.host.findings import Finding
+from orcheo_dispatch.ops.runs.explain import Explanation, Field, Limit
 from orcheo_dispatch.ops.runs.list import RunRow
+from orcheo_dispatch.ops.runs.pauses import Switched
 from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.operators.operations import Operation
+from orcheo_dispatch.shared.ledger.operators.policies import Policy
 from orcheo_dispatch.shared.ledger.operators.repairs import Repair
-from orcheo_dispatch.shared.ledger.status import ProcessRow, Status
+from orcheo_dispatch.shared.ledger.operators.waits import Wait
+from orcheo_dispatch.shared.ledger.status import Paused, ProcessRow, Status
 from orcheo_dispatch.shared.ledger.story import Event, Who
 from orcheo_dispatch.shared.schema.migrate import Migration
 
@@ -42,6 +47,11 @@ _TYPES = {
     "list[Event]": "list of objects",
     "list[ProcessRow]": "list of objects",
     "list[Isolated]": "list of objects",
+    "list[Paused]": "list of objects",
+    "list[Field]": "list of objects",
+    "list[Limit]": "list of objects",
+    "dict[str, Any]": "object",
+    "Any": "any",
 }
 
 
@@ -50,6 +60,13 @@ _TYPES = {
     [
         ("## status", Status, set()),
         ("### processes", ProcessRow, set()),
+        ("### paused", Paused, set()),
+        ("## runs --pending", Wait, set()),
+        ("## policy explain", Explanation, set()),
+        ("### fields", Field, set()),
+        ("### limits", Limit, set()),
+        ("## pause, unpause, maintenance", Switched, set()),
+        ("## operations", Operation, set()),
         ("## runs", RunRow, set()),
         ("## runs --unclaimed", Unclaimed, set()),
         ("## run", Story, set()),
@@ -71,6 +88,12 @@ def test_document_lists_each_name_with_its_type(heading: str, printed: type, kep
     documented = {row["name"]: row["type"].strip() for row in _ROW.finditer(section)}
     made = {each.name: _type(str(each.type)) for each in fields(printed) if each.name not in kept_back}
     assert documented == made
+
+
+def test_document_lists_each_name_of_a_policy() -> None:
+    section = _DOCUMENT.split("\n## policy list, set, clear\n")[1].split("\n## ")[0]
+    documented = [row["name"] for row in _ROW.finditer(section)]
+    assert documented == ["scope", *(each.name for each in fields(Policy))]
 
 
 def _type(annotation: str) -> str:

@@ -19,7 +19,13 @@ from sqlalchemy import Connection, Engine
 
 from orcheo_dispatch.shared.database.connections import in_transaction, transaction
 from orcheo_dispatch.shared.ledger.operators.operations import Author
-from orcheo_dispatch.shared.ledger.statements.policy import CLEAR_POLICY, POLICIES, PRUNE_RATES, SET_POLICY
+from orcheo_dispatch.shared.ledger.statements.policy import (
+    CLEAR_POLICY,
+    POLICIES,
+    POLICIES_LOCK,
+    PRUNE_RATES,
+    SET_POLICY,
+)
 
 MOST = 10_000
 """Maximum number of policies that are listed."""
@@ -125,10 +131,13 @@ class Policies:
         """
         unknown = changes.keys() - set(FIELDS)
         assert not unknown, unknown
-        parameters = {**asdict(scope), "fields": json.dumps(dict(changes), default=_plain), "why": author.why}
+        # A new pause without an end must not keep the end of the last one.
+        complete = {"paused_until": None, **changes} if "paused" in changes else dict(changes)
+        parameters = {**_of(scope), "fields": json.dumps(complete, default=_plain), "why": author.why}
 
         def change(connection: Connection) -> Policy:
             author.sign(connection)
+            connection.execute(POLICIES_LOCK)
             return Policy(**connection.execute(SET_POLICY, parameters).mappings().one())
 
         return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
@@ -138,7 +147,7 @@ class Policies:
 
         def change(connection: Connection) -> Policy | None:
             author.sign(connection)
-            row = connection.execute(CLEAR_POLICY, asdict(scope)).mappings().one_or_none()
+            row = connection.execute(CLEAR_POLICY, _of(scope)).mappings().one_or_none()
             return None if row is None else Policy(**row)
 
         return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
@@ -168,6 +177,10 @@ def decided(concerning: list[Policy], now: datetime | None = None) -> list[Decid
         by, value = next(((each, value) for each, value in values if value is not None), (None, None))
         found.append(Decided(name, value, by))
     return found
+
+
+def _of(scope: Scope) -> dict[str, str]:
+    return {"of_workspace": scope.workspace_id, "of_workflow": scope.workflow_id}
 
 
 def _plain(value: Any) -> Any:

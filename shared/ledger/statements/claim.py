@@ -1,6 +1,7 @@
 """Claim runs: choose which runs a dispatcher takes, and enter them into the ledger.
 
-Workspaces take turns; within a workspace, workflows take turns; within a workflow, the oldest run is first. All three
+Workspaces take turns; within a workspace, workflows take turns; within a workflow, the oldest run is first. What
+operators decided (`orcheo_dispatch.policy`) is read by these statements, and so in force at the next claim. All three
 statements lock the runs and enter them into the ledger. With :choose, two of them only lock the runs and return their
 ids: if Postgres refuses a claim as a whole, `CLAIM_GIVEN` claims smaller and smaller parts of these runs in the same
 transaction, so that the limits hold.
@@ -59,36 +60,99 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
     SELECT k.workspace, dense_rank() OVER (ORDER BY k.workspace), k.workflow,
            row_number() OVER (PARTITION BY k.workspace ORDER BY k.workflow)
       FROM unnest(CAST(:workspaces AS text[]), CAST(:workflows AS text[])) AS k(workspace, workflow)
+), ruled AS MATERIALIZED (
+    -- What operators decided for each key: the workflow first, then the workspace, then all runs. Limits do not replace
+    -- each other: each holds for the runs of its scope together. Each row is found by the primary key (OFFSET 0).
+    SELECT k.workspace, k.place, k.workflow, k.place_in_workspace,
+           COALESCE(f.paused, w.paused, a.paused, false) AS paused,
+           NULLIF(COALESCE(f.queue, w.queue, a.queue), 'default') AS queue,
+           power(2, COALESCE(f.priority, 0)) AS weight, power(2, COALESCE(w.priority, 0)) AS weight_of_workspace,
+           COALESCE(f.max_running, :per_workflow) AS per_workflow, f.rate_runs AS rate_of_workflow,
+           CASE WHEN k.workspace <> '' THEN COALESCE(w.max_running, :per_workspace) END AS per_workspace,
+           w.rate_runs AS rate_of_workspace
+      FROM keys AS k
+      LEFT JOIN LATERAL (
+        SELECT orcheo_dispatch.paused_now(p.paused, p.paused_until) AS paused, p.queue, p.priority, p.max_running,
+               p.rate_runs
+          FROM orcheo_dispatch.policy AS p
+         WHERE p.workspace_id = '' AND p.workflow_id = k.workflow OFFSET 0) AS f ON true
+      LEFT JOIN LATERAL (
+        SELECT orcheo_dispatch.paused_now(p.paused, p.paused_until) AS paused, p.queue, p.priority, p.max_running,
+               p.rate_runs
+          FROM orcheo_dispatch.policy AS p
+         WHERE p.workspace_id = k.workspace AND p.workflow_id = '' AND k.workspace <> '' OFFSET 0) AS w ON true
+      LEFT JOIN (
+        SELECT orcheo_dispatch.paused_now(p.paused, p.paused_until) AS paused, p.queue
+          FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = '' AND p.workflow_id = '') AS a ON true
 ), live AS MATERIALIZED (
     -- Runs that count against the limits, if any is set.
     SELECT COALESCE(d.workspace_id, '') AS workspace, d.workflow_id AS workflow, count(*) AS runs
       FROM orcheo_dispatch.dispatch AS d
      WHERE d.state IN ('claimed', 'published', 'running')
-       AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL)
+       AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL
+            OR EXISTS (SELECT FROM orcheo_dispatch.policy AS p WHERE p.max_running IS NOT NULL))
      GROUP BY 1, 2
+), named_queues AS MATERIALIZED (
+    -- Room in each named queue that a live worker consumes. Runs of a queue without one stay in the table.
+    SELECT n.queue,
+           GREATEST(0, :max_queued - (SELECT count(*) FROM orcheo_dispatch.dispatch AS d
+                                       WHERE d.state IN ('claimed', 'published') AND d.queue = n.queue)) AS room
+      FROM (SELECT DISTINCT r.queue FROM ruled AS r WHERE r.queue IS NOT NULL) AS n
+     WHERE EXISTS (SELECT FROM orcheo_dispatch.process AS p
+                    WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds' AND n.queue = ANY (p.queues))
+), room AS MATERIALIZED (
+    -- Room for all runs together: none during maintenance.
+    SELECT CASE WHEN a.maintenance THEN 0
+                ELSE GREATEST(0, LEAST(:room, a.max_running - CASE WHEN a.max_running IS NOT NULL THEN (
+                                                  SELECT COALESCE(sum(l.runs), 0)::bigint FROM live AS l) END,
+                                       a.rate_runs - CASE WHEN a.rate_runs IS NOT NULL THEN (
+                                           SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+                                            WHERE u.workspace_id = '' AND u.workflow_id = '' AND u.until > now()) END))
+                END AS runs
+      FROM (SELECT 1) AS one
+      LEFT JOIN orcheo_dispatch.policy AS a ON a.workspace_id = '' AND a.workflow_id = ''
 ), allowed AS MATERIALIZED (
     -- How many more runs the limits allow. A workflow with runs in two workspaces has one turn at a time, so that its
     -- limit holds.
-    SELECT k.workspace, k.place, k.workflow, k.place_in_workspace,
-           CASE WHEN CAST(:per_workflow AS integer) IS NULL THEN CAST(:room AS bigint)
-                WHEN row_number() OVER (PARTITION BY k.workflow ORDER BY k.place) > 1 THEN 0
-                ELSE GREATEST(0, :per_workflow - COALESCE((SELECT sum(l.runs)::bigint FROM live AS l
-                                                            WHERE l.workflow = k.workflow), 0)) END AS of_workflow,
-           CASE WHEN CAST(:per_workspace AS integer) IS NULL OR k.workspace = '' THEN CAST(:room AS bigint)
-                ELSE GREATEST(0, :per_workspace - COALESCE((SELECT sum(l.runs)::bigint FROM live AS l
-                                                             WHERE l.workspace = k.workspace), 0)) END AS of_workspace
-      FROM keys AS k
+    SELECT r.workspace, r.place, r.workflow, r.place_in_workspace, r.queue, r.weight, r.weight_of_workspace,
+           CASE WHEN r.paused THEN 0
+                WHEN r.queue IS NOT NULL AND q.queue IS NULL THEN 0
+                WHEN r.per_workflow IS NULL AND r.rate_of_workflow IS NULL
+                    THEN LEAST(:room, CASE WHEN r.queue IS NULL THEN :default_room ELSE q.room END)::bigint
+                WHEN (r.per_workflow IS NOT NULL OR r.rate_of_workflow IS NOT NULL)
+                     AND row_number() OVER (PARTITION BY r.workflow ORDER BY r.place) > 1 THEN 0
+                ELSE GREATEST(0, LEAST(
+                    :room, CASE WHEN r.queue IS NULL THEN :default_room ELSE q.room END,
+                    r.per_workflow - CASE WHEN r.per_workflow IS NOT NULL THEN COALESCE((
+                        SELECT sum(l.runs)::bigint FROM live AS l WHERE l.workflow = r.workflow), 0) END,
+                    r.rate_of_workflow - CASE WHEN r.rate_of_workflow IS NOT NULL THEN COALESCE((
+                        SELECT sum(u.runs)::bigint FROM orcheo_dispatch.rate_use AS u
+                         WHERE u.workspace_id = '' AND u.workflow_id = r.workflow AND u.until > now()), 0) END))
+                END AS of_workflow,
+           CASE WHEN r.per_workspace IS NULL AND r.rate_of_workspace IS NULL THEN CAST(:room AS bigint)
+                ELSE GREATEST(0, LEAST(
+                    :room,
+                    r.per_workspace - CASE WHEN r.per_workspace IS NOT NULL THEN COALESCE((
+                        SELECT sum(l.runs)::bigint FROM live AS l WHERE l.workspace = r.workspace), 0) END,
+                    r.rate_of_workspace - CASE WHEN r.rate_of_workspace IS NOT NULL THEN COALESCE((
+                        SELECT sum(u.runs)::bigint FROM orcheo_dispatch.rate_use AS u
+                         WHERE u.workspace_id = r.workspace AND u.workflow_id = '' AND u.until > now()), 0) END))
+                END AS of_workspace
+      FROM ruled AS r LEFT JOIN named_queues AS q ON q.queue = r.queue
 ), shares AS MATERIALIZED (
-    -- The room is divided evenly into shares, first by workspace, then by workflow. A share is at least one, but never
-    -- more than the limits allow.
-    SELECT a.workspace, a.place, a.workflow, a.place_in_workspace, s.of_workspace,
-           LEAST(a.of_workflow, (s.of_workspace + n.workflows - 1) / n.workflows)::bigint AS share,
-           a.of_workflow
+    -- The room is divided into shares, first by workspace, then by workflow: evenly, or by their priorities. A share is
+    -- at least one, whatever the priority, but never more than the limits allow. Who cannot run now has no share.
+    SELECT a.workspace, a.place, a.workflow, a.place_in_workspace, a.queue, s.of_workspace,
+           LEAST(a.of_workflow, ceil(s.of_workspace * a.weight / n.weight))::bigint AS share, a.of_workflow
       FROM allowed AS a
-      JOIN (SELECT workspace, count(*) AS workflows, count(*) OVER () AS workspaces
-              FROM allowed GROUP BY workspace) AS n ON n.workspace = a.workspace
+      LEFT JOIN (SELECT workspace, sum(weight) AS weight, max(weight_of_workspace) AS weight_of_workspace,
+                        sum(max(weight_of_workspace)) OVER () AS weight_of_all
+                   FROM allowed WHERE of_workflow > 0 AND of_workspace > 0 GROUP BY workspace) AS n
+        ON n.workspace = a.workspace
+     CROSS JOIN room
      CROSS JOIN LATERAL (
-        SELECT LEAST(a.of_workspace, (:room + n.workspaces - 1) / n.workspaces) AS of_workspace) AS s
+        SELECT COALESCE(LEAST(a.of_workspace, ceil(room.runs * n.weight_of_workspace / n.weight_of_all)::bigint), 0)
+                   AS of_workspace) AS s
 ), candidates AS MATERIALIZED (
     -- A pending run is ours if its label is on the allow-list, or the allow-list is '*', and it is not ChatKit's; or
     -- if it has a row in the ledger, because it was claimed before, or admitted after the API pushed it.
@@ -98,10 +162,10 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
     -- looked up one by one by the primary key. The lookup is a scalar subquery, because a NOT EXISTS may become a join
     -- with all live rows if the statistics know of none. It is behind OFFSET 0, so that it is executed once, for both
     -- the condition and the result. If there is no row, the label decides.
-    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, c.created_at, c.in_ledger
+    SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, c.created_at, c.in_ledger, c.queue
       FROM (SELECT DISTINCT workspace, place, of_workspace FROM shares ORDER BY place) AS w
      CROSS JOIN LATERAL (
-        SELECT x.id, x.workflow_id, x.workspace_id, x.triggered_by, x.created_at, x.in_ledger
+        SELECT x.id, x.workflow_id, x.workspace_id, x.triggered_by, x.created_at, x.in_ledger, s.queue
           FROM (SELECT * FROM shares WHERE workspace = w.workspace ORDER BY place_in_workspace) AS s
          CROSS JOIN LATERAL (
             SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at, d.state IS NOT NULL AS in_ledger
@@ -124,7 +188,7 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
              LIMIT s.share
                FOR UPDATE OF r SKIP LOCKED) AS x
          LIMIT w.of_workspace) AS c
-     LIMIT :room
+     LIMIT (SELECT room.runs FROM room)
 ), free_row AS MATERIALIZED (
     -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
     SELECT d.run_id
@@ -142,11 +206,11 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
     -- row was pruned or the tables were restored to an earlier state.
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
-            dispatcher_id, created_at)
+            dispatcher_id, created_at, queue)
     SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed',
            ((EXTRACT(epoch FROM now()) * 1000)::bigint << 10) + 1,
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
-           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
+           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at, c.queue
       FROM candidates AS c
      WHERE NOT :choose AND (NOT c.in_ledger OR c.id IN (SELECT f.run_id FROM free_row AS f))
         ON CONFLICT (run_id) DO UPDATE
@@ -154,12 +218,12 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
            fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
            begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
            dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL,
-           created_at = EXCLUDED.created_at
+           created_at = EXCLUDED.created_at, queue = EXCLUDED.queue
      WHERE d.state = 'settled'
     RETURNING d.run_id, d.fence
 )
 -- One row per key, with its claims, oldest first, and whether it has more than its share.
-SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
+SELECT s.place, s.place_in_workspace, s.workspace, s.workflow, s.queue,
        count(c.id) AS found, count(c.id) = s.share AND s.share > 0 AND s.share < s.of_workflow AS has_more,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS run_ids,
        COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS fences,
@@ -169,49 +233,105 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow,
   FROM shares AS s
   LEFT JOIN candidates AS c ON COALESCE(c.workspace_id, '') = s.workspace AND c.workflow_id = s.workflow
   LEFT JOIN claimed AS n ON n.run_id = c.id
- GROUP BY s.place, s.place_in_workspace, s.workspace, s.workflow, s.share, s.of_workflow
+ GROUP BY s.place, s.place_in_workspace, s.workspace, s.workflow, s.queue, s.share, s.of_workflow
  ORDER BY s.place, s.place_in_workspace
 """)
 
-# Claim the oldest runs across all workspaces. Does not need the index on turns.
+# Claim the oldest runs across all workspaces. Does not need the index on turns. Priorities do not apply.
 CLAIM_OLDEST_FIRST = text("""
 WITH live AS MATERIALIZED (
     -- Runs that count against the limits, if any is set.
     SELECT COALESCE(d.workspace_id, '') AS workspace, d.workflow_id AS workflow, count(*) AS runs
       FROM orcheo_dispatch.dispatch AS d
      WHERE d.state IN ('claimed', 'published', 'running')
-       AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL)
+       AND (CAST(:per_workflow AS integer) IS NOT NULL OR CAST(:per_workspace AS integer) IS NOT NULL
+            OR EXISTS (SELECT FROM orcheo_dispatch.policy AS p WHERE p.max_running IS NOT NULL))
      GROUP BY 1, 2
+), used AS MATERIALIZED (
+    -- Claims that count against the rates.
+    SELECT u.workspace_id AS workspace, u.workflow_id AS workflow, sum(u.runs)::bigint AS runs
+      FROM orcheo_dispatch.rate_use AS u WHERE u.until > now() GROUP BY 1, 2
+), named_queues AS MATERIALIZED (
+    -- As in CLAIM.
+    SELECT n.queue,
+           GREATEST(0, :max_queued - (SELECT count(*) FROM orcheo_dispatch.dispatch AS d
+                                       WHERE d.state IN ('claimed', 'published') AND d.queue = n.queue)) AS room
+      FROM (SELECT DISTINCT p.queue FROM orcheo_dispatch.policy AS p WHERE p.queue <> 'default') AS n
+     WHERE EXISTS (SELECT FROM orcheo_dispatch.process AS p
+                    WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds' AND n.queue = ANY (p.queues))
+), every AS MATERIALIZED (
+    -- The policy of all runs.
+    SELECT orcheo_dispatch.paused_now(a.paused, a.paused_until) AS paused, a.queue,
+           CASE WHEN a.maintenance THEN 0
+                ELSE GREATEST(0, LEAST(:room, a.max_running - (SELECT COALESCE(sum(l.runs), 0)::bigint FROM live AS l),
+                                       a.rate_runs - COALESCE((SELECT u.runs FROM used AS u
+                                                                WHERE u.workspace = '' AND u.workflow = ''), 0)))
+                END AS room
+      FROM (SELECT 1) AS one
+      LEFT JOIN orcheo_dispatch.policy AS a ON a.workspace_id = '' AND a.workflow_id = ''
+), closed AS MATERIALIZED (
+    -- Workflows and workspaces that have reached a limit of their own.
+    SELECT p.workspace_id AS workspace, p.workflow_id AS workflow,
+           COALESCE(p.max_running <= COALESCE((
+               SELECT sum(l.runs) FROM live AS l
+                WHERE l.workflow = p.workflow_id OR (p.workflow_id = '' AND l.workspace = p.workspace_id)), 0), false)
+           OR COALESCE(p.rate_runs <= (SELECT u.runs FROM used AS u
+                                        WHERE u.workspace = p.workspace_id AND u.workflow = p.workflow_id), false)
+               AS exhausted
+      FROM orcheo_dispatch.policy AS p WHERE p.workspace_id <> '' OR p.workflow_id <> ''
 ), oldest AS MATERIALIZED (
-    -- Workflows and workspaces that have reached their limits are skipped.
+    -- Workflows and workspaces that are paused, or have reached their limits, are skipped.
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+           NULLIF(COALESCE(f.queue, w.queue, every.queue), 'default') AS queue,
            COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger
       FROM workflow_runs AS r
+     CROSS JOIN every
+      LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = r.workflow_id
+      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = r.workspace_id AND w.workflow_id = ''
      WHERE r.status = 'pending' AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
                     CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                               AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)
                          THEN 'settled' ELSE 'not ours' END)
                    NOT IN ('claimed', 'published', 'running', 'not ours')
-       AND r.workflow_id <> ALL (ARRAY(SELECT l.workflow FROM live AS l
-                                        GROUP BY l.workflow HAVING sum(l.runs) >= :per_workflow))
-       AND (r.workspace_id IS NULL OR r.workspace_id <> ALL (ARRAY(SELECT l.workspace FROM live AS l
-                                        GROUP BY l.workspace HAVING sum(l.runs) >= :per_workspace)))
+       AND NOT COALESCE(orcheo_dispatch.paused_now(f.paused, f.paused_until),
+                        orcheo_dispatch.paused_now(w.paused, w.paused_until), every.paused, false)
+       AND COALESCE((SELECT q.room FROM named_queues AS q
+                      WHERE q.queue = NULLIF(COALESCE(f.queue, w.queue, every.queue), 'default')),
+                    CASE WHEN COALESCE(f.queue, w.queue, every.queue, 'default') = 'default'
+                         THEN CAST(:default_room AS bigint) ELSE 0 END) > 0
+       AND r.workflow_id <> ALL (ARRAY(SELECT c.workflow FROM closed AS c WHERE c.workflow <> '' AND c.exhausted))
+       AND (r.workspace_id IS NULL
+            OR r.workspace_id <> ALL (ARRAY(SELECT c.workspace FROM closed AS c
+                                             WHERE c.workspace <> '' AND c.exhausted)))
+       AND (f.max_running IS NOT NULL
+            OR r.workflow_id <> ALL (ARRAY(SELECT l.workflow FROM live AS l
+                                            GROUP BY l.workflow HAVING sum(l.runs) >= :per_workflow)))
+       AND (r.workspace_id IS NULL OR w.max_running IS NOT NULL
+            OR r.workspace_id <> ALL (ARRAY(SELECT l.workspace FROM live AS l
+                                             GROUP BY l.workspace HAVING sum(l.runs) >= :per_workspace)))
      ORDER BY r.created_at, r.id
-     LIMIT :room
+     LIMIT (SELECT every.room FROM every)
        FOR UPDATE OF r SKIP LOCKED
 ), candidates AS MATERIALIZED (
     -- Runs that are locked but exceed a limit are dropped.
-    SELECT o.*
-      FROM (SELECT o.*, row_number() OVER (PARTITION BY o.workflow_id ORDER BY o.created_at, o.id)
-                        + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workflow = o.workflow_id), 0)
-                            AS of_workflow,
-                   row_number() OVER (PARTITION BY o.workspace_id ORDER BY o.created_at, o.id)
-                        + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workspace = o.workspace_id), 0)
-                            AS of_workspace
+    SELECT o.id, o.workflow_id, o.workspace_id, o.triggered_by, o.created_at, o.queue, o.in_ledger
+      FROM (SELECT o.*,
+                   row_number() OVER (PARTITION BY o.workflow_id ORDER BY o.created_at, o.id) AS of_workflow,
+                   row_number() OVER (PARTITION BY o.workspace_id ORDER BY o.created_at, o.id) AS of_workspace
               FROM oldest AS o) AS o
-     WHERE (CAST(:per_workflow AS integer) IS NULL OR o.of_workflow <= :per_workflow)
-       AND (CAST(:per_workspace AS integer) IS NULL OR o.workspace_id IS NULL OR o.of_workspace <= :per_workspace)
+      LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = o.workflow_id
+      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = o.workspace_id AND w.workflow_id = ''
+     WHERE COALESCE(o.of_workflow + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workflow = o.workflow_id), 0)
+                        <= COALESCE(f.max_running, :per_workflow), true)
+       AND COALESCE(o.of_workspace + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workspace = o.workspace_id), 0)
+                        <= COALESCE(w.max_running, :per_workspace), true)
+       AND COALESCE(o.of_workflow + COALESCE((SELECT u.runs FROM used AS u
+                                               WHERE u.workspace = '' AND u.workflow = o.workflow_id), 0)
+                        <= f.rate_runs, true)
+       AND COALESCE(o.of_workspace + COALESCE((SELECT u.runs FROM used AS u
+                                                WHERE u.workspace = o.workspace_id AND u.workflow = ''), 0)
+                        <= w.rate_runs, true)
      ORDER BY o.created_at, o.id
 ), free_row AS MATERIALIZED (
     -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
@@ -224,11 +344,11 @@ WITH live AS MATERIALIZED (
     -- As in CLAIM.
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
-            dispatcher_id, created_at)
+            dispatcher_id, created_at, queue)
     SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed',
            ((EXTRACT(epoch FROM now()) * 1000)::bigint << 10) + 1,
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
-           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
+           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at, c.queue
       FROM candidates AS c
      WHERE NOT :choose AND (NOT c.in_ledger OR c.id IN (SELECT f.run_id FROM free_row AS f))
         ON CONFLICT (run_id) DO UPDATE
@@ -236,7 +356,7 @@ WITH live AS MATERIALIZED (
            fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
            begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
            dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL,
-           created_at = EXCLUDED.created_at
+           created_at = EXCLUDED.created_at, queue = EXCLUDED.queue
      WHERE d.state = 'settled'
     RETURNING d.run_id, d.fence
 )
@@ -244,6 +364,7 @@ SELECT (SELECT count(*) FROM oldest) AS found,
        (SELECT count(*) FROM candidates) AS within_limits,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id), '{}') AS run_ids,
        COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id), '{}') AS fences,
+       COALESCE(array_agg(c.queue ORDER BY c.created_at, c.id), '{}') AS queues,
        ARRAY(SELECT h.id FROM candidates AS h WHERE :choose ORDER BY h.created_at, h.id) AS chosen_ids,
        ARRAY(SELECT h.id FROM candidates AS h WHERE h.in_ledger AND NOT h.id IN (SELECT f.run_id FROM free_row AS f))
            AS held_ids
@@ -254,7 +375,12 @@ SELECT (SELECT count(*) FROM oldest) AS found,
 CLAIM_GIVEN = text("""
 WITH candidates AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
-           COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger
+           COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger,
+           (SELECT NULLIF(p.queue, 'default') FROM orcheo_dispatch.policy AS p
+             WHERE p.queue IS NOT NULL
+               AND (p.workspace_id = '' AND p.workflow_id IN ('', r.workflow_id)
+                    OR p.workspace_id = r.workspace_id AND p.workflow_id = '')
+             ORDER BY p.workflow_id <> '' DESC, p.workspace_id <> '' DESC LIMIT 1) AS queue
       FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending'
      ORDER BY r.created_at, r.id
@@ -270,11 +396,11 @@ WITH candidates AS MATERIALIZED (
     -- As in CLAIM.
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, fence, slot, claimed_at, lease_expires_at,
-            dispatcher_id, created_at)
+            dispatcher_id, created_at, queue)
     SELECT c.id, c.workflow_id, c.workspace_id, c.triggered_by, 'claimed',
            ((EXTRACT(epoch FROM now()) * 1000)::bigint << 10) + 1,
            CASE WHEN c.workspace_id IS NULL THEN 'none' ELSE 'held' END,
-           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at
+           now(), now() + make_interval(secs => :lease), CAST(:dispatcher_id AS uuid), c.created_at, c.queue
       FROM candidates AS c
      WHERE NOT c.in_ledger OR c.id IN (SELECT f.run_id FROM free_row AS f)
         ON CONFLICT (run_id) DO UPDATE
@@ -282,11 +408,11 @@ WITH candidates AS MATERIALIZED (
            fence = GREATEST(d.fence + 1, EXCLUDED.fence + LEAST(d.fence & 1023, 1022)),
            begun_at = NULL, heartbeat_at = NULL, lease_expires_at = EXCLUDED.lease_expires_at, settled_at = NULL,
            dispatcher_id = EXCLUDED.dispatcher_id, worker_id = NULL, reason = NULL,
-           created_at = EXCLUDED.created_at
+           created_at = EXCLUDED.created_at, queue = EXCLUDED.queue
      WHERE d.state = 'settled'
     RETURNING d.run_id, d.fence
 )
-SELECT n.run_id, n.fence FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
+SELECT n.run_id, n.fence, c.queue FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
 """)
 
 # Taken before a claim with limits, so that one dispatcher claims at a time. This is a separate statement because, under

@@ -23,45 +23,31 @@ SELECT p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p
  LIMIT :limit
 """)
 
+# Taken before a policy is set, so that two changes of one scope follow each other; a separate statement, because the
+# next one must see what the other session has set.
+POLICIES_LOCK = text("SELECT pg_advisory_xact_lock(205392149)")
+
 # Set the fields that :fields names, an object of field and value; a null takes a field back. Other fields stay. A
 # scope without a row gets one.
 SET_POLICY = text("""
-WITH given AS MATERIALIZED (
-    SELECT g.* FROM jsonb_populate_record(NULL::orcheo_dispatch.policy, CAST(:fields AS jsonb)) AS g
-), named AS MATERIALIZED (
-    SELECT ARRAY(SELECT jsonb_object_keys(CAST(:fields AS jsonb))) AS names
+WITH named AS MATERIALIZED (
+    SELECT jsonb_populate_record(NULL::orcheo_dispatch.policy,
+                                 COALESCE(to_jsonb(p), '{}') || CAST(:fields AS jsonb)) AS row
+      FROM (SELECT 1) AS one
+      LEFT JOIN orcheo_dispatch.policy AS p ON p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 )
 INSERT INTO orcheo_dispatch.policy AS p
        (workspace_id, workflow_id, maintenance, paused, paused_until, priority, max_running, rate_runs, rate_seconds,
         queue, timeout_seconds, lost_runs, retries, isolation, why)
-SELECT :workspace_id, :workflow_id, g.maintenance, g.paused, g.paused_until, g.priority, g.max_running, g.rate_runs,
-       g.rate_seconds, g.queue, g.timeout_seconds, g.lost_runs, g.retries, g.isolation, CAST(:why AS text)
-  FROM given AS g
+SELECT :of_workspace, :of_workflow, (n.row).maintenance, (n.row).paused, (n.row).paused_until, (n.row).priority,
+       (n.row).max_running, (n.row).rate_runs, (n.row).rate_seconds, (n.row).queue, (n.row).timeout_seconds,
+       (n.row).lost_runs, (n.row).retries, (n.row).isolation, CAST(:why AS text)
+  FROM named AS n
     ON CONFLICT (workspace_id, workflow_id) DO UPDATE
-   SET maintenance = CASE WHEN 'maintenance' = ANY ((SELECT names FROM named)::text[])
-                          THEN EXCLUDED.maintenance ELSE p.maintenance END,
-       paused = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
-                     THEN EXCLUDED.paused ELSE p.paused END,
-       paused_until = CASE WHEN 'paused' = ANY ((SELECT names FROM named)::text[])
-                           THEN EXCLUDED.paused_until ELSE p.paused_until END,
-       priority = CASE WHEN 'priority' = ANY ((SELECT names FROM named)::text[])
-                       THEN EXCLUDED.priority ELSE p.priority END,
-       max_running = CASE WHEN 'max_running' = ANY ((SELECT names FROM named)::text[])
-                          THEN EXCLUDED.max_running ELSE p.max_running END,
-       rate_runs = CASE WHEN 'rate_runs' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.rate_runs ELSE p.rate_runs END,
-       rate_seconds = CASE WHEN 'rate_seconds' = ANY ((SELECT names FROM named)::text[])
-                           THEN EXCLUDED.rate_seconds ELSE p.rate_seconds END,
-       queue = CASE WHEN 'queue' = ANY ((SELECT names FROM named)::text[]) THEN EXCLUDED.queue ELSE p.queue END,
-       timeout_seconds = CASE WHEN 'timeout_seconds' = ANY ((SELECT names FROM named)::text[])
-                              THEN EXCLUDED.timeout_seconds ELSE p.timeout_seconds END,
-       lost_runs = CASE WHEN 'lost_runs' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.lost_runs ELSE p.lost_runs END,
-       retries = CASE WHEN 'retries' = ANY ((SELECT names FROM named)::text[])
-                      THEN EXCLUDED.retries ELSE p.retries END,
-       isolation = CASE WHEN 'isolation' = ANY ((SELECT names FROM named)::text[])
-                        THEN EXCLUDED.isolation ELSE p.isolation END,
-       why = EXCLUDED.why
+   SET maintenance = EXCLUDED.maintenance, paused = EXCLUDED.paused, paused_until = EXCLUDED.paused_until,
+       priority = EXCLUDED.priority, max_running = EXCLUDED.max_running, rate_runs = EXCLUDED.rate_runs,
+       rate_seconds = EXCLUDED.rate_seconds, queue = EXCLUDED.queue, timeout_seconds = EXCLUDED.timeout_seconds,
+       lost_runs = EXCLUDED.lost_runs, retries = EXCLUDED.retries, isolation = EXCLUDED.isolation, why = EXCLUDED.why
 RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
           p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
           p.at
@@ -69,7 +55,7 @@ RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until
 
 # Delete the policy of a scope.
 CLEAR_POLICY = text("""
-DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :workspace_id AND p.workflow_id = :workflow_id
+DELETE FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :of_workspace AND p.workflow_id = :of_workflow
 RETURNING p.workspace_id, p.workflow_id, p.maintenance, p.paused, p.paused_until, p.priority, p.max_running,
           p.rate_runs, p.rate_seconds, p.queue, p.timeout_seconds, p.lost_runs, p.retries, p.isolation, p.why, p.by,
           p.at
@@ -131,3 +117,61 @@ WITH old AS (
 DELETE FROM orcheo_dispatch.rate_use AS u USING old
  WHERE u.workspace_id = old.workspace_id AND u.workflow_id = old.workflow_id AND u.until = old.until
 """)
+
+# Why pending runs wait; a list that is empty is no filter.
+HELD_BACK = text("""
+SELECT h.run_id, h.workflow_id, h.workspace_id, h.triggered_by, h.created_at, h.age_seconds AS age, h.claim, h.queue,
+       h.reason, h.scope, h.until, h.used, h.allowed
+  FROM orcheo_dispatch.held_back_runs AS h
+ WHERE CAST(:run_ids AS text[]) = '{}' OR h.run_id = ANY (CAST(:run_ids AS text[]))
+ ORDER BY h.created_at, h.run_id
+ LIMIT :limit
+""")
+
+# The runs and claims of a workflow, of its workspace and of all that count against limits, and the workflow's pending
+# runs.
+POLICY_USE = text("""
+SELECT (SELECT count(*) FROM orcheo_dispatch.live_runs AS l WHERE l.workflow_id = :of_workflow) AS running_of_workflow,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs AS l WHERE l.workspace_id = :of_workspace)
+           AS running_of_workspace,
+       (SELECT count(*) FROM orcheo_dispatch.live_runs AS l) AS running_of_all,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = '' AND u.workflow_id = :of_workflow AND u.until > now()) AS claims_of_workflow,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = :of_workspace AND u.workflow_id = '' AND u.until > now()) AS claims_of_workspace,
+       (SELECT COALESCE(sum(u.runs), 0)::bigint FROM orcheo_dispatch.rate_use AS u
+         WHERE u.workspace_id = '' AND u.workflow_id = '' AND u.until > now()) AS claims_of_all,
+       (SELECT count(*) FROM orcheo_dispatch.all_pending_runs AS p WHERE p.ours AND p.workflow_id = :of_workflow)
+           AS pending
+""")
+
+# How many live workers consume a queue.
+WORKERS_OF_QUEUE = text("""
+SELECT count(*) FROM orcheo_dispatch.process AS p
+ WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds'
+   AND :queue = ANY (COALESCE(p.queues, '{default}'))
+""")
+
+# The workflow with this ID, or those whose IDs begin with it. A workflow that was deleted may have a policy.
+FIND_POLICY_WORKFLOW = text("""
+SELECT f.id, f.id = :given AS exact
+  FROM (SELECT w.id FROM workflows AS w WHERE starts_with(w.id, :given)
+         UNION SELECT p.workflow_id FROM orcheo_dispatch.policy AS p
+                WHERE p.workflow_id <> '' AND starts_with(p.workflow_id, :given)) AS f
+ ORDER BY exact DESC, f.id LIMIT 4
+""")
+
+# The workspace of a workflow's runs; the table of workflows has it as well, but a dispatcher may not read it there.
+WORKSPACE_OF_RUNS = text("SELECT r.workspace_id FROM workflow_runs AS r WHERE r.workflow_id = :of_workflow LIMIT 1")
+
+# Whether the table of Orcheo's workspaces exists and this role may read it.
+MAY_READ_WORKSPACES = text("SELECT COALESCE(has_column_privilege(to_regclass('workspaces'), 'id', 'SELECT'), false)")
+
+# Whether there is something of this workspace: a policy, or a run.
+WORKSPACE_IN_USE = text("""
+SELECT EXISTS (SELECT FROM orcheo_dispatch.policy AS p WHERE p.workspace_id = :of_workspace)
+    OR EXISTS (SELECT FROM workflow_runs AS r WHERE r.workspace_id = :of_workspace)
+""")
+
+# The time of the database.
+NOW = text("SELECT now()")

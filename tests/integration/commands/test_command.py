@@ -72,19 +72,26 @@ def test_dead_runs_are_requeued_by_workflow_and_age(database: Database, stack: S
         _ran(stack, "fail", run_id, "--reason", "by a test")
     execute(database, "UPDATE workflow_runs SET created_at = now() - interval '3 hours' WHERE id = %s", old)
     execute(database, "UPDATE workflow_runs SET workflow_id = 'other' WHERE id = %s", other)
-    (found,) = json.loads(_ran(stack, "requeue", "--dead", "--workflow", WORKFLOW_ID, "--since", "2h", "--json"))
+    (found,) = json.loads(
+        _ran(stack, "requeue", "--dead", "--workflow", WORKFLOW_ID, "--since", "2h", "--yes", "--json")
+    )
     assert (found["run_id"], found["status_after"]) == (new, "pending")
-    assert {row["run_id"] for row in json.loads(_ran(stack, "requeue", "--dead", "--json"))} == {old, other}
-    assert json.loads(_ran(stack, "requeue", "--dead", "--json")) == []
+    assert {row["run_id"] for row in json.loads(_ran(stack, "requeue", "--dead", "--yes", "--json"))} == {old, other}
+    assert json.loads(_ran(stack, "requeue", "--dead", "--yes", "--json")) == []
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ((), "requeue: expected ids of runs, or --dead"),
-        (("--dead", "some-run"), "requeue: expected ids of runs, or --dead"),
-        (("some-run", "--workflow", "w"), "--workflow cannot be used without --dead"),
-        (("some-run", "--since", "2h"), "--since cannot be used without --dead"),
+        ((), "requeue: expected ids of runs, or a filter such as --workflow"),
+        (("--dead", "some-run"), "requeue: ids of runs cannot be combined with a filter"),
+        (("some-run", "--workflow", "w"), "requeue: ids of runs cannot be combined with a filter"),
+        (("some-run", "--since", "2h"), "requeue: ids of runs cannot be combined with a filter"),
+        (("some-run", "--limit", "2"), "--limit cannot be used without a filter"),
+        (("--dead",), "requeue with a filter asks before the change, and there is no terminal: add --yes"),
+        (("--status", "dead", "--yes"), "--status='dead' is invalid: expected one of pending, running"),
+        (("--older-than", "0s", "--yes"), "--older-than='0s' is invalid"),
+        (("--workflow", "", "--yes"), "--workflow='' is invalid"),
         (("--dead", "--since", "yesterday"), "--since='yesterday'"),
     ],
 )

@@ -37,6 +37,10 @@ _ISOLATED = """
 INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since)
 SELECT left(text, 200), left(text, 200), text, left(text, 200), now() FROM unnest(%s::text[]) AS t(text)
 """
+_DECIDED = """
+INSERT INTO orcheo_dispatch.policy (workspace_id, paused, why) SELECT left(text, 200), true, text
+  FROM unnest(%s::text[]) AS t(text)
+"""
 _PAYLOADS = """
 UPDATE workflow_runs
    SET status = 'failed', workflow_id = left(triggered_by, 100),
@@ -54,6 +58,7 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
     execute(database, _FORGED, list(_TEXTS))
     execute(database, _ENDED)
     execute(database, _ISOLATED, list(_TEXTS))
+    execute(database, _DECIDED, list(_TEXTS))
     return Stack(database, redis_url, tmp_path / "side-effects")
 
 
@@ -65,6 +70,8 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("--json",),
         ("--unclaimed",),
         ("--unclaimed", "--json"),
+        ("--pending",),
+        ("--pending", "--json"),
         ("--trigger", _TEXTS[0]),
         ("--workflow", _TEXTS[0]),
         ("--status", _TEXTS[0]),
@@ -73,7 +80,12 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "check": [(), ("--json",)],
     "cancel": [("ID", _TEXTS[0], "--reason", _TEXTS[0]), ("ID", "--json")],
     "fail": [("ID", _TEXTS[1], "--reason", _TEXTS[0])],
-    "requeue": [("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run")],
+    "requeue": [
+        ("ID", _TEXTS[0], "--reason", _TEXTS[1], "--dry-run"),
+        ("--workflow", _TEXTS[0], "--error-class", _TEXTS[0], "--yes"),
+        ("--error-class", _TEXTS[0], "--yes", "--reason", _TEXTS[1]),
+        ("--workspace", _TEXTS[0], "--status", "failed", "--yes"),
+    ],
     "answer": [("ID", "--json", '"yes"'), (_TEXTS[0], "--json", '"yes"'), ("ID", "--json", _TEXTS[0])],
     "isolate": [
         (_TEXTS[0],),
@@ -82,6 +94,26 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("WORKFLOW", "--json"),
         ("WORKFLOW", "--clear"),
     ],
+    "policy": [
+        ("list",),
+        ("list", "--json"),
+        ("set", "--workflow", _TEXTS[0], "--paused"),
+        ("set", "--workspace", _TEXTS[0], "--paused", "--why", _TEXTS[1]),
+        ("set", "--workspace", "w", "--queue", _TEXTS[0]),
+        ("set", "--workspace", "w", "--rate", _TEXTS[0]),
+        ("clear", "--workspace", _TEXTS[0], "--json"),
+        ("explain", "WORKFLOW"),
+        ("explain", "WORKFLOW", "--json"),
+        ("explain", _TEXTS[0]),
+    ],
+    "pause": [
+        ("--workspace", _TEXTS[0], "--why", _TEXTS[1]),
+        ("--workflow", "WORKFLOW", "--why", _TEXTS[0], "--json"),
+        ("--all", "--why", "x", "--until", _TEXTS[0]),
+    ],
+    "unpause": [("--workspace", _TEXTS[0]), ("--workflow", _TEXTS[1]), ("--all", "--json")],
+    "maintenance": [("on", "--why", _TEXTS[0]), ("off", "--json"), (_TEXTS[0],)],
+    "operations": [(), ("--json",)],
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],

@@ -102,6 +102,8 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                             "after_workflows": [],
                             "per_workflow": None,
                             "per_workspace": None,
+                            "default_room": 10,
+                            "max_queued": 200,
                             "triggers": ["webhook"],
                             "every_trigger": False,
                             "skipped": [],

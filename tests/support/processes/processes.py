@@ -147,7 +147,9 @@ class Stack:
                 return self.database.dsn_of(Kind.WORKER)
             case "dispatcher" | "poll" | "check" | "cancel" | "fail" | "requeue" | "isolate" | "run":
                 return self.database.dsn_of(Kind.DISPATCHER)
-            case "status" | "runs":
+            case "policy" | "pause" | "unpause" | "maintenance":
+                return self.database.dsn_of(Kind.DISPATCHER)
+            case "status" | "runs" | "operations":
                 return self.database.dsn_of(Kind.DASHBOARD)
         # `migrate` makes tables. Orcheo's executor does too, and reads workflows and credentials.
         return self.database.dsn
