@@ -1,6 +1,6 @@
 """Let operators act on the status page, and record each action and each attempt that is refused.
 
-Actions have connections of their own with short timeouts, and one is executed at a time, so that no poll waits for them.
+Actions have connections of their own with short timeouts, and one is executed at a time: no poll waits for them.
 """
 
 from __future__ import annotations

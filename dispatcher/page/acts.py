@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.operators.isolating import clear_isolation, isolate_workflow
 from orcheo_dispatch.shared.ledger.operators.operations import Author
-from orcheo_dispatch.shared.ledger.operators.policies import Policies, Scope
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, FIELDS, Policies, Scope
 from orcheo_dispatch.shared.ledger.operators.repairs import repair
 from orcheo_dispatch.shared.ledger.operators.selection import Action
 
 MOST_RUNS = 200
 """Maximum number of runs that one action changes."""
 _LONGEST_SECONDS = 31_536_000
+_IN_SECONDS = text("SELECT now() + make_interval(secs => CAST(:seconds AS float8))")
 
 type _Id = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 type _Why = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"\S")]
@@ -47,8 +48,8 @@ class Act(Struct, forbid_unknown_fields=True, kw_only=True):
 class _OfRuns(Act):
     runs: Annotated[list[_Id], Meta(min_length=1, max_length=MOST_RUNS)]
 
-    def repaired(self, engine: Engine, action: Action, author: Author, **how: bool) -> Outcome:
-        done = repair(engine, self.runs, action, author, **how)
+    def repaired(self, engine: Engine, action: Action, author: Author, *, from_start: bool = False) -> Outcome:
+        done = repair(engine, self.runs, action, author, from_start=from_start)
         refused = {each.run_id: each.refused for each in done if each.refused}
         return Outcome(len(done) - len(refused), refused)
 
@@ -81,15 +82,16 @@ class _OfScope(Act):
             raise ValueError("a workspace or a workflow, not both")
 
     def set(self, engine: Engine, author: Author, **changes: Any) -> Outcome:
-        Policies(engine).set(Scope(self.workspace_id or "", self.workflow_id or ""), changes, author)
-        return Outcome(1)
+        return _set(engine, Scope(self.workspace_id or "", self.workflow_id or ""), author, **changes)
 
 
 class _Pause(_OfScope):
     seconds: _Seconds | None = None
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
-        until = None if self.seconds is None else datetime.now(UTC) + timedelta(seconds=self.seconds)
+        # By the clock of the database, which decides when the pause ends.
+        with transaction(engine, read_only=True) as connection:
+            until = connection.scalar(_IN_SECONDS, {"seconds": self.seconds})
         return self.set(engine, author, paused=True, paused_until=until)
 
 
@@ -129,8 +131,7 @@ class _Maintenance(Act):
     on: bool
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
-        Policies(engine).set(Scope(), {"maintenance": True if self.on else None}, author)
-        return Outcome(1)
+        return _set(engine, ALL, author, maintenance=True if self.on else None)
 
 
 class _Isolate(Act):
@@ -147,6 +148,17 @@ class _ClearIsolation(Act):
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
         return Outcome(clear_isolation(engine, self.workflow_id, author))
+
+
+def _set(engine: Engine, scope: Scope, author: Author, **changes: Any) -> Outcome:
+    """Set these fields of a policy, and delete the policy if it says nothing any more."""
+    policies = Policies(engine)
+    row = policies.get(scope)
+    before = {} if row is None else {name: getattr(row, name) for name in FIELDS}
+    if any(value is not None for value in {**before, **changes}.values()):
+        policies.set(scope, changes, author)
+        return Outcome(1)
+    return Outcome(0 if policies.clear(scope, author) is None else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The status page as files: one HTML document with a content security policy, its style and the modules of its script."""
+"""The status page as files: one HTML document with a content security policy, its style and its script's modules."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Decide whether a request that changes something was made by our own page, and not by a page of another site (CSRF).
 
-Three checks, each enough on its own in a browser of today: what the browser says of the page that asks (`Sec-Fetch-Site`
-and `Origin`), a header that a page of another site cannot set without our consent, and in it a value that only our page
-can read and that is good for this browser and this user alone.
+Three checks, each enough on its own in a browser of today: what the browser says of the page that asks
+(`Sec-Fetch-Site` and `Origin`), a header that a page of another site cannot set without our consent, and in it a value
+that only our page can read and that is good for this browser and this user alone.
 """
 
 from __future__ import annotations

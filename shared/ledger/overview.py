@@ -97,8 +97,8 @@ SELECT run_id
 # Columns shown for a run. `reason` is shown only if it is 'by hand' or a name, such as that of a class of errors.
 ROWS = text("""
 WITH rows AS (
-    SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
-           COALESCE(l.stuck, false) AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
+    SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts,
+           d.begun_at, COALESCE(l.stuck, false) AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.settled_at END AS ended_at,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.outcome END AS outcome,
            CASE WHEN d.reason ~ '^[A-Za-z_][A-Za-z0-9_.]{0,79}$' OR d.reason = 'by hand' THEN d.reason END AS reason

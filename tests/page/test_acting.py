@@ -108,7 +108,7 @@ def test_workflow_is_paused_limited_and_freed_again(database: Database, serve: S
     page.get_by_label("For how long").select_option(label="1 hour")
     _confirm(page, "provider is down", "Pause")
     row = page.locator("#policies-rows > li")
-    expect(row).to_contain_text("paused for 59 min", timeout=_SOON)
+    expect(row).to_contain_text("paused, 59 min left", timeout=_SOON)
     expect(row).to_contain_text("provider is down")
     acts.get_by_role("button", name="Limit").click()
     page.get_by_label("Runs at the same time").fill("3")

@@ -90,7 +90,7 @@ export function actsOfRun(run) {
 
 export function actsOfScope(scope, isolated) {
   const policy = policyOf(scope);
-  const pauses = [policy?.paused != null ? "unpause" : "pause", "limit"];
+  const pauses = [policy?.paused ? "unpause" : "pause", "limit"];
   return scope.workflow_id ? [...pauses, "priority", isolated ? "clear-isolation" : "isolate"] : scope.workspace_id ? [...pauses, "priority"] : pauses;
 }
 

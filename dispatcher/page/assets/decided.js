@@ -37,10 +37,11 @@ export function showPolicies({ policies, isolated }) {
   fillActs($("all-acts"), [{ label: "All runs", acts: [closed ? "reopen" : "maintenance", ...actsOfScope({})], target: {} }]);
   list($("policies-rows"), policies, (p) => `${p.scope} ${p.workspace_id ?? ""} ${p.workflow_id ?? ""}`, () => entry(() => [make("div", "acts")]), (item, p) => {
     const [name, end, fields, by, acts] = item.children;
+    fields.className = "note wide";
     put(name, scopeOf(p));
     name.title = p.workflow_id ?? p.workspace_id ?? "all runs";
     end.className = p.paused || p.maintenance ? "end status stuck" : "end";
-    if (p.paused && p.paused_for != null) live(end, -p.paused_for, (s) => `paused for ${span(-s)}`);
+    if (p.paused && p.paused_for != null) live(end, -p.paused_for, (s) => `paused, ${span(-s)} left`);
     else still(end, p.maintenance ? "maintenance" : p.paused ? "paused" : "");
     const said = [fieldsOf(p).join(", "), p.why].filter(Boolean).join(": ");
     put(fields, said);
