@@ -72,8 +72,17 @@ def test_page_names_no_other_place_and_no_style_or_handler_of_its_own(database: 
 
 def test_figures_have_the_names_that_are_documented(database: Database, serve: Serve) -> None:
     fill_broken(database)
+    execute(
+        database,
+        "INSERT INTO orcheo_dispatch.policy (workflow_id, paused, paused_until, priority, max_running, rate_runs,"
+        " rate_seconds, queue, timeout_seconds, lost_runs, retries, isolation, why)"
+        " VALUES ('w', true, now() + interval '1 hour', 1, 1, 1, 1, 'q', 1, 'fail', 'off', 'shared', 'slow')",
+    )
     seen = _overview(serve(database))
     assert set(seen) == _NAMES
+    assert [(row["scope"], row["workflow_id"], row["why"]) for row in seen["policies"]] == [("workflow", "w", "slow")]
+    assert 3590 < seen["policies"][0]["paused_for"] <= 3600
+    assert [(row["action"], row["interface"], row["changed"]) for row in seen["operations"]] == [("policy set", "sql", 1)]
     assert set(seen["health"]) == {"level", "for", "problems", "changes", "checks"}
     assert len(seen["hour"]["minutes"]) == 60
     documented = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "status-page.md").read_text(encoding="utf-8")))
