@@ -29,6 +29,7 @@ from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
 from orcheo_dispatch.dispatcher.wakeups.hints import HintListener
 from orcheo_dispatch.dispatcher.wakeups.listen import NotifyListener
 from orcheo_dispatch.dispatcher.wakeups.ticks import beat_of
+from orcheo_dispatch.shared.alerts.teller import Teller, teller_of
 from orcheo_dispatch.shared.broker.app import BEAT_HEADER, CRON, TICK, ask_for_cron, connect, make_app
 from orcheo_dispatch.shared.broker.celery_app import App
 from orcheo_dispatch.shared.broker.installation import OLD_DISPATCH_QUEUE, Installation, find_installation
@@ -53,6 +54,8 @@ from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched, exit
 from orcheo_dispatch.shared.process.stopping import obey_signals
 from orcheo_dispatch.shared.schema.api_table import index_is_valid
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
+from orcheo_dispatch.shared.traces.switch import make_sink
 
 _CONNECTIONS = 3
 _POLL_LIMIT_SECONDS = 5.0
@@ -70,6 +73,7 @@ class Dispatcher:
     def __init__(self, settings: Settings, app: App, installation: Installation) -> None:
         self.process = Process(ProcessKind.DISPATCHER, triggers=settings.triggers)
         self.metrics = DispatcherMetrics(settings, self.process.id)
+        self._spans = make_sink(settings, "orcheo-dispatcher", self.process.id, self.metrics)
         self.engine = make_engine(settings, role="dispatcher", connections=_CONNECTIONS)
         self.broker = connect(settings.redis_url.get_secret_value())
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
@@ -88,11 +92,20 @@ class Dispatcher:
             metrics=self.metrics,
         )
         gate = BrokerGate(self.broker, installation, self.metrics)
+        traces = ClaimTraces(self._spans)
         queue_choice = QueueChoice(store, self.broker, installation, lease=settings.worker_lease)
         self.poller = Poller(
             settings,
-            claimer=Claimer(settings, store, self.process.id),
-            outgoing=Outgoing(settings, store, Publisher(app, installation), gate, queue_choice),
+            claimer=Claimer(settings, store, self.process.id, traces),
+            outgoing=Outgoing(
+                settings,
+                store,
+                installation=installation,
+                publisher=Publisher(app, installation),
+                gate=gate,
+                queue_choice=queue_choice,
+                traces=traces,
+            ),
             recovery=Recovery(settings, store, gate, self.metrics, on_reaped=self.upkeep.reaped),
             steps=Steps(self.engine, self.metrics),
             metrics=self.metrics,
@@ -119,9 +132,16 @@ class Dispatcher:
         self._installation = installation
         self._health: HealthServer | None = None
         self._page = StatusPage(settings, self.process)
+        self._teller: Teller | None = None
 
     def start(self) -> None:
-        """Start polling and listening for hints. Raises `SettingsError` if the health port is in use."""
+        """Start polling and listening for hints.
+
+        Raises `SettingsError` if the health port is in use, or if alerts cannot be sent where the settings say.
+        """
+        self._teller = teller_of(
+            self._settings, process=self.process, installation=self._installation, metrics=self.metrics
+        )
         self._health = serve_health(self._settings, self._routes())
         self._look_for_index()
         self.loop.start()
@@ -129,6 +149,8 @@ class Dispatcher:
         self._hints.start()
         self._listener.start()
         self.cron.start()
+        if self._teller is not None:
+            self._teller.start()
         log.info("dispatcher_started", dispatcher_id=str(self.process.id), installation=self._installation.name)
 
     def watch(self, consumer: Consumer) -> None:
@@ -136,7 +158,7 @@ class Dispatcher:
         self._consumer = consumer
         polls = Watched("polls", lambda: not self.loop.overdue(_POLL_PATIENCE_SECONDS), (exit_now,), patience=0)
         keeping = Watched("upkeep", lambda: not self.upkeep.overdue(_UPKEEP_PATIENCE_SECONDS), (exit_now,), patience=0)
-        taking = watch_consumer(consumer, self.broker, self._installation.dispatch, self.metrics)
+        taking = watch_consumer(consumer, self.broker, [self._installation.dispatch], self.metrics)
         # Not based on /livez: it also fails while Postgres is unavailable, which a restart would not fix.
         self._progress = ProgressWatch(taking, polls, keeping, on_well=self._feed)
         self._manager.ready("polling")
@@ -152,6 +174,8 @@ class Dispatcher:
             self._progress.stop()
         self._hints.stop()
         self._listener.stop()
+        if self._teller is not None:
+            self._teller.stop()
         self.cron.stop()
         self.loop.stop()
         self.upkeep.stop()
@@ -164,6 +188,8 @@ class Dispatcher:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._spans is not None:
+            self._spans.stop()
         if self._health is not None:
             self._health.stop()
         self._page.close()
@@ -193,7 +219,7 @@ class Dispatcher:
 
     def _feed(self) -> None:
         problem = "Postgres is unavailable" if self.loop.database_away else self._broker_problem()
-        self._manager.status(problem or "polling")
+        self._manager.status(problem or ("maintenance: nothing is claimed" if self.poller.maintenance else "polling"))
         self._manager.feed()
 
     def _broker_problem(self) -> str | None:
@@ -249,8 +275,8 @@ def make_dispatcher_app(settings: Settings, installation: Installation) -> App:
             dispatcher.cron.asked()
 
     def start(**_: Any) -> None:
-        dispatcher = Dispatcher(settings, app, installation)
         try:
+            dispatcher = Dispatcher(settings, app, installation)
             dispatcher.start()
         except DispatchError as error:
             fail(error)

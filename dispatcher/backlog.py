@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.cron.record import CronRecord
 from orcheo_dispatch.shared.database.connections import make_engine, transaction
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchError, SchemaError
 from orcheo_dispatch.shared.ledger.model import ProcessKind
-from orcheo_dispatch.shared.ledger.status import DISPATCH, SLOTS_DUE, count_isolated, read_others
+from orcheo_dispatch.shared.ledger.status import DISPATCH, SLOTS_DUE, count_isolated, count_wanted_workers, read_others
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import CronMode
 
@@ -112,6 +112,11 @@ class Backlog:
             "Workflows, or versions of them, whose runs are executed in dedicated processes.",
             of.get("isolated"),
         )
+        yield gauge(
+            "wanted_workers",
+            "Workers that the load needs to begin all that is due within ORCHEO_DISPATCH_TARGET_DELAY.",
+            of.get("wanted"),
+        )
         yield gauge("due_slots", "Run slots that are due to be returned.", of.get("slots_due"))
         yield gauge(
             "oldest_transaction_age_transactions",
@@ -201,6 +206,7 @@ class Backlog:
             oldest = connection.scalar(OLDEST_TRANSACTION)
             others = read_others(connection)
             isolated = count_isolated(connection)
+            wanted = count_wanted_workers(connection, self._settings.target_delay)
         return (
             {
                 "pending": pending.pending,
@@ -212,6 +218,7 @@ class Backlog:
                 "slots_due": slots_due,
                 **(asdict(others) if others else {}),
                 **({} if isolated is None else {"isolated": isolated}),
+                **({} if wanted is None else {"wanted": wanted}),
                 "oldest_transaction": oldest or 0,
             },
             {row.kind: row.alive for row in processes},

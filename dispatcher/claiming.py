@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import UUID
 
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
@@ -9,17 +10,21 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
 
 
 class Claimer:
     """Looks and claims for one dispatcher, and keeps its place in the rotation. Methods raise `DatabaseError`."""
 
-    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID) -> None:
+    def __init__(self, settings: Settings, store: Store, dispatcher_id: UUID, traces: ClaimTraces) -> None:
         self._settings = settings
         self._store = store
         self._id = dispatcher_id
+        self._traces = traces
         self._turns = Turns()
         self._limited = True
+        self.maintenance = False
+        """Whether, as of the last look, nothing is claimed because an operator said so."""
         self._in_turn = True
         self._queued = 0
 
@@ -29,6 +34,7 @@ class Claimer:
         self._note_index(look.in_turn)
         self._queued = look.queued
         self._limited = look.limited
+        self._note_maintenance(look.maintenance)
         return look
 
     def everything(self) -> Look:
@@ -41,6 +47,7 @@ class Claimer:
             pending=True,
             in_turn=self._in_turn,
             at=None,
+            maintenance=self.maintenance,
         )
 
     def queued(self) -> int:
@@ -50,6 +57,7 @@ class Claimer:
     def claim(self, room: int, default_room: int) -> tuple[list[Claim], bool]:
         """Claim up to `room` runs, `default_room` of the default queue; return them, and whether there are more."""
         settings = self._settings
+        began = time.monotonic()
         claims = self._store.claim(
             room,
             triggers=settings.triggers,
@@ -62,7 +70,16 @@ class Claimer:
             default_room=default_room,
             max_queued=settings.max_queued,
         )
+        self._traces.claimed(claims, began)
         return claims, self._turns.more
+
+    def _note_maintenance(self, on: bool) -> None:
+        """Log when maintenance begins and ends."""
+        if on and not self.maintenance:
+            log.warning("maintenance_began", remedy="orcheo-dispatch maintenance off")
+        elif not on and self.maintenance:
+            log.info("maintenance_ended")
+        self.maintenance = on
 
     def _note_index(self, there: bool) -> None:
         """Log when the index needed for claiming in turn appears or disappears."""

@@ -74,6 +74,11 @@ class Poller:
         self._backlog_is_deep = False
 
     @property
+    def maintenance(self) -> bool:
+        """Whether nothing is claimed because an operator said so, as of the last poll."""
+        return self._claimer.maintenance
+
+    @property
     def broker_problem(self) -> str | None:
         """What is wrong with Redis, in one line; None if this poller's last request to it succeeded."""
         return self._outgoing.problem
@@ -141,6 +146,7 @@ class Poller:
         queued = self._steps.run("room", self._claimer.queued, look.queued) if recovered.released else look.queued
         room = min(self._settings.batch_size, max(0, self._settings.max_queued - queued))
         self._metrics.room(room)
+        self._metrics.maintenance(look.maintenance)
         return room
 
     def _dispatch(self, look: Look, room: int, recovered: Recovered) -> _Dispatched:

@@ -161,8 +161,9 @@ class Recovery:
         held = self._broker_gate.held(lapsed.keys())
         if held is None:
             return Recovered()
-        waiting = [claim for claim in lapsed if claim in held.waiting]
-        delivered = [claim for claim, why in lapsed.items() if claim in held.delivered and why != _DELIVERED]
+        # The message of a claim that no worker will take is given up: a policy may name another queue by now.
+        waiting = [claim for claim, found in lapsed.items() if claim in held.waiting and found.served]
+        delivered = [claim for claim, found in lapsed.items() if claim in held.delivered and found.reason != _DELIVERED]
         missing = lapsed.keys() - {*waiting, *delivered}
         extended = self._store.extend(waiting, lease=self._settings.lease, reason=_WAITING) if waiting else 0
         if delivered:

@@ -19,6 +19,7 @@ from orcheo_dispatch.dispatcher.steps import Steps
 from orcheo_dispatch.dispatcher.wakeups.admit import Admitter
 from orcheo_dispatch.shared.broker.slots import RunSlots
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.operators.policies import Policies
 from orcheo_dispatch.shared.ledger.processes import Process, prune_processes
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import describe, log
@@ -152,6 +153,7 @@ class Upkeep:
             self._do("prune", self._prune)
         if self._processes.now():
             self._do("processes", lambda: prune_processes(self._engine))
+            self._do("prune", Policies(self._engine).prune)
 
     def _run(self) -> None:
         while self._wait():

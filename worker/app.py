@@ -31,8 +31,8 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
     app.conf.update(
         worker_pool="threads",
         worker_concurrency=_TAKING_THREADS,
-        task_queues=[Queue(installation.runs)],
-        task_default_queue=installation.runs,
+        task_queues=[Queue(installation.queue(name)) for name in settings.queues],
+        task_default_queue=installation.queue(settings.queues[0]),
     )
     lifecycle = Lifecycle(settings, installation, Wire(app, installation))
     app.conf.worker_consumer = partial(Consumer, intake=lifecycle, on_lost=lifecycle.metrics.broker_failed)
@@ -47,7 +47,7 @@ def make_worker_app(settings: Settings, installation: Installation) -> Celery:
                 # `Ignore` also keeps Celery from running follow-up tasks that the message names.
                 lifecycle.metrics.message_taken("malformed")
                 raise Ignore
-            take(lifecycle.runtime, claims, returns=_returns_of(self.request))
+            take(lifecycle.runtime, claims, returns=_returns_of(self.request), queue=_queue_of(self.request, app))
         finally:
             lifecycle.seen_to()
 
@@ -59,6 +59,12 @@ def _returns_of(request: Any) -> int | None:
     headers = request.headers or {}
     returns = headers.get(RETURNS_HEADER)
     return returns if headers.get(INSTALLATION_HEADER) and type(returns) is int and returns >= 0 else None
+
+
+def _queue_of(request: Any, app: Celery) -> str | None:
+    """Return the queue from which a message was delivered, if this worker consumes it."""
+    name = (request.delivery_info or {}).get("routing_key")
+    return name if name in {queue.name for queue in app.conf.task_queues} else None
 
 
 def _wants_more(request: Any) -> bool:

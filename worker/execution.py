@@ -11,6 +11,7 @@ from enum import Enum, StrEnum, auto
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.traces.runs import RunTrace
 from orcheo_dispatch.worker.frames import Fault
 
 _numbers = itertools.count(1)
@@ -83,10 +84,15 @@ class Execution:
         on_stop: Callable[[Execution], None],
         on_ignored: Callable[[Execution], None],
         on_end: Callable[[Execution], None],
+        trace: RunTrace | None = None,
     ) -> None:
-        """`on_stop` is called when it must stop, `on_ignored` if it has not ended within the grace time."""
+        """`on_stop` is called when it must stop, `on_ignored` if it has not ended within the grace time.
+
+        `trace` makes its spans, if they are exported.
+        """
         self.run = run
         self.claim = run.claim
+        self.trace = trace
         self.key = next(_numbers)
         """Its number, unique in this process."""
         self.timeout = timeout
@@ -100,6 +106,8 @@ class Execution:
         """Whether it was sent to a runner."""
         self.result: Result | None = None
         """How it ended. Once set, the run is being settled, and a lost lease is no longer reported."""
+        self.ended_at = begun_at
+        """`time.monotonic()` when `result` was set."""
         self.settled = threading.Event()
         """Set when its end is written, or when this worker must not write it."""
         self._given_up = False
@@ -137,6 +145,7 @@ class Execution:
             if self.result is not None:
                 return
             self.result = result
+            self.ended_at = time.monotonic()
         self._on_end(self)
 
 

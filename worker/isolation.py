@@ -85,10 +85,11 @@ class Isolation:
         return self._mode is not WorkerIsolation.ADAPTIVE or time.monotonic() - self._turned_at < _PATIENCE_SECONDS
 
     def is_isolated(self, run: Run) -> bool:
-        """Return whether a run must be alone in its runner."""
-        if self._mode is WorkerIsolation.ADAPTIVE:
+        """Return whether a run must be alone in its runner: what operators decided for it, else the setting."""
+        mode = run.rules.isolation or self._mode
+        if mode is WorkerIsolation.ADAPTIVE:
             return run.suspect or run.workflow_version_id in self._suspected or self._is_known(run)
-        return run.suspect or self._mode is WorkerIsolation.PROCESS
+        return run.suspect or mode is WorkerIsolation.PROCESS
 
     def convict(self, run: Run, reason: str) -> None:
         """Isolate all runs of this run's workflow version for a day from now on."""

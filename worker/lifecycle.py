@@ -115,7 +115,9 @@ class Lifecycle:
         """Start watching whether the consumer of this process takes waiting messages."""
         self._consumer = sender
         self._broker = connect(self._settings.redis_url.get_secret_value())
-        watched = watch_consumer(sender, self._broker, self._installation.runs, self.metrics)
+        watched = watch_consumer(
+            sender, self._broker, [self._installation.queue(name) for name in self._settings.queues], self.metrics
+        )
         self._progress = ProgressWatch(watched, on_well=self._feed)
         self._serve_health(sender)
         self._manager.ready(self._status())

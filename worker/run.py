@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from orcheo_dispatch.worker.runtime import Runtime
 
 
-def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None) -> list[Execution]:
+def take(
+    runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = None, queue: str | None = None
+) -> list[Execution]:
     """Begin as many of these runs as there is room for, have them executed, and return those that have begun.
 
-    Claims without room go back to Redis, and so do claims whose rows are locked. Never raises because of a run or of
-    Postgres: a claim that could not begin has a lease, and the dispatcher reconciles it once the lease has expired.
+    Claims without room go back to `queue`, from which they came, and so do claims whose rows are locked. Never raises
+    because of a run or of Postgres: a claim that could not begin has a lease, and the dispatcher reconciles it once the
+    lease has expired.
     """
     room = reserved = runtime.executions.reserve(len(claims))
     back = list(claims[room:])
@@ -42,13 +45,13 @@ def take(runtime: Runtime, claims: Sequence[Claim], *, returns: int | None = Non
             begun.extend(now)
             for answer in some.answers:
                 if isinstance(answer, NotBegun):
-                    _say_not_begun(runtime, answer, unknown=unknown, back=back)
+                    _say_not_begun(runtime, answer, some.since, unknown=unknown, back=back)
     finally:
         runtime.executions.add([], reserved=reserved)
     if unknown:
-        runtime.strangers.put_back(unknown, returns)
+        runtime.strangers.put_back(unknown, returns, queue)
     if back:
-        _hand_back(runtime, back)
+        _hand_back(runtime, back, queue)
     return begun
 
 
@@ -78,11 +81,17 @@ def _execute(runtime: Runtime, some: Begun, reserved: int) -> tuple[list[Executi
     return begun, max(0, reserved - len(some.answers))
 
 
-def _say_not_begun(runtime: Runtime, answer: NotBegun, *, unknown: list[Claim], back: list[Claim]) -> None:
+def _say_not_begun(
+    runtime: Runtime, answer: NotBegun, since: float, *, unknown: list[Claim], back: list[Claim]
+) -> None:
     if answer.reason == LOCKED:
         back.append(answer.claim)
         return
-    runtime.metrics.message_taken(_result_of(answer))
+    result = _result_of(answer)
+    runtime.metrics.message_taken(result)
+    if answer.reason not in (STALE, UNKNOWN):
+        # Anyone who can write to Redis can repeat the others without limit.
+        runtime.traces.not_begun(answer.claim, result, since)
     if answer.reason == UNKNOWN:
         unknown.append(answer.claim)
     elif answer.reason != UNAVAILABLE:
@@ -139,12 +148,13 @@ def _execution(runtime: Runtime, run: Run, started: float) -> Execution:
         on_stop=runtime.runners.stop_run,
         on_ignored=runtime.runners.end_run,
         on_end=runtime.settler.put,
+        trace=runtime.traces.begun(run, started),
     )
 
 
-def _hand_back(runtime: Runtime, claims: Sequence[Claim]) -> None:
+def _hand_back(runtime: Runtime, claims: Sequence[Claim], queue: str | None) -> None:
     try:
-        runtime.wire.hand_back(claims)
+        runtime.wire.hand_back(claims, queue=queue)
     except BrokerError as error:
         # Released runs are pending again, and are claimed again.
         runtime.metrics.broker_failed()

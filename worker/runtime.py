@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+from orcheo_dispatch.shared.alerts.teller import teller_of
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.broker.slots import RunSlots
@@ -22,7 +23,9 @@ from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
 from orcheo_dispatch.shared.settings.model import Settings
-from orcheo_dispatch.shared.settings.policies import InterruptedRuns, LostRuns
+from orcheo_dispatch.shared.settings.policies import InterruptedRuns
+from orcheo_dispatch.shared.traces.runs import RunTraces
+from orcheo_dispatch.shared.traces.switch import make_sink
 from orcheo_dispatch.worker.begin import Beginner
 from orcheo_dispatch.worker.cron import make_cron
 from orcheo_dispatch.worker.deadlines import Deadlines
@@ -65,9 +68,11 @@ class Runtime:
         self.settings = settings
         self.metrics = metrics
         self.wire = wire
-        self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity)
+        self.process = Process(ProcessKind.WORKER, concurrency=settings.capacity, queues=settings.queues)
+        self._teller = teller_of(settings, process=self.process, installation=installation, metrics=metrics)
         self.engine = make_engine(settings, role="worker", connections=_CONNECTIONS)
         self.store = Store(self.engine, worker_id=self.process.id)
+        self.traces = RunTraces(make_sink(settings, "orcheo-worker", self.process.id, metrics))
         self.slots = RunSlots.at(settings.slots_redis_url.get_secret_value())
         self.strangers = Strangers(wire)
         self.said_stale = Ration()
@@ -143,6 +148,8 @@ class Runtime:
         )
         if self._cron is not None:
             self._cron.start()
+        if self._teller is not None:
+            self._teller.start()
         log.info(
             "worker_started",
             worker_id=str(self.process.id),
@@ -185,10 +192,13 @@ class Runtime:
             self.runners.close()
         except Exception as error:  # noqa: BLE001 - runners end with this process at the latest
             log.warning("runners_not_closed", **describe(error))
+        if self._teller is not None:
+            self._teller.stop()
         self.isolation.stop()
         self._progress.stop()
         self.heartbeat.stop()
         self.upkeep.stop()
+        self.traces.stop()
         self._old_queue.close()
         self.slots.close()
         self.engine.dispose()
@@ -230,6 +240,10 @@ def _make_books(settings: Settings, worker_id: UUID, running: Callable[[], int])
     # Imported only by workers whose executor wants it.
     from orcheo_dispatch.worker.books.books import Books
 
-    resumes = worker_id if settings.lost_runs is LostRuns.RESUME else None
-    waits = settings.interrupted_runs is not InterruptedRuns.SUCCEED
-    return Books(settings.postgres_dsn.get_secret_value(), running=running, resumes=resumes, waits=waits)
+    return Books(
+        settings.postgres_dsn.get_secret_value(),
+        worker_id=worker_id,
+        running=running,
+        lost_runs=settings.lost_runs,
+        waits=settings.interrupted_runs is not InterruptedRuns.SUCCEED,
+    )

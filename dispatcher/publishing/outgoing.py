@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from orcheo_dispatch.dispatcher.publishing.broker_gate import BrokerGate
 from orcheo_dispatch.dispatcher.publishing.publish import Publisher, claims_per_message
 from orcheo_dispatch.dispatcher.publishing.queue_choice import QueueChoice
 from orcheo_dispatch.dispatcher.steps import Steps
+from orcheo_dispatch.shared.broker.installation import Installation
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.processes import Workers
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
+from orcheo_dispatch.shared.traces.claims import ClaimTraces
 
 _MANY = 8
 """Minimum number of claims in a poll for a message to carry more than one."""
@@ -32,13 +35,23 @@ class Outgoing:
     """Publishes claims, for a poller."""
 
     def __init__(
-        self, settings: Settings, store: Store, publisher: Publisher, gate: BrokerGate, queue_choice: QueueChoice
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        installation: Installation,
+        publisher: Publisher,
+        gate: BrokerGate,
+        queue_choice: QueueChoice,
+        traces: ClaimTraces,
     ) -> None:
         self._settings = settings
+        self._installation = installation
         self._store = store
         self._publisher = publisher
         self._gate = gate
         self._queue_choice = queue_choice
+        self._traces = traces
         self._workers = Workers()
 
     @property
@@ -62,25 +75,42 @@ class Outgoing:
 
     def send(self, claims: list[Claim], steps: Steps) -> Sent:
         """Publish claims, mark those that were sent as published, and release the rest."""
+        began = time.monotonic()
         published, error = self._publish(claims)
         if published:
             steps.run("publish", lambda: self._store.mark_published(published, lease=self._settings.lease), None)
+        self._traces.published(published, began)
         if error is None:
             return Sent(len(published))
         self._gate.failed(error)
         out = set(published)
         unpublished = [claim for claim in claims if claim not in out]
         released = steps.run("publish", lambda: self._store.release(unpublished, reason="broker_away"), 0)
+        self._traces.unpublished(unpublished, began)
         return Sent(len(published), released, str(error))
 
     def _publish(self, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        """Publish each claim to the queue that its policy names; return those that were sent, and the error if any."""
+        by_queue: dict[str | None, list[Claim]] = {}
+        for claim in claims:
+            by_queue.setdefault(claim.queue, []).append(claim)
+        published: list[Claim] = []
+        for name, some in by_queue.items():
+            sent, error = self._publish_to(name, some)
+            published += sent
+            if error is not None:
+                return published, error
+        return published, None
+
+    def _publish_to(self, name: str | None, claims: list[Claim]) -> tuple[list[Claim], BrokerError | None]:
+        # Workers of earlier releases consume no named queue.
+        queue = self._queue_choice.queue() if name is None else self._installation.queue(name)
         if len(claims) < _MANY:
-            return self._publisher.publish(claims, queue=self._queue_choice.queue())
+            return self._publisher.publish(claims, queue=queue)
         try:
             self._workers = self._store.live_workers(lease=self._settings.worker_lease)
         except DatabaseError as reason:
             # The claims are committed and must be published: use the size of the last messages.
             log.debug("workers_unknown", reason=str(reason))
-        return self._publisher.publish(
-            claims, per_message=claims_per_message(len(claims), self._workers), queue=self._queue_choice.queue()
-        )
+        per_message = claims_per_message(len(claims), self._workers)
+        return self._publisher.publish(claims, per_message=per_message, queue=queue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ variable counts as unset. A wrong one is named with what it got and what it take
 use of each is in the [table of settings](../settings.md).
 """
 
+_EXAMPLES = re.compile(r"^\x08?\n?Examples:\n(?P<lines>(?:  .+\n)+)", re.MULTILINE)
+
 _EXIT_CODES = """
 ## Exit codes
 
@@ -33,7 +36,8 @@ def commands() -> str:
     """Return the page of all commands, as Typer's own `utils docs` writes it, with the exit codes below."""
     typer = [sys.executable, "-m", "typer", "orcheo_dispatch.ops.cli", "utils", "docs", "--name", "orcheo-dispatch"]
     written = subprocess.run([*typer, "--title", "Commands"], check=True, capture_output=True, text=True)
-    return written.stdout.rstrip() + "\n" + _EXIT_CODES.format(rows="\n".join(_exit_codes()))
+    page = _EXAMPLES.sub(_code, written.stdout).rstrip()
+    return page + "\n" + _EXIT_CODES.format(rows="\n".join(_exit_codes()))
 
 
 def settings() -> str:
@@ -53,6 +57,12 @@ def decisions(folder: Path) -> str:
         heading = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         lines.append(f"- [{heading.replace('. ', ' · ', 1)}]({path.name})")
     return "\n".join(lines) + "\n"
+
+
+def _code(examples: re.Match[str]) -> str:
+    """Return the examples of a command as a block of code."""
+    lines = "".join(f"$ {line.strip()}\n" for line in examples["lines"].splitlines())
+    return f"**Examples**:\n\n```console\n{lines}```\n"
 
 
 def _takes(schema: dict[str, Any]) -> str:

@@ -52,6 +52,10 @@ def adopt(
 
     Starts nothing, and changes nothing without --repair. Safe beside a live API and live workers.
     Exits 0 where nothing is left to do, else 1.
+
+    Examples:
+      orcheo-dispatch adopt --env-file /etc/orcheo/api.env
+      orcheo-dispatch adopt --older-than 2d --repair
     """
     seconds = parse_moment("--older-than", older_than).seconds_ago
     if seconds is None or seconds < _LEAST_SECONDS:

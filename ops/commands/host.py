@@ -23,7 +23,12 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is right and wrong with settings, database, broker and Orcheo, and how to fix it."""
+    """Say what is right and wrong with settings, database, broker and Orcheo, and how to fix it.
+
+    Examples:
+      orcheo-dispatch check
+      orcheo-dispatch check --for worker
+    """
     settings = load_settings()
     from orcheo_dispatch.ops import screen
     from orcheo_dispatch.ops.host import check as checks
@@ -45,7 +50,12 @@ def health(
     ] = DEADLINE_SECONDS,
     as_json: Json = False,
 ) -> None:
-    """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set."""
+    """Ask a process whether it is live and ready, and say why. Exits 0 if so, 1 if not, 2 where no port is set.
+
+    Examples:
+      orcheo-dispatch health --port 9461
+      orcheo-dispatch health --url http://127.0.0.1:9471 --live
+    """
     if url is not None and port is not None:
         raise SettingsError("--url and --port were both given: expected one of the two")
     at, number = address_of(url) if url is not None else own_address(port)
@@ -70,7 +80,12 @@ def units(
     config: Annotated[Path, typer.Option(help="The folder of settings and credentials.")] = systemd.CONFIG,
     command: Annotated[Path | None, typer.Option(help="The command to start; default: this one.")] = None,
 ) -> None:
-    """Print systemd units and an example of orcheo.env, or write the units. Exits 1 where files there differ."""
+    """Print systemd units and an example of orcheo.env, or write the units. Exits 1 where files there differ.
+
+    Examples:
+      orcheo-dispatch units orcheo-worker@.service
+      orcheo-dispatch units --write /etc/systemd/system
+    """
     installation = systemd.Installation(command or systemd.this_command(), user, config)
     texts = systemd.chosen(installation, names or [], with_environment=directory is None)
     for line in installation.warnings():

@@ -31,6 +31,10 @@ def isolate(
     Workers obey within two seconds; what runs already stays where it is. With --clear, the workflow and all of its
     versions share processes again, or only --version; a version that harms other runs afterwards is isolated again.
     Exits 1 where there is no such workflow or version.
+
+    Examples:
+      orcheo-dispatch isolate 7d1c0a52 --for 3d --why 'fills the memory'
+      orcheo-dispatch isolate 7d1c0a52 --clear
     """
     if clear and (span is not None or why is not None):
         raise SettingsError("--clear cannot be combined with --for or --why")

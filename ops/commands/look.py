@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def _statuses() -> list[str]:
-    from orcheo_dispatch.ops.runs.list import STATUSES
+    from orcheo_dispatch.ops.runs.words import STATUSES
 
     return list(STATUSES)
 
 
 def _outcomes() -> list[str]:
-    from orcheo_dispatch.ops.runs.list import OUTCOMES
+    from orcheo_dispatch.ops.runs.words import OUTCOMES
 
     return list(OUTCOMES)
 
@@ -37,6 +37,10 @@ def status(
 
     With --watch, Ctrl-C ends it with exit code 0. While the database is unavailable it says so, and goes on when it is
     back. Where the output is not a terminal it prints one status after the other, with --json each on one line.
+
+    Examples:
+      orcheo-dispatch status
+      orcheo-dispatch status --watch --interval 5
     """
     settings = ready()
     from orcheo_dispatch.ops import screen
@@ -100,7 +104,8 @@ def runs(
     """List runs, newest first, with their place in the ledger.
 
     Examples:
-    orcheo-dispatch runs --status failed --since 2h
+      orcheo-dispatch runs --status failed --since 2h
+      orcheo-dispatch runs --stuck
     """
     created_since = parse_moment("--since", since) if since is not None else ANY_TIME
     created_until = parse_moment("--until", until) if until is not None else ANY_TIME
@@ -158,6 +163,9 @@ def run(
     """Tell one run's whole story: who claimed, published, began and settled it, when, and why.
 
     Exits 1 where there is no such run.
+
+    Examples:
+      orcheo-dispatch run 3f2b8c1e
     """
     settings = ready()
     from orcheo_dispatch.ops import screen
@@ -179,7 +187,7 @@ def operations(
     """List what operators did to runs and policies, newest first: who, through what, and why.
 
     Examples:
-    orcheo-dispatch operations --limit 50
+      orcheo-dispatch operations --limit 50
     """
     settings = ready()
     from orcheo_dispatch.ops import policy_views, screen

@@ -48,7 +48,7 @@ def pause(
     """Pause runs: none is claimed and none begins from the next poll on; those that run already continue.
 
     Examples:
-    orcheo-dispatch pause --workflow 3f2a --why "supplier is down" --for 2h
+      orcheo-dispatch pause --workflow 3f2a --why "supplier is down" --for 2h
     """
     from orcheo_dispatch.ops.runs.pauses import pause as pause_scope
     from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
@@ -74,7 +74,7 @@ def unpause(
     """Take back a pause. A wider scope may still pause these runs: then it says so.
 
     Examples:
-    orcheo-dispatch unpause --workflow 3f2a
+      orcheo-dispatch unpause --workflow 3f2a
     """
     from orcheo_dispatch.ops.runs.pauses import unpause as unpause_scope
     from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
@@ -97,7 +97,7 @@ def maintenance(
     """Switch maintenance on or off: while it is on, no run is claimed and none begins, whatever policies say.
 
     Examples:
-    orcheo-dispatch maintenance on --why "upgrade of Postgres"
+      orcheo-dispatch maintenance on --why "upgrade of Postgres"
     """
     settings = ready(writes=True)
     from orcheo_dispatch.ops import screen

@@ -24,7 +24,7 @@ def list_policies(as_json: Json = False) -> None:
     """List all policies, wider scopes first, with who decided them, when and why.
 
     Examples:
-    orcheo-dispatch policy list
+      orcheo-dispatch policy list
     """
     settings = ready()
     from orcheo_dispatch.ops import policy_views, screen
@@ -83,7 +83,7 @@ def set_policy(
     the workflow come first, then those of its workspace, then those of all runs, then the settings.
 
     Examples:
-    orcheo-dispatch policy set --workflow 3f2a --max-running 5 --rate 100/1m --why "rate limit of the supplier"
+      orcheo-dispatch policy set --workflow 3f2a --max-running 5 --rate 100/1m --why "rate limit of the supplier"
     """
     from orcheo_dispatch.ops.runs.fields import parse_fields
     from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
@@ -136,7 +136,7 @@ def clear_policy(
     """Delete the policy of a scope, with all its fields: wider scopes and the settings decide again.
 
     Examples:
-    orcheo-dispatch policy clear --workflow 3f2a
+      orcheo-dispatch policy clear --workflow 3f2a
     """
     from orcheo_dispatch.ops.runs.scopes import check_scope, find_scope
 
@@ -167,7 +167,7 @@ def explain_policy(
     Where no policy decides, it shows the settings of this shell: those of the processes may differ.
 
     Examples:
-    orcheo-dispatch policy explain 3f2a
+      orcheo-dispatch policy explain 3f2a
     """
     settings = ready()
     from orcheo_dispatch.ops import policy_views, screen

@@ -54,7 +54,7 @@ def cancel(
     Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
 
     Examples:
-    orcheo-dispatch cancel --workflow 3f2a --status pending --older-than 2h --dry-run
+      orcheo-dispatch cancel --workflow 3f2a --status pending --older-than 2h --dry-run
     """
     chosen = selection_of(
         workflow=workflow,
@@ -89,7 +89,7 @@ def fail(
     Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
 
     Examples:
-    orcheo-dispatch fail --workflow 3f2a --status running --older-than 1d --reason "host lost" --yes
+      orcheo-dispatch fail --workflow 3f2a --status running --older-than 1d --reason "host lost" --yes
     """
     chosen = selection_of(
         workflow=workflow,
@@ -126,7 +126,7 @@ def requeue(
     Give ids, or a filter: then it asks with the number of runs first. Exits 1 if a run was refused.
 
     Examples:
-    orcheo-dispatch requeue --dead --workflow 3f2a --since 2h --yes
+      orcheo-dispatch requeue --dead --workflow 3f2a --since 2h --yes
     """
     chosen = selection_of(
         workflow=workflow,
@@ -154,7 +154,7 @@ def answer(
     The answer is not logged. Exits 1 if the run does not wait for one.
 
     Examples:
-    orcheo-dispatch answer 0b8f6c1e-5d5e-4d0e-9a57-1a2b3c4d5e6f --json '"yes"'
+      orcheo-dispatch answer 0b8f6c1e-5d5e-4d0e-9a57-1a2b3c4d5e6f --json '"yes"'
     """
     parsed = parse_answer(value)
     settings = ready(writes=True)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def beat() -> None:
-    """Run Beat: a tick each poll interval."""
+    """Run Beat: a tick each poll interval.
+
+    Examples:
+      orcheo-dispatch beat
+    """
     settings = ready(needs_database=False)
     raise_file_limit()
     refuse_unusable_broker(settings)
@@ -26,7 +30,11 @@ def beat() -> None:
 
 
 def dispatcher() -> None:
-    """Run a dispatcher: claim pending runs and publish them."""
+    """Run a dispatcher: claim pending runs and publish them.
+
+    Examples:
+      ORCHEO_HEALTH_PORT=9461 orcheo-dispatch dispatcher    # status page: http://127.0.0.1:9461/
+    """
     settings = ready(writes=True)
     raise_file_limit()
     refuse_unusable_broker(settings)
@@ -41,7 +49,11 @@ def worker(
         int, typer.Option(min=0, max=9999, help="Instance number on a host; added to the health port.")
     ] = 0,
 ) -> None:
-    """Run a worker: execute runs."""
+    """Run a worker: execute runs.
+
+    Examples:
+      orcheo-dispatch worker
+    """
     settings = _of_instance(ready(writes=True), instance)
     raise_file_limit(settings.concurrency)
     refuse_unusable_broker(settings)
@@ -55,7 +67,11 @@ def api(
     host: Annotated[str, typer.Option(help="Address to answer on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to answer on.")] = 8000,
 ) -> None:
-    """Run Orcheo's own API: with uvicorn, credentials and a watchdog; for hosts where nothing else starts it."""
+    """Run Orcheo's own API: with uvicorn, credentials and a watchdog; for hosts where nothing else starts it.
+
+    Examples:
+      orcheo-dispatch api --host 127.0.0.1 --port 8000
+    """
     from orcheo_dispatch.ops.host.api import serve_api
 
     serve_api(host, port)

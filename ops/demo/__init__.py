@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,9 +16,11 @@ from sqlalchemy import Engine, text
 
 from orcheo_dispatch.ops import screen
 from orcheo_dispatch.ops.demo.killing import kill_in_the_middle
+from orcheo_dispatch.ops.demo.next_steps import end_text, kept_text, open_browser, status_page
 from orcheo_dispatch.ops.demo.printing import say
 from orcheo_dispatch.ops.demo.stack import (
     DemoStack,
+    OurProcess,
     demo_variables,
     our_processes,
     second_worker,
@@ -47,7 +48,7 @@ SELECT count(*) FILTER (WHERE status NOT IN ('pending', 'running')) AS ended, co
 """)
 
 
-def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
+def run_demo(*, webhooks: int, cli_runs: int, keep: bool, browser: bool = False) -> int:
     """Run everything for real and return the exit code: 0 where every run succeeded and nothing was left over."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -67,13 +68,14 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
                     say("[bold]3[/] beat, dispatcher and worker; meanwhile a workflow, by 'orcheo workflow upload'")
                     workflow_id = upload(api, WORKFLOW)
                     wait_until_at_work(processes)
+                    _show_status_page(processes, browser=browser)
                     _play(stack, engine, workflow_id, webhooks, cli_runs)
                     with second_worker(stack) as second:
                         runs = _show(stack, engine, workflow_id)
                         continued = kill_in_the_middle(stack, engine, [processes[-1], second])
                         empty = _nothing_left_over(stack)
                         if keep:
-                            _keep(stack, workflow_id)
+                            _keep(stack, [*processes, second], workflow_id)
                         say("[bold]7[/] stopping everything")
     except KeyboardInterrupt:
         say("\ninterrupted; everything is stopped")
@@ -82,6 +84,7 @@ def run_demo(*, webhooks: int, cli_runs: int, keep: bool) -> int:
         say("[red]not every run succeeded, a run did not continue as it should, or something was left over[/]")
         return 1
     say("[green]done[/]: every run succeeded, one of them after its worker was killed; nothing is left running")
+    print(f"\n{end_text()}")
     return 0
 
 
@@ -93,6 +96,14 @@ def _engine(settings: Settings) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+def _show_status_page(processes: Sequence[OurProcess], *, browser: bool) -> None:
+    """Print where the status page is, and open it if there is a browser to open it in."""
+    url = status_page(processes)
+    say(f"  status page, with live runs: [bold]{url}[/]")
+    if browser and open_browser(url):
+        say("  opened in your browser; --no-browser leaves that out")
 
 
 def _play(stack: DemoStack, engine: Engine, workflow_id: str, webhooks: int, cli_runs: int) -> None:
@@ -153,19 +164,9 @@ def _left_over(redis_url: str, installation: Installation) -> dict[str, int]:
     return {HINT_QUEUE: int(hints), "runs": int(runs), "slots": sum(int(value) for value in taken if value)}
 
 
-def _keep(stack: DemoStack, workflow_id: str) -> None:
+def _keep(stack: DemoStack, processes: Sequence[OurProcess], workflow_id: str) -> None:
     """Leave everything up until Ctrl-C, and say how to use it."""
-    names = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL", "ORCHEO_API_URL")
-    exports = "\n".join(f"  export {name}={shlex.quote(stack.variables[name])}" for name in names)
-    print(
-        f"Everything stays up until Ctrl-C. In another shell:\n{exports}\n"
-        f'  curl -X POST {stack.api.url}/api/workflows/{workflow_id}/triggers/webhook -d \'{{"name": "you"}}\' '
-        "-H 'Content-Type: application/json'\n"
-        f"  orcheo --human workflow show {workflow_id}\n"
-        "  orcheo-dispatch status\n  orcheo-dispatch runs\n"
-        f"Logs: {stack.folder}/*.log",
-        flush=True,
-    )
+    print(kept_text(stack, processes, workflow_id), flush=True)
     while True:
         time.sleep(3600)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orcheo_dispatch.ops.sandbox.child import end, last_lines, launch
+from orcheo_dispatch.ops.sandbox.child import end, free_port, last_lines, launch
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from orcheo_dispatch.ops.sandbox.orcheo_environment import process_environment
@@ -43,6 +43,8 @@ class OurProcess:
     """One of `beat`, `dispatcher`, `worker`, started as an operator would."""
 
     kind: ProcessKind
+    address: str
+    """Where it answers /livez, /readyz and /metrics; a dispatcher has the status page there."""
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -51,7 +53,12 @@ class OurProcess:
         """Start it; return at once. Its log is named by `name`, or by its kind."""
         log = folder / f"{name or kind}.log"
         command = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind.value]
-        return cls(kind, log, launch(command, log=log, environment=process_environment(variables), directory=folder))
+        port = free_port()
+        environment = process_environment(
+            {**variables, "ORCHEO_HEALTH_HOST": "127.0.0.1", "ORCHEO_HEALTH_PORT": str(port)}
+        )
+        process = launch(command, log=log, environment=environment, directory=folder)
+        return cls(kind, f"http://127.0.0.1:{port}", log, process)
 
     def at_work(self) -> bool:
         """Return whether it is up. Raises `DispatchError` when it has ended."""

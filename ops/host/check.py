@@ -34,7 +34,7 @@ def check(settings: Settings, kind: ProcessKind | None = None) -> list[Finding]:
     """Check everything, or what a process of this kind needs of its host; findings are never raised as errors."""
     findings = [*_settings(settings)]
     if kind is not ProcessKind.BEAT:
-        findings += _database(settings, kind)
+        findings += look_at_database(settings, kind)
     findings += look_at_broker(settings)
     findings += check_cron.last_dispatch(settings)
     if kind in (None, ProcessKind.WORKER):
@@ -86,10 +86,11 @@ def _addresses(settings: Settings) -> Iterator[tuple[str, str]]:
             yield str(field.alias), address
 
 
-def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]:
+def look_at_database(settings: Settings, kind: ProcessKind | None = None) -> Iterator[Finding]:
+    """Check the database, or what a process of this kind needs of it."""
     try:
         with open_engine(settings, role="check") as engine, transaction(engine) as connection:
-            yield from _look_at_database(connection, settings.executor, kind)
+            yield from _look_inside(connection, settings.executor, kind)
             if kind in (None, ProcessKind.WORKER) and settings.executor == ORCHEO:
                 yield from look_at_columns(connection)
             if kind in (None, ProcessKind.DISPATCHER):
@@ -98,7 +99,7 @@ def _database(settings: Settings, kind: ProcessKind | None) -> Iterator[Finding]
         yield Finding("database", Grade.WRONG, str(error), "see ORCHEO_POSTGRES_DSN", DatabaseError.exit_code)
 
 
-def _look_at_database(connection: Connection, executor: str, kind: ProcessKind | None) -> Iterator[Finding]:
+def _look_inside(connection: Connection, executor: str, kind: ProcessKind | None) -> Iterator[Finding]:
     wrong = DatabaseError.exit_code
     number = int(str(connection.scalar(text("SHOW server_version_num"))))
     shown = f"PostgreSQL {connection.scalar(text('SHOW server_version'))}"

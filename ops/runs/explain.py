@@ -10,8 +10,9 @@ from sqlalchemy import Engine
 
 from orcheo_dispatch.ops.runs.scopes import database_now, find_workflow, workspace_of
 from orcheo_dispatch.shared.database.connections import transaction
-from orcheo_dispatch.shared.ledger.operators.policies import DEFAULT_QUEUE_NAME, Policies, Policy, decided
+from orcheo_dispatch.shared.ledger.operators.policies import Policies, Policy, decided
 from orcheo_dispatch.shared.ledger.statements.policy import POLICY_USE, WORKERS_OF_QUEUE
+from orcheo_dispatch.shared.settings.field_types import DEFAULT_QUEUE_NAME
 from orcheo_dispatch.shared.settings.model import Settings
 
 _VARIABLES = {

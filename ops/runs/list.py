@@ -10,12 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from orcheo_dispatch.ops.runs.moments import ANY_TIME, Moment
+from orcheo_dispatch.ops.runs.words import OUTCOMES, STATUSES
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.ledger.model import Outcome
 
-STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
-OUTCOMES = tuple(outcome.value for outcome in Outcome)
 _SHOWN = 3
 
 # A list that is empty, or a time that is null, is no filter.

@@ -71,9 +71,13 @@ GRANT INSERT, UPDATE, DELETE ON orcheo_dispatch.policy TO orcheo_dispatcher;
 GRANT SELECT, INSERT ON orcheo_dispatch.operation TO orcheo_dispatcher;
 GRANT SELECT ON orcheo_dispatch.operation TO orcheo_dashboard;
 GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.rate_use TO orcheo_dispatcher;
-GRANT EXECUTE ON FUNCTION orcheo_dispatch.paused_now(boolean, timestamptz)
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.paused_now(boolean, timestamptz), orcheo_dispatch.policy_of(text, text)
    TO orcheo_dispatcher, orcheo_worker, orcheo_dashboard;
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.record_policy(), orcheo_dispatch.append_only() TO orcheo_dispatcher;
+-- Alerts: which conditions are true, and who sends the messages. No row says more than a name, a host and a count.
+GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.alert TO orcheo_dispatcher, orcheo_worker;
+GRANT DELETE ON orcheo_dispatch.alert TO orcheo_dispatcher;
+GRANT SELECT, UPDATE ON orcheo_dispatch.teller TO orcheo_dispatcher, orcheo_worker;
 
 -- These two write a run's payload, with the rights of whoever calls them.
 GRANT EXECUTE ON FUNCTION orcheo_dispatch.iso(timestamptz),
@@ -123,10 +127,15 @@ GRANT SELECT ON orcheo_dispatch.allow_list, orcheo_dispatch.all_pending_runs, or
                 orcheo_dispatch.queue_and_backlog, orcheo_dispatch.oldest_transactions,
                 orcheo_dispatch.unclaimed_runs, orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows,
                 orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs, orcheo_dispatch.waiting_runs,
-                orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.held_back_runs
+                orcheo_dispatch.policies, orcheo_dispatch.operations, orcheo_dispatch.wanted_workers,
+                orcheo_dispatch.held_back_runs
    TO orcheo_dashboard;
+-- The view calls it with the rights of its reader, a dispatcher for its metrics.
+GRANT EXECUTE ON FUNCTION orcheo_dispatch.wanted_workers_for(float8, integer) TO orcheo_dispatcher, orcheo_dashboard;
 -- `run` and `runs` join these two; they hold ids and times.
 GRANT SELECT ON orcheo_dispatch.retry, orcheo_dispatch.question TO orcheo_dashboard;
+-- `alerts` lists them.
+GRANT SELECT ON orcheo_dispatch.alert, orcheo_dispatch.teller TO orcheo_dashboard;
 -- A dispatcher reads these for its metrics and its status page.
 GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs, orcheo_dispatch.unclaimed_runs,
                 orcheo_dispatch.begun_elsewhere, orcheo_dispatch.isolated_workflows, orcheo_dispatch.operations

@@ -17,7 +17,8 @@ _PIECE = 500
 _MOST_MESSAGES = 100_000
 """Maximum number of messages read from a queue; claims further back count as waiting."""
 _MOST_OLD_MESSAGES = 10_000
-"""Maximum number of messages read from the queue of earlier releases; claims further back are published again."""
+"""Maximum number of messages read from a named queue, or that of earlier releases; claims further back are published
+again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ def held_claims(client: redis.Redis, installation: Installation, claims: Collect
         if not all_read:
             waiting |= missing
             missing = set()
+        for name in sorted({claim.queue for claim in claims if claim.queue is not None}):
+            waiting |= _take(missing, _queued(client, installation.queue(name), _MOST_OLD_MESSAGES))[0]
         waiting |= _take(missing, _queued(client, installation.old_runs, _MOST_OLD_MESSAGES))[0]
         delivered = _take(missing, _unacked(client, installation.unacked))[0]
         delivered |= _take(missing, _unacked(client, OLD_UNACKED))[0]

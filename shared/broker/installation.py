@@ -14,6 +14,7 @@ import psycopg
 from orcheo_dispatch.shared.database import session
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.settings.dispatch import DEFAULT_QUEUE
+from orcheo_dispatch.shared.settings.field_types import DEFAULT_QUEUE_NAME
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import error_line
 
@@ -44,6 +45,10 @@ class Installation:
         # A Redis user with the documented rights may use names that begin with `orcheo.`.
         base = f"orcheo.runs:{self.name}"
         return base if self.old_runs == DEFAULT_QUEUE else f"{base}:{self.old_runs}"
+
+    def queue(self, name: str | None) -> str:
+        """Return the queue of runs with this name in policies; None or `default` is the default one."""
+        return self.runs if name in (None, DEFAULT_QUEUE_NAME) else f"{self.runs}:queue:{name}"
 
     @property
     def dispatch(self) -> str:

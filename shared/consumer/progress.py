@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import redis
 
 from orcheo_dispatch.shared.broker.app import broker_errors
@@ -14,16 +16,16 @@ CONSUMER_PATIENCE_SECONDS = 5.0
 
 
 class ConsumerProgress:
-    """Detects a stalled consumer: its queue has messages and the process has room, but none arrives.
+    """Detects a stalled consumer: its queues have messages and the process has room, but none arrives.
 
-    Redis delivers at once to a client that waits for a message. So if the queue has messages at check after check, and
+    Redis delivers at once to a client that waits for a message. So if a queue has messages at check after check, and
     this process has room but receives none, it is not waiting for any, whatever the state of its connection.
     """
 
-    def __init__(self, consumer: Consumer, client: redis.Redis, queue: str) -> None:
+    def __init__(self, consumer: Consumer, client: redis.Redis, queues: Sequence[str]) -> None:
         self._consumer = consumer
         self._client = client
-        self._queue = queue
+        self._queues = queues
         self._received = -1
 
     def __call__(self) -> bool:
@@ -34,12 +36,12 @@ class ConsumerProgress:
             return True
         try:
             with broker_errors():
-                return not self._client.llen(self._queue)
+                return not any(self._client.llen(queue) for queue in self._queues)
         except BrokerError:
             return True
 
 
-def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics: ConsumerMetrics) -> Watched:
+def watch_consumer(consumer: Consumer, client: redis.Redis, queues: Sequence[str], metrics: ConsumerMetrics) -> Watched:
     """Return the watch on a consumer: a stall first gets it a new connection; if that fails, the process ends."""
 
     def restart_connection() -> None:
@@ -48,7 +50,7 @@ def watch_consumer(consumer: Consumer, client: redis.Redis, queue: str, metrics:
 
     return Watched(
         "consumer",
-        ConsumerProgress(consumer, client, queue),
+        ConsumerProgress(consumer, client, queues),
         (restart_connection, consumer.give_up),
         CONSUMER_PATIENCE_SECONDS,
     )

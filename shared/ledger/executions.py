@@ -14,7 +14,7 @@ from uuid import UUID
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.changes import Changes, arrays
 from orcheo_dispatch.shared.ledger.model import ACTOR_WORKER, Claim, Outcome, State
-from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Run, Settled, Settlement
+from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, UNKNOWN, Ending, NotBegun, Rules, Run, Settled, Settlement
 from orcheo_dispatch.shared.ledger.statements.execute import (
     BEGIN,
     BEGUN,
@@ -189,6 +189,7 @@ def _begun(row: Any) -> Run | NotBegun:
         queued_for=row.queued_for,
         suspect=row.suspect,
         first=row.first,
+        rules=Rules.of(row.policy),
         fault=fault or other_fault,
     )
 

@@ -68,6 +68,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Lapsed:
+    """A claim whose lease expired before its run began."""
+
+    reason: str | None
+    """The reason of its last extension."""
+    served: bool
+    """Whether a live worker consumes its queue; always true for the default queue."""
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Work that one look found for a poll. It may have changed by the time the poll does it."""
 

@@ -29,6 +29,9 @@ class Process:
     triggers: tuple[str, ...] | None = None
     """For a dispatcher: the labels of the runs that it claims, so that views can distinguish our runs from others."""
 
+    queues: tuple[str, ...] | None = None
+    """For a worker: the queues whose runs it executes."""
+
     def seen(self, engine: Engine, *, running: int = 0, lock_timeout: float | None = None) -> None:
         """Record that this process is alive and how many runs it executes. Raises `DatabaseError`."""
         parameters = {
@@ -40,6 +43,7 @@ class Process:
             "concurrency": self.concurrency,
             "running": running,
             "triggers": None if self.triggers is None else list(self.triggers),
+            "queues": None if self.queues is None else list(self.queues),
         }
         in_transaction(engine, lambda connection: connection.execute(SEEN, parameters), lock_timeout=lock_timeout)
 

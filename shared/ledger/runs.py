@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
+from orcheo_dispatch.shared.settings.policies import LostRuns, Retries, WorkerIsolation
 
 STALE = "stale"
 """The run is ours, but its claim is not the latest one, or its message was answered before."""
@@ -16,6 +17,33 @@ UNKNOWN = "unknown"
 """The ledger has no row for the run."""
 LOCKED = "locked"
 """Another session has locked a row of the run; the run may begin a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What operators decided for a run; None: nothing, and the settings of the worker apply."""
+
+    timeout: float | None = None
+    """Seconds."""
+    lost_runs: LostRuns | None = None
+    retries: Retries | None = None
+    isolation: WorkerIsolation | None = None
+
+    @classmethod
+    def of(cls, policy: str | None) -> Rules:
+        """Return the rules in JSON text as `orcheo_dispatch.policy_of` makes it."""
+        if policy is None:
+            return NO_RULES
+        found = json.loads(policy)
+        return cls(
+            found.get("timeout"),
+            LostRuns(found["lost_runs"]) if "lost_runs" in found else None,
+            Retries(found["retries"]) if "retries" in found else None,
+            WorkerIsolation(found["isolation"]) if "isolation" in found else None,
+        )
+
+
+NO_RULES = Rules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +72,8 @@ class Run:
     """Whether an earlier attempt was in a runner that ended."""
     first: bool = True
     """Whether the run begins for the first time."""
+    rules: Rules = NO_RULES
+    """What operators decided for it."""
     fault: str | None = None
     """Why the inputs or the configuration cannot be read. Such a run has begun, but must fail instead of executing."""
 

@@ -64,6 +64,13 @@ SELECT count(*) FILTER (WHERE state = 'claimed') AS claimed,
   FROM orcheo_dispatch.live_runs
 """)
 
+# Whether the function exists; an older `migrate` did not make it.
+MAY_SEE_WANTED = text("""
+SELECT COALESCE(has_function_privilege(
+           to_regprocedure('orcheo_dispatch.wanted_workers_for(double precision, integer)'), 'EXECUTE'), false)
+""")
+WANTED_WORKERS = text("SELECT workers FROM orcheo_dispatch.wanted_workers_for(:target_delay)")
+
 SLOTS_DUE = text("SELECT count(*) FROM orcheo_dispatch.dispatch WHERE slot = 'due'")
 
 _PROCESSES = text("""
@@ -123,6 +130,14 @@ def read_switched(connection: Connection) -> tuple[bool | None, list[Paused]]:
 def count_isolated(connection: Connection) -> int | None:
     """Return how many workflows or versions are isolated; None if this role may not read it."""
     return connection.scalar(ISOLATED_COUNT) if connection.scalar(MAY_SEE_ISOLATED) else None
+
+
+def count_wanted_workers(connection: Connection, target_delay: float) -> int | None:
+    """Return how many workers the load needs to begin all that is due in so many seconds; None if unknown here."""
+    if not connection.scalar(MAY_SEE_WANTED):
+        return None
+    workers: int | None = connection.scalar(WANTED_WORKERS, {"target_delay": target_delay})
+    return workers
 
 
 @dataclass(frozen=True, slots=True)

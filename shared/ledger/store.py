@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.database.sifting import Change, sift
-from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Look
+from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Lapsed, Look
 from orcheo_dispatch.shared.ledger.processes import Workers, live_workers
 from orcheo_dispatch.shared.ledger.recovery import Recovering
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM_GIVEN
@@ -47,7 +47,7 @@ class Store(Recovering):
         whether one of them limits the number of runs.
 
         Runs of the default queue are at most `default_room`, by default `room`. In each named queue at most
-        `max_queued` claims wait; either may be exceeded by less than `room`.
+        `max_queued` claims wait; in turn, either may be exceeded by less than `room`.
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
         rooms = {"default_room": room if default_room is None else default_room, "max_queued": max_queued}
@@ -107,11 +107,11 @@ class Store(Recovering):
         """Release claims whose runs never began; return how many of them were still ours."""
         return len(self._sifted_claims("release", RELEASE, claims, reason=reason))
 
-    def lapsed(self, *, batch: int) -> dict[Claim, str | None]:
-        """Return claims whose leases expired before their runs began, with the reason of their last extension."""
+    def lapsed(self, *, batch: int) -> dict[Claim, Lapsed]:
+        """Return claims whose leases expired before their runs began."""
         skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
         rows = self._rows(LAPSED, batch=batch, skipped=skipped)
-        return {Claim(row.run_id, row.fence): row.reason for row in rows}
+        return {Claim(row.run_id, row.fence, row.queue): Lapsed(row.reason, row.served) for row in rows}
 
     def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> int:
         """Extend the leases of these claims by `lease` seconds from now; return how many were extended."""

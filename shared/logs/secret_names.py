@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.settings.credentials import read_credentials
 from orcheo_dispatch.shared.text.redaction import MIN_CHARACTERS, add_secrets, keep_secret
+from orcheo_dispatch.shared.text.urls import secrets_of_url, split_urls
 
 _NAME = re.compile(
     r"(?:PASSWORDS?|PASSWD|PASSPHRASE|SECRETS?|TOKENS?|API_?KEYS?|CREDENTIALS?|AUTHORIZATION"
@@ -32,6 +33,10 @@ _NAME = re.compile(
 _PUBLIC = re.compile(r"(?:^VITE_|PUBLIC_KEY$)", re.IGNORECASE)
 """Values that are given to browsers, or are one half of a pair."""
 _OTHERS = frozenset({"ORCHEO_POSTGRES_DSN", "GITHUB_PAT"})
+_OTLP_HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(?:[A-Z]+_)?HEADERS", re.IGNORECASE)
+"""Headers that a collector requires, usually tokens: `name=value,name=value`, percent-encoded."""
+_URL_LISTS = frozenset({"ORCHEO_ALERTS_URLS"})
+"""Lists of URLs in which any part may be a secret."""
 _URL_PASSWORD = re.compile(r"[A-Za-z0-9+.\-]://(?P<user>[^\s:@/]*):(?P<password>[^\s/]+)@")
 _PARAMETER = re.compile(r"\b(?:ssl)?password\s*=\s*(?P<value>'(?:[^'\\]|\\.)*'|[^\s&]+)")
 _CONNINFO_SECRETS = ("password", "sslpassword")
@@ -61,8 +66,13 @@ def _of_process() -> list[str]:
 
 def secrets_of_settings(settings: BaseSettings) -> list[str]:
     """Return the passwords of all servers and all tokens that the settings hold."""
-    values = (getattr(settings, name) for name in type(settings).model_fields)
-    return [found for value in values if isinstance(value, SecretStr) for found in secrets_in(value.get_secret_value())]
+    found = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+            found += _in_urls(text) if field.alias in _URL_LISTS else secrets_in(text)
+    return found
 
 
 def secrets_of_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -72,7 +82,7 @@ def secrets_of_environment(environment: Mapping[str, str] = os.environ) -> list[
 
 def is_secret(name: str) -> bool:
     """Return whether a variable of this name holds a secret."""
-    return name in _OTHERS or (_NAME.search(name) is not None and _PUBLIC.search(name) is None)
+    return name in _OTHERS | _URL_LISTS or (_NAME.search(name) is not None and _PUBLIC.search(name) is None)
 
 
 def secrets_in(text: str) -> list[str]:
@@ -86,9 +96,18 @@ def secrets_in(text: str) -> list[str]:
     return [*found, *_passwords_in(text)]
 
 
+def _in_urls(text: str) -> list[str]:
+    return [found for url in split_urls(text) for found in secrets_of_url(url)]
+
+
 def _of_variable(name: str, value: str) -> Iterator[str]:
+    if name.upper() in _URL_LISTS:
+        yield from _in_urls(value)
+        return
     if is_secret(name):
         yield from _leaves(value)
+    if _OTLP_HEADERS.fullmatch(name):
+        yield from (unquote(each.partition("=")[2].strip()) for each in value.split(","))
     if "://" in value or "password" in value:
         yield from _passwords_in(value)
 

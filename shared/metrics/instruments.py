@@ -103,6 +103,13 @@ class Instruments:
             return b""
         return self._write(_WithoutCreated(self.registry))
 
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Return the value of every series by its name and labels."""
+        if not self._on:
+            return {}
+        found = (sample for metric in _WithoutCreated(self.registry).collect() for sample in metric.samples)
+        return {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found}
+
     def close(self) -> None:
         """Discard all values from now on."""
         for family in self._families:

@@ -1,7 +1,7 @@
 """The metrics of our processes, `orcheo_dispatch_*`: one class per kind of process, one method per event.
 
-Nothing is created at import, and nothing at all if no health port is set. Labels have few values, all known in
-advance: never a run, a workflow or a text.
+Nothing is created at import, and nothing at all if no health port is set and no alerts are sent. Labels have few
+values, all known in advance: never a run, a workflow or a text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 PollResult = Literal["succeeded", "blocked", "broker_away", "database_away", "failed"]
+AlertResult = Literal["delivered", "failed"]
 MessageResult = Literal["begun", "rejected", "skipped", "stale", "unknown", "malformed", "refused", "database_away"]
 HintKind = Literal["run", "cron", "notify"]
 ReleaseReason = Literal["broker_away", "message_lost"]
@@ -37,7 +38,9 @@ class Metrics:
 
     def __init__(self, settings: Settings, process_id: UUID) -> None:
         self._settings = settings
-        self._instruments = make = Instruments(on=settings.health_port != 0)
+        # Alerts read them too.
+        on = settings.health_port != 0 or settings.alerts_urls is not None
+        self._instruments = make = Instruments(on=on)
         make.info(
             "orcheo_dispatch_process",
             "Version and identity of this process.",
@@ -65,6 +68,10 @@ class Metrics:
         """Return the body of /metrics and its content type."""
         return self._instruments.read(), CONTENT_TYPE
 
+    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Return every series that a scrape would get, by name and labels; empty if metrics are off."""
+        return self._instruments.samples()
+
     def close(self) -> None:
         """Discard all values from now on."""
         self._instruments.close()
@@ -91,10 +98,32 @@ class ConsumerMetrics(Metrics):
 
     def _define(self, make: Instruments) -> None:
         self._stalls = make.counter("orcheo_dispatch_consumer_stalls", "Times that the consumer stopped consuming.")
+        self._spans = make.counter(
+            "orcheo_dispatch_spans",
+            "Spans by result; failed: the collector did not take them, dropped: the queue was full.",
+            result=("exported", "failed", "dropped"),
+        )
+        self._alerts = make.counter(
+            "orcheo_dispatch_alerts_sent",
+            "Attempts to deliver an alert to one target, by result.",
+            result=get_args(AlertResult),
+        )
 
     def consumer_stalled(self) -> None:
         """Count a consumer that had stopped consuming."""
         self._stalls().inc()
+
+    def spans_exported(self, spans: int) -> None:
+        """Count spans that the collector took."""
+        self._spans("exported").inc(spans)
+
+    def spans_lost(self, spans: int, result: str) -> None:
+        """Count spans that were not exported: `failed` or `dropped`."""
+        self._spans(result).inc(spans)
+
+    def alert_sent(self, result: AlertResult) -> None:
+        """Count an attempt to deliver an alert to one target."""
+        self._alerts(result).inc()
 
 
 class DispatcherMetrics(ConsumerMetrics):
@@ -125,6 +154,9 @@ class DispatcherMetrics(ConsumerMetrics):
             "orcheo_dispatch_runs_retried", "Failed runs that were tried again, by the retry policy of their workflow."
         )
         self._room = make.gauge("orcheo_dispatch_room_runs", "Runs that the last poll could have claimed.")
+        self._maintenance = make.gauge(
+            "orcheo_dispatch_maintenance", "1 while an operator has everything paused for maintenance, else 0."
+        )
         self._hints = make.counter(
             "orcheo_dispatch_hints",
             "Wake-ups between ticks: pushes of the API, and NOTIFY, by kind.",
@@ -169,6 +201,10 @@ class DispatcherMetrics(ConsumerMetrics):
     def room(self, runs: int) -> None:
         """Note how many runs this poll may claim."""
         self._room().set(runs)
+
+    def maintenance(self, on: bool) -> None:
+        """Record whether nothing is claimed because an operator said so."""
+        self._maintenance().set(on)
 
     def hinted(self, kind: HintKind) -> None:
         """Count a hint: a push of the API, or a notification of Postgres."""

@@ -52,7 +52,9 @@ WITH used (relation, commands) AS (VALUES
     ('orcheo_dispatch.question', '{r,a,w,d}'),
     ('orcheo_dispatch.policy', '{r,a,w,d}'),
     ('orcheo_dispatch.operation', '{r,a}'),
-    ('orcheo_dispatch.rate_use', '{r,a,w,d}')
+    ('orcheo_dispatch.rate_use', '{r,a,w,d}'),
+    ('orcheo_dispatch.alert', '{r,a,w,d}'),
+    ('orcheo_dispatch.teller', '{r,w}')
 ), policy AS (
     SELECT p.polrelid, p.polcmd, p.polpermissive,
            COALESCE(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'

@@ -20,10 +20,13 @@ FUNCTIONS = (
     "last_checkpoint",
     "answer",
     "paused_now",
+    "policy_of",
     "record_policy",
     "append_only",
 )
 """Without these, no run can be claimed, begin or end."""
+FIGURES = ("wanted_workers_for",)
+"""Functions that only compute what views and metrics show."""
 INDEXES = ("dispatch_live", "dispatch_settled", "dispatch_slots_due", "dispatch_unwell", "operation_at", "retry_due")
 VIEWS = (
     "all_pending_runs",
@@ -55,6 +58,7 @@ VIEWS = (
     "throughput",
     "unclaimed_runs",
     "waiting_runs",
+    "wanted_workers",
     "workflow_latencies",
 )
 
@@ -87,4 +91,4 @@ def definitions(connection: Connection, schema: str = SCHEMA) -> dict[str, str]:
 def missing(connection: Connection) -> list[str]:
     """Return the names of those that are missing."""
     there = definitions(connection)
-    return [name for name in (*FUNCTIONS, *INDEXES, *VIEWS) if name not in there]
+    return [name for name in (*FUNCTIONS, *FIGURES, *INDEXES, *VIEWS) if name not in there]

@@ -96,6 +96,26 @@ CREATE OR REPLACE FUNCTION orcheo_dispatch.paused_now(paused boolean, paused_unt
 LANGUAGE sql STABLE AS $$ SELECT CASE WHEN paused_until <= now() THEN NULL ELSE paused END $$;
 
 
+-- What operators decided for the runs of a workflow, field by field: the row of the workflow, else that of its workspace,
+-- else the one for all runs. null: nothing. `held` says why no run may begin now: maintenance or paused.
+CREATE OR REPLACE FUNCTION orcheo_dispatch.policy_of(of_workspace text, of_workflow text) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT NULLIF(jsonb_strip_nulls(jsonb_build_object(
+               'held', CASE WHEN a.maintenance THEN 'maintenance'
+                            WHEN COALESCE(orcheo_dispatch.paused_now(f.paused, f.paused_until),
+                                          orcheo_dispatch.paused_now(w.paused, w.paused_until),
+                                          orcheo_dispatch.paused_now(a.paused, a.paused_until)) THEN 'paused' END,
+               'queue', NULLIF(COALESCE(f.queue, w.queue, a.queue), 'default'),
+               'timeout', COALESCE(f.timeout_seconds, w.timeout_seconds, a.timeout_seconds),
+               'lost_runs', COALESCE(f.lost_runs, w.lost_runs, a.lost_runs),
+               'retries', COALESCE(f.retries, w.retries, a.retries),
+               'isolation', COALESCE(f.isolation, w.isolation, a.isolation))), '{}')
+      FROM (SELECT 1) AS one
+      LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = of_workflow
+      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = of_workspace AND w.workspace_id <> '' AND w.workflow_id = ''
+      LEFT JOIN orcheo_dispatch.policy AS a ON a.workspace_id = '' AND a.workflow_id = '' $$;
+
+
 -- Record each change of a policy, and who made it: `orcheo_dispatch.author` and `orcheo_dispatch.interface` if the
 -- session has set them, otherwise the login name and 'sql'.
 CREATE OR REPLACE FUNCTION orcheo_dispatch.record_policy() RETURNS trigger LANGUAGE plpgsql AS $$

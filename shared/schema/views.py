@@ -18,6 +18,7 @@ _REPLACED = {
     "0002_views.sql": ("pending_kpi", "pending_ages", "stuck_runs", "queue_and_backlog", "runs_by_hour"),
 }
 _NEW_VIEWS = (
+    "wanted_workers",
     "held_back_runs",
     "retrying_runs",
     "dead_runs",
@@ -29,22 +30,35 @@ _NEW_VIEWS = (
     "live_runs",
 )
 """Views that no migration creates, each before those that it reads."""
-_NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use")
-_NEW_FUNCTIONS = ("retry_delay", "last_checkpoint", "answer", "paused_now", "record_policy", "append_only")
+_NEW_TABLES = ("retry", "question", "policy", "operation", "rate_use", "alert", "teller")
+_NEW_FUNCTIONS = (
+    "retry_delay",
+    "last_checkpoint",
+    "answer",
+    "paused_now",
+    "policy_of",
+    "record_policy",
+    "append_only",
+    "wanted_workers_for",
+)
 _NEW_COLUMNS = (("dispatch", "queue"), ("process", "queues"))
 NEW = frozenset((*_NEW_VIEWS, *_NEW_FUNCTIONS, "retry_due", "operation_at"))
 """Views, functions and indexes that no migration creates."""
 
 
 def create_tables(connection: Connection) -> None:
-    """Create what concerns runs that wait and decisions of operators; the tables of the migrations must exist."""
-    for name in ("waiting.sql", "policy.sql"):
+    """Create what concerns runs that wait, decisions of operators, and alerts.
+
+    The tables of the migrations must exist.
+    """
+    for name in ("waiting.sql", "policy.sql", "alerts.sql"):
         connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def create_views(connection: Connection) -> None:
-    """Create or replace the other views; both also give the roles of an earlier release their rights."""
-    connection.exec_driver_sql((_SCHEMA / "views.sql").read_text(encoding="utf-8"))
+    """Create or replace the other views; all three also give the roles of an earlier release their rights."""
+    for name in ("views.sql", "scaling.sql"):
+        connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 
 def remove_views(connection: Connection) -> None:

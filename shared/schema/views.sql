@@ -434,6 +434,7 @@ BEGIN
         EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.our_pending_runs,'
                 ' orcheo_dispatch.live_runs, orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
                 ' orcheo_dispatch.waiting_runs, orcheo_dispatch.retry, orcheo_dispatch.question,'
+                ' orcheo_dispatch.alert, orcheo_dispatch.teller,'
                 ' orcheo_dispatch.held_back_runs, orcheo_dispatch.policy, orcheo_dispatch.policies,'
                 ' orcheo_dispatch.operation, orcheo_dispatch.operations TO ' || holder.name;
     END LOOP;

@@ -119,6 +119,13 @@ class DispatchSettings(BaseSettings):
         alias="ORCHEO_DISPATCH_INTERRUPTED_RUNS",
         description="What happens to a run that stops at an interrupt: succeed, wait or wait_with_slot.",
     )
+    target_delay: float = Field(
+        60.0,
+        alias="ORCHEO_DISPATCH_TARGET_DELAY",
+        ge=1,
+        le=86_400,
+        description="Seconds within which pending runs shall begin: the metric of wanted workers is computed for it.",
+    )
     retention: float = Field(
         604_800.0,
         alias="ORCHEO_DISPATCH_RETENTION",

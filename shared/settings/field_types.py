@@ -18,15 +18,22 @@ from orcheo_dispatch.shared.settings.policies import (
     InterruptedRuns,
     LostRuns,
     Retries,
+    Traces,
     WorkerIsolation,
     WorkerPool,
 )
 from orcheo_dispatch.shared.settings.values import log_format, log_level, postgres_dsn
+from orcheo_dispatch.shared.text.urls import is_url, split_urls
 
 LONGEST = 1_000_000_000
 """Maximum duration (seconds): 31 years, which every timer and every Postgres interval accepts."""
 MOST = 1_000_000_000
 """Maximum number of runs; it fits Postgres' integer."""
+
+QUEUE_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
+"""A queue as policies and ORCHEO_WORKER_QUEUES name it."""
+DEFAULT_QUEUE_NAME = "default"
+"""The queue of runs for which no policy names one."""
 
 _OTHER_HEADERS = frozenset({
     "authorization", "content-length", "content-type", "cookie", "host", "origin", "referer", "sec-fetch-site",
@@ -38,6 +45,12 @@ def _split_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
+
+
+def _check_queues(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or not all(re.fullmatch(QUEUE_NAME, name) for name in names):
+        raise ValueError("names of lowercase letters, digits, - and _, at most 40 characters each, separated by commas")
+    return tuple(dict.fromkeys(names))
 
 
 def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,6 +88,12 @@ def _check_service_token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_alert_urls(value: SecretStr) -> SecretStr:
+    if not all(is_url(url) for url in split_urls(value.get_secret_value())):
+        raise ValueError("URLs of Apprise, separated by commas or spaces, such as json://host/path")
+    return value
+
+
 def _check_dsn(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     # In a DSN of the form `host=... port=...` spaces are separators; elsewhere they are a copying mistake.
@@ -107,6 +126,7 @@ def _log_format(value: Any) -> Any:
     return log_format(str(value)) or "json"
 
 
+QueueNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_queues)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 """Separated by commas."""
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
@@ -116,10 +136,12 @@ Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), Af
 HeaderName = Annotated[str, AfterValidator(_check_header)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
+AlertUrls = Annotated[SecretStr, AfterValidator(_check_alert_urls)]
 CronModeInAnyCase = Annotated[CronMode, BeforeValidator(_lowered)]
 LostRunsInAnyCase = Annotated[LostRuns, BeforeValidator(_lowered)]
 RetriesInAnyCase = Annotated[Retries, BeforeValidator(_lowered)]
 InterruptedRunsInAnyCase = Annotated[InterruptedRuns, BeforeValidator(_lowered)]
+TracesInAnyCase = Annotated[Traces, BeforeValidator(_lowered)]
 WorkerIsolationInAnyCase = Annotated[WorkerIsolation, BeforeValidator(_lowered)]
 WorkerPoolInAnyCase = Annotated[WorkerPool, BeforeValidator(_lowered)]
 LogLevel = Annotated[

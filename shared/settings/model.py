@@ -21,6 +21,7 @@ from orcheo_dispatch.shared.settings.environment import OrcheoNames, ValuesSourc
 from orcheo_dispatch.shared.settings.explain import explain
 from orcheo_dispatch.shared.settings.field_types import (
     LONGEST,
+    AlertUrls,
     CronModeInAnyCase,
     HeaderName,
     HealthToken,
@@ -29,9 +30,10 @@ from orcheo_dispatch.shared.settings.field_types import (
     LogLevel,
     Networks,
     ServiceToken,
+    TracesInAnyCase,
     show_default,
 )
-from orcheo_dispatch.shared.settings.policies import CronMode, cron_mode
+from orcheo_dispatch.shared.settings.policies import CronMode, Traces, cron_mode
 from orcheo_dispatch.shared.settings.rules import (
     check_api,
     check_interrupted_runs,
@@ -94,6 +96,11 @@ class Settings(WorkerSettings, DispatchSettings):
         alias="ORCHEO_LOG_FORMAT",
         description="`console` (or `text`) for people, `json` for journald and log shippers; interpreted as by Orcheo.",
     )
+    traces: TracesInAnyCase = Field(
+        Traces.OFF,
+        alias="ORCHEO_DISPATCH_TRACES",
+        description="Whether spans of runs are exported: otlp (to OTEL_EXPORTER_OTLP_ENDPOINT) or off.",
+    )
 
     cron: CronModeInAnyCase = Field(
         CronMode.WORKER,
@@ -106,6 +113,32 @@ class Settings(WorkerSettings, DispatchSettings):
     api_url: str | None = Field(None, alias="ORCHEO_API_URL", description="Orcheo's API, for ORCHEO_DISPATCH_CRON=api.")
     service_token: ServiceToken | None = Field(
         None, alias="ORCHEO_SERVICE_TOKEN", description="Bearer token for that API."
+    )
+
+    alerts_urls: AlertUrls | None = Field(
+        None,
+        alias="ORCHEO_ALERTS_URLS",
+        description="Where alerts are sent: URLs of Apprise, separated by commas or spaces; unset: nowhere.",
+    )
+    alerts_link: str = Field(
+        "docs/runbook.md",
+        alias="ORCHEO_ALERTS_LINK",
+        pattern=r"^\S{1,1000}$",
+        description="URL of the runbook that messages link to, or of the documentation site if it ends with a slash.",
+    )
+    alerts_repeat: float = Field(
+        14_400.0,
+        alias="ORCHEO_ALERTS_REPEAT",
+        ge=60,
+        le=LONGEST,
+        description="Seconds after which the message of an alert that has not ended is sent again.",
+    )
+    alerts_hold: float = Field(
+        300.0,
+        alias="ORCHEO_ALERTS_HOLD",
+        ge=1,
+        le=86_400,
+        description="Seconds that a condition must be over before its alert counts as resolved.",
     )
 
     @classmethod

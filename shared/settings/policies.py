@@ -60,6 +60,14 @@ class WorkerPool(StrEnum):
     PREFORK = "prefork"
 
 
+class Traces(StrEnum):
+    """Whether spans of runs are exported."""
+
+    OFF = "off"
+    OTLP = "otlp"
+    """With OTLP over HTTP, as the variables of OpenTelemetry say."""
+
+
 ORCHEO_EXECUTOR = "orcheo"
 
 

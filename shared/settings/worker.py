@@ -7,7 +7,14 @@ import os
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from orcheo_dispatch.shared.settings.field_types import LONGEST, MOST, WorkerIsolationInAnyCase, WorkerPoolInAnyCase
+from orcheo_dispatch.shared.settings.field_types import (
+    DEFAULT_QUEUE_NAME,
+    LONGEST,
+    MOST,
+    QueueNames,
+    WorkerIsolationInAnyCase,
+    WorkerPoolInAnyCase,
+)
 from orcheo_dispatch.shared.settings.policies import WorkerIsolation
 
 
@@ -20,6 +27,11 @@ class WorkerSettings(BaseSettings):
         ge=1,
         le=10_000,
         description="Maximum number of runs that a worker executes at a time.",
+    )
+    queues: QueueNames = Field(
+        (DEFAULT_QUEUE_NAME,),
+        alias="ORCHEO_WORKER_QUEUES",
+        description="Named queues whose runs this worker executes, separated by commas; see `policy set --queue`.",
     )
     isolation: WorkerIsolationInAnyCase = Field(
         WorkerIsolation.ADAPTIVE,

@@ -16,6 +16,8 @@ _OF_RUNNERS = (
 )
 _OF_WORKFLOWS = {"orcheo", "orcheo_backend", "orcheo_sdk", "langgraph", "langchain", "langchain_core", "greet"}
 _PLUGINS = {"logfire"}
+_OF_TRACES = {"orcheo_dispatch.shared.traces.export", "opentelemetry.sdk.trace", "opentelemetry.exporter"}
+"""Traces are off. redis-py imports other parts of OpenTelemetry where they are installed."""
 
 
 def test_main_process_has_imported_nothing_that_executes_workflows(orcheo: OrcheoApi, tmp_path: Path) -> None:
@@ -41,3 +43,4 @@ def test_main_process_has_imported_nothing_that_executes_workflows(orcheo: Orche
     } <= set(modules)
     assert [name for name in modules if name.partition(".")[0] in _OF_WORKFLOWS | _PLUGINS] == []
     assert [name for name in modules if f"{name}.".startswith(tuple(f"{each}." for each in _OF_RUNNERS))] == []
+    assert _OF_TRACES & set(modules) == set()

@@ -47,7 +47,9 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         ISOLATED: lambda: setting.ours(_PROCESS),
     }
     with setting.without_api():
-        series = in_turn(scale, {name: _round(setting, fired, start) for name, start in systems.items()}, warm_up=False)
+        series = in_turn(
+            scale, {name: round_of(setting, fired, start) for name, start in systems.items()}, warm_up=False
+        )
         statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
     curves = (
         Curve("trivial-rate", "Trivial runs a second", RATE[0]),
@@ -66,7 +68,9 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, notes)
 
 
-def _round(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
+def round_of(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
+    """Return what executes the fired runs once, with the processes that `start` starts."""
+
     def once() -> Values:
         with _warm(setting, fired, start) as running:
             used = running.used()

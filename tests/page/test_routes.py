@@ -82,7 +82,9 @@ def test_figures_have_the_names_that_are_documented(database: Database, serve: S
     assert set(seen) == _NAMES
     assert [(row["scope"], row["workflow_id"], row["why"]) for row in seen["policies"]] == [("workflow", "w", "slow")]
     assert 3590 < seen["policies"][0]["paused_for"] <= 3600
-    assert [(row["action"], row["interface"], row["changed"]) for row in seen["operations"]] == [("policy set", "sql", 1)]
+    assert [(row["action"], row["interface"], row["changed"]) for row in seen["operations"]] == [
+        ("policy set", "sql", 1)
+    ]
     assert set(seen["health"]) == {"level", "for", "problems", "changes", "checks"}
     assert len(seen["hour"]["minutes"]) == 60
     documented = set(re.findall(r"`([a-z_0-9]+)`", (ROOT / "docs" / "status-page.md").read_text(encoding="utf-8")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from orcheo_dispatch.ops.demo.killing import AGENT, play
@@ -27,14 +29,16 @@ _STEPS = ["model 1", "look_up paper", "model 2", "look_up ink", "model 3", "look
 _SECONDS = 400.0
 _BEGUN = re.compile(r"worker (\d+) begins step \d, (.+)")
 _KILLED = re.compile(r"worker (\d+) is killed with SIGKILL, in the middle of step (\d)")
+_COMMAND = Path(sys.executable).with_name("orcheo-dispatch")
 _FOLDER = re.compile(r"\S+/orcheo-dispatch-demo-\w+")
 
 
 @contextmanager
-def _demo(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def _demo(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Start the demo with few runs; yield its process and its output."""
     log = folder / "demo.log"
     command = [sys.executable, "-u", "-m", "orcheo_dispatch.ops.cli", "demo", "--webhooks", "2", "--cli-runs", "1"]
+    command += options
     process = launch(command, log=log, death_signal=signal.SIGTERM)
     try:
         yield process, log
@@ -71,6 +75,8 @@ def test_demo_continues_a_run_on_another_worker_and_repeats_no_finished_step(tmp
     assert [step for pid, step in begun if pid != killed] == _STEPS[finished:]
     assert len({pid for pid, _ in begun}) == 2
     assert f"the trace has a step 'resumed': continued after step {finished}" in shown
+    assert re.search(r"status page, with live runs: http://127\.0\.0\.1:\d+/", shown)
+    assert f"$ {_COMMAND} demo --keep " in shown[shown.index("\nnext:\n") :]
     assert "Orcheo's API: succeeded, 'Together they cost 37 EUR.'" in shown
     assert _left_running(log) == []
 
@@ -79,6 +85,36 @@ def test_demo_continues_a_run_on_another_worker_and_repeats_no_finished_step(tmp
 def test_demo_leaves_nothing_running_when_interrupted_after_the_kill(tmp_path: Path) -> None:
     with _demo(tmp_path) as (process, log):
         until(lambda: process.poll() is not None or _KILLED.search(log.read_text()), what="a kill", seconds=_SECONDS)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60.0) == 130, log.read_text()
+    assert _left_running(log) == []
+
+
+@pytest.mark.timeout(600)
+def test_demo_that_is_kept_prints_addresses_and_commands_that_work_in_another_shell(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--keep") as (process, log):
+        until(lambda: process.poll() is not None or "To stop:" in log.read_text(), what="the end", seconds=_SECONDS)
+        shown = log.read_text()
+        assert process.poll() is None, shown
+        kept = shown[shown.index("Everything stays up") :]
+        addresses = dict(re.findall(r"^  (\S.*?) {2,}(http://\S+)$", kept, re.MULTILINE))
+        assert {"Orcheo's API", "status page", "health", "metrics"} <= set(addresses)
+        assert {name: httpx.get(url).status_code for name, url in addresses.items()} == dict.fromkeys(addresses, 200)
+        load, *commands = re.findall(r"^  \$ (.+)$", kept, re.MULTILINE)
+        assert len(commands) >= 5
+        for command in ("true", *commands):
+            # A shell as another terminal has it: neither an activated environment nor a variable of ours.
+            done = subprocess.run(
+                ["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "/bin/sh", "-c", f"{load}\n{command}"],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+                cwd=tmp_path,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        (file,) = re.findall(r"\. (\S+);", load)
+        assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
         process.send_signal(signal.SIGINT)
         assert process.wait(60.0) == 130, log.read_text()
     assert _left_running(log) == []

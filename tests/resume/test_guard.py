@@ -49,7 +49,7 @@ def _written(database: Database, worker_id: UUID | None, *given: tuple[Claim, Ro
     """Write these together and return how each ended."""
 
     async def write() -> list[str | None]:
-        books = Books(database.dsn, running=lambda: 2, resumes=worker_id)
+        books = Books(database.dsn, running=lambda: 2, worker_id=worker_id)
         await books.open()
         try:
             answers = [books.write(claim, rows, hasten=True) for claim, rows in given]
@@ -185,7 +185,7 @@ def test_locked_row_of_the_ledger_delays_the_rows_of_its_own_run_alone(database:
         locked, *others = _begun(store, worker_id, 12)
 
     async def scenario() -> None:
-        books = Books(database.dsn, running=lambda: 12, resumes=worker_id)
+        books = Books(database.dsn, running=lambda: 12, worker_id=worker_id)
         await books.open()
         try:
             with psycopg.connect(database.dsn) as session:

@@ -114,7 +114,7 @@ def test_delays_grow_and_what_is_out_of_attempts_is_dead_and_can_be_requeued(
         assert delays == [1.0, 2.0]
         assert _runs(stack, "--dead", "--workflow", workflow) == [run["id"]]
         (tmp_path / "fail-b").unlink()
-        with stack.command("requeue", "--dead", "--workflow", workflow, "--from-start") as process:
+        with stack.command("requeue", "--dead", "--workflow", workflow, "--from-start", "--yes") as process:
             assert process.exit_code() == 0, process.log
         assert ended(orcheo, run)["status"] == "succeeded"
     assert _steps(tmp_path) == ["a", "b", "b", "b", "a", "b", "c"]

@@ -34,6 +34,9 @@ def test_time_is_never_the_hosts(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] == "ops":
         # What a command prints of the host's time decides nothing.
         return
+    if path.relative_to(ROOT) == Path("shared/traces/clock.py"):
+        # Nor does what a span says.
+        return
     assert not set(_calls(path)) & CLOCKS
 
 

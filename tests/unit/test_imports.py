@@ -86,6 +86,23 @@ def test_process_goes_without_what_it_never_needs(module: str, make: str, argume
     assert imported & without == set()
 
 
+@pytest.mark.parametrize(
+    ("module", "make", "arguments"),
+    [
+        ("orcheo_dispatch.dispatcher.beat", "make_beat_app", "settings"),
+        ("orcheo_dispatch.dispatcher.app", "make_dispatcher_app", "settings, find_installation(settings)"),
+        ("orcheo_dispatch.worker.app", "make_worker_app", "settings, find_installation(settings)"),
+    ],
+)
+def test_process_without_traces_imports_nothing_for_them(module: str, make: str, arguments: str) -> None:
+    """redis-py imports OpenTelemetry's metrics where they are installed; nothing else imports any of it."""
+    of_redis = _imported_by(f"import redis, redis.asyncio; {_PRINT}")
+    imported = _imported_by(_OF_A_PROCESS.format(module=module, make=make, arguments=arguments))
+    assert "redis" in imported
+    assert {name for name in imported - of_redis if name.startswith("opentelemetry")} == set()
+    assert "orcheo_dispatch.shared.traces.export" not in imported
+
+
 @pytest.mark.parametrize("chosen", ["other", None])
 def test_plugins_of_pydantic_stay_where_somebody_chose_them(
     monkeypatch: pytest.MonkeyPatch, chosen: str | None

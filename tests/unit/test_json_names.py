@@ -19,6 +19,7 @@ from orcheo_dispatch.ops.runs.list import RunRow
 from orcheo_dispatch.ops.runs.pauses import Switched
 from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
+from orcheo_dispatch.shared.alerts.book import OpenAlert
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 from orcheo_dispatch.shared.ledger.operators.operations import Operation
 from orcheo_dispatch.shared.ledger.operators.policies import Policy
@@ -77,6 +78,7 @@ _TYPES = {
         ("## migrate", Migration, set()),
         ("## cancel, fail, requeue", Repair, set()),
         ("## isolate", Isolated, set()),
+        ("## alerts", OpenAlert, set()),
         ("### settings", Advice, set()),
         ("### left_behind", Found, set()),
         ("### running, pending", LeftRun, set()),

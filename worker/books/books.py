@@ -10,6 +10,7 @@ import msgspec
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.books.foreign import refusal_of
 from orcheo_dispatch.worker.books.group_commit import GroupCommit
 from orcheo_dispatch.worker.books.postgres import Pool, make_pool, open_pool
@@ -28,16 +29,24 @@ class Books:
     """
 
     def __init__(
-        self, dsn: str, *, running: Callable[[], int], resumes: UUID | None = None, waits: bool = False
+        self,
+        dsn: str,
+        *,
+        running: Callable[[], int],
+        worker_id: UUID | None = None,
+        lost_runs: LostRuns = LostRuns.FAIL,
+        waits: bool = False,
     ) -> None:
-        """`resumes` is the id of this worker if its runs are to be resumed: each write is guarded by their fences.
+        """Each write is guarded by the fence of its run and by `worker_id`; without the latter it is not.
 
-        With `waits`, runs that stop at an interrupt wait for an answer.
+        `lost_runs` is the rule of runs for which operators decided nothing: under `resume`, a run continues after its
+        last finished step. With `waits`, runs that stop at an interrupt wait for an answer.
         """
-        self._resumes = resumes is not None
+        self._guarded = worker_id is not None
+        self._lost_runs = lost_runs
         self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
-        self._workflows = Workflows(self._pool, resume=self._resumes, waits=waits)
-        self._commit = GroupCommit(self._pool, running=running, worker_id=resumes)
+        self._workflows = Workflows(self._pool, resumes=self.resumes, waits=waits)
+        self._commit = GroupCommit(self._pool, running=running, worker_id=worker_id)
         self._unwritten: dict[Claim, set[_Given]] = {}
 
     async def open(self) -> None:
@@ -53,8 +62,14 @@ class Books:
         """Return what `run` executes; see `Workflows.provide`."""
         return await self._workflows.provide(run, known_at)
 
-    def write(self, run: Claim, rows: Rows, *, hasten: bool) -> asyncio.Future[str | None]:
+    def resumes(self, run: Run) -> bool:
+        """Return whether a run continues after the steps that an earlier attempt stored."""
+        return (run.rules.lost_runs or self._lost_runs) is LostRuns.RESUME
+
+    def write(self, run: Claim, rows: Rows, *, hasten: bool, resumes: bool = True) -> asyncio.Future[str | None]:
         """Write rows of this run together, or none of them; soon, or as soon as possible if `hasten` is set.
+
+        A run that `resumes` gets its attempts back with each step that it has finished.
 
         The future's result is None when they are written or were abandoned, or else says why they are not written: the
         class of Postgres' error, `StaleFenceError` if this worker does not hold the run, or `ForeignRows` or
@@ -65,9 +80,9 @@ class Books:
         if refusal is not None:
             answer.set_result(refusal)
             return answer
-        if self._resumes:
+        if self._guarded:
             rows.claims = {run.run_id: run.fence}
-            rows.progressed = {run.run_id} if _has_finished_a_step(rows) else set()
+            rows.progressed = {run.run_id} if resumes and _has_finished_a_step(rows) else set()
         unit = _Given(run.run_id, rows)
         self._unwritten.setdefault(run, set()).add(unit)
 

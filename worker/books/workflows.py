@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from psycopg.rows import DictRow
@@ -118,9 +118,10 @@ class Workflows:
     next one, so an answer is never older than its request.
     """
 
-    def __init__(self, pool: Pool, *, resume: bool = False, waits: bool = False) -> None:
+    def __init__(self, pool: Pool, *, resumes: Callable[[Run], bool], waits: bool = False) -> None:
+        """`resumes` returns whether a run continues after the steps that an earlier attempt stored."""
         self._pool = pool
-        self._resume = resume
+        self._resumes = resumes
         self._waits = waits
         self._asked: list[_Question] = []
         self._reading: asyncio.Task[None] | None = None
@@ -176,14 +177,20 @@ class Workflows:
         rows = await fetch_all(self._pool, _SELECT_WORKFLOWS, parameters)
         read_at = time.monotonic()
         by_place = {row["place"]: row for row in rows}
-        begun = [each.run.run_id for place, each in enumerate(asked, 1) if by_place[place]["has_checkpoints"]]
-        heads = await read_heads(self._pool, begun) if self._resume else {}
+        heads = await read_heads(
+            self._pool,
+            [
+                each.run.run_id
+                for place, each in enumerate(asked, 1)
+                if by_place[place]["has_checkpoints"] and self._resumes(each.run)
+            ],
+        )
         return [
             _provided(
                 each.run,
                 by_place[place],
                 read_at,
-                resume=self._resume,
+                resume=self._resumes(each.run),
                 waits=self._waits,
                 heads=heads.get(each.run.run_id, []),
             )

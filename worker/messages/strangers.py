@@ -32,25 +32,25 @@ class Strangers:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._lock = threading.Lock()
-        self._waiting: list[tuple[Sequence[Claim], int]] = []
+        self._waiting: list[tuple[Sequence[Claim], int, str | None]] = []
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._said = Ration()
 
-    def put_back(self, claims: Sequence[Claim], returns: int | None) -> None:
-        """Put these back after the pause; `returns` is the number of times that this happened before.
+    def put_back(self, claims: Sequence[Claim], returns: int | None, queue: str | None = None) -> None:
+        """Put these back into `queue` after the pause; `returns` is the number of times that this happened before.
 
         None means that the message names no installation, so it belongs to none and is dropped.
         """
-        put_back = returns is not None and returns < _MOST_RETURNS and self._add(claims, returns + 1)
+        put_back = returns is not None and returns < _MOST_RETURNS and self._add(claims, returns + 1, queue)
         if not returns or not put_back:
             self._say(claims, dropped=not put_back)
 
-    def _add(self, claims: Sequence[Claim], returns: int) -> bool:
+    def _add(self, claims: Sequence[Claim], returns: int, queue: str | None) -> bool:
         with self._lock:
             if len(self._waiting) >= _MOST_MESSAGES or self._stopping.is_set():
                 return False
-            self._waiting.append((claims, returns))
+            self._waiting.append((claims, returns, queue))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="strangers", daemon=True)
                 self._thread.start()
@@ -72,9 +72,9 @@ class Strangers:
     def _send(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for claims, returns in waiting:
+        for claims, returns, queue in waiting:
             try:
-                self._wire.hand_back(claims, returns=returns)
+                self._wire.hand_back(claims, returns=returns, queue=queue)
             except BrokerError as error:
                 # Their dispatcher finds that they are lost and publishes them again.
                 log.warning("claims_not_handed_back", claims=len(claims), released=0, reason=str(error))

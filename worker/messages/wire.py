@@ -20,11 +20,14 @@ class Wire:
         self._app = app
         self._installation = installation
 
-    def hand_back(self, claims: Sequence[Claim], *, returns: int = 0) -> None:
-        """Publish these runs again under the same fences, for a worker that has room. Raises `BrokerError`."""
+    def hand_back(self, claims: Sequence[Claim], *, returns: int = 0, queue: str | None = None) -> None:
+        """Publish these runs again under the same fences, for a worker that has room. Raises `BrokerError`.
+
+        `queue` is the one that they were delivered from; None: the default queue.
+        """
         try:
             with broker_errors():
-                send_claims(self._app, self._installation, claims, returns=returns)
+                send_claims(self._app, self._installation, claims, queue=queue, returns=returns)
         except BrokerError as error:
             if is_read_only(error):
                 self._app.forget_connections()

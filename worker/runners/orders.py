@@ -38,7 +38,10 @@ class BookKeeper(Protocol):
     async def provide(self, run: Run, known_at: str | None) -> Provided:
         """Return what an executor needs from Orcheo's tables to execute a run."""
 
-    def write(self, run: Claim, rows: BookRows, *, hasten: bool) -> asyncio.Future[str | None]:
+    def resumes(self, run: Run) -> bool:
+        """Return whether a run continues after the steps that an earlier attempt stored."""
+
+    def write(self, run: Claim, rows: BookRows, *, hasten: bool, resumes: bool) -> asyncio.Future[str | None]:
         """Write rows of a run; the result is None, or the class of the error with which they were refused."""
 
     def hasten(self) -> None:
@@ -114,7 +117,14 @@ class Orders:
         if self.books is None or execution is None or execution.stop_reason in _LOST or execution.result is not None:
             runner.send(Written(frame.unit, "NotThisRunnersRun"))
             return
-        written = self.books.write(claim, BookRows(frame.texts, frame.contents), hasten=frame.hasten)
+        if execution.trace is not None:
+            execution.trace.stepped(frame.texts.get("steps", ()))
+        written = self.books.write(
+            claim,
+            BookRows(frame.texts, frame.contents),
+            hasten=frame.hasten,
+            resumes=self.books.resumes(execution.run),
+        )
 
         def answer(done: asyncio.Future[str | None]) -> None:
             error = done.result()

@@ -35,7 +35,8 @@ FINAL_ERRORS = frozenset(
 
 
 def timeout_of(run: Run, limit: float) -> float:
-    """Return the timeout of this run (seconds): the setting, or less if its own configuration says so."""
+    """Return the timeout of this run (seconds): what operators decided, else the setting; less if the run says so."""
+    limit = limit if run.rules.timeout is None else run.rules.timeout
     config: object = run.runnable_config
     metadata = config.get("metadata") if isinstance(config, Mapping) else None
     wanted = metadata.get(TIMEOUT_KEY) if isinstance(metadata, Mapping) else None
@@ -63,12 +64,12 @@ def ending_of(settings: Settings, run: Run, result: Result, timeout: float) -> E
         case How.CRASHED:
             return _ending_of_crashed(settings, run, error)
         case How.SUSPECTED:
-            return _ending_of_lost(settings, error, suspect=True)
+            return _ending_of_lost(settings, run, error, suspect=True)
         case How.LOST:
-            return _ending_of_lost(settings, error, suspect=False)
+            return _ending_of_lost(settings, run, error, suspect=False)
         case _:
             reason = result.kind or "failed"
-            return Ending.failed(error, reason=reason, retry=_may_be_retried(settings, reason))
+            return Ending.failed(error, reason=reason, retry=_may_be_retried(settings, run, reason))
 
 
 def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) -> Ending | None:
@@ -79,7 +80,7 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
             return Ending.cancelled("Run was cancelled.")
         case Stop.TIMED_OUT:
             error = f"Run timed out after {timeout:g} s."
-            retry = settings.retries is not Retries.OFF
+            retry = _retries(settings, run) is not Retries.OFF
             return Ending.failed(error, reason="timed_out", outcome=Outcome.TIMED_OUT, retry=retry)
         case Stop.LOST:
             return None
@@ -87,13 +88,14 @@ def ending_of_stopped(settings: Settings, run: Run, stop: Stop, timeout: float) 
             why, reason = "Worker stopped before the run ended.", "drained"
         case Stop.LEASE_OVER:
             why, reason = "Worker could not renew its lease.", "lease_over"
-    # Apply the policy for lost runs, as the dispatcher would once the lease has expired.
-    if settings.lost_runs is LostRuns.HOLD:
+    # Apply the rule for lost runs, as the dispatcher would once the lease has expired.
+    rule = lost_runs_of(settings, run)
+    if rule is LostRuns.HOLD:
         return None
-    if settings.lost_runs is LostRuns.RESUME and stop is Stop.DRAINED:
+    if rule is LostRuns.RESUME and stop is Stop.DRAINED:
         # It continues elsewhere after its last finished step, so a drain costs it no attempt.
         return Ending.requeued(why, refund=True)
-    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
+    if rule.requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why)
     return Ending.failed(why, reason=reason, outcome=Outcome.LOST)
 
@@ -110,9 +112,18 @@ def unstorable(error: BaseException) -> Ending:
     return Ending.failed(f"The run's output cannot be stored: {type(error).__name__}.", reason="unstorable_output")
 
 
-def _may_be_retried(settings: Settings, kind: str) -> bool:
+def lost_runs_of(settings: Settings, run: Run) -> LostRuns:
+    """Return what happens to this run if its worker is lost: what operators decided, else the setting."""
+    return run.rules.lost_runs or settings.lost_runs
+
+
+def _retries(settings: Settings, run: Run) -> Retries:
+    return run.rules.retries or settings.retries
+
+
+def _may_be_retried(settings: Settings, run: Run, kind: str) -> bool:
     """Return whether another attempt may succeed where this one failed with an error of this class."""
-    return settings.retries is not Retries.OFF and kind.rpartition(".")[2] not in FINAL_ERRORS
+    return _retries(settings, run) is not Retries.OFF and kind.rpartition(".")[2] not in FINAL_ERRORS
 
 
 def _ending_of_waiting(settings: Settings, result: Result) -> Ending:
@@ -127,16 +138,17 @@ def _ending_of_waiting(settings: Settings, result: Result) -> Ending:
 
 
 def _ending_of_crashed(settings: Settings, run: Run, why: str) -> Ending:
-    """Return the ending of a run that ended its runner: requeued if the policy allows it, else failed."""
-    if settings.lost_runs.requeues and run.attempt < settings.max_attempts:
+    """Return the ending of a run that ended its runner: requeued if the rule for lost runs allows it, else failed."""
+    if lost_runs_of(settings, run).requeues and run.attempt < settings.max_attempts:
         return Ending.requeued(why, suspect=True)
     return Ending.failed(why, reason="crashed")
 
 
-def _ending_of_lost(settings: Settings, why: str, *, suspect: bool) -> Ending | None:
+def _ending_of_lost(settings: Settings, run: Run, why: str, *, suspect: bool) -> Ending | None:
     """Return the ending of a run that did not, or not certainly, end its runner: the attempt does not count."""
-    if settings.lost_runs is LostRuns.HOLD:
+    rule = lost_runs_of(settings, run)
+    if rule is LostRuns.HOLD:
         return None
-    if settings.lost_runs.requeues:
+    if rule.requeues:
         return Ending.requeued(why, suspect=suspect, refund=True)
     return Ending.failed(why, reason="runner_lost", outcome=Outcome.LOST)

@@ -41,6 +41,7 @@ class Finisher:
         self._executions.remove(executions)
         for execution in executions:
             execution.settled.set()
+            _trace(execution, "abandoned")
 
     def _finish(self, end: End) -> None:
         settled = end.settled
@@ -60,11 +61,13 @@ class Finisher:
         if settled is None:
             self._metrics.settle_was_stale()
             reason = "not ours" if end.ending is None else "stale"
+            _trace(execution, reason.replace(" ", "_"))
             log.warning("run_not_settled", run_id=claim.run_id, fence=claim.fence, reason=reason)
             return
         seconds = time.monotonic() - execution.begun_at
         self._metrics.run_settled(settled.outcome, run.triggered_by, seconds)
         assert result is not None
+        _trace(execution, settled.outcome.value)
         self._failing.note(run, result)
         raised = {"error": result.kind, "at": result.at} if result.kind is not None else {}
         log.info(
@@ -77,6 +80,12 @@ class Finisher:
             **raised,
             **({"retry_at": settled.retry_at} if settled.retry_at is not None else {}),
         )
+
+
+def _trace(execution: Execution, outcome: str) -> None:
+    if execution.trace is not None:
+        how = execution.result.how.value if execution.result is not None else "unknown"
+        execution.trace.settled(how=how, outcome=outcome, ended_at=execution.ended_at)
 
 
 def _has_open_trace(end: End) -> bool:

@@ -29,8 +29,6 @@ from orcheo_dispatch.shared.ledger.statements.policy import (
 
 MOST = 10_000
 """Maximum number of policies that are listed."""
-DEFAULT_QUEUE_NAME = "default"
-"""The queue of runs for which no policy names one."""
 _READ_MILLISECONDS = 2_000
 _LOCK_SECONDS = 1.0
 _OF_THE_ROW = ("workspace_id", "workflow_id", "why", "by", "at")

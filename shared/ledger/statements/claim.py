@@ -318,7 +318,8 @@ WITH live AS MATERIALIZED (
     SELECT o.id, o.workflow_id, o.workspace_id, o.triggered_by, o.created_at, o.queue, o.in_ledger
       FROM (SELECT o.*,
                    row_number() OVER (PARTITION BY o.workflow_id ORDER BY o.created_at, o.id) AS of_workflow,
-                   row_number() OVER (PARTITION BY o.workspace_id ORDER BY o.created_at, o.id) AS of_workspace
+                   row_number() OVER (PARTITION BY o.workspace_id ORDER BY o.created_at, o.id) AS of_workspace,
+                   row_number() OVER (PARTITION BY o.queue ORDER BY o.created_at, o.id) AS of_queue
               FROM oldest AS o) AS o
       LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = o.workflow_id
       LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = o.workspace_id AND w.workflow_id = ''
@@ -332,6 +333,7 @@ WITH live AS MATERIALIZED (
        AND COALESCE(o.of_workspace + COALESCE((SELECT u.runs FROM used AS u
                                                 WHERE u.workspace = o.workspace_id AND u.workflow = ''), 0)
                         <= w.rate_runs, true)
+       AND o.of_queue <= COALESCE((SELECT q.room FROM named_queues AS q WHERE q.queue = o.queue), :default_room)
      ORDER BY o.created_at, o.id
 ), free_row AS MATERIALIZED (
     -- Ledger rows that another session has locked are skipped. The insert would wait for them, and delay all claims.
@@ -376,11 +378,7 @@ CLAIM_GIVEN = text("""
 WITH candidates AS MATERIALIZED (
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
            COALESCE((SELECT true FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id), false) AS in_ledger,
-           (SELECT NULLIF(p.queue, 'default') FROM orcheo_dispatch.policy AS p
-             WHERE p.queue IS NOT NULL
-               AND (p.workspace_id = '' AND p.workflow_id IN ('', r.workflow_id)
-                    OR p.workspace_id = r.workspace_id AND p.workflow_id = '')
-             ORDER BY p.workflow_id <> '' DESC, p.workspace_id <> '' DESC LIMIT 1) AS queue
+           orcheo_dispatch.policy_of(r.workspace_id, r.workflow_id) ->> 'queue' AS queue
       FROM workflow_runs AS r
      WHERE r.id = ANY (CAST(:run_ids AS text[])) AND r.status || '' = 'pending'
      ORDER BY r.created_at, r.id

@@ -9,6 +9,9 @@ from sqlalchemy import text
 # whose workspace is not the one that its payload names or that owns its workflow, and one whose workflow is archived or
 # was deleted. A workflow without an owner belongs to all workspaces, as in Orcheo; each of its runs belongs to one.
 #
+# The claim of a run that an operator has paused meanwhile is released: it stays pending. What else operators decided
+# for a run is returned with it.
+#
 # `|| ''` prevents the planner from using the indexes on status and state. According to its statistics, hardly any row
 # is running or claimed, so it would compare each of those rows with each of ours; the keys lead to ours directly.
 #
@@ -32,7 +35,9 @@ WITH message AS MATERIALIZED (
                 WHEN l.payload_workspace_id <> l.workspace_id THEN 'workspace_ambiguous'
                 WHEN w.id IS NULL THEN 'workflow_unavailable'
                 WHEN w.workspace_id <> l.workspace_id THEN 'workspace_foreign'
-                WHEN w.is_archived THEN 'workflow_archived' END AS rejected
+                WHEN w.is_archived THEN 'workflow_archived' END AS rejected,
+           CASE WHEN EXISTS (SELECT FROM orcheo_dispatch.policy)
+                THEN orcheo_dispatch.policy_of(l.workspace_id, l.workflow_id) END AS policy
       FROM locked_run AS l LEFT JOIN workflows AS w ON w.id = l.workflow_id
 ), free AS MATERIALIZED (
     SELECT l.id FROM locked_run AS l
@@ -46,8 +51,9 @@ WITH message AS MATERIALIZED (
      WHERE d.run_id = ANY (ARRAY(SELECT f.id FROM free AS f)) AND d.state || '' IN ('claimed', 'published')
      ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
 ), answer AS MATERIALIZED (
-    SELECT k.run_id, k.fence, v.status = 'pending' AND v.rejected IS NULL AS begins, v.status, v.rejected,
-           COALESCE(v.executed, false) AS executed
+    SELECT k.run_id, k.fence, v.status = 'pending' AND v.rejected IS NULL AND v.policy ->> 'held' IS NULL AS begins,
+           v.status, v.rejected, COALESCE(v.executed, false) AS executed, v.policy,
+           CASE WHEN v.status = 'pending' AND v.rejected IS NULL THEN v.policy ->> 'held' END AS held
       FROM message AS m
       JOIN locked_row AS k ON k.run_id = m.run_id AND k.fence = m.fence
       LEFT JOIN verdict AS v ON v.id = m.run_id
@@ -55,10 +61,11 @@ WITH message AS MATERIALIZED (
     UPDATE orcheo_dispatch.dispatch AS d
        SET state = CASE WHEN a.begins THEN 'running' ELSE 'settled' END,
            outcome = CASE WHEN a.begins THEN NULL
+                          WHEN a.held IS NOT NULL THEN 'released'
                           WHEN a.rejected IS NOT NULL OR a.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            settled_at = CASE WHEN a.begins THEN NULL ELSE now() END,
            reason = CASE WHEN a.begins THEN NULL
-                         ELSE COALESCE(a.rejected, 'run is ' || COALESCE(a.status, 'gone')) END,
+                         ELSE COALESCE(a.rejected, a.held, 'run is ' || COALESCE(a.status, 'gone')) END,
            slot = CASE WHEN a.begins OR d.slot <> 'held' THEN d.slot
                        WHEN a.executed AND d.attempts = 0 THEN 'returned'
                        WHEN a.rejected IS NOT NULL
@@ -71,7 +78,8 @@ WITH message AS MATERIALIZED (
            worker_id = CAST(:worker_id AS uuid)
       FROM answer AS a
      WHERE d.run_id = a.run_id AND d.fence = a.fence AND d.state || '' IN ('claimed', 'published')
-    RETURNING d.run_id, d.fence, d.state, d.reason, d.slot, d.workspace_id, d.claimed_at, a.rejected, d.suspect,
+    RETURNING d.run_id, d.fence, d.state, d.reason, d.slot, d.workspace_id, d.claimed_at, a.rejected, a.policy,
+              d.suspect,
               -- A refunded attempt does not count, but the number is at least 1.
               GREATEST(d.attempts - d.refunded, 1) AS attempts, d.attempts = 1 AS first
 ), begun AS (
@@ -87,7 +95,7 @@ WITH message AS MATERIALIZED (
               EXTRACT(EPOCH FROM now() - a.claimed_at)::float8 AS queued_for,
               -- As text: a value that Python cannot read must not prevent the other runs from beginning.
               (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
-              a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect, a.first
+              a.fence, a.state, a.attempts, a.slot, a.workspace_id, a.suspect, a.first, a.policy
 ), rejected AS (
     UPDATE workflow_runs AS r
        SET status = 'cancelled', updated_at = now(),
@@ -106,15 +114,15 @@ WITH message AS MATERIALIZED (
 )
 SELECT b.id AS run_id, b.fence, b.state, NULL AS reason, false AS rejected, b.attempts, b.slot, b.workspace_id,
        b.workflow_id, b.workflow_version_id, b.triggered_by, b.pending_for, b.queued_for, b.inputs, b.runnable_config,
-       b.suspect, b.first
+       b.suspect, b.first, b.policy::text AS policy
   FROM begun AS b
  UNION ALL
 SELECT a.run_id, a.fence, a.state, a.reason, a.rejected IS NOT NULL, a.attempts, a.slot, a.workspace_id,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect, a.first
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, a.suspect, a.first, NULL
   FROM answered AS a WHERE a.state <> 'running'
  UNION ALL
 SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace_id,
-       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect, false
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect, false, NULL
   FROM message AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
  WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM message AS m
                               WHERE m.run_id NOT IN (SELECT a.run_id FROM answered AS a)))
@@ -137,7 +145,9 @@ SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected,
             ELSE 0 END AS pending_for,
        EXTRACT(EPOCH FROM h.begun_at - h.claimed_at)::float8 AS queued_for,
        (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
-       h.suspect, h.first
+       h.suspect, h.first,
+       CASE WHEN EXISTS (SELECT FROM orcheo_dispatch.policy)
+            THEN orcheo_dispatch.policy_of(h.workspace_id, r.workflow_id)::text END AS policy
   FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
 """)
 

@@ -4,9 +4,9 @@ from sqlalchemy import text
 
 # Record that a process is alive.
 SEEN = text("""
-INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running, triggers)
+INSERT INTO orcheo_dispatch.process AS p (id, kind, host, pid, version, concurrency, running, triggers, queues)
 VALUES (CAST(:id AS uuid), :kind, :host, :pid, :version, :concurrency, :running,
-        CAST(:triggers AS text[]))
+        CAST(:triggers AS text[]), CAST(:queues AS text[]))
     ON CONFLICT (id) DO UPDATE SET seen_at = now(), running = EXCLUDED.running
 """)
 

@@ -15,19 +15,25 @@ REAP = text("""
 WITH lost AS MATERIALIZED (
     SELECT d.run_id, d.fence, r.status,
            CASE WHEN r.status <> 'running' THEN 'keep'
-                WHEN :policy = 'requeue' AND d.attempts - d.refunded < :max_attempts THEN 'requeue'
+                WHEN rule.policy = 'requeue' AND d.attempts - d.refunded < :max_attempts THEN 'requeue'
                 ELSE 'fail' END AS verdict,
            'Worker lost: no heartbeat since ' || orcheo_dispatch.iso(d.heartbeat_at)
-               || CASE WHEN :policy = 'requeue'
+               || CASE WHEN rule.policy = 'requeue'
                        THEN COALESCE(' from ' || p.host || ', process ' || p.pid, '')
                             || ', attempt ' || (d.attempts - d.refunded) || ' of ' || :max_attempts
                        ELSE '' END AS error
       FROM orcheo_dispatch.dispatch AS d
       JOIN workflow_runs AS r ON r.id = d.run_id
       LEFT JOIN orcheo_dispatch.process AS p ON p.id = d.worker_id
+     -- What operators decided for its workflow, else the setting; a run that resumes is requeued.
+     CROSS JOIN LATERAL (
+        SELECT CASE o.decided WHEN 'resume' THEN 'requeue' ELSE COALESCE(o.decided, :policy) END AS policy
+          FROM (SELECT CASE WHEN EXISTS (SELECT FROM orcheo_dispatch.policy AS q WHERE q.lost_runs IS NOT NULL)
+                            THEN orcheo_dispatch.policy_of(d.workspace_id, d.workflow_id) ->> 'lost_runs' END
+                           AS decided) AS o) AS rule
      WHERE d.state = 'running' AND d.lease_expires_at < now()
        AND pg_postmaster_start_time() < now() - make_interval(secs => :lease)
-       AND (:policy <> 'hold' OR r.status <> 'running')
+       AND (rule.policy <> 'hold' OR r.status <> 'running')
        AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND (CAST(:chosen AS text[]) IS NULL OR d.run_id = ANY (CAST(:chosen AS text[])))
      ORDER BY d.lease_expires_at
@@ -60,11 +66,15 @@ SELECT l.run_id, s.fence, s.outcome, s.worker_id, s.workflow_id
  WHERE :choose OR s.run_id IS NOT NULL
 """)
 
-# Make failed runs pending again whose next attempt is due; with :from_start they start from the beginning. A run that
-# is no longer failed, or that the API has deleted, is not tried again. Attempts that were lost are counted anew.
+# Make failed runs pending again whose next attempt is due; with :from_start, or where operators decided so, they start
+# from the beginning. A run that is no longer failed, or that the API has deleted, is not tried again. Attempts that
+# were lost are counted anew.
 RETRY = text("""
 WITH known AS MATERIALIZED (
-    SELECT t.run_id, r.status = 'failed' AND d.state = 'settled' AS failed
+    SELECT t.run_id, r.status = 'failed' AND d.state = 'settled' AS failed,
+           COALESCE(CASE WHEN EXISTS (SELECT FROM orcheo_dispatch.policy AS q WHERE q.retries IS NOT NULL)
+                         THEN orcheo_dispatch.policy_of(d.workspace_id, d.workflow_id) ->> 'retries' END,
+                    CASE WHEN :from_start THEN 'start' END) AS rule
       FROM orcheo_dispatch.retry AS t
       JOIN workflow_runs AS r ON r.id = t.run_id
       JOIN orcheo_dispatch.dispatch AS d ON d.run_id = t.run_id
@@ -82,13 +92,13 @@ WITH known AS MATERIALIZED (
      LIMIT :batch
        FOR UPDATE OF t SKIP LOCKED
 ), due AS (
-    SELECT k.run_id, k.failed FROM known AS k
+    SELECT k.run_id, k.failed, COALESCE(k.rule = 'start', false) AS from_start FROM known AS k
      UNION ALL
-    SELECT e.run_id, false FROM deleted AS e
+    SELECT e.run_id, false, false FROM deleted AS e
 ), tried AS (
     UPDATE orcheo_dispatch.retry AS t
        SET next_at = NULL,
-           start_over_from = CASE WHEN u.failed AND :from_start THEN orcheo_dispatch.last_checkpoint(t.run_id) END
+           start_over_from = CASE WHEN u.failed AND u.from_start THEN orcheo_dispatch.last_checkpoint(t.run_id) END
       FROM due AS u WHERE t.run_id = u.run_id AND NOT :choose
     RETURNING t.run_id, t.retries, u.failed
 ), counted AS (

@@ -30,6 +30,7 @@ _UNITS = (
     "_messages",
     "_slots",
     "_processes",
+    "_workers",
     "_transactions",
     "_up",
     "_workflows",

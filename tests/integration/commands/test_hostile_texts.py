@@ -37,6 +37,11 @@ _ISOLATED = """
 INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since)
 SELECT left(text, 200), left(text, 200), text, left(text, 200), now() FROM unnest(%s::text[]) AS t(text)
 """
+_ALERTS = """
+INSERT INTO orcheo_dispatch.alert (name, subject, told_at)
+SELECT name, left(text, 200), now()
+  FROM unnest(%s::text[]) AS t(text), unnest(ARRAY['OrcheoRunsRefused', left(text, 100)]) AS n(name)
+"""
 _DECIDED = """
 INSERT INTO orcheo_dispatch.policy (workspace_id, paused, why) SELECT left(text, 200), true, text
   FROM unnest(%s::text[]) AS t(text)
@@ -58,6 +63,7 @@ def stack(database: Database, redis_url: str, tmp_path: Path) -> Stack:
     execute(database, _FORGED, list(_TEXTS))
     execute(database, _ENDED)
     execute(database, _ISOLATED, list(_TEXTS))
+    execute(database, _ALERTS, list(_TEXTS))
     execute(database, _DECIDED, list(_TEXTS))
     return Stack(database, redis_url, tmp_path / "side-effects")
 
@@ -94,6 +100,7 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("WORKFLOW", "--json"),
         ("WORKFLOW", "--clear"),
     ],
+    "alerts": [(), ("--json",), ("test",)],
     "policy": [
         ("list",),
         ("list", "--json"),
@@ -117,6 +124,9 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
     "poll": [(), ("--json",)],
     "health": [("--url", "http://127.0.0.1:1"), ("--port", "1")],
     "adopt": [(), ("--json",)],
+    "init": None,
+    "man": None,
+    "schema": [(_TEXTS[0],)],
     "migrate": None,
     "roles": None,
     "units": None,

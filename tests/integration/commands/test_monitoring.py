@@ -16,6 +16,7 @@ import yaml
 
 from orcheo_dispatch.ops.sandbox.child import free_port
 from orcheo_dispatch.shared.health.probe import METRICS, ask
+from tests.support import grafana
 from tests.support.database.databases import Database
 from tests.support.database.roles import Kind
 from tests.support.database.runs import all_ended, insert_runs
@@ -167,6 +168,40 @@ def test_queries_of_panels_answer_with_the_rights_of_a_dashboard(database: Datab
             if target["format"] == "time_series":
                 assert columns[0] == "time"
                 assert [row[0] for row in rows] == sorted(row[0] for row in rows), title
+
+
+def _references(node: Any) -> set[str]:
+    """Return every `${...}` in the texts of a dashboard."""
+    return set(re.findall(r"\$\{[^}]*\}", json.dumps(node)))
+
+
+def test_dashboard_for_an_import_by_hand_is_the_provisioned_one_with_inputs() -> None:
+    """After a change of the dashboard: python -m tests.support.grafana."""
+    assert grafana.IMPORTED.read_text(encoding="utf-8") == grafana.written(grafana.importable(_dashboard()))
+    imported = json.loads(grafana.IMPORTED.read_text(encoding="utf-8"))
+    inputs = {f"${{{each['name']}}}": each["pluginId"] for each in imported["__inputs"]}
+    assert sorted(inputs.values()) == sorted(_SOURCES.values())
+    # Whatever Grafana does not replace at an import would be looked for as a data source of that name.
+    assert _references(imported) == set(inputs)
+    assert imported["templating"]["list"] == []
+    assert len(imported["panels"]) == len(_dashboard()["panels"])
+    for panel in imported["panels"]:
+        for each in (panel, *panel.get("targets", ())):
+            if "datasource" in each:
+                assert inputs[each["datasource"]["uid"]] == each["datasource"]["type"], panel["title"]
+    assert {each["id"] for each in imported["__requires"] if each["type"] == "datasource"} == set(inputs.values())
+    assert {each["id"] for each in imported["__requires"] if each["type"] == "panel"} == _PANELS - {"row"}
+
+
+def test_provisioned_dashboard_has_no_inputs_and_chooses_the_provisioned_sources() -> None:
+    dashboard = _dashboard()
+    assert not {"__inputs", "__requires", "id"} & dashboard.keys()
+    assert _references(dashboard) == set(_SOURCES)
+    sources = yaml.safe_load((PROVISIONING / "datasources" / "orcheo.yml").read_text())["datasources"]
+    provisioned = {source["uid"]: (source["name"], source["type"]) for source in sources}
+    for variable in dashboard["templating"]["list"]:
+        chosen = variable["current"]
+        assert provisioned[chosen["value"]] == (chosen["text"], variable["query"])
 
 
 def test_panels_name_their_views() -> None:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.model import Claim, Lapsed
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.policies import LostRuns
@@ -155,7 +155,7 @@ def test_lapsed_claims_are_found_and_extended(database: Database) -> None:
         _expire(database)
         assert sorted(store.lapsed(batch=10)) == [first, second]
         store.extend([first], lease=60, reason="waiting")
-        assert store.lapsed(batch=10) == {second: None}
+        assert store.lapsed(batch=10) == {second: Lapsed(None, served=True)}
 
 
 def test_rows_of_deleted_runs_are_settled(database: Database) -> None:

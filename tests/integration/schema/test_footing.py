@@ -137,7 +137,7 @@ def test_policies_that_hide_nothing_work(database: Database, redis_url: str, rol
 
 def test_names_of_parts_are_those_that_migrations_make(database: Database) -> None:
     names = [row["name"].partition(".")[2] for row in everything(database, _DEFINED)]
-    assert sorted(names) == sorted((*parts.FUNCTIONS, *parts.INDEXES, *parts.VIEWS))
+    assert sorted(names) == sorted((*parts.FUNCTIONS, *parts.FIGURES, *parts.INDEXES, *parts.VIEWS))
 
 
 _DEFINED = """

@@ -53,6 +53,8 @@ _PAGE = [query for query in vars(overview).values() if isinstance(query, TextCla
 _GAUGES = [query for query in vars(backlog).values() if isinstance(query, TextClause)]
 _OF_A_WORKER_ALONE = {"BEGIN", "BEGUN", "ENDED_BY_API", "HEARTBEAT", "RECORD_HARM", "REFUSE", "SETTLE"}
 _OF_BOTH = {"CLOSE_TRACES", "GONE", "ISOLATED", "PRUNE_ISOLATION", "SEEN", "SLOTS_RETURNED"}
+_OF_BOTH |= {"ALERT_LEAD", "ALERT_LEAVE", "ALERT_SEEN", "ALERT_KEEP", "ALERT_CLAIM", "ALERT_TOLD", "ALERT_UNSENT"}
+_OF_BOTH |= {"ALERT_DISPATCHERS"}
 _QUERIES = [
     query
     for name, query in {**vars(queries), **vars(overview)}.items()
@@ -184,6 +186,7 @@ def test_role_reaches_no_other_table(database: Database, roles: Roles, kind: Kin
     # `status` and `run` read them with every role.
     ours |= {"orcheo_dispatch.all_pending_runs", "orcheo_dispatch.live_runs", "orcheo_dispatch.processes"}
     ours |= {"orcheo_dispatch.retry", "orcheo_dispatch.question"}
+    ours |= {"orcheo_dispatch.alert", "orcheo_dispatch.teller"}
     ours |= {"orcheo_dispatch.retrying_runs", "orcheo_dispatch.dead_runs", "orcheo_dispatch.waiting_runs"}
     if kind is not Kind.WORKER:
         ours.add("orcheo_dispatch.ended")

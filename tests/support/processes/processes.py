@@ -149,7 +149,7 @@ class Stack:
                 return self.database.dsn_of(Kind.DISPATCHER)
             case "policy" | "pause" | "unpause" | "maintenance":
                 return self.database.dsn_of(Kind.DISPATCHER)
-            case "status" | "runs" | "operations":
+            case "status" | "runs" | "operations" | "alerts":
                 return self.database.dsn_of(Kind.DASHBOARD)
         # `migrate` makes tables. Orcheo's executor does too, and reads workflows and credentials.
         return self.database.dsn

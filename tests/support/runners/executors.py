@@ -58,6 +58,10 @@ async def _echo(run: Run) -> Any:
     return dict(run.inputs)
 
 
+async def _pid(run: Run) -> Any:
+    return {"pid": os.getpid()}
+
+
 async def _wait(run: Run) -> Any:
     await asyncio.sleep(float(run.inputs["seconds"]))
     return {}
@@ -167,6 +171,7 @@ _ACTS = {
     "home": _home,
     "orphan": _orphan,
     "echo": _echo,
+    "pid": _pid,
     "wait": _wait,
     "block": _block,
     "swallow": _swallow,

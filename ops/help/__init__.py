@@ -1,0 +1,1 @@
+"""What the command says about itself: examples, the manual page, and how to type it on this host."""

@@ -1,0 +1,1 @@
+"""What `orcheo-dispatch init` asks, checks and writes."""

@@ -1,0 +1,1 @@
+"""Alerts that our own processes send, where there is no Prometheus."""

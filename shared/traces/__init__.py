@@ -1,0 +1,1 @@
+"""Export what happens to runs as OpenTelemetry spans, if that is switched on."""
