@@ -1,39 +1,42 @@
-"""The status page as one HTML document, with its style, its script and a content security policy."""
+"""The status page as files: one HTML document with a content security policy, its style and its script's modules."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from hashlib import sha256
 from importlib.resources import files
 
-from orcheo_dispatch.shared.health.routes import Answer
+from orcheo_dispatch.dispatcher.page.answers import HEADERS
+from orcheo_dispatch.shared.health.probe import ASSETS, PAGE
+from orcheo_dispatch.shared.health.routes import Answer, Route
 
-# Headers of every response of the page's routes; the page itself allows its own style, script and requests.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+# Only files of this server: a script or a style that was injected into the page is ignored. Trusted Types keep the
+# script from creating HTML from a text.
+_POLICY = (
+    f"{HEADERS['Content-Security-Policy']}; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_DOCUMENT = "page.html"
 
 
-def make_document() -> Answer:
-    """Return the page. It is the same for all requests, so it is created once, at the start."""
-    style, script = _read("page.css"), _read("page.js")
-    body = _read("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
-    # The hashes allow only this style and this script; injected ones are ignored. Trusted Types keep the script from
-    # creating HTML from a text.
-    policy = (
-        f"{HEADERS['Content-Security-Policy']}; style-src {_source(style)}; script-src {_source(script)}; "
-        "connect-src 'self'; img-src data:; require-trusted-types-for 'script'; trusted-types 'none'"
+def document_routes() -> dict[str, Route]:
+    """Return the routes of the files. They are the same for all requests and hold nothing of any run."""
+    document = Answer(
+        _read(_DOCUMENT), "text/html; charset=utf-8", headers={**HEADERS, "Content-Security-Policy": _POLICY}
     )
-    return Answer(body.encode(), "text/html; charset=utf-8", headers={**HEADERS, "Content-Security-Policy": policy})
+    assets = {
+        f"{ASSETS}{name}": Answer(_read(name), _KINDS[name.rpartition(".")[2]], headers=HEADERS) for name in _names()
+    }
+    return {path: _serving(answer) for path, answer in {PAGE: document, **assets}.items()}
 
 
-def _read(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+def _serving(answer: Answer) -> Route:
+    return lambda _: answer
 
 
-def _source(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+def _names() -> list[str]:
+    found = files(__package__).joinpath("assets").iterdir()
+    return sorted(each.name for each in found if each.name.endswith((".css", ".js")))
+
+
+def _read(name: str) -> bytes:
+    return files(__package__).joinpath("assets", name).read_bytes()

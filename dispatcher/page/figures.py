@@ -17,6 +17,8 @@ from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
 MISSING_SECONDS = 600
 """Seconds after its last heartbeat during which a process that did not deregister is shown as missing."""
 _LISTED = 10
+_POLICIES = 50
+_OPERATIONS = 12
 _WORKFLOWS = 50
 _PROCESSES = 200
 _WORKFLOWS_AMONG = 5_000
@@ -37,6 +39,9 @@ class Figures:
     processes: list[Row]
     workflows: list[str]
     isolated: list[Row]
+    policies: list[Row] | None
+    """What operators decided that is in force. None, as that of `operations`: as in `lists`."""
+    operations: list[Row] | None
     beat_silent_for: float | None
 
     def alive(self, kind: str) -> bool:
@@ -51,6 +56,7 @@ def read_figures(connection: Connection) -> Figures:
     others = queries.read_others(connection)
     isolated_count, isolated = queries.read_isolated(connection)
     waiting = _waiting(connection)
+    operators = bool(connection.scalar(overview.MAY_SEE_OPERATORS))
     processes = overview.rows_of(connection, overview.PROCESSES, missing=MISSING_SECONDS, limit=_PROCESSES)
     return Figures(
         read_at=connection.exec_driver_sql("SELECT now()").scalar_one().isoformat(),
@@ -85,13 +91,15 @@ def read_figures(connection: Connection) -> Figures:
             for row in overview.rows_of(connection, overview.WORKFLOWS, limit=_WORKFLOWS, newest=_WORKFLOWS_AMONG)
         ],
         isolated=isolated,
+        policies=overview.rows_of(connection, overview.IN_FORCE, limit=_POLICIES) if operators else None,
+        operations=overview.rows_of(connection, overview.NEWEST_OPERATIONS, limit=_OPERATIONS) if operators else None,
         beat_silent_for=connection.scalar(queries.BEAT_SILENT),
     )
 
 
 def named(rows: Iterable[Row], names: dict[str, str]) -> list[Row]:
     """Return the rows, each with its workflow's name, or None if it is unknown or may not be read."""
-    return [{**row, "workflow": names.get(row["workflow_id"])} for row in rows]
+    return [{**row, "workflow": names.get(row["workflow_id"] or "")} for row in rows]
 
 
 def _waiting(connection: Connection) -> dict[str, tuple[int | None, list[Row] | None]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
 from orcheo_dispatch import __version__
-from orcheo_dispatch.dispatcher.page.document import HEADERS, make_document
+from orcheo_dispatch.dispatcher.page.answers import HEADERS, json_answer
+from orcheo_dispatch.dispatcher.page.document import document_routes
 from orcheo_dispatch.dispatcher.page.figures import Row, named
 from orcheo_dispatch.dispatcher.page.verdict import Problem
 from orcheo_dispatch.dispatcher.page.watch import RUNS, Seen, Watch
-from orcheo_dispatch.shared.health.probe import PAGE
 from orcheo_dispatch.shared.health.routes import Answer, Request, Route
 from orcheo_dispatch.shared.ledger.overview import Shown, Wanted
 from orcheo_dispatch.shared.ledger.processes import Process
@@ -21,12 +19,14 @@ from orcheo_dispatch.shared.ledger.processes import Process
 OVERVIEW = "/overview.json"
 ONE_RUN = "/run.json"
 _LONGEST_ID = 200
-_LISTS = ("stuck", "lost", "retrying", "waiting", "dead", "processes", "workflows", "isolated")
+_LISTS = (
+    *("stuck", "lost", "retrying", "waiting", "dead"),
+    *("processes", "workflows", "isolated", "policies", "operations"),
+)
 
 
-def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, Route]:
+def page_routes(watch: Watch, process: Process, *, guarded: bool, actions: bool) -> dict[str, Route]:
     """Return the routes: the page, `/overview.json` with parameters `status` and `workflow`, `/run.json` with `id`."""
-    document = make_document()
     began = time.monotonic()
 
     def overview(request: Request) -> Answer:
@@ -43,10 +43,11 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
                 "version": __version__,
                 "up_for": time.monotonic() - began,
                 "guarded": guarded,
+                "actions": actions,
             },
             **_as_json(watch.look(wanted), wanted),
         }
-        return _json(body)
+        return json_answer(body)
 
     def run(request: Request) -> Answer:
         run_id = request.query.get("id", "")
@@ -54,18 +55,14 @@ def page_routes(watch: Watch, process: Process, *, guarded: bool) -> dict[str, R
             return _bad_request("id takes the id of a run.")
         seen = watch.tell(run_id)
         if seen is None:
-            return _json({"error": "It was not read yet. Ask again."}, HTTPStatus.SERVICE_UNAVAILABLE)
+            return json_answer({"error": "It was not read yet. Ask again."}, HTTPStatus.SERVICE_UNAVAILABLE)
         if isinstance(seen.story, Problem):
-            return _json({"error": seen.story.text}, HTTPStatus.SERVICE_UNAVAILABLE)
+            return json_answer({"error": seen.story.text}, HTTPStatus.SERVICE_UNAVAILABLE)
         if not seen.story:
-            return _json({"error": "There is no such run."}, HTTPStatus.NOT_FOUND)
-        return _json({**seen.story, "ago": seen.ago})
+            return json_answer({"error": "There is no such run."}, HTTPStatus.NOT_FOUND)
+        return json_answer({**seen.story, "ago": seen.ago})
 
-    return {PAGE: lambda _: document, OVERVIEW: overview, ONE_RUN: run}
-
-
-def _json(body: Row, status: HTTPStatus = HTTPStatus.OK) -> Answer:
-    return Answer(json.dumps(body, default=_plain).encode(), "application/json", status, headers=HEADERS)
+    return {**document_routes(), OVERVIEW: overview, ONE_RUN: run}
 
 
 def _bad_request(text: str) -> Answer:
@@ -101,6 +98,8 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
         **figures.lists,
         "processes": figures.processes,
         "isolated": named(figures.isolated, seen.names),
+        "policies": None if figures.policies is None else named(figures.policies, seen.names),
+        "operations": None if figures.operations is None else named(figures.operations, seen.names),
         "workflows": named([_workflow(each) for each in _choices(figures.workflows, wanted)], seen.names),
     }
 
@@ -112,9 +111,3 @@ def _choices(workflows: list[str], wanted: Wanted) -> list[str]:
 
 def _workflow(workflow_id: str) -> Row:
     return {"workflow_id": workflow_id}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(type(value).__name__)

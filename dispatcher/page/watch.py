@@ -221,10 +221,10 @@ def _watched[K, T](choices: dict[K, _Choice[T]], now: float) -> dict[K, _Choice[
 
 
 def _workflows(figures: Figures, wanted: list[Wanted], runs: list[list[Row]]) -> list[str]:
-    lists = [*figures.lists.values(), figures.isolated, *runs]
+    lists = [*figures.lists.values(), figures.isolated, figures.policies, figures.operations, *runs]
     rows = [row for each in lists if each is not None for row in each]
     chosen = [each.workflow for each in wanted if each.workflow]
-    return sorted({*figures.workflows, *chosen, *(row["workflow_id"] for row in rows)})
+    return sorted({*figures.workflows, *chosen, *(row["workflow_id"] for row in rows if row["workflow_id"])})
 
 
 def _trouble_of(error: Exception) -> Problem:

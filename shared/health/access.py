@@ -26,42 +26,55 @@ def guarded(
     """Return the routes; with a token, all but `open_to_all` require it, and two more let a browser log in and out."""
     if token is None:
         return routes
-    access = _Access(token.get_secret_value())
+    access = Access(token)
     asked = {path: route if path in open_to_all else access.asked_before(route) for path, route in routes.items()}
     return {**asked, LOGIN: access.let_in, LOGOUT: access.let_out}
 
 
-class _Access:
-    def __init__(self, token: str) -> None:
-        self._bearer = f"Bearer {token}"
+class Access:
+    """Knows the token, and the cookie that stands for it."""
+
+    def __init__(self, token: SecretStr) -> None:
+        secret = token.get_secret_value()
+        self._bearer = f"Bearer {secret}"
         # Derived from the token: valid for every process with the same token, until the token changes.
-        self._cookie = hmac.new(token.encode(), _OF_THE_COOKIE, "sha256").hexdigest()
+        self._cookie = hmac.new(secret.encode(), _OF_THE_COOKIE, "sha256").hexdigest()
+
+    def admits(self, request: Request) -> bool:
+        """Return whether a request shows the token or the cookie."""
+        return self._shows_token(request) or any(same(shown, self._cookie) for shown in cookies_of(request, COOKIE))
 
     def asked_before(self, route: Route) -> Route:
-        def guarded_route(request: Request) -> Answer:
-            return route(request) if self._shows_token(request) or self._shows_cookie(request) else _refused()
-
-        return guarded_route
+        """Return the route for those who show the token or the cookie."""
+        return lambda request: route(request) if self.admits(request) else _refused()
 
     def let_in(self, request: Request) -> Answer:
+        """Give a browser that shows the token its cookie."""
         return _with_cookie(request, self._cookie, COOKIE_SECONDS) if self._shows_token(request) else _refused()
 
     def let_out(self, request: Request) -> Answer:
+        """Take the cookie back."""
         return _with_cookie(request, "", 0)
 
     def _shows_token(self, request: Request) -> bool:
-        return _same(request.headers.get("authorization", ""), self._bearer)
-
-    def _shows_cookie(self, request: Request) -> bool:
-        # Not with SimpleCookie, which rejects the whole header if another program's cookie is malformed.
-        for cookie in request.headers.get("cookie", "").split(";"):
-            name, _, value = cookie.strip().partition("=")
-            if name == COOKIE and _same(value, self._cookie):
-                return True
-        return False
+        return same(request.headers.get("authorization", ""), self._bearer)
 
 
-def _same(shown: str, right: str) -> bool:
+def cookies_of(request: Request, wanted: str) -> list[str]:
+    """Return the values of a cookie: a browser sends one for each path that it knows."""
+    # Not with SimpleCookie, which rejects the whole header if another program's cookie is malformed.
+    pairs = (cookie.strip().partition("=") for cookie in request.headers.get("cookie", "").split(";"))
+    return [value for name, _, value in pairs if name == wanted]
+
+
+def make_cookie(request: Request, name: str, value: str, seconds: int) -> str:
+    """Return a cookie that scripts cannot read and that is sent to this site only."""
+    # `Secure` only if the browser connected with TLS: otherwise it would never send the cookie.
+    secure = "; Secure" if request.headers.get("x-forwarded-proto", "").lower() == "https" else ""
+    return f"{name}={value}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Strict{secure}"
+
+
+def same(shown: str, right: str) -> bool:
     """Compare in constant time; as bytes, since comparing non-ASCII text raises."""
     return hmac.compare_digest(shown.encode(errors="replace"), right.encode())
 
@@ -72,7 +85,5 @@ def _refused() -> Answer:
 
 
 def _with_cookie(request: Request, value: str, seconds: int) -> Answer:
-    # `Secure` only if the browser connected with TLS: otherwise it would never send the cookie.
-    secure = "; Secure" if request.headers.get("x-forwarded-proto", "").lower() == "https" else ""
-    cookie = f"{COOKIE}={value}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Strict{secure}"
+    cookie = make_cookie(request, COOKIE, value, seconds)
     return Answer(b"", status=HTTPStatus.NO_CONTENT, headers={"Set-Cookie": cookie})

@@ -38,11 +38,13 @@ def is_named(host: str, names: frozenset[str]) -> bool:
         return True
     if found is None:
         return False
-    if _is_address(found["six"] or found["name"]):
-        return True
-    name = _same_form(found["name"] or "")
-    parents = name.split(".")
-    return name in names or any(f".{'.'.join(parents[at:])}" in names for at in range(1, len(parents)))
+    return _is_address(found["six"] or found["name"]) or _is_among(found["name"] or "", names)
+
+
+def is_listed(host: str, allowed: tuple[str, ...]) -> bool:
+    """Return whether a host is one that the settings name; an address or `*` is none."""
+    found = _HOST.fullmatch(host)
+    return found is not None and _is_among(found["name"] or "", frozenset(map(_same_form, allowed)))
 
 
 def _checked(names: frozenset[str], route: Route) -> Route:
@@ -57,6 +59,12 @@ def _checked(names: frozenset[str], route: Route) -> Route:
 def _misdirected() -> Answer:
     body = b"421 Misdirected Request. Not served under this name: ORCHEO_HEALTH_ALLOWED_HOSTS takes names of hosts.\n"
     return Answer(body, status=HTTPStatus.MISDIRECTED_REQUEST)
+
+
+def _is_among(given: str, names: frozenset[str]) -> bool:
+    name = _same_form(given)
+    parents = name.split(".")
+    return name in names or any(f".{'.'.join(parents[at:])}" in names for at in range(1, len(parents)))
 
 
 def _is_address(host: str) -> bool:

@@ -6,6 +6,8 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 
 LIVE, READY, METRICS, PAGE = "/livez", "/readyz", "/metrics", "/"
+ASSETS, ACTIONS = "/assets/", "/actions/"
+"""What the paths of the page's scripts and styles, and of what an operator does there, begin with."""
 DEADLINE_SECONDS = 5.0
 """Maximum duration of a connection, however slowly its client reads or writes."""
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024

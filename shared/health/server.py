@@ -1,8 +1,10 @@
 """Serve health over HTTP: /livez, /readyz, /metrics and further routes of a process.
 
+GET and HEAD never change anything. A POST is accepted only below /actions/, whose routes decide themselves who may act.
+
 The server never blocks the process: it uses daemon threads, limits the number and duration of connections, and logs no
-requests. It is the standard library's server with these limits: for a few fixed, read-only routes, a web server would
-be one more dependency of every process, with its own event loop or threads and its own logs.
+requests. It is the standard library's server with these limits: for a few fixed routes, a web server would be one
+more dependency of every process, with its own event loop or threads and its own logs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.health.access import guarded
 from orcheo_dispatch.shared.health.checks import Check
 from orcheo_dispatch.shared.health.hosts import answering_to, names_of
-from orcheo_dispatch.shared.health.probe import DEADLINE_SECONDS, LIVE, METRICS, PAGE, READY, without_brackets
+from orcheo_dispatch.shared.health.probe import (
+    ACTIONS,
+    ASSETS,
+    DEADLINE_SECONDS,
+    LIVE,
+    METRICS,
+    PAGE,
+    READY,
+    without_brackets,
+)
 from orcheo_dispatch.shared.health.routes import Answer, Request, Route
 from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.settings.model import Settings
@@ -41,6 +52,10 @@ _CONNECTIONS = 16
 _THREADS = 32
 """Maximum number of handler threads; a connection beyond that is closed unless a thread ends within a second."""
 _ROOM_SECONDS = 1.0
+_MOST_BODY_BYTES = 64 * 1024
+"""Maximum size of the body of a POST."""
+_ACTION_SECONDS = 30.0
+"""Maximum duration of the connection of a POST: an action may concern many runs."""
 _HUNG_UP = float("inf")
 _SWEEP_SECONDS = 0.5
 
@@ -60,16 +75,22 @@ def serve_health(settings: Settings, routes: Mapping[str, Route]) -> HealthServe
     """Serve the routes at the configured address; None if no port is set. Raises `SettingsError`."""
     if settings.health_port == 0:
         return None
-    routes = guarded(routes, settings.health_token, open_to_all=OPEN_TO_ALL)
-    names = names_of(settings.health_host, settings.health_allowed_hosts)
-    routes = answering_to(names, routes, open_to_all=OPEN_TO_ALL_NAMES)
-    server = HealthServer(settings.health_host, settings.health_port, routes)
+    server = HealthServer(settings.health_host, settings.health_port, protected(settings, routes))
     server.start()
     return server
 
 
+def protected(settings: Settings, routes: Mapping[str, Route]) -> Mapping[str, Route]:
+    """Return the routes, each open only to those who may use it. Those below /actions/ check this themselves."""
+    actions = {path for path in routes if path.startswith(ACTIONS)}
+    assets = {path for path in routes if path.startswith(ASSETS)}
+    routes = guarded(routes, settings.health_token, open_to_all=OPEN_TO_ALL | assets | actions)
+    names = names_of(settings.health_host, settings.health_allowed_hosts)
+    return answering_to(names, routes, open_to_all=OPEN_TO_ALL_NAMES | actions)
+
+
 class HealthServer:
-    """Serves routes, for GET and HEAD, on threads that never keep the process from ending.
+    """Serves routes on threads that never keep the process from ending: for GET and HEAD, below /actions/ for POST.
 
     A child of the process neither serves nor holds the port: the sockets it inherits are closed at the fork.
     """
@@ -197,6 +218,12 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log nothing: the client disconnected. The handler logs failures on our side."""
 
+    def allow_action(self, request: Any) -> None:
+        """Let the connection stay open for as long as an action may take."""
+        with self._change:
+            if self._open.get(request, _HUNG_UP) < _HUNG_UP:
+                self._open[request] = time.monotonic() + _ACTION_SECONDS - DEADLINE_SECONDS
+
     def _waiting(self) -> Iterator[Any]:
         """Return the connections that are still open, oldest first."""
         return (request for request, since in self._open.items() if since < _HUNG_UP)
@@ -219,10 +246,36 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        self._answer(b"")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name
+
+    def do_POST(self) -> None:
+        if not self.path.startswith(ACTIONS):
+            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+            return
+        length = self.headers.get("content-length", "")
+        # Without a length, or in chunks, nobody knows where the body ends before it has been read.
+        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in self.headers:
+            self.send_error(HTTPStatus.LENGTH_REQUIRED)
+        elif len(length) > len(str(_MOST_BODY_BYTES)) or int(length) > _MOST_BODY_BYTES:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            body = self.rfile.read(int(length))
+            self.server.allow_action(self.connection)
+            self._answer(body)
+
+    def _answer(self, body: bytes) -> None:
         try:
             if len(self.headers.get_all("host", [])) > 1:
                 raise ValueError("which of them?")
-            request = Request.of(self.path, dict(self.headers))
+            request = Request.of(
+                self.path,
+                self.headers.items(),
+                method=self.command,
+                client=str(self.client_address[0]),
+                body=body,
+            )
         except ValueError:
             self.send_error(HTTPStatus.BAD_REQUEST)
             return
@@ -241,12 +294,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.failing.discard(path)
         self._send(answer)
 
-    do_HEAD = do_GET  # noqa: N815 - http.server looks for this name
-
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
         """Answer with one line that quotes nothing of the request."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
-        known = f" Try {', '.join(self.server.routes)}." if status is HTTPStatus.NOT_FOUND else ""
+        named = [path for path in self.server.routes if not path.startswith((ASSETS, ACTIONS))]
+        known = f" Try {', '.join(named)}." if status is HTTPStatus.NOT_FOUND else ""
         self._send(Answer(f"{status.value} {status.phrase}.{known}\n".encode(), status=status))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -261,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             self.send_header(name, value)
         if answer.status is HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", "GET, HEAD")
+            self.send_header("Allow", "POST" if self.path.startswith(ACTIONS) else "GET, HEAD")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body)

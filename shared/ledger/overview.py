@@ -97,8 +97,8 @@ SELECT run_id
 # Columns shown for a run. `reason` is shown only if it is 'by hand' or a name, such as that of a class of errors.
 ROWS = text("""
 WITH rows AS (
-    SELECT r.id AS run_id, r.workflow_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts, d.begun_at,
-           COALESCE(l.stuck, false) AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
+    SELECT r.id AS run_id, r.workflow_id, r.workspace_id, r.status, r.triggered_by, r.created_at, d.state, d.attempts,
+           d.begun_at, COALESCE(l.stuck, false) AS stuck, d.heartbeat_at, d.worker_id::text AS worker_id,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.settled_at END AS ended_at,
            CASE WHEN r.status NOT IN ('pending', 'running') THEN d.outcome END AS outcome,
            CASE WHEN d.reason ~ '^[A-Za-z_][A-Za-z0-9_.]{0,79}$' OR d.reason = 'by hand' THEN d.reason END AS reason
@@ -107,7 +107,7 @@ WITH rows AS (
       LEFT JOIN orcheo_dispatch.live_runs AS l ON l.run_id = r.id
      WHERE r.id = ANY (CAST(:run_ids AS text[]))
 )
-SELECT run_id, workflow_id, status, triggered_by, created_at, state, outcome, attempts, reason, worker_id,
+SELECT run_id, workflow_id, workspace_id, status, triggered_by, created_at, state, outcome, attempts, reason, worker_id,
        stuck,
        EXTRACT(epoch FROM now() - created_at)::float8 AS created_ago,
        EXTRACT(epoch FROM now() - COALESCE(ended_at, CASE WHEN state = 'running' THEN begun_at END, created_at))::float8
@@ -138,6 +138,33 @@ SELECT kind, id::text AS id, host, pid, version, concurrency, running,
   FROM orcheo_dispatch.processes
  WHERE seen_at > now() - make_interval(secs => :missing)
  ORDER BY kind, alive DESC, host, started_at, id
+ LIMIT :limit
+""")
+
+# The views may be missing: this release's `migrate` creates them.
+MAY_SEE_OPERATORS = text("""
+SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.policies'), 'SELECT')
+                AND has_table_privilege(to_regclass('orcheo_dispatch.operations'), 'SELECT'), false)
+""")
+
+# Policies that say something now, wider scopes first.
+IN_FORCE = text("""
+SELECT scope, workspace_id, workflow_id, maintenance, paused,
+       EXTRACT(epoch FROM paused_until - now())::float8 AS paused_for, priority, max_running, rate_runs, rate_seconds,
+       queue, timeout_seconds, lost_runs, retries, isolation, why, by, EXTRACT(epoch FROM now() - at)::float8 AS ago
+  FROM orcheo_dispatch.policies
+ WHERE num_nonnulls(maintenance, paused, priority, max_running, rate_runs, queue, timeout_seconds, lost_runs, retries,
+                    isolation) > 0
+ ORDER BY CASE scope WHEN 'all' THEN 1 WHEN 'workspace' THEN 2 ELSE 3 END, at DESC, workspace_id, workflow_id
+ LIMIT :limit
+""")
+
+# The newest operations, each with its number of runs and the first of them.
+NEWEST_OPERATIONS = text("""
+SELECT id, EXTRACT(epoch FROM now() - at)::float8 AS ago, by, interface, action, workspace_id, workflow_id,
+       cardinality(run_ids) AS runs, run_ids[1] AS run_id, details, changed, refused, why
+  FROM orcheo_dispatch.operations
+ ORDER BY id DESC
  LIMIT :limit
 """)
 

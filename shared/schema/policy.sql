@@ -215,7 +215,7 @@ COMMENT ON COLUMN orcheo_dispatch.operations.id IS 'Number of the operation.';
 COMMENT ON COLUMN orcheo_dispatch.operations.at IS 'When.';
 COMMENT ON COLUMN orcheo_dispatch.operations.by IS 'Name of the operator: the login name of the shell or of the database, or what the reverse proxy says.';
 COMMENT ON COLUMN orcheo_dispatch.operations.interface IS 'command, page or sql.';
-COMMENT ON COLUMN orcheo_dispatch.operations.action IS 'policy set, policy clear, requeue, cancel, fail, answer.';
+COMMENT ON COLUMN orcheo_dispatch.operations.action IS 'policy set, policy clear, requeue, cancel, fail, answer, isolate, isolate clear.';
 COMMENT ON COLUMN orcheo_dispatch.operations.workspace_id IS 'ID of the workspace that it is about; null if it is about none.';
 COMMENT ON COLUMN orcheo_dispatch.operations.workflow_id IS 'ID of the workflow that it is about; null if it is about none.';
 COMMENT ON COLUMN orcheo_dispatch.operations.run_ids IS 'IDs of the runs that were changed.';

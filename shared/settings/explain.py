@@ -12,6 +12,7 @@ from orcheo_dispatch.shared.settings.credentials import read_credentials
 from orcheo_dispatch.shared.text.redaction import redact
 
 _EXPECTED = {
+    "bool_parsing": "true or false",
     "float_parsing": "a valid number, such as 5 or 0.5, without a unit",
     "int_parsing": "a valid integer, such as 5, without a unit",
 }

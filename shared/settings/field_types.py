@@ -5,6 +5,7 @@ An error text says what is accepted, as the end of a sentence, and does not quot
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,11 @@ QUEUE_NAME = r"[a-z0-9][a-z0-9_-]{0,39}"
 DEFAULT_QUEUE_NAME = "default"
 """The queue of runs for which no policy names one."""
 
+_OTHER_HEADERS = frozenset({
+    "authorization", "content-length", "content-type", "cookie", "host", "origin", "referer", "sec-fetch-site",
+    "user-agent", "x-csrf-token", "x-forwarded-proto",
+})  # fmt: skip
+
 
 def _split_list(value: Any) -> Any:
     if isinstance(value, str):
@@ -52,6 +58,22 @@ def _check_hosts(names: tuple[str, ...]) -> tuple[str, ...]:
         if name != "*" and not re.fullmatch(r"\.?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?", name):
             raise ValueError("host names without a port, such as page.example.org or .example.org, or *")
     return names
+
+
+def _check_networks(given: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        found = tuple(str(ipaddress.ip_network(each)) for each in given)
+    except ValueError:
+        found = ()
+    if not found:
+        raise ValueError("addresses or networks, such as 127.0.0.1 or 10.0.0.0/8")
+    return found
+
+
+def _check_header(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,99}", name) or name.lower() in _OTHER_HEADERS:
+        raise ValueError("the name of a header that only the proxy sets, such as X-Forwarded-User")
+    return name
 
 
 def _check_token(value: SecretStr) -> SecretStr:
@@ -110,6 +132,8 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)]
 PostgresDsn = Annotated[SecretStr, AfterValidator(_check_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_hosts)]
+Networks = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_networks)]
+HeaderName = Annotated[str, AfterValidator(_check_header)]
 HealthToken = Annotated[SecretStr, AfterValidator(_check_token)]
 ServiceToken = Annotated[SecretStr, AfterValidator(_check_service_token)]
 AlertUrls = Annotated[SecretStr, AfterValidator(_check_alert_urls)]
@@ -131,6 +155,8 @@ def show_default(value: Any) -> str:
     """Return a default in the form used in the documentation."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(value) or "unset"
     if isinstance(value, float):

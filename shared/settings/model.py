@@ -23,16 +23,24 @@ from orcheo_dispatch.shared.settings.field_types import (
     LONGEST,
     AlertUrls,
     CronModeInAnyCase,
+    HeaderName,
     HealthToken,
     HostNames,
     LogFormat,
     LogLevel,
+    Networks,
     ServiceToken,
     TracesInAnyCase,
     show_default,
 )
 from orcheo_dispatch.shared.settings.policies import CronMode, Traces, cron_mode
-from orcheo_dispatch.shared.settings.rules import check_api, check_interrupted_runs, check_leases, check_queue
+from orcheo_dispatch.shared.settings.rules import (
+    check_api,
+    check_interrupted_runs,
+    check_leases,
+    check_page_actions,
+    check_queue,
+)
 from orcheo_dispatch.shared.settings.values import LEVELS
 from orcheo_dispatch.shared.settings.worker import WorkerSettings
 
@@ -62,6 +70,21 @@ class Settings(WorkerSettings, DispatchSettings):
         (),
         alias="ORCHEO_HEALTH_ALLOWED_HOSTS",
         description="Host names of the status page, separated by commas, in addition to this machine's own.",
+    )
+    page_actions: bool = Field(
+        False,
+        alias="ORCHEO_PAGE_ACTIONS",
+        description="Whether operators may act on the status page; requires a token or a header of the user.",
+    )
+    page_user_header: HeaderName | None = Field(
+        None,
+        alias="ORCHEO_PAGE_USER_HEADER",
+        description="Header in which a reverse proxy names the user that it has authenticated; actions require it.",
+    )
+    page_proxies: Networks = Field(
+        ("127.0.0.0/8", "::1/128"),
+        alias="ORCHEO_PAGE_PROXIES",
+        description="Addresses and networks, separated by commas, from which that header is accepted.",
     )
     log_level: LogLevel = Field(
         "INFO",
@@ -143,6 +166,8 @@ class Settings(WorkerSettings, DispatchSettings):
         check_leases(worker_lease=self.worker_lease, heartbeat=self.heartbeat)
         check_interrupted_runs(self.interrupted_runs, self.lost_runs)
         check_queue(self.queue)
+        if self.page_actions:
+            check_page_actions(token=self.health_token is not None, user_header=self.page_user_header)
         if self.cron_mode is CronMode.API:
             check_api(self.api_url)
         return self

@@ -35,6 +35,15 @@ def check_queue(queue: str) -> None:
         )
 
 
+def check_page_actions(*, token: bool, user_header: str | None) -> None:
+    """Reject a page on which everybody who reaches it could act."""
+    if not token and user_header is None:
+        raise SettingsError(
+            "ORCHEO_PAGE_ACTIONS=true is invalid: expected false unless ORCHEO_HEALTH_TOKEN or ORCHEO_PAGE_USER_HEADER "
+            "is set, since everybody who reaches the status page could act"
+        )
+
+
 def check_api(api_url: str | None) -> None:
     """Reject an API that cannot dispatch cron triggers; its URL may contain a password and is not quoted."""
     if api_url is None:

@@ -14,9 +14,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from orcheo_dispatch.dispatcher.page import StatusPage
-from orcheo_dispatch.shared.health.access import guarded
 from orcheo_dispatch.shared.health.checks import condition
-from orcheo_dispatch.shared.health.server import OPEN_TO_ALL, HealthServer, health_routes
+from orcheo_dispatch.shared.health.server import HealthServer, health_routes, protected
 from orcheo_dispatch.shared.ledger.model import ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process
 from tests.support.database.databases import Database
@@ -67,7 +66,7 @@ def serve() -> Iterator[Serve]:
             ]
             routes = health_routes(live=checks[:1], ready=checks, metrics=lambda: (b"up 1\n", "text/plain"))
             routes |= page.routes(checks)
-            server = HealthServer("127.0.0.1", port, guarded(routes, chosen.health_token, open_to_all=OPEN_TO_ALL))
+            server = HealthServer("127.0.0.1", port, protected(chosen, routes))
             server.start()
             stack.callback(server.stop)
             return Served(server, page, wrong)
@@ -113,8 +112,14 @@ def look(browser: Browser) -> Iterator[Look]:
     windows: list[Window] = []
     contexts: list[BrowserContext] = []
 
-    def open_window(scheme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 800) -> Window:
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+    def open_window(
+        scheme: Literal["light", "dark"] = "light", width: int = 1280, height: int = 800, **headers: str
+    ) -> Window:
+        context = browser.new_context(
+            color_scheme=scheme,
+            viewport={"width": width, "height": height},
+            extra_http_headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
         contexts.append(context)
         context.add_init_script(_NOTE)
         page = context.new_page()

@@ -15,9 +15,9 @@ from tests.support.processes.processes import ROOT
 
 _NAME = "orcheo_dispatch"
 _READ = {
-    "dispatcher/page/page.html",
-    "dispatcher/page/page.css",
-    "dispatcher/page/page.js",
+    "dispatcher/page/assets/page.html",
+    "dispatcher/page/assets/page.css",
+    "dispatcher/page/assets/page.js",
     "ops/demo/agent.py",
     "ops/demo/greet.py",
     "ops/schemas/status.json",
