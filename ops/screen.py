@@ -24,6 +24,7 @@ from orcheo_dispatch.ops.runs.story import Story
 from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.operators.pending import PendingWorkflow
 from orcheo_dispatch.shared.ledger.status import Status
 from orcheo_dispatch.shared.ledger.story import Who
 from orcheo_dispatch.shared.text.plain import is_plain, plain, plain_lines
@@ -116,7 +117,8 @@ def status_view(status: Status) -> RenderableType:
     warnings = [*_elsewhere_view(status.begun_elsewhere), *_beat_view(status)]
     isolated = _isolated(status.isolated, status.isolated_workflows)
     switched = _switched(status)
-    return Group(*switched, promise, "", runs, "", dispatch, "", processes, *isolated, *warnings)
+    flood = _pending_workflows(status.pending_workflows)
+    return Group(*switched, promise, *flood, "", runs, "", dispatch, "", processes, *isolated, *warnings)
 
 
 def _switched(status: Status) -> list[RenderableType]:
@@ -132,6 +134,20 @@ def _switched(status: Status) -> list[RenderableType]:
             table.add_row(each.scope, until_text(each.until) if each.until else "unpaused", each.why or "", each.by)
         lines += [table, ""]
     return lines
+
+
+def _pending_workflows(rows: Sequence[PendingWorkflow]) -> list[RenderableType]:
+    """Return a table of the workflows with the most pending runs, where there are any."""
+    if not rows:
+        return []
+    table = Table("workflow", "name", "pending", "oldest", "waits", title="pending by workflow", title_justify="left")
+    table.columns[0].no_wrap = True
+    for row in rows:
+        until = f" until {until_text(row.until)}" if row.until and row.reason == "paused" else ""
+        by = f", by {row.by}" if row.by else ""
+        why = f"{(row.reason or 'unknown').replace('_', ' ')}{until}{by}"
+        table.add_row(row.workflow_id, row.workflow or "-", str(row.pending), duration(row.oldest_age), why)
+    return ["", table]
 
 
 def _isolated(count: int | None, rows: Sequence[Isolated]) -> list[RenderableType]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.ledger import overview
 from orcheo_dispatch.shared.ledger import status as queries
+from orcheo_dispatch.shared.ledger.operators.operations import read_entries
+from orcheo_dispatch.shared.ledger.operators.pending import LateRuns, read_late, read_pending_workflows
 from orcheo_dispatch.shared.ledger.statements import waits
 from orcheo_dispatch.shared.ledger.statements.waits import may_see_waiting
 from orcheo_dispatch.shared.ledger.status import LATE_SECONDS
@@ -36,6 +39,8 @@ class Figures:
     hour: Row
     lists: dict[str, list[Row] | None]
     """Runs by what is the matter with them. None: a table of this release is missing, or this role may not read it."""
+    backlog: list[Row]
+    """The workflows with the most pending runs."""
     processes: list[Row]
     workflows: list[str]
     isolated: list[Row]
@@ -58,11 +63,14 @@ def read_figures(connection: Connection) -> Figures:
     waiting = _waiting(connection)
     operators = bool(connection.scalar(overview.MAY_SEE_OPERATORS))
     processes = overview.rows_of(connection, overview.PROCESSES, missing=MISSING_SECONDS, limit=_PROCESSES)
+    read_at = connection.exec_driver_sql("SELECT now()").scalar_one()
+    late = read_late(connection) if pending.late else LateRuns()
     return Figures(
-        read_at=connection.exec_driver_sql("SELECT now()").scalar_one().isoformat(),
+        read_at=read_at.isoformat(),
         promise={
             "late_after": LATE_SECONDS,
             "late": pending.late,
+            **{f"late_{name}": count for name, count in asdict(late).items()},
             "late_share": pending.late / pending.pending if pending.pending else 0.0,
             "oldest": pending.oldest if pending.pending else None,
         },
@@ -85,6 +93,7 @@ def read_figures(connection: Connection) -> Figures:
             "lost": overview.shown(connection, overview.LOST, limit=_LISTED, newest=overview.NEWEST),
             **{name: rows for name, (_, rows) in waiting.items()},
         },
+        backlog=[asdict(row) for row in read_pending_workflows(connection)] if pending.pending else [],
         processes=processes,
         workflows=[
             row["workflow_id"]
@@ -92,7 +101,7 @@ def read_figures(connection: Connection) -> Figures:
         ],
         isolated=isolated,
         policies=overview.rows_of(connection, overview.IN_FORCE, limit=_POLICIES) if operators else None,
-        operations=overview.rows_of(connection, overview.NEWEST_OPERATIONS, limit=_OPERATIONS) if operators else None,
+        operations=_operations(connection, read_at) if operators else None,
         beat_silent_for=connection.scalar(queries.BEAT_SILENT),
     )
 
@@ -111,6 +120,11 @@ def _waiting(connection: Connection) -> dict[str, tuple[int | None, list[Row] | 
         "waiting": overview.counted(connection, waits.WAITING, limit=_LISTED),
         "dead": overview.counted(connection, waits.DEAD, limit=_LISTED, newest=overview.NEWEST),
     }
+
+
+def _operations(connection: Connection, now: datetime) -> list[Row]:
+    entries = [asdict(entry) for entry in read_entries(connection, limit=_OPERATIONS)]
+    return [{**entry, "ago": (now - entry.pop("at")).total_seconds()} for entry in entries]
 
 
 def _hour(connection: Connection) -> Row:

@@ -21,7 +21,7 @@ ONE_RUN = "/run.json"
 _LONGEST_ID = 200
 _LISTS = (
     *("stuck", "lost", "retrying", "waiting", "dead"),
-    *("processes", "workflows", "isolated", "policies", "operations"),
+    *("backlog", "processes", "workflows", "isolated", "policies", "operations"),
 )
 
 
@@ -96,6 +96,7 @@ def _as_json(seen: Seen, wanted: Wanted) -> dict[str, Any]:
         "hour": figures.hour,
         "runs": runs,
         **figures.lists,
+        "backlog": figures.backlog,
         "processes": figures.processes,
         "isolated": named(figures.isolated, seen.names),
         "policies": None if figures.policies is None else named(figures.policies, seen.names),

@@ -33,6 +33,8 @@ class Problem:
     text: str
     mend: str
     command: str
+    see: str | None = None
+    """The part of the page to look at."""
 
 
 DATABASE_AWAY = Problem(
@@ -95,17 +97,8 @@ def _found_in(figures: Figures) -> list[Problem]:
                 "orcheo-dispatch worker",
             )
         )
-    minutes = figures.promise["late_after"] // 60
-    if late := figures.promise["late"]:
-        found.append(
-            Problem(
-                "late",
-                Level.UNHEALTHY,
-                f"{_runs(late, 'has', 'have')} been pending for more than {minutes} minutes.",
-                "Start more workers, or raise ORCHEO_WORKER_CONCURRENCY.",
-                "orcheo-dispatch status",
-            )
-        )
+    if figures.promise["late"]:
+        found.append(_late(figures.promise))
     if stuck := figures.now["stuck"]:
         found.append(
             Problem(
@@ -128,6 +121,30 @@ def _found_in(figures: Figures) -> list[Problem]:
             )
         )
     return found
+
+
+def _late(promise: Mapping[str, Any]) -> Problem:
+    late, paused, limited = promise["late"], promise["late_paused"], promise["late_limited"]
+    text = f"{_runs(late, 'has', 'have')} been pending for more than {promise['late_after'] // 60} minutes."
+    for count, why in ((paused, "paused"), (limited, "held back by a limit")):
+        if count:
+            text += f" {_share(count, late)} {why}."
+    if requeued := promise["late_requeued"]:
+        text += f" {_share(requeued, late)} requeued: the age of a run counts from its creation."
+    if paused + limited == late:
+        mend = "Nothing is broken: policies of operators hold them back."
+        return Problem("late", Level.DEGRADED, text, mend, "orcheo-dispatch policy list", "policies")
+    mend = "Start more workers, or raise ORCHEO_WORKER_CONCURRENCY."
+    if paused + limited > late / 2:
+        mend = f"Policies of operators hold most of them back. For the others: {mend[0].lower()}{mend[1:]}"
+    see = "policies" if paused or limited else "backlog"
+    return Problem("late", Level.UNHEALTHY, text, mend, "orcheo-dispatch runs --pending", see)
+
+
+def _share(count: int, all_runs: int) -> str:
+    if count == all_runs:
+        return "All of them are" if count > 1 else "It is"
+    return f"{count:,} of them {'are' if count > 1 else 'is'}"
 
 
 def _of_others(figures: Figures) -> list[Problem]:

@@ -186,21 +186,24 @@ def operations(
 ) -> None:
     """List what operators did to runs and policies, newest first: who, through what, and why.
 
+    The batches of one command are one line; with --json each batch is an object.
+
     Examples:
       orcheo-dispatch operations --limit 50
     """
     settings = ready()
     from orcheo_dispatch.ops import screen
     from orcheo_dispatch.ops.operating import views
-    from orcheo_dispatch.shared.database.connections import open_engine
-    from orcheo_dispatch.shared.ledger.operators.operations import list_operations
+    from orcheo_dispatch.shared.database.connections import open_engine, transaction
+    from orcheo_dispatch.shared.ledger.operators.operations import list_operations, read_entries
 
     with open_engine(settings, role="operations") as engine:
-        rows = list_operations(engine, limit=limit)
-    if as_json:
-        screen.print_json([row.as_json() for row in rows])
-    else:
-        screen.console.print(views.operations_view(rows))
+        if as_json:
+            screen.print_json([row.as_json() for row in list_operations(engine, limit=limit)])
+            return
+        with transaction(engine, read_only=True) as connection:
+            rows = read_entries(connection, limit=limit)
+    screen.console.print(views.operations_view(rows))
 
 
 def _print_waits(settings: Settings, limit: int, as_json: bool) -> None:

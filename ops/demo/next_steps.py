@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import sys
 import webbrowser
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from orcheo_dispatch.ops.demo.stack import DemoStack, OurProcess
 from orcheo_dispatch.ops.help.command_line import typed
+from orcheo_dispatch.ops.sandbox.child import free_port
 from orcheo_dispatch.ops.setup.env_file import write_private
 from orcheo_dispatch.ops.setup.env_text import file_text
 from orcheo_dispatch.shared.ledger.model import ProcessKind
@@ -68,6 +70,8 @@ def kept_text(stack: DemoStack, processes: Sequence[OurProcess], workflow_id: st
             f"  {'logs':20}{stack.folder}/*.log",
             "In another shell, the first line first:",
             *(f"  $ {line}" for line in commands),
+            "A second dispatcher, whose status page lets you pause, limit and requeue, after the first line above:",
+            f"  $ {_acting(command)}",
             f"To stop: Ctrl-C here, or kill -INT {os.getpid()}; nothing is left.",
         ]
     )
@@ -84,6 +88,12 @@ def end_text() -> str:
     }
     width = max(map(len, steps))
     return "\n".join(["next:", *(f"  $ {step:{width}}  # {what}" for step, what in steps.items())])
+
+
+def _acting(command: str) -> str:
+    """Return the line that starts a dispatcher with page actions, with a new token, on a port that is free now."""
+    variables = f"ORCHEO_PAGE_ACTIONS=true ORCHEO_HEALTH_TOKEN={secrets.token_hex(16)} ORCHEO_HEALTH_PORT={free_port()}"
+    return f"{variables} {command} dispatcher"
 
 
 def _of(kind: ProcessKind, processes: Sequence[OurProcess]) -> OurProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -12,11 +11,11 @@ from rich.text import Text
 
 from orcheo_dispatch.ops.operating.explain import Explanation, Field, Limit
 from orcheo_dispatch.ops.runs.moments import ago, duration
-from orcheo_dispatch.shared.ledger.operators.operations import Operation
+from orcheo_dispatch.shared.ledger.operators.operations import Entry
 from orcheo_dispatch.shared.ledger.operators.policies import FIELDS, Policy
 from orcheo_dispatch.shared.ledger.operators.waits import Wait
 
-_RUNS_SHOWN = 3
+_ID_WIDTH = 36
 # Without those that are shown together with another.
 _SHOWN = [name for name in FIELDS if name not in ("paused_until", "rate_runs", "rate_seconds")]
 
@@ -61,22 +60,15 @@ def explanation_view(found: Explanation) -> RenderableType:
     return Group(*(Text(f"! {each}", style="bold red") for each in warnings), head, "", fields, "", limits)
 
 
-def operations_view(rows: Sequence[Operation]) -> RenderableType:
+def operations_view(rows: Sequence[Entry]) -> RenderableType:
     """Return a table of the log of operations."""
-    table = Table("no", "when (UTC)", "by", "through", "what", "about", "changed", "refused", "details", "why")
+    table = Table("no", "when (UTC)", "by", "what", "about", "changed", "refused", "why")
+    table.columns[4].min_width, table.columns[4].overflow = _ID_WIDTH, "fold"
     for row in rows:
-        table.add_row(
-            str(row.id),
-            _time(row.at),
-            row.by,
-            row.interface,
-            row.action,
-            _about(row),
-            str(row.changed),
-            str(row.refused),
-            json.dumps(row.details) if row.details else "",
-            row.why or "",
-        )
+        by = row.by if row.interface == "command" else f"{row.by} ({row.interface})"
+        refused = str(row.refused or "")
+        what = " ".join(filter(None, (row.action, _details(row))))
+        table.add_row(str(row.id), _time(row.at), by, what, _about(row), str(row.changed), refused, row.why or "")
     return table
 
 
@@ -100,6 +92,8 @@ def _fields(policy: Policy) -> dict[str, str]:
 def _value(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     if name == "timeout_seconds" and isinstance(value, int | float):
         return duration(value)
     return str(value)
@@ -125,13 +119,26 @@ def _policy_of(limit: Limit) -> str:
     return "policy" if limit.max_running is not None or limit.rate_runs is not None else ""
 
 
-def _about(row: Operation) -> str:
+def _details(row: Entry) -> str:
+    """Return the fields that were set, or the filter that was given, without those that name what it is about."""
+    shown = {
+        name: value for name, value in row.details.items() if value not in (None, row.workflow_id, row.workspace_id)
+    }
+    if row.action.startswith("policy"):
+        shown = {name: "none" if value is None else value for name, value in row.details.items()}
+    return " ".join(f"{name}={_value(name, value)}" for name, value in shown.items())
+
+
+def _about(row: Entry) -> str:
+    """Return the scope, or the run; of many runs the beginning of the first ID and how many more there are."""
+    if row.run_id is not None and row.runs == 1:
+        return f"run {row.run_id}"
+    runs = f"{row.run_id[:8]} and {row.runs - 1:,} more runs" if row.run_id is not None else ""
     if row.workflow_id:
         scope = f"workflow {row.workflow_id}"
     else:
         scope = f"workspace {row.workspace_id}" if row.workspace_id else ""
-    shown = ", ".join(row.run_ids[:_RUNS_SHOWN]) + (" and more" if len(row.run_ids) > _RUNS_SHOWN else "")
-    return ": ".join(each for each in (scope, shown) if each) or "all runs"
+    return ": ".join(filter(None, (scope, runs))) or "all runs"
 
 
 def _time(at: datetime) -> str:

@@ -159,15 +159,6 @@ SELECT scope, workspace_id, workflow_id, maintenance, paused,
  LIMIT :limit
 """)
 
-# The newest operations, each with its number of runs and the first of them.
-NEWEST_OPERATIONS = text("""
-SELECT id, EXTRACT(epoch FROM now() - at)::float8 AS ago, by, interface, action, workspace_id, workflow_id,
-       cardinality(run_ids) AS runs, run_ids[1] AS run_id, details, changed, refused, why
-  FROM orcheo_dispatch.operations
- ORDER BY id DESC
- LIMIT :limit
-""")
-
 # Orcheo's own table. A dispatcher's role may lack the right to read it; in that case ids are shown instead of names.
 MAY_NAME = text("""
 SELECT to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'id', 'SELECT')

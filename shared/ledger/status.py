@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.isolations import Isolated
+from orcheo_dispatch.shared.ledger.operators.pending import PendingWorkflow, read_pending_workflows
 from orcheo_dispatch.shared.ledger.operators.policies import MOST, Policy
 from orcheo_dispatch.shared.ledger.statements.policy import NOW, POLICIES
 
@@ -200,6 +201,8 @@ class Status:
     """The workflows or versions that were isolated, or did harm, most recently."""
     paused: list[Paused] = field(default_factory=list)
     """The scopes that operators have paused."""
+    pending_workflows: list[PendingWorkflow] = field(default_factory=list)
+    """The workflows with the most pending runs, five at most."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `--json` prints; its keys are stable."""
@@ -217,6 +220,7 @@ def read_status(engine: Engine) -> Status:
         isolated, isolated_workflows = read_isolated(connection)
         beat_silent_for = connection.scalar(BEAT_SILENT)
         maintenance, paused = read_switched(connection)
+        pending_workflows = read_pending_workflows(connection) if pending.pending else []
         processes = [ProcessRow(**row) for row in connection.execute(_PROCESSES).mappings()]
     return Status(
         runs=by_status,
@@ -238,4 +242,5 @@ def read_status(engine: Engine) -> Status:
         processes=processes,
         isolated_workflows=[Isolated(**row) for row in isolated_workflows],
         paused=paused,
+        pending_workflows=pending_workflows,
     )

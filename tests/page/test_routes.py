@@ -25,7 +25,7 @@ from tests.support.processes.processes import ROOT, Stack, until
 
 TOKEN = "correct-horse-battery-staple"
 _NAMES = {"dispatcher", "health", "read", "promise", "now", "hour", "runs", "stuck", "lost", "processes", "workflows"}
-_NAMES |= {"isolated", "retrying", "waiting", "dead", "policies", "operations"}
+_NAMES |= {"isolated", "retrying", "waiting", "dead", "policies", "operations", "backlog"}
 
 
 _ASSETS = [f"{ASSETS}{path.name}" for path in (ROOT / "dispatcher/page/assets").glob("*.[cj]s*")]

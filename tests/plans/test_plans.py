@@ -19,6 +19,7 @@ from orcheo_dispatch.shared.ledger.statements import waits
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_GIVEN, CLAIM_OLDEST_FIRST
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, SETTLE
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
+from orcheo_dispatch.shared.ledger.statements.policy import ENTRIES, HELD_BACK, LATE_REASONS, PENDING_WORKFLOWS
 from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, RELEASE
 from orcheo_dispatch.shared.ledger.statements.recover import PRUNE, REAP, REAP_ORPHANS, RETRY, SLOTS_DUE
 from tests.support.database.databases import Database
@@ -182,6 +183,10 @@ _OF_THE_PAGE = {
     "waiting": (waits.WAITING, {"limit": 10}, {"workflow_runs_pkey", "dispatch_pkey"}),
     "dead": (waits.DEAD, {"limit": 10, "newest": 20_000}, {"dispatch_settled", "workflow_runs_pkey"}),
     "waits": (waits.WAITS, {"run_ids": ["x"] * 25}, {"workflow_runs_pkey", "retry_pkey"}),
+    "backlog": (PENDING_WORKFLOWS, {"limit": 5}, {"dispatch_live"}),
+    "late": (LATE_REASONS, {}, {"dispatch_pkey"}),
+    "held back": (HELD_BACK, {"run_ids": ["x"] * 5, "limit": 1000}, {"workflow_runs_pkey"}),
+    "entries": (ENTRIES, {"limit": 1000}, {"operation_pkey"}),
     "story": (story.RUN, {"run_id": "x"}, {"workflow_runs_pkey", "dispatch_pkey", "retry_pkey"}),
     "story's audit log": (story.PAYLOAD, {"run_id": "x", "with_error": False}, {"workflow_runs_pkey"}),
 }

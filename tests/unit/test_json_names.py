@@ -22,6 +22,7 @@ from orcheo_dispatch.ops.runs.unclaimed import Unclaimed
 from orcheo_dispatch.shared.alerts.book import OpenAlert
 from orcheo_dispatch.shared.ledger.isolations import Isolated
 from orcheo_dispatch.shared.ledger.operators.operations import Operation
+from orcheo_dispatch.shared.ledger.operators.pending import PendingWorkflow
 from orcheo_dispatch.shared.ledger.operators.policies import Policy
 from orcheo_dispatch.shared.ledger.operators.repairs import Repair
 from orcheo_dispatch.shared.ledger.operators.waits import Wait
@@ -49,6 +50,7 @@ _TYPES = {
     "list[ProcessRow]": "list of objects",
     "list[Isolated]": "list of objects",
     "list[Paused]": "list of objects",
+    "list[PendingWorkflow]": "list of objects",
     "list[Field]": "list of objects",
     "list[Limit]": "list of objects",
     "dict[str, Any]": "object",
@@ -62,6 +64,7 @@ _TYPES = {
         ("## status", Status, set()),
         ("### processes", ProcessRow, set()),
         ("### paused", Paused, set()),
+        ("### pending_workflows", PendingWorkflow, set()),
         ("## runs --pending", Wait, set()),
         ("## policy explain", Explanation, set()),
         ("### fields", Field, set()),

@@ -55,6 +55,29 @@ export function showPolicies({ policies, isolated }) {
   put($("policies-count"), policies.length ? number(policies.length) : "none in force");
 }
 
+const WAITS = {
+  maintenance: "maintenance", paused: "paused", no_worker: "no worker consumes its queue", limit_reached: "limit reached",
+  rate_used_up: "rate used up", queued: "waits for a worker", in_turn: "waits for its turn",
+};
+
+// The workflows with the most pending runs, so that one that floods can be paused or limited.
+export function showBacklog({ backlog, now }) {
+  if (!backlog) return;
+  $("backlog").hidden = !backlog.length;
+  list($("backlog-rows"), backlog, (w) => w.workflow_id, () => entry(() => [make("div", "acts")]), (item, w) => {
+    const [name, count, waits, oldest, acts] = item.children;
+    const scope = { workflow_id: w.workflow_id, name: w.workflow ?? `workflow ${short(w.workflow_id)}` };
+    put(name, scope.name);
+    name.title = w.workflow_id;
+    put(count, number(w.pending));
+    put(waits, [WAITS[w.reason] ?? "", w.by && `by ${w.by}`].filter(Boolean).join(", "));
+    waits.title = [waits.textContent, w.why].filter(Boolean).join(": ");
+    live(oldest, w.oldest_age, (s) => `oldest ${span(s)}`);
+    fillActs(acts, [{ label: scope.name, acts: actsOfScope(scope).slice(0, 2), target: scope }]);
+  });
+  put($("backlog-count"), `${number(now.pending)} pending`);
+}
+
 export const isIsolated = (isolated, workflow_id) => Boolean(isolated?.some((each) => each.workflow_id === workflow_id));
 
 export function showIsolated({ isolated, now }) {
@@ -100,5 +123,5 @@ export function showOperations({ operations }) {
     put(why, said);
     why.title = said;
   });
-  put($("operations-count"), `the newest ${number(operations.length)}`);
+  put($("operations-count"), `the last ${number(operations.length)}`);
 }

@@ -4,6 +4,7 @@ import { $, SVG, list, live, make, put, still } from "./dom.js";
 import { duration, number, percent, plural, span } from "./words.js";
 
 const root = document.documentElement;
+const SEE = { policies: "See policies", backlog: "See pending by workflow" };
 
 export function showHealth(health) {
   root.dataset.level = health.level;
@@ -15,12 +16,18 @@ export function showHealth(health) {
   $("problems").hidden = !problems.length;
   list($("problems"), problems, (p) => p.name, () => {
     const item = make("li");
-    item.append(make("b"), make("span"), make("code"));
+    const mend = make("span");
+    mend.append(make("span"), " ", make("a"));
+    item.append(make("b"), mend, make("code"));
     return item;
   }, (item, p) => {
     item.className = p.level;
     put(item.children[0], p.text);
-    put(item.children[1], p.mend);
+    const [mend, see] = item.children[1].children;
+    put(mend, p.mend);
+    see.hidden = !p.see;
+    see.href = `#${p.see ?? ""}`;
+    put(see, SEE[p.see] ?? "");
     put(item.children[2], p.command);
   });
   document.title = health.level === "healthy" ? "OK · orcheo-dispatch" : `Problems: ${problems.length} · orcheo-dispatch`;

@@ -1,6 +1,6 @@
 // Polls overview.json and shows it.
 import { actsOfScope, beginActing, fillActs, mayAct } from "./acting.js";
-import { isIsolated, showIsolated, showOperations, showPolicies } from "./decided.js";
+import { isIsolated, showBacklog, showIsolated, showOperations, showPolicies } from "./decided.js";
 import { $, list, live, make, put, tick } from "./dom.js";
 import { showHealth, showNow } from "./health.js";
 import { showRuns, showStuck, showWaiting } from "./lists.js";
@@ -100,6 +100,7 @@ function show(seen) {
   if (seen.now) showNow(seen);
   if (seen.workflows) showWorkflows(seen.workflows);
   showPolicies(seen);
+  showBacklog(seen);
   showLists(seen);
   showWorkflowActs(seen);
   showIsolated(seen);

@@ -5,6 +5,7 @@ The view `held_back_runs` decides; here its answer becomes a sentence.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,8 +15,11 @@ from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.statements.policy import HELD_BACK
 
-# Whether `migrate` of this release has created the view, and this role may read it.
-_MAY_SEE = text("SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.held_back_runs'), 'SELECT'), false)")
+# Whether `migrate` of this release has created the views, and this role may read them.
+_MAY_SEE = text("""
+SELECT COALESCE(has_table_privilege(to_regclass('orcheo_dispatch.held_back_runs'), 'SELECT')
+                AND has_table_privilege(to_regclass('orcheo_dispatch.policies'), 'SELECT'), false)
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,10 @@ class Wait:
     until: datetime | None
     used: int | None
     allowed: int | None
+    by: str | None
+    """Who decided the policy that holds it back; None if none does."""
+    why: str | None
+    """What they gave as the reason."""
 
     def as_json(self) -> dict[str, Any]:
         """Return what `--json` prints; these names are stable."""
@@ -47,23 +55,27 @@ class Wait:
 
     @property
     def sentence(self) -> str:
-        """Why it waits, and what changes that; names no operator and quotes no text."""
-        of = self._of()
+        """Why it waits, who decided that, and the command that changes it."""
         match self.reason:
             case "maintenance":
-                return "maintenance is on, so no run is claimed: 'orcheo-dispatch maintenance off' ends it"
+                return f"maintenance is on{self._by()}, so no run is claimed: 'orcheo-dispatch maintenance off' ends it"
             case "paused":
                 until = f" until {_time(self.until)}" if self.until else ""
-                return f"{of} paused{until}: 'orcheo-dispatch unpause' ends it"
+                return f"{self._of()} paused{until}{self._by()}: 'orcheo-dispatch unpause {self._option()}' ends it"
             case "no_worker" if self.queue == "default":
-                return "no live worker consumes the default queue: start one"
+                return "no live worker consumes the default queue: 'orcheo-dispatch worker' starts one"
             case "no_worker":
-                return f"no live worker consumes queue {self.queue}: start one with it in ORCHEO_WORKER_QUEUES"
+                return (
+                    f"no live worker consumes queue {self.queue}, which a policy names{self._by()}: "
+                    f"start one with {self.queue} in ORCHEO_WORKER_QUEUES; {self._explain()}"
+                )
             case "limit_reached":
-                return f"limit reached: {self.used} of at most {self.allowed} runs of {self._whose()} are in progress"
+                limit = f"limit reached: {self.used} of at most {self.allowed} runs of {self._whose()} are in progress"
+                return f"{limit}{self._by()}; {self._explain()}"
             case "rate_used_up":
                 next_at = f"; the next is possible at {_time(self.until)}" if self.until else ""
-                return f"rate used up: {self.used} of at most {self.allowed} claims of {self._whose()}{next_at}"
+                rate = f"rate used up: {self.used} of at most {self.allowed} claims of {self._whose()}"
+                return f"{rate}{self._by()}{next_at}; {self._explain()}"
             case "queued":
                 return f"{self.claim}, and waits for a worker"
         return "nothing holds it back: it waits for its turn"
@@ -74,14 +86,30 @@ class Wait:
     def _whose(self) -> str:
         return {"workflow": "its workflow", "workspace": "its workspace"}.get(self.scope or "", "all workflows")
 
+    def _by(self) -> str:
+        return f", by {self.by}{f' ({self.why})' if self.why else ''}" if self.by else ""
+
+    def _option(self) -> str:
+        if self.scope == "workflow":
+            return f"--workflow {shlex.quote(self.workflow_id)}"
+        return f"--workspace {shlex.quote(self.workspace_id or '')}" if self.scope == "workspace" else "--all"
+
+    def _explain(self) -> str:
+        return f"see 'orcheo-dispatch policy explain {shlex.quote(self.workflow_id)}'"
+
+
+def may_see_waits(connection: Connection) -> bool:
+    """Return whether this role may read why runs wait."""
+    return bool(connection.scalar(_MAY_SEE))
+
 
 def read_waits(connection: Connection, run_ids: Sequence[str] = (), *, limit: int = 1000) -> list[Wait]:
     """Return why these runs wait, or why the oldest pending runs do; oldest first.
 
-    Runs that are not pending, or that no dispatcher claims, are left out. Returns nothing if the view is missing, or
+    Runs that are not pending, or that no dispatcher claims, are left out. Returns nothing if a view is missing, or
     if this role may not read it.
     """
-    if not connection.scalar(_MAY_SEE):
+    if not may_see_waits(connection):
         return []
     rows = connection.execute(HELD_BACK, {"run_ids": list(run_ids), "limit": limit}).mappings()
     return [Wait(**row) for row in rows]

@@ -80,6 +80,15 @@ SELECT o.id, o.at, o.by, o.interface, o.action, o.workspace_id, o.workflow_id, o
  LIMIT :limit
 """)
 
+# The newest operations, each with its number of runs and the first of them.
+ENTRIES = text("""
+SELECT o.id, o.at, o.by, o.interface, o.action, o.workspace_id, o.workflow_id, cardinality(o.run_ids) AS runs,
+       o.run_ids[1] AS run_id, o.details, o.changed, o.refused, o.why
+  FROM orcheo_dispatch.operations AS o
+ ORDER BY o.id DESC
+ LIMIT :limit
+""")
+
 # Count the claims of these runs against the rates of their workflows, their workspaces and all runs. A claim counts for
 # the period, and up to one percent longer: claims within one percent of the period share a row.
 SPEND = text("""
@@ -118,14 +127,45 @@ DELETE FROM orcheo_dispatch.rate_use AS u USING old
  WHERE u.workspace_id = old.workspace_id AND u.workflow_id = old.workflow_id AND u.until = old.until
 """)
 
-# Why pending runs wait; a list that is empty is no filter.
+# Why pending runs wait, and who decided the policy that holds them back; a list that is empty is no filter.
 HELD_BACK = text("""
 SELECT h.run_id, h.workflow_id, h.workspace_id, h.triggered_by, h.created_at, h.age_seconds AS age, h.claim, h.queue,
-       h.reason, h.scope, h.until, h.used, h.allowed
-  FROM orcheo_dispatch.held_back_runs AS h
- WHERE CAST(:run_ids AS text[]) = '{}' OR h.run_id = ANY (CAST(:run_ids AS text[]))
+       h.reason, h.scope, h.until, h.used, h.allowed, p.by, p.why
+  FROM (SELECT * FROM orcheo_dispatch.held_back_runs AS r
+         WHERE CAST(:run_ids AS text[]) = '{}' OR r.run_id = ANY (CAST(:run_ids AS text[]))
+         ORDER BY r.created_at, r.run_id
+         LIMIT :limit) AS h
+  LEFT JOIN orcheo_dispatch.policies AS p
+    ON p.scope = h.scope
+   AND CASE h.scope WHEN 'workflow' THEN p.workflow_id = h.workflow_id
+                    WHEN 'workspace' THEN p.workspace_id = h.workspace_id ELSE true END
  ORDER BY h.created_at, h.run_id
+""")
+
+# The workflows with the most pending runs, among the 25,000 oldest pending runs. The run tells why the others wait: the
+# oldest one that is not claimed, if there is any.
+PENDING_WORKFLOWS = text("""
+SELECT p.workflow_id, min(p.workspace_id) AS workspace_id, count(*) AS pending, max(p.age_seconds) AS oldest_age,
+       (array_agg(p.run_id ORDER BY p.claim IS NOT NULL, p.created_at, p.run_id))[1] AS run_id
+  FROM (SELECT r.run_id, r.workflow_id, r.workspace_id, r.created_at, r.age_seconds, r.claim
+          FROM orcheo_dispatch.all_pending_runs AS r
+         WHERE r.ours ORDER BY r.created_at, r.run_id LIMIT 25000) AS p
+ GROUP BY p.workflow_id
+ ORDER BY count(*) DESC, p.workflow_id
  LIMIT :limit
+""")
+
+# Why late runs wait, among the 25,000 oldest of them. A requeued run is as old as it was.
+LATE_REASONS = text("""
+SELECT count(*) FILTER (WHERE h.reason IN ('maintenance', 'paused')) AS paused,
+       count(*) FILTER (WHERE h.reason IN ('limit_reached', 'rate_used_up')) AS limited,
+       count(*) FILTER (WHERE h.requeued) AS requeued
+  FROM (SELECT r.reason,
+               (SELECT d.outcome = 'requeued' FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.run_id) AS requeued
+          FROM orcheo_dispatch.held_back_runs AS r
+         WHERE r.created_at < now() - interval '5 minutes'
+         ORDER BY r.created_at, r.run_id
+         LIMIT 25000) AS h
 """)
 
 # The runs and claims of a workflow, of its workspace and of all that count against limits, and the workflow's pending
