@@ -253,6 +253,7 @@ def story_view(story: Story) -> RenderableType:
     head = Table(show_header=False, box=None, pad_edge=False)
     head.add_row("run", story.run_id)
     head.add_row("workflow", story.workflow_id)
+    head.add_row("workspace", story.workspace_id or "none")
     head.add_row("status", _status(status))
     head.add_row("created", f"{ago(story.age)}, by {story.triggered_by}")
     if story.fence is None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from sqlalchemy import Connection
 
 from orcheo_dispatch.dispatcher.page.figures import Row
+from orcheo_dispatch.shared.ledger.operators.waits import read_waits
 from orcheo_dispatch.shared.ledger.story import read_told
 
 _EVENTS = 200
@@ -22,6 +23,7 @@ def story_of(connection: Connection, run_id: str) -> Row:
     run = told.run
     if run.status is None and run.state is None:
         return {}
+    wait = next(iter(read_waits(connection, [run_id])), None) if run.status == "pending" else None
     return {
         "run_id": run.run_id,
         "workflow_id": run.workflow_id,
@@ -34,6 +36,8 @@ def story_of(connection: Connection, run_id: str) -> Row:
         "waiting_since": run.waiting_since,
         "waiting_for": run.waiting_for,
         "dead": run.dead,
+        "held_back": wait.reason if wait is not None else None,
+        "waits_because": wait.sentence if wait is not None else None,
         "audit_readable": told.audit_readable,
         "trace_readable": told.trace_readable,
         "events": [asdict(event) for event in told.events[-_EVENTS:]],

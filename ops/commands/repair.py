@@ -31,7 +31,10 @@ from orcheo_dispatch.shared.text.plain import plain, say
 if TYPE_CHECKING:
     from orcheo_dispatch.shared.ledger.operators.selection import Selection
 
-Reason = Annotated[str, typer.Option(help="Goes into the run's error and audit log, and into the log of operations.")]
+Reason = Annotated[
+    str,
+    typer.Option("--reason", "--why", help="Goes into the run's error and audit log, and into the log of operations."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")]
 
 
@@ -69,9 +72,7 @@ def cancel(
 
 
 def fail(
-    reason: Annotated[
-        str, typer.Option(help="Goes into the run's error and audit log, and into the log of operations.")
-    ],
+    reason: Reason,
     runs: Runs = None,
     workflow: Workflow = None,
     workspace: Workspace = None,

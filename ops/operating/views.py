@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -15,7 +15,8 @@ from orcheo_dispatch.shared.ledger.operators.operations import Entry
 from orcheo_dispatch.shared.ledger.operators.policies import FIELDS, Policy
 from orcheo_dispatch.shared.ledger.operators.waits import Wait
 
-_ID_WIDTH = 36
+_ID_SHOWN = 8
+_SECONDS = ("timeout_seconds", "rate_seconds", "since", "older_than")
 # Without those that are shown together with another.
 _SHOWN = [name for name in FIELDS if name not in ("paused_until", "rate_runs", "rate_seconds")]
 
@@ -62,13 +63,13 @@ def explanation_view(found: Explanation) -> RenderableType:
 
 def operations_view(rows: Sequence[Entry]) -> RenderableType:
     """Return a table of the log of operations."""
-    table = Table("no", "when (UTC)", "by", "what", "about", "changed", "refused", "why")
-    table.columns[4].min_width, table.columns[4].overflow = _ID_WIDTH, "fold"
+    table = Table("no", "when (UTC)", "by", "what", "about", "changed", "why")
+    table.columns[1].no_wrap = True
     for row in rows:
         by = row.by if row.interface == "command" else f"{row.by} ({row.interface})"
-        refused = str(row.refused or "")
-        what = " ".join(filter(None, (row.action, _details(row))))
-        table.add_row(str(row.id), _time(row.at), by, what, _about(row), str(row.changed), refused, row.why or "")
+        changed = f"{row.changed:,}" + (f", {row.refused:,} refused" if row.refused else "")
+        what = " ".join(filter(None, (row.action, _details(row.details))))
+        table.add_row(str(row.id), _time(row.at), by, what, _about(row), changed, row.why or "")
     return table
 
 
@@ -94,7 +95,7 @@ def _value(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ",".join(map(str, value))
-    if name == "timeout_seconds" and isinstance(value, int | float):
+    if name in _SECONDS and isinstance(value, int | float):
         return duration(value)
     return str(value)
 
@@ -119,25 +120,26 @@ def _policy_of(limit: Limit) -> str:
     return "policy" if limit.max_running is not None or limit.rate_runs is not None else ""
 
 
-def _details(row: Entry) -> str:
-    """Return the fields that were set, or the filter that was given, without those that name what it is about."""
-    shown = {
-        name: value for name, value in row.details.items() if value not in (None, row.workflow_id, row.workspace_id)
-    }
-    if row.action.startswith("policy"):
-        shown = {name: "none" if value is None else value for name, value in row.details.items()}
-    return " ".join(f"{name}={_value(name, value)}" for name, value in shown.items())
+def _details(details: Mapping[str, object]) -> str:
+    """Return the fields that were set, or the filter that was given."""
+    shown = {name: "none" if value is None else _value(name, value) for name, value in details.items()}
+    seconds, runs, until = (shown.pop(name, None) for name in ("rate_seconds", "rate_runs", "paused_until"))
+    if runs is not None:
+        shown["rate"] = f"{runs} in {seconds}" if seconds != "none" else runs
+    if until not in (None, "none"):
+        shown["until"] = str(until)[:16]
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _about(row: Entry) -> str:
     """Return the scope, or the run; of many runs the beginning of the first ID and how many more there are."""
     if row.run_id is not None and row.runs == 1:
         return f"run {row.run_id}"
-    runs = f"{row.run_id[:8]} and {row.runs - 1:,} more runs" if row.run_id is not None else ""
     if row.workflow_id:
-        scope = f"workflow {row.workflow_id}"
+        scope = f"workflow {row.workflow_id[:_ID_SHOWN]}"
     else:
         scope = f"workspace {row.workspace_id}" if row.workspace_id else ""
+    runs = f"{row.run_id[:_ID_SHOWN]} and {row.runs - 1:,} more" if row.run_id is not None else ""
     return ": ".join(filter(None, (scope, runs))) or "all runs"
 
 

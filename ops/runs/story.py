@@ -45,6 +45,7 @@ class Story:
 
     run_id: str
     workflow_id: str
+    workspace_id: str | None
     triggered_by: str
     status: str | None
     created_at: datetime | None
@@ -95,6 +96,7 @@ def read_story(engine: Engine, given: str, settings: Settings, *, errors: bool =
     return Story(
         run_id=run.run_id,
         workflow_id=run.workflow_id,
+        workspace_id=run.workspace_id,
         triggered_by=run.triggered_by,
         status=run.status,
         created_at=run.created_at,

@@ -62,6 +62,10 @@ WITH asked AS (
 )
 UPDATE workflow_runs SET status = 'running' FROM asked WHERE id = asked.run_id
 """
+_OPERATIONS = """
+INSERT INTO orcheo_dispatch.operation (by, interface, action, run_ids, details, changed, refused)
+SELECT 'ada', 'command', 'requeue', array_fill('r'::text, ARRAY[100]), '{}', 100, 0 FROM generate_series(1, 20000)
+"""
 
 
 @pytest.fixture
@@ -190,7 +194,7 @@ _OF_THE_PAGE = {
     "story": (story.RUN, {"run_id": "x"}, {"workflow_runs_pkey", "dispatch_pkey", "retry_pkey"}),
     "story's audit log": (story.PAYLOAD, {"run_id": "x", "with_error": False}, {"workflow_runs_pkey"}),
 }
-_WHOLE = {"workflow_runs", "dispatch", "retry"}
+_WHOLE = {"workflow_runs", "dispatch", "retry", "operation"}
 
 
 @pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
@@ -202,6 +206,7 @@ def test_page_reads_what_is_new_and_leaves_the_rest(busy: psycopg.Connection[Any
     )
     busy.execute(_FAILED)
     busy.execute(_QUESTIONS)
+    busy.execute(_OPERATIONS)
     busy.execute("ANALYZE")
     for name, (statement, parameters, indexes) in _OF_THE_PAGE.items():
         plan = _explain(busy, statement, parameters)

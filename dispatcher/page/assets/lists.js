@@ -127,6 +127,7 @@ export function showWaiting({ retrying, waiting, dead, now, isolated }) {
     return ["stuck", why, run.next_attempt_at ? retryOf(run) : "", null];
   });
   put($("waiting-count"), rows.length ? `${number(now.retrying)} retrying, ${number(now.waiting)} waiting, ${number(now.dead)}${now.dead === 1000 ? "+" : ""} dead in 24 h` : "");
+  $("dead-all").hidden = now.dead <= dead.length;
   $("waiting-empty").hidden = rows.length > 0;
   put($("waiting-empty"), "No run waits for its next attempt or for an answer. No run failed for good in the last 24 hours.");
 }

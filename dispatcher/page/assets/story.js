@@ -72,7 +72,8 @@ export function fillStory(story, run, isolated) {
   if (told.interrupts) {
     const answers = plural(told.interrupts, "answer", "answers"), since = exact.format(new Date(told.waiting_since));
     live(state, told.waiting_for + told.ago, (s) => `Waiting for ${answers} for ${span(s)}, since ${since}.`);
-  } else if (told.next_attempt_at) still(state, `Failed. Next attempt at ${exact.format(new Date(told.next_attempt_at))} (retry ${told.retries}).`);
+  } else if (told.waits_because) still(state, `Pending: ${told.waits_because}.`);
+  else if (told.next_attempt_at) still(state, `Failed. Next attempt at ${exact.format(new Date(told.next_attempt_at))} (retry ${told.retries}).`);
   else still(state, told.dead ? "Dead: failed, and not tried again." : `${told.status ?? "deleted"}${told.attempts > 1 ? `, attempt ${told.attempts}` : ""}`);
   list(events, told.events.map((event, index) => ({ ...event, index })), (event) => `${event.index} ${event.at} ${event.what}`, () => {
     const item = make("li");
