@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from orcheo_dispatch.ops.demo.stack import DemoStack, OurProcess
 from orcheo_dispatch.ops.help.command_line import typed
 from orcheo_dispatch.ops.sandbox.child import free_port
+from orcheo_dispatch.ops.sandbox.orcheo_environment import VAULT_KEY
 from orcheo_dispatch.ops.setup.env_file import write_private
 from orcheo_dispatch.ops.setup.env_text import file_text
 from orcheo_dispatch.shared.ledger.model import ProcessKind
@@ -40,7 +41,8 @@ def status_page(processes: Sequence[OurProcess]) -> str:
 def kept_text(stack: DemoStack, processes: Sequence[OurProcess], workflow_id: str) -> str:
     """Write the file of settings, and return the addresses of what stays up and the commands to try."""
     file = stack.folder / ENVIRONMENT
-    write_private(file, file_text(_HEAD, {name: stack.variables[name] for name in _VARIABLES}), replace=True)
+    variables = {**{name: stack.variables[name] for name in _VARIABLES}, "ORCHEO_VAULT_ENCRYPTION_KEY": VAULT_KEY}
+    write_private(file, file_text(_HEAD, variables), replace=True)
     command = typed()
     dispatcher = _of(ProcessKind.DISPATCHER, processes).address
     # The first worker was killed: the last one continued its run.

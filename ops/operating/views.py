@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -68,7 +68,7 @@ def operations_view(rows: Sequence[Entry]) -> RenderableType:
     for row in rows:
         by = row.by if row.interface == "command" else f"{row.by} ({row.interface})"
         changed = f"{row.changed:,}" + (f", {row.refused:,} refused" if row.refused else "")
-        what = " ".join(filter(None, (row.action, _details(row.details))))
+        what = " ".join(filter(None, (row.action, _details(row))))
         table.add_row(str(row.id), _time(row.at), by, what, _about(row), changed, row.why or "")
     return table
 
@@ -120,15 +120,20 @@ def _policy_of(limit: Limit) -> str:
     return "policy" if limit.max_running is not None or limit.rate_runs is not None else ""
 
 
-def _details(details: Mapping[str, object]) -> str:
-    """Return the fields that were set, or the filter that was given."""
-    shown = {name: "none" if value is None else _value(name, value) for name, value in details.items()}
+def _details(row: Entry) -> str:
+    """Return the fields that were set, or the filter that was given, without the scope, which is shown beside it."""
+    given = {name: value for name, value in row.details.items() if not value or value not in _scope_of(row)}
+    shown = {name: "none" if value is None else _value(name, value) for name, value in given.items()}
     seconds, runs, until = (shown.pop(name, None) for name in ("rate_seconds", "rate_runs", "paused_until"))
     if runs is not None:
         shown["rate"] = f"{runs} in {seconds}" if seconds != "none" else runs
     if until not in (None, "none"):
         shown["until"] = str(until)[:16]
     return " ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _scope_of(row: Entry) -> list[object]:
+    return [each for each in (row.workflow_id, row.workspace_id) if each]
 
 
 def _about(row: Entry) -> str:

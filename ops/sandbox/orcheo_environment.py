@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 # Orcheo takes 32 characters; no vault of a demo or a test holds anything worth a real key.
-_VAULT_KEY = "not-a-secret-just-32-characters!"
+VAULT_KEY = "not-a-secret-just-32-characters!"
 _FOREIGN_PREFIXES = ("ORCHEO_", "CELERY_", "LANGCHAIN_", "LANGSMITH_")
 
 
@@ -23,7 +23,7 @@ def orcheo_environment(dsn: str, redis_url: str, home: Path) -> dict[str, str]:
         "REDIS_URL": redis_url,
         "ORCHEO_REDIS_URL": redis_url,
         "ORCHEO_AUTH_MODE": "disabled",
-        "ORCHEO_VAULT_ENCRYPTION_KEY": _VAULT_KEY,
+        "ORCHEO_VAULT_ENCRYPTION_KEY": VAULT_KEY,
         "ORCHEO_REPOSITORY_BACKEND": "postgres",
         "ORCHEO_CHECKPOINT_BACKEND": "postgres",
         "ORCHEO_GRAPH_STORE_BACKEND": "postgres",
