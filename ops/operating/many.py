@@ -191,11 +191,12 @@ def _shown(verb: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, int
     if quiet:
         yield lambda _changed, _refused: None
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from orcheo_dispatch.ops import screen
+
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=screen.PlainConsole(stderr=True), transient=True) as bar:
             task = bar.add_task(verb, total=total)
             yield lambda changed, refused: bar.update(task, completed=changed + refused)
     else:

@@ -59,11 +59,10 @@ def targets_of(settings: Settings) -> list[Target]:
     """
     if settings.alerts_urls is None:
         return []
+    # It imports a module that Python 3.13 no longer has, if that is there: some of it when a target is made.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"apprise\b")
     try:
-        with warnings.catch_warnings():
-            # It imports a module that Python 3.13 no longer has, if that is there.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import apprise
+        import apprise
     except ImportError as error:
         raise SettingsError(f"{VARIABLE} needs the package apprise: pip install 'orcheo-dispatch[alerts]'") from error
 
