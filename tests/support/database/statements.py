@@ -73,6 +73,7 @@ PARAMETERS: dict[str, Any] = {
     **{key: [False] for key in ("refunds", "suspects", "retries", "keeps_slot")},
     "checkpoints": ["x"],
     "interrupts": [1],
+    "claims": [1],
     "triggers": ["webhook"],
     "queues": None,
     "outcomes": ["failed"],
