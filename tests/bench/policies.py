@@ -74,5 +74,6 @@ def _note(found: dict[tuple[str, str, int], list[float]], system: str, room: int
 _NOTE = (
     f"One dispatcher's own claim, {STRETCH} claims a stretch, as in the measurement of claims. The policies limit the "
     "running runs of 1,000 workflows and the rate of every second one, and give priorities; none is reached, so that "
-    "both claim as many runs. With limits, a claim takes a lock first and counts its runs afterwards: two more statements."
+    "both claim as many runs. With limits, a claim takes a lock first and counts its runs afterwards: two statements "
+    "more."
 )
