@@ -84,7 +84,7 @@ PARAMETERS: dict[str, Any] = {
     **dict.fromkeys(("workflow", "since", "since_ago", "until", "until_ago")),
     **dict.fromkeys(("keys", "per_workflow", "per_workspace", "default_room", "max_queued", "before"), 1),
     **dict.fromkeys(("changed", "refused"), 1),
-    **dict.fromkeys(("fields", "details"), "{}"),
+    **dict.fromkeys(("fields", "details", "answer"), "{}"),
     **dict.fromkeys(("interface",), "command"),
     "why": None,
     **{name: ["x"] for name in ("workspaces", "workflows", "workspaces_begun", "after_workflows")},
