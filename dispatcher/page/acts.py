@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from sqlalchemy import Engine, text
 
 from orcheo_dispatch.shared.database.connections import transaction
-from orcheo_dispatch.shared.ledger.operators.isolating import clear_isolation, isolate_workflow
+from orcheo_dispatch.shared.ledger.isolations import Isolations
 from orcheo_dispatch.shared.ledger.operators.operations import Author
 from orcheo_dispatch.shared.ledger.operators.policies import ALL, FIELDS, Policies, Scope
 from orcheo_dispatch.shared.ledger.operators.repairs import repair
@@ -139,7 +139,7 @@ class _Isolate(Act):
     seconds: _Seconds | None = None
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
-        isolate_workflow(engine, self.workflow_id, author, seconds=self.seconds)
+        Isolations(engine).isolate(self.workflow_id, None, author, seconds=self.seconds)
         return Outcome(1)
 
 
@@ -147,7 +147,7 @@ class _ClearIsolation(Act):
     workflow_id: _Id
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
-        return Outcome(clear_isolation(engine, self.workflow_id, author))
+        return Outcome(len(Isolations(engine).clear(self.workflow_id, None, author)))
 
 
 def _set(engine: Engine, scope: Scope, author: Author, **changes: Any) -> Outcome:

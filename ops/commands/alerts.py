@@ -31,6 +31,10 @@ def alerts(
 
     Dispatchers and workers record alerts where ORCHEO_ALERTS_URLS is set; elsewhere none is listed. `test` exits 1 if a
     target did not accept the message.
+
+    Examples:
+      orcheo-dispatch alerts
+      orcheo-dispatch alerts test
     """
     if action is Action.TEST:
         _test(load_settings(), as_json=as_json)

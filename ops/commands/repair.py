@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orcheo_dispatch.ops.commands.ready import Json, ready
+from orcheo_dispatch.ops.operating.answers import parse_answer
 from orcheo_dispatch.ops.operating.many import (
     Dead,
     ErrorClass,
@@ -142,38 +142,47 @@ def requeue(
 
 
 def answer(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run that waits for an answer.")],
     value: Annotated[
         str,
         typer.Option(
             "--json", help="The answer, as JSON; if several interrupts wait, an object with the id of each as key."
         ),
     ],
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Id of a run that waits for an answer; or give a filter.")
+    ] = None,
+    workflow: Workflow = None,
+    workspace: Workspace = None,
+    older_than: OlderThan = None,
+    since: Since = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Annotated[
+        bool, typer.Option("--output-json", help="Print JSON with stable names, as --json of other commands does.")
+    ] = False,
 ) -> None:
-    """Answer a run that stopped at an interrupt: it becomes pending, and continues with the answer.
+    """Answer runs that stopped at an interrupt: they become pending, and continue with the answer.
 
-    The answer is not logged. Exits 1 if the run does not wait for one.
+    Give an id, or a filter: then it asks with the number of runs first. The answer is not logged. Exits 1 if a run was
+    refused, such as one that does not wait for an answer.
 
     Examples:
       orcheo-dispatch answer 0b8f6c1e-5d5e-4d0e-9a57-1a2b3c4d5e6f --json '"yes"'
+      orcheo-dispatch answer --workflow 3f2a --older-than 1d --json '{"approved": false}' --dry-run
     """
+    chosen = selection_of(
+        workflow=workflow,
+        workspace=workspace,
+        status=None,
+        error_class=None,
+        older_than=older_than,
+        since=since,
+        dead=False,
+    )
     parsed = parse_answer(value)
-    settings = ready(writes=True)
-    from orcheo_dispatch.shared.database.connections import open_engine
-    from orcheo_dispatch.shared.ledger.operators.answers import answer_run
-
-    with open_engine(settings, role="answer") as engine:
-        answer_run(engine, run, parsed, author())
-    say(plain(f"{run}  answered: running -> pending"))
-
-
-def parse_answer(value: str) -> str:
-    """Return the JSON in `value`, checked. Raises `SettingsError` without quoting it: an answer is somebody's input."""
-    try:
-        json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"--json is not valid JSON: {type(error).__name__}") from None
-    return value
+    runs = None if run is None else [run]
+    _repair("answer", runs, chosen, limit, None, dry_run=dry_run, yes=yes, as_json=as_json, answer=parsed)
 
 
 def _repair(
@@ -181,12 +190,13 @@ def _repair(
     runs: list[str] | None,
     chosen: Selection | None,
     limit: int | None,
-    reason: str,
+    reason: str | None,
     *,
     dry_run: bool,
     yes: bool,
     as_json: bool,
     from_start: bool = False,
+    answer: str | None = None,
 ) -> None:
     """Repair the runs with these ids, or those that the filter chooses."""
     if runs and chosen is not None:
@@ -206,9 +216,19 @@ def _repair(
     action, by = Action(command), author(reason)
     with open_engine(settings, role=command) as engine:
         if chosen is None:
-            done = repair(engine, runs or [], action, by, dry_run=dry_run, from_start=from_start)
+            done = repair(engine, runs or [], action, by, dry_run=dry_run, from_start=from_start, answer=answer)
         else:
-            many = repair_many(engine, chosen, action, by, limit=limit, yes=yes, dry_run=dry_run, from_start=from_start)
+            many = repair_many(
+                engine,
+                chosen,
+                action,
+                by,
+                limit=limit,
+                yes=yes,
+                dry_run=dry_run,
+                from_start=from_start,
+                answer=answer,
+            )
             if many is None:
                 say("nothing was changed")
                 raise typer.Exit(1)

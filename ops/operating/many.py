@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 _SHOWN = 20
 _SECONDS_BETWEEN_LINES = 2.0
-_DONE = {"cancel": "cancelled", "fail": "failed", "requeue": "requeued"}
+_DONE = {"cancel": "cancelled", "fail": "failed", "requeue": "requeued", "answer": "answered"}
 
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="Ids of runs; or give a filter.")]
 Workflow = Annotated[
@@ -102,6 +102,7 @@ def repair_many(
     yes: bool,
     dry_run: bool,
     from_start: bool,
+    answer: str | None = None,
 ) -> list[Repair] | None:
     """Repair all runs of a selection and return what was done to each; None if the operator declined.
 
@@ -136,19 +137,20 @@ def repair_many(
             limit=total,
             dry_run=dry_run,
             from_start=from_start,
+            answer=answer,
             on_progress=progress,
         )
 
 
 def say_many(done: Sequence[Repair], action: str, *, dry_run: bool) -> None:
     """Print what was done to many runs: each of them if they are few, otherwise those that were refused."""
-    would = "would be " if dry_run else ""
+    would, as_json = "would be " if dry_run else "", "--output-json" if action == "answer" else "--json"
     refused = [each for each in done if each.refused]
     for each in done if len(done) <= _SHOWN else refused[:_SHOWN]:
         said = f"refused: {each.refused}" if each.refused else f"{would}{each.status_before} -> {each.status_after}"
         say(plain(f"{each.run_id}  {said}"))
     if len(done) > _SHOWN and len(refused) > _SHOWN:
-        say(f"and {len(refused) - _SHOWN:,} more that were refused: --json lists all")
+        say(f"and {len(refused) - _SHOWN:,} more that were refused: {as_json} lists all")
     say(f"{would}{_DONE[action]}: {_runs(len(done) - len(refused))}, refused: {len(refused):,}")
 
 
@@ -191,11 +193,12 @@ def _shown(verb: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, int
     if quiet:
         yield lambda _changed, _refused: None
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from orcheo_dispatch.ops import screen
+
         columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=screen.PlainConsole(stderr=True), transient=True) as bar:
             task = bar.add_task(verb, total=total)
             yield lambda changed, refused: bar.update(task, completed=changed + refused)
     else:

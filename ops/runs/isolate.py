@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, Engine, TextClause
 
-from orcheo_dispatch.ops.runs.author import login_name, storable
+from orcheo_dispatch.ops.runs.author import author, storable
 from orcheo_dispatch.ops.runs.list import only_one
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import DispatchError
 from orcheo_dispatch.shared.ledger.isolations import Isolated, Isolations
 from orcheo_dispatch.shared.ledger.statements.isolate import FIND_VERSION, FIND_WORKFLOW
-from orcheo_dispatch.shared.text.redaction import redact
-
-_NO_REASON = "by an operator"
-_LONGEST_REASON = 1_000
 
 
 def set_isolation(
@@ -24,8 +20,7 @@ def set_isolation(
     Raises `DispatchError` where there is no such workflow or version, `SettingsError` where there are several.
     """
     workflow_id, version_id = _find(engine, workflow, version)
-    reason = redact(storable(why or _NO_REASON)[:_LONGEST_REASON])
-    return Isolations(engine).isolate(workflow_id, version_id, reason=reason, by=login_name(), seconds=seconds)
+    return Isolations(engine).isolate(workflow_id, version_id, author(why), seconds=seconds)
 
 
 def clear_isolation(engine: Engine, workflow: str, version: str | None) -> list[Isolated]:
@@ -34,7 +29,7 @@ def clear_isolation(engine: Engine, workflow: str, version: str | None) -> list[
     Raises what `set_isolation` raises.
     """
     workflow_id, version_id = _find(engine, workflow, version)
-    return Isolations(engine).clear(workflow_id, version_id)
+    return Isolations(engine).clear(workflow_id, version_id, author())
 
 
 def _find(engine: Engine, workflow: str, version: str | None) -> tuple[str, str | None]:

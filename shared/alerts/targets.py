@@ -59,11 +59,10 @@ def targets_of(settings: Settings) -> list[Target]:
     """
     if settings.alerts_urls is None:
         return []
+    # It imports a module that Python 3.13 no longer has, if that is there: some of it when a target is made.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"apprise\b")
     try:
-        with warnings.catch_warnings():
-            # It imports a module that Python 3.13 no longer has, if that is there.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            import apprise
+        import apprise
     except ImportError as error:
         raise SettingsError(f"{VARIABLE} needs the package apprise: pip install 'orcheo-dispatch[alerts]'") from error
 
@@ -73,7 +72,10 @@ def targets_of(settings: Settings) -> list[Target]:
     found = []
     for number, url in enumerate(urls, 1):
         scheme = url.partition("://")[0].lower()
-        service = apprise.Apprise.instantiate(url, asset=asset)
+        with warnings.catch_warnings():
+            # Its part for mail imports a module that Python 3.13 no longer has, if that is there.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            service = apprise.Apprise.instantiate(url, asset=asset)
         if service is None:
             raise SettingsError(
                 f"{VARIABLE} has an invalid value: expected URLs of Apprise, such as json://host/path; "
@@ -117,7 +119,8 @@ class _Listener(logging.Handler):
             return
         if status := _STATUS.search(text):
             self._found.reason = f"HTTP status {status['status']}"
-        elif "onnection error" in text or "Socket Exception" in text:
+        # Of mail it says so for a refused login or recipient as well.
+        elif ("onnection error" in text and "submitting email" not in text) or "Socket Exception" in text:
             self._found.reason = "no answer"
 
 

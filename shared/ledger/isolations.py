@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from orcheo_dispatch.shared.database.connections import in_transaction, transaction
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Done, record_operation
 from orcheo_dispatch.shared.ledger.statements.isolate import (
     CLEAR_ISOLATION,
     ISOLATE,
@@ -22,6 +23,7 @@ MOST = 10_000
 _READ_MILLISECONDS = 2_000
 _LOCK_SECONDS = 1.0
 _ALL_VERSIONS = ""
+_NO_REASON = "by an operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +73,33 @@ class Isolations:
         """Delete isolations that expired a month ago."""
         self._write(PRUNE_ISOLATION)
 
-    def isolate(
-        self, workflow_id: str, version_id: str | None, *, reason: str, by: str, seconds: float | None
-    ) -> Isolated:
-        """Record an operator's decision to isolate a workflow or a version, for `seconds` or until it is cleared."""
-        (row,) = self._write(
-            ISOLATE,
-            workflow_id=workflow_id,
-            version_id=version_id or _ALL_VERSIONS,
-            reason=reason,
-            by=by,
-            seconds=seconds,
-        )
-        return Isolated(**row)
+    def isolate(self, workflow_id: str, version_id: str | None, author: Author, *, seconds: float | None) -> Isolated:
+        """Isolate a workflow or a version for an operator, for `seconds` or until it is cleared; record who did it."""
 
-    def clear(self, workflow_id: str, version_id: str | None) -> list[Isolated]:
+        def change(connection: Connection) -> Isolated:
+            decision = {"workflow_id": workflow_id, "version_id": version_id or _ALL_VERSIONS, "seconds": seconds}
+            said = {"reason": author.why or _NO_REASON, "by": author.by}
+            row = connection.execute(ISOLATE, {**decision, **said}).mappings().one()
+            details = {"version_id": version_id, "seconds": seconds}
+            given = {name: value for name, value in details.items() if value is not None}
+            record_operation(connection, author, Done("isolate", changed=1, workflow_id=workflow_id, details=given))
+            return Isolated(**row)
+
+        return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
+
+    def clear(self, workflow_id: str, version_id: str | None, author: Author) -> list[Isolated]:
         """Clear the isolation of a version, or of a workflow and all its versions; return what was cleared."""
-        rows = self._write(CLEAR_ISOLATION, workflow_id=workflow_id, version_id=version_id)
-        return sorted((Isolated(**row) for row in rows), key=lambda each: each.workflow_version_id or _ALL_VERSIONS)
+
+        def change(connection: Connection) -> list[Isolated]:
+            parameters = {"workflow_id": workflow_id, "version_id": version_id}
+            rows = connection.execute(CLEAR_ISOLATION, parameters).mappings().all()
+            given = {} if version_id is None else {"version_id": version_id}
+            done = Done("isolate clear", changed=len(rows), workflow_id=workflow_id, details=given)
+            record_operation(connection, author, done)
+            return [Isolated(**row) for row in rows]
+
+        cleared = in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
+        return sorted(cleared, key=lambda each: each.workflow_version_id or _ALL_VERSIONS)
 
     def _write(self, statement: Any, **parameters: Any) -> list[Any]:
         return in_transaction(

@@ -15,11 +15,12 @@ from orcheo_dispatch.shared.ledger.executions import Executing
 from orcheo_dispatch.shared.ledger.model import ACTOR_DISPATCHER, Admission, Claim, Outcome
 from orcheo_dispatch.shared.ledger.runs import Reaped
 from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT_PUSHED
-from orcheo_dispatch.shared.ledger.statements.count import COUNT_ENDED, PRUNE_ENDED
 from orcheo_dispatch.shared.ledger.statements.recover import (
     ADOPT_CANCELLED,
+    COUNT_ENDED,
     FORGET_QUESTIONS,
     PRUNE,
+    PRUNE_ENDED,
     REAP,
     REAP_ORPHANS,
     RETRY,

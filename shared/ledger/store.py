@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
@@ -63,7 +64,7 @@ class Store(Recovering):
         def act(connection: Connection, run_ids: Sequence[str]) -> list[Claim]:
             rows = connection.execute(CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)}).all()
             if limits.by_policy:
-                spend(connection, [row.run_id for row in rows])
+                spend(connection, Counter((row.workspace, row.workflow) for row in rows))
             return [Claim(row.run_id, row.fence, row.queue) for row in rows]
 
         change = Change("claim", at_once, choose, act)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat, zip_longest
@@ -79,7 +80,7 @@ class Turns:
             rows = connection.execute(statement, given).all()
             if limits.by_policy:
                 # Before the next statement, which must see what counts against the rates.
-                spend(connection, [run_id for row in rows for run_id in row.run_ids])
+                spend(connection, _keys(rows))
             return rows
 
         if limits:
@@ -164,10 +165,22 @@ class Turns:
             del self._workflows[next(iter(self._workflows))]
 
 
-def spend(connection: Connection, run_ids: Sequence[str]) -> None:
-    """Count the claims of these runs against the rates of policies."""
-    if run_ids:
-        connection.execute(SPEND, {"run_ids": list(run_ids)})
+def spend(connection: Connection, claims: Mapping[tuple[str, str], int]) -> None:
+    """Count so many claims of each workspace and workflow against the rates of policies."""
+    if claims:
+        keys = {"workspaces": [key[0] for key in claims], "workflows": [key[1] for key in claims]}
+        connection.execute(SPEND, {**keys, "claims": list(claims.values())})
+
+
+def _keys(rows: Sequence[Any]) -> Counter[tuple[str, str]]:
+    """Return how many runs of each workspace and workflow were claimed; a row has one of both, or one for each run."""
+    found: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        if hasattr(row, "workspaces"):
+            found.update(zip(row.workspaces, row.workflows, strict=True))
+        elif row.run_ids:
+            found[row.workspace, row.workflow] += len(row.run_ids)
+    return found
 
 
 def _grouped(rows: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:

@@ -32,9 +32,9 @@ class Table:
         backlog.add_pending(self.connection, pending)
         backlog.analyze(self.connection)
 
-    def stretch(self, pool: Claimers, *, room: int, dispatchers: int = 1) -> Stretch:
+    def stretch(self, pool: Claimers, *, room: int, dispatchers: int = 1, by_policy: bool = False) -> Stretch:
         """Time a stretch of claims; then, untimed, end what was claimed and add as many pending runs."""
-        stretch = pool.claim(self.dsn, dispatchers=dispatchers, claims=STRETCH, room=room)
+        stretch = pool.claim(self.dsn, dispatchers=dispatchers, claims=STRETCH, room=room, by_policy=by_policy)
         backlog.work_off(self.connection)
         backlog.add_pending(self.connection, stretch.runs)
         return stretch

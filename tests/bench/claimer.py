@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from orcheo_dispatch.shared.database.connections import make_engine, transaction
 from orcheo_dispatch.shared.ledger.store import Store
-from orcheo_dispatch.shared.ledger.turns import Turns
+from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from orcheo_dispatch.shared.settings.model import Settings
 
 LEASE_SECONDS = 3600.0
@@ -31,8 +31,8 @@ class Claimer:
         self._dispatcher_id = uuid4()
         self._turns = Turns()
 
-    def claim(self, room: int) -> int:
-        """Claim up to `room` runs and return how many it got."""
+    def claim(self, room: int, *, by_policy: bool = False) -> int:
+        """Claim up to `room` runs and return how many it got; `by_policy` is what a look finds where policies limit."""
         claims = self._store.claim(
             room,
             triggers=("webhook", "cron"),
@@ -40,6 +40,7 @@ class Claimer:
             lease=LEASE_SECONDS,
             dispatcher_id=self._dispatcher_id,
             turns=self._turns,
+            limits=Limits(by_policy=by_policy),
         )
         return len(claims)
 
@@ -51,6 +52,7 @@ class Order:
     dsn: str
     claims: int
     room: int
+    by_policy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,11 @@ class Claimers:
     def __init__(self, pipes: list[Connection]) -> None:
         self._pipes = pipes
 
-    def claim(self, dsn: str, *, dispatchers: int, claims: int, room: int) -> Stretch:
+    def claim(self, dsn: str, *, dispatchers: int, claims: int, room: int, by_policy: bool = False) -> Stretch:
         """Let so many of them claim at once, each its share of `claims`; the clock runs while any is at it."""
         pipes = self._pipes[:dispatchers]
         for pipe in pipes:
-            pipe.send(Order(dsn, claims // dispatchers, room))
+            pipe.send(Order(dsn, claims // dispatchers, room, by_policy))
         servers = [psutil.Process(_receive(pipe)) for pipe in pipes]
         before = _cpu_seconds(servers)
         for pipe in pipes:
@@ -148,7 +150,7 @@ def _claim_all(claimer: Claimer, order: Order) -> Answer:
     seconds, runs = [], 0
     for _ in range(order.claims):
         start = time.monotonic()
-        runs += claimer.claim(order.room)
+        runs += claimer.claim(order.room, by_policy=order.by_policy)
         seconds.append(time.monotonic() - start)
     return Answer(began, time.monotonic(), seconds, runs, time.process_time() - cpu)
 

@@ -10,7 +10,7 @@ from tests.bench.setting import Scale, Setting
 
 ALL = ("trivial", "resuming", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
 """What `make bench` measures."""
-OTHERS = ("outages", "traces")
+OTHERS = ("outages", "policies", "traces")
 """What is measured only when it is asked for."""
 
 

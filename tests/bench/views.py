@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
-from orcheo_dispatch.shared.ledger.statements.count import COUNT_ENDED
+from orcheo_dispatch.shared.ledger.statements.recover import COUNT_ENDED
 from tests.support.database.databases import create, make_orcheo_tables, migrate
 from tests.support.database.volume import fill
 from tests.support.servers.servers import scratch

@@ -12,7 +12,7 @@ import pytest
 
 from orcheo_dispatch.dispatcher import backlog
 from orcheo_dispatch.shared.ledger import status as queries
-from orcheo_dispatch.shared.ledger.statements.count import COUNT_ENDED
+from orcheo_dispatch.shared.ledger.statements.recover import COUNT_ENDED
 from tests.conftest import Admin
 from tests.plans.test_plans import _compiled, _explain, _indexes, _scanned_whole
 from tests.support.database.databases import Database, cloned

@@ -25,8 +25,10 @@ def _with_json(group: TyperGroup, above: tuple[str, ...]) -> Iterator[str]:
     for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
             yield from _with_json(command, (*above, name))
-        # `answer --json` takes JSON, and prints none.
-        elif any("--json" in each.opts and getattr(each, "is_flag", False) for each in command.params):
+        # `answer --json` takes the answer: there the option has another name.
+        elif any(
+            {"--json", "--output-json"} & {*each.opts} and getattr(each, "is_flag", False) for each in command.params
+        ):
             yield "-".join((*above, name))
 
 

@@ -79,7 +79,7 @@ _TYPES = {
         ("## check", Finding, {"exit_code"}),
         ("## poll", PollReport, {"next_delay"}),
         ("## migrate", Migration, set()),
-        ("## cancel, fail, requeue", Repair, set()),
+        ("## cancel, fail, requeue, answer", Repair, set()),
         ("## isolate", Isolated, set()),
         ("## alerts", OpenAlert, set()),
         ("### settings", Advice, set()),

@@ -21,7 +21,7 @@ from orcheo_dispatch.shared.settings.model import Settings
 
 ROOT = Path(__file__).parents[2]
 ID = UUID("00000000-0000-4000-8000-000000000001")
-_UNITS = ("_total", "_seconds", "_runs", "_info", "_in_flight", "_silent", "_up")
+_UNITS = ("_total", "_seconds", "_runs", "_info", "_in_flight", "_silent", "_up", "_maintenance")
 
 
 def _settings(**fields: Any) -> Settings:

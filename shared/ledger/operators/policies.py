@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -162,16 +162,17 @@ class Policies:
             return [Policy(**row) for row in rows]
 
 
-def decided(concerning: list[Policy], now: datetime | None = None) -> list[Decided]:
+def decided(concerning: list[Policy], now: datetime) -> list[Decided]:
     """Return each field of a workflow's policy with the row that decides it; `concerning` is the most specific first.
+
+    `now` is the time of the database: a pause that has ended by then decides nothing.
 
     The fields of limits (`priority`, `max_running`, `rate_runs`, `rate_seconds`) are left out: each row's limits hold
     for its own scope. So is `maintenance`, which is above all others.
     """
-    at = now or datetime.now(UTC)
     found = []
     for name in ("paused", "queue", "timeout_seconds", "lost_runs", "retries", "isolation"):
-        values = ((each, each.paused_at(at) if name == "paused" else getattr(each, name)) for each in concerning)
+        values = ((each, each.paused_at(now) if name == "paused" else getattr(each, name)) for each in concerning)
         by, value = next(((each, value) for each, value in values if value is not None), (None, None))
         found.append(Decided(name, value, by))
     return found

@@ -1,4 +1,4 @@
-"""Cancel, fail or requeue runs for an operator; refuse what would break a rule of the ledger, and record who did it.
+"""Cancel, fail, requeue or answer runs for an operator; refuse what breaks a rule of the ledger; record who did it.
 
 Runs are changed in batches: one transaction changes a batch and appends one entry to the log of operations. No batch
 waits for a lock: runs that others have locked are left out, and tried once more at the end, one by one. A run that
@@ -19,8 +19,8 @@ from orcheo_dispatch.shared.database.refused import reason_of
 from orcheo_dispatch.shared.database.sifting import sieved
 from orcheo_dispatch.shared.errors import RowLockedError
 from orcheo_dispatch.shared.ledger.operators.operations import Author, Done, record_operation
-from orcheo_dispatch.shared.ledger.operators.selection import PAGE, Action, Selection, choose
-from orcheo_dispatch.shared.ledger.statements.repair import AWAIT_RUN, EXISTING_RUNS, LOCK_RUNS, REPAIR
+from orcheo_dispatch.shared.ledger.operators.selection import Action, Selection, pages
+from orcheo_dispatch.shared.ledger.statements.repair import ANSWER, AWAIT_RUN, EXISTING_RUNS, LOCK_RUNS, REPAIR
 from orcheo_dispatch.shared.ledger.store import Store
 
 ACTOR_OPERATOR = "operator"
@@ -65,16 +65,27 @@ def repair(
     *,
     dry_run: bool = False,
     from_start: bool = False,
+    answer: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Repair]:
     """Apply `action` to these runs and return what was done to each, in their order.
 
     With `dry_run` only return what would be done. With `from_start` a requeued run does not continue after its last
-    stored step. The author's `why` goes into the run's error and audit log. Run slots that become due are given back
-    by the dispatcher. Raises `DatabaseError`; what was done until then stays done.
+    stored step. `answer` is the JSON text that `Action.ANSWER` gives to each run; it is recorded nowhere else. The
+    author's `why` goes into the run's error and audit log. Run slots that become due are given back by the dispatcher.
+    Raises `DatabaseError`; what was done until then stays done.
     """
     given = list(dict.fromkeys(run_ids))
-    work = _Work(engine, action, author, from_start=from_start, dry_run=dry_run, details={}, report=on_progress)
+    work = _Work(
+        engine,
+        action,
+        author,
+        from_start=from_start,
+        answer=answer,
+        dry_run=dry_run,
+        details={},
+        report=on_progress,
+    )
     done = {each.run_id: each for each in work.batches(given)}
     return [done[run_id] for run_id in given]
 
@@ -88,6 +99,7 @@ def repair_all(
     limit: int | None = None,
     dry_run: bool = False,
     from_start: bool = False,
+    answer: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Repair]:
     """Apply `action` to all runs of a selection, at most `limit`, and return what was done to each.
@@ -100,22 +112,12 @@ def repair_all(
         action,
         author,
         from_start=from_start,
+        answer=answer,
         dry_run=dry_run,
         details=chosen.as_details(),
         report=on_progress,
     )
-    return list(work.batches(_pages(engine, chosen, limit)))
-
-
-def _pages(engine: Engine, selection: Selection, limit: int | None) -> Iterator[str]:
-    """Yield the runs of a selection, page by page, so that a page is read after the runs before it were changed."""
-    after, left = "", limit
-    while left is None or left > 0:
-        page = choose(engine, selection, PAGE if left is None else min(PAGE, left), after)
-        if not page:
-            return
-        yield from page
-        after, left = page[-1], None if left is None else left - len(page)
+    return list(work.batches(pages(engine, chosen, limit)))
 
 
 @dataclass(slots=True)
@@ -124,6 +126,7 @@ class _Work:
     action: Action
     author: Author
     from_start: bool
+    answer: str | None
     dry_run: bool
     details: Mapping[str, Any]
     report: OnProgress | None
@@ -194,15 +197,13 @@ class _Work:
         workflows: set[str] | None = None,
         workspaces: set[str | None] | None = None,
     ) -> list[Repair]:
-        parameters = {
-            "run_ids": list(run_ids),
-            "action": self.action.value,
-            "actor": ACTOR_OPERATOR,
-            "reason": self.author.why or _REASONS[self.action.value],
-            "dry_run": self.dry_run,
-            "from_start": self.from_start,
-        }
-        rows = connection.execute(REPAIR, parameters).all()
+        common = {"run_ids": list(run_ids), "actor": ACTOR_OPERATOR, "dry_run": self.dry_run}
+        if self.action is Action.ANSWER:
+            rows = connection.execute(ANSWER, {**common, "answer": self.answer}).all()
+        else:
+            reason = self.author.why or _REASONS[self.action.value]
+            more = {"action": self.action.value, "reason": reason, "from_start": self.from_start}
+            rows = connection.execute(REPAIR, {**common, **more}).all()
         if workflows is not None and workspaces is not None:
             workflows.update(row.workflow_id for row in rows)
             workspaces.update(row.workspace_id for row in rows)

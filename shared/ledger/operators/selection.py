@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -26,12 +27,15 @@ class Action(StrEnum):
     """End it as failed, where no worker is alive that could."""
     REQUEUE = "requeue"
     """Make it pending again, with all its attempts; its fence keeps earlier holders out."""
+    ANSWER = "answer"
+    """Give it the answer that it waits for; it becomes pending, and continues."""
 
 
 _BY_DEFAULT = {
     Action.CANCEL: ("pending", "running"),
     Action.FAIL: ("pending", "running"),
     Action.REQUEUE: ("failed",),
+    Action.ANSWER: ("running",),
 }
 
 
@@ -51,13 +55,17 @@ class Selection:
     """Created since this time, or less than so many seconds ago."""
     dead: bool = False
     """Only failed runs that are not tried again."""
+    waiting: bool = False
+    """Only runs that wait for an answer."""
 
     def of(self, action: Action) -> Selection:
         """Return the selection with the statuses that `action` changes, unless it names some.
 
-        A requeue does not revive cancelled runs by default: somebody wanted them cancelled.
+        A requeue does not revive cancelled runs by default: somebody wanted them cancelled. Only runs that wait for an
+        answer get one.
         """
-        return self if self.status or self.dead else replace(self, status=_BY_DEFAULT[action])
+        chosen = replace(self, waiting=True) if action is Action.ANSWER else self
+        return chosen if self.status or self.dead else replace(chosen, status=_BY_DEFAULT[action])
 
     def as_details(self) -> dict[str, Any]:
         """Return the filter as the log of operations has it."""
@@ -76,6 +84,7 @@ class Selection:
             "since": at,
             "since_ago": None if isinstance(self.since, datetime) else self.since,
             "dead": self.dead,
+            "waiting": self.waiting,
         }
 
 
@@ -90,3 +99,17 @@ def choose(engine: Engine, selection: Selection, limit: int = PAGE, after: str =
     with transaction(engine, timeout_milliseconds=_READ_MILLISECONDS, read_only=True, many_rows=True) as connection:
         rows = connection.execute(CHOOSE_RUNS, {**selection.parameters(), "limit": limit, "after": after})
         return [row.run_id for row in rows]
+
+
+def pages(engine: Engine, selection: Selection, limit: int | None) -> Iterator[str]:
+    """Yield the IDs of a selection, at most `limit`, page by page: one is read after the runs before it were changed.
+
+    Raises `DatabaseError`.
+    """
+    after, left = "", limit
+    while left is None or left > 0:
+        page = choose(engine, selection, PAGE if left is None else min(PAGE, left), after)
+        if not page:
+            return
+        yield from page
+        after, left = page[-1], None if left is None else left - len(page)

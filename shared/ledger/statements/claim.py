@@ -367,6 +367,8 @@ SELECT (SELECT count(*) FROM oldest) AS found,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id), '{}') AS run_ids,
        COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id), '{}') AS fences,
        COALESCE(array_agg(c.queue ORDER BY c.created_at, c.id), '{}') AS queues,
+       COALESCE(array_agg(c.workflow_id ORDER BY c.created_at, c.id), '{}') AS workflows,
+       COALESCE(array_agg(COALESCE(c.workspace_id, '') ORDER BY c.created_at, c.id), '{}') AS workspaces,
        ARRAY(SELECT h.id FROM candidates AS h WHERE :choose ORDER BY h.created_at, h.id) AS chosen_ids,
        ARRAY(SELECT h.id FROM candidates AS h WHERE h.in_ledger AND NOT h.id IN (SELECT f.run_id FROM free_row AS f))
            AS held_ids
@@ -410,7 +412,8 @@ WITH candidates AS MATERIALIZED (
      WHERE d.state = 'settled'
     RETURNING d.run_id, d.fence
 )
-SELECT n.run_id, n.fence, c.queue FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
+SELECT n.run_id, n.fence, c.queue, c.workflow_id AS workflow, COALESCE(c.workspace_id, '') AS workspace
+  FROM claimed AS n JOIN candidates AS c ON c.id = n.run_id ORDER BY c.created_at, c.id
 """)
 
 # Taken before a claim with limits, so that one dispatcher claims at a time. This is a separate statement because, under

@@ -89,12 +89,13 @@ SELECT o.id, o.at, o.by, o.interface, o.action, o.workspace_id, o.workflow_id, c
  LIMIT :limit
 """)
 
-# Count the claims of these runs against the rates of their workflows, their workspaces and all runs. A claim counts for
-# the period, and up to one percent longer: claims within one percent of the period share a row.
+# Count so many claims against the rates of these workflows, their workspaces and all runs. A claim counts for the
+# period, and up to one percent longer: claims within one percent of the period share a row.
 SPEND = text("""
 WITH taken AS MATERIALIZED (
-    SELECT d.workflow_id, COALESCE(d.workspace_id, '') AS workspace_id, count(*) AS runs
-      FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = ANY (CAST(:run_ids AS text[])) GROUP BY 1, 2
+    SELECT n.workspace_id, n.workflow_id, n.runs
+      FROM unnest(CAST(:workspaces AS text[]), CAST(:workflows AS text[]), CAST(:claims AS integer[]))
+           AS n(workspace_id, workflow_id, runs)
 ), spent AS MATERIALIZED (
     SELECT p.workspace_id, p.workflow_id, p.rate_seconds, t.runs
       FROM taken AS t JOIN orcheo_dispatch.policy AS p ON p.workspace_id = '' AND p.workflow_id = t.workflow_id

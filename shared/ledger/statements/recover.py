@@ -1,4 +1,4 @@
-"""Reap lost runs, retry failed ones, return slots, and prune old rows.
+"""Reap lost runs, retry failed ones, return slots, prune old rows, and count ended claims for dashboards.
 
 A statement that chooses its rows itself never chooses those in :skipped and, if :chosen is given, only those in it.
 With :choose it only locks the rows and returns their ids. So a change that Postgres refuses for one row is made for all
@@ -264,3 +264,31 @@ UPDATE execution_history AS h
  WHERE h.execution_id = o.execution_id
 RETURNING h.execution_id
 """)
+
+# Count the final minutes that were not counted yet, at most six hours of them, so that the statement is always short.
+# Two dispatchers that count the same minute insert the same rows in the same order, so that they cannot deadlock. A
+# minute is final after two more minutes: until then a transaction that began in it may still settle runs in it. No
+# statement of ours takes that long.
+COUNT_ENDED = text("""
+WITH next AS (
+    SELECT min(d.settled_at) AS at FROM orcheo_dispatch.dispatch AS d
+     WHERE d.state = 'settled'
+       AND d.settled_at >= (SELECT COALESCE(max(e.minute) + interval '1 minute', '-infinity')
+                              FROM orcheo_dispatch.ended AS e)
+), span AS (
+    SELECT date_trunc('minute', n.at) AS since,
+           LEAST(date_trunc('minute', n.at) + interval '6 hours', date_trunc('minute', now() - interval '2 minutes'))
+               AS until
+      FROM next AS n WHERE n.at IS NOT NULL
+)
+INSERT INTO orcheo_dispatch.ended (minute, outcome, runs)
+SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)
+  FROM span AS s JOIN orcheo_dispatch.dispatch AS d
+    ON d.state = 'settled' AND d.settled_at >= s.since AND d.settled_at < s.until
+ GROUP BY 1, 2
+ ORDER BY 1, 2
+    ON CONFLICT (minute, outcome) DO NOTHING
+""")
+
+# The views of dashboards show a month.
+PRUNE_ENDED = text("DELETE FROM orcheo_dispatch.ended WHERE minute < now() - interval '31 days'")

@@ -1,11 +1,11 @@
-"""Statements of operators: choose runs by a filter, lock them, and cancel, fail or requeue them."""
+"""Statements of operators: choose runs by a filter, lock them, and cancel, fail, requeue or answer them."""
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
 # The IDs of runs after :after, in order of their ID. A list that is empty, or a value that is null, is no filter. With
-# :dead only failed runs that are not tried again.
+# :dead only failed runs that are not tried again, with :waiting only runs that wait for an answer.
 CHOOSE_RUNS = text("""
 SELECT r.id AS run_id
   FROM workflow_runs AS r
@@ -20,6 +20,8 @@ SELECT r.id AS run_id
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
    AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
                       AND t.next_at IS NULL))
+   AND (NOT :waiting OR (r.status = 'running' AND d.state = 'settled'
+                         AND EXISTS (SELECT FROM orcheo_dispatch.question AS q WHERE q.run_id = r.id)))
  ORDER BY r.id
  LIMIT :limit
 """)
@@ -38,6 +40,8 @@ SELECT count(*)
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
    AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
                       AND t.next_at IS NULL))
+   AND (NOT :waiting OR (r.status = 'running' AND d.state = 'settled'
+                         AND EXISTS (SELECT FROM orcheo_dispatch.question AS q WHERE q.run_id = r.id)))
 """)
 
 # Lock these runs and their rows in the ledger, and return those that could be locked. REPAIR is a statement of its own,
@@ -137,4 +141,27 @@ WITH verdict AS MATERIALIZED (
 )
 SELECT v.id AS run_id, v.workflow_id, v.workspace_id, v.status AS status_before, v.status_after, v.refused
   FROM verdict AS v ORDER BY v.id
+""")
+
+# Give runs that wait at an interrupt the same answer; LOCK_RUNS has locked them in this transaction. Refuses what the
+# function `answer` would refuse, so that no run of the batch stops the others. Returns what was or, with :dry_run,
+# would be done.
+ANSWER = text("""
+WITH verdict AS MATERIALIZED (
+    SELECT run.id, run.status, run.workflow_id, run.workspace_id,
+           CASE WHEN q.run_id IS NULL OR run.status <> 'running' OR d.state <> 'settled'
+                    THEN 'run does not wait for an answer'
+                WHEN q.interrupts > 1 AND jsonb_typeof(CAST(:answer AS jsonb)) <> 'object'
+                    THEN 'run waits for ' || q.interrupts
+                         || ' answers: expected an object with the id of each interrupt as key' END AS refused
+      FROM workflow_runs AS run
+      LEFT JOIN orcheo_dispatch.dispatch AS d ON d.run_id = run.id
+      LEFT JOIN orcheo_dispatch.question AS q ON q.run_id = run.id
+     WHERE run.id = ANY (CAST(:run_ids AS text[]))
+), answered AS MATERIALIZED (
+    SELECT v.id, orcheo_dispatch.answer(v.id, CAST(:answer AS jsonb), :actor)
+      FROM verdict AS v WHERE v.refused IS NULL AND NOT :dry_run
+)
+SELECT v.id AS run_id, v.workflow_id, v.workspace_id, v.status AS status_before, 'pending' AS status_after, v.refused
+  FROM verdict AS v LEFT JOIN answered AS a ON a.id = v.id ORDER BY v.id
 """)

@@ -92,7 +92,14 @@ _COMMANDS: dict[str, list[tuple[str, ...]] | None] = {
         ("--error-class", _TEXTS[0], "--yes", "--reason", _TEXTS[1]),
         ("--workspace", _TEXTS[0], "--status", "failed", "--yes"),
     ],
-    "answer": [("ID", "--json", '"yes"'), (_TEXTS[0], "--json", '"yes"'), ("ID", "--json", _TEXTS[0])],
+    "answer": [
+        ("ID", "--json", '"yes"'),
+        (_TEXTS[0], "--json", '"yes"'),
+        ("ID", "--json", _TEXTS[0]),
+        ("--json", '"yes"', "--workspace", _TEXTS[0], "--yes"),
+        ("--json", '"yes"', "--workflow", _TEXTS[0], "--dry-run"),
+        ("--json", '"yes"', "--since", _TEXTS[0]),
+    ],
     "isolate": [
         (_TEXTS[0],),
         ("WORKFLOW", "--why", _TEXTS[0]),
@@ -159,7 +166,7 @@ def test_command_prints_nothing_that_a_terminal_obeys(database: Database, stack:
                 assert code in {0, 1, 2}, process.log
                 assert "unexpected" not in process.log
                 assert "Traceback" not in process.log
-                # `answer --json` takes JSON and prints none.
+                # `answer --json` takes the answer.
                 if "--json" in arguments and command != "answer":
                     json.loads(process.log)
 

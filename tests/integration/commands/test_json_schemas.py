@@ -18,28 +18,47 @@ from tests.support.database.databases import Database
 from tests.support.database.runs import WORKFLOW_ID, claim_all, execute, insert_runs, store_of
 from tests.support.processes.processes import Stack, until
 from tests.support.schemas import assert_valid
+from tests.support.servers.inbox import webhook
 
-# A line for each schema: the command and its arguments. RUN and ENDED are runs, WORKFLOW a workflow.
+# A line for each schema: the command and its arguments. RUN, ENDED and WAITING are runs, WORKFLOW a workflow.
 _CASES: dict[str, list[tuple[str, ...]]] = {
     "adopt": [("adopt", "--older-than", "1m"), ("adopt", "--repair", "--yes", "--older-than", "1m")],
+    "alerts": [("alerts",)],
+    "alerts-test": [("alerts", "test")],
+    "answer": [
+        ("answer", "--json", "1", "--workflow", "WORKFLOW", "--dry-run"),
+        ("answer", "WAITING", "--json", "1"),
+        ("answer", "unknown", "--json", "1"),
+    ],
     "cancel": [("cancel", "RUN"), ("cancel", "unknown")],
     "check": [("check",)],
     "fail": [("fail", "RUN", "--reason", "by a test"), ("fail", "ENDED", "--reason", "by a test")],
     "health": [("health", "--url", "http://127.0.0.1:1")],
     "isolate": [("isolate", "WORKFLOW", "--for", "1h"), ("isolate", "WORKFLOW"), ("isolate", "WORKFLOW", "--clear")],
+    "maintenance": [("maintenance", "on", "--why", "x"), ("maintenance", "off")],
     "migrate": [("migrate",)],
+    "operations": [("operations",)],
+    "pause": [("pause", "--workspace", "w", "--why", "x", "--for", "1h"), ("pause", "--all", "--why", "x")],
+    "policy-clear": [("policy", "clear", "--workspace", "w"), ("policy", "clear", "--all")],
+    "policy-explain": [("policy", "explain", "WORKFLOW")],
+    "policy-list": [("policy", "list")],
+    "policy-set": [("policy", "set", "--all", "--rate", "10/1m", "--queue", "gpu", "--timeout", "15m")],
     "poll": [("poll",)],
-    "requeue": [("requeue", "ENDED"), ("requeue", "--dead"), ("requeue", "RUN", "--dry-run")],
+    "requeue": [("requeue", "ENDED"), ("requeue", "--dead", "--yes"), ("requeue", "RUN", "--dry-run")],
     "run": [("run", "RUN"), ("run", "ENDED", "--error")],
     "runs": [("runs",), ("runs", "--status", "failed")],
+    "runs-pending": [("runs", "--pending")],
     "runs-unclaimed": [("runs", "--unclaimed")],
     "status": [("status",)],
+    "unpause": [("unpause", "--workspace", "w"), ("unpause", "--all")],
 }
 
 
 def _printed(stack: Stack, *arguments: str) -> Any:
     """Return what a command prints to stdout, among the log lines of stderr; it may find something that is wrong."""
-    with stack.command(*arguments, "--json") as process:
+    # By --json it takes the answer.
+    option = "--output-json" if arguments[0] == "answer" else "--json"
+    with stack.command(*arguments, option) as process:
         assert process.exit_code() in {0, 1, 3}, process.log
         process.finish()
         assert "Traceback" not in process.log
@@ -49,8 +68,8 @@ def _printed(stack: Stack, *arguments: str) -> Any:
 
 
 def _stock(database: Database) -> dict[str, str]:
-    """Leave runs in every state; return one that has not ended, one that has, and their workflow."""
-    runs = insert_runs(database, 8, inputs={"do": "nothing"})
+    """Leave runs in every state; return one that has not ended, one that has, one that waits, and their workflow."""
+    runs = insert_runs(database, 9, inputs={"do": "nothing"})
     insert_runs(database, 2, triggered_by="nightly")
     (left,) = insert_runs(database)
     endings = [
@@ -58,15 +77,16 @@ def _stock(database: Database) -> dict[str, str]:
         Ending.failed("x", reason="ValueError"),
         Ending.failed("x", reason="timed_out", outcome=Outcome.TIMED_OUT),
         Ending.requeued("drained"),
+        Ending.waiting("{}", checkpoint_id="c", interrupts=1, keeps_slot=False),
     ]
     with store_of(database) as (store, engine):
         for kind in ProcessKind:
             Process(kind, concurrency=2, triggers=("webhook",)).seen(engine)
-        claims = claim_all(store, 7)
-        store.mark_published(claims[:6], lease=60)
-        for claim in claims[:5]:
+        claims = claim_all(store, 8)
+        store.mark_published(claims[:7], lease=60)
+        for claim in claims[:6]:
             store.begin(claim, worker_id=uuid4(), lease=30)
-        for claim, ending in zip(claims[:4], endings, strict=True):
+        for claim, ending in zip(claims[:5], endings, strict=True):
             store.settle(claim, ending)
     execute(
         database,
@@ -80,7 +100,9 @@ def _stock(database: Database) -> dict[str, str]:
         "INSERT INTO orcheo_dispatch.retry (run_id, retries, next_at) VALUES (%s, 1, now() + interval '1 h')",
         runs[2],
     )
-    return {"RUN": runs[7], "ENDED": runs[1], "WORKFLOW": WORKFLOW_ID}
+    execute(database, "INSERT INTO orcheo_dispatch.policy (workspace_id, paused, why) VALUES ('w', true, 'x')")
+    execute(database, "INSERT INTO orcheo_dispatch.alert (name, told_at) VALUES ('OrcheoNoWorker', now())")
+    return {"RUN": runs[8], "ENDED": runs[1], "WAITING": runs[4], "WORKFLOW": WORKFLOW_ID}
 
 
 def test_each_schema_is_tried() -> None:
@@ -92,9 +114,12 @@ def test_each_schema_is_tried() -> None:
 def test_command_prints_what_its_schema_says(database: Database, stack: Stack, name: str) -> None:
     chosen = _stock(database)
     documents = []
-    for arguments in _CASES[name]:
-        documents.append(_printed(stack, *(chosen.get(argument, argument) for argument in arguments)))
-        assert_valid(name, documents[-1])
+    with webhook() as target:
+        # One target that accepts messages, and one that does not answer.
+        stack.environment["ORCHEO_ALERTS_URLS"] = f"{target.url()} json://127.0.0.1:1"
+        for arguments in _CASES[name]:
+            documents.append(_printed(stack, *(chosen.get(argument, argument) for argument in arguments)))
+            assert_valid(name, documents[-1])
     # An empty list is valid under any schema.
     assert any(documents)
 

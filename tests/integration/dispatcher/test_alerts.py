@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import pytest
 
-from tests.support.database.databases import Database
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres
+from tests.support.database.databases import Database, make_orcheo_tables, migrate
 from tests.support.database.runs import everything, execute, insert_runs
 from tests.support.processes.logbook import LOGBOOK
 from tests.support.processes.processes import Stack, until
 from tests.support.servers.inbox import Webhook, webhook
+from tests.support.servers.mailbox import PASSWORD, mailbox
 
 SECRET = "s3cretTokenOfTheWebhook"
-NO_WORKER, NO_DISPATCHER = "OrcheoNoWorker", "OrcheoNoDispatcher"
+NO_WORKER, NO_DISPATCHER, NO_DATABASE = "OrcheoNoWorker", "OrcheoNoDispatcher", "OrcheoDatabaseUnavailable"
 
 
 @pytest.fixture
@@ -118,6 +124,85 @@ def test_worker_tells_that_no_dispatcher_is_alive_and_a_dispatcher_that_it_is_ov
         with stack.running("dispatcher", **variables):
             until(lambda: target.titles("[resolved] " + NO_DISPATCHER), what="the recovery message")
     assert len(target.titles(NO_DISPATCHER)) == 2
+
+
+@contextmanager
+def _refusing(port: int) -> Iterator[list[object]]:
+    """Close each connection to this port, and yield what is appended to for each."""
+    attempts: list[object] = []
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, address = listener.accept()
+            except OSError:
+                return
+            connection.close()
+            attempts.append(address)
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        thread = threading.Thread(target=accept, args=[listener])
+        thread.start()
+        try:
+            yield attempts
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_outage_of_postgres_is_told_once_by_a_running_dispatcher_and_its_end_too(
+    postgres_server: EmbeddedPostgres, redis_url: str, tmp_path: Path, target: Webhook
+) -> None:
+    private = Database("postgres", postgres_server.url)
+    make_orcheo_tables(private, redis_url)
+    migrate(private)
+    stack = Stack(private, redis_url, tmp_path / "effects")
+    with stack.running("dispatcher", **_variables(target)) as dispatcher:
+        dispatcher.saw("alerts_leading")
+        postgres_server.kill()
+        with _refusing(postgres_server.port) as attempts:
+            dispatcher.saw("alerts_postponed")
+            # The rule holds for a minute.
+            until(lambda: target.titles(NO_DATABASE), what="the message", seconds=120)
+            before = len(attempts)
+            # It goes on looking every two seconds meanwhile.
+            until(lambda: len(attempts) >= before + 40, what="that it still looks")
+        assert target.titles() == [f"[critical] {NO_DATABASE}: This dispatcher does not reach Postgres"]
+        postgres_server.start()
+        dispatcher.saw("alerts_resumed")
+        until(lambda: target.titles("[resolved] " + NO_DATABASE), what="the recovery message")
+        dispatcher.signal(Signals.SIGTERM)
+        assert dispatcher.exit_code() == 0
+    assert [title.split(":")[0] for title in target.titles(NO_DATABASE)] == [
+        f"[critical] {NO_DATABASE}",
+        f"[resolved] {NO_DATABASE}",
+    ]
+
+
+def test_mail_is_delivered_to_a_mail_server(stack: Stack, database: Database) -> None:
+    LOGBOOK.plant(PASSWORD, "password of the mailbox")
+    with mailbox() as box:
+        with stack.running("dispatcher", ORCHEO_ALERTS_URLS=box.url(), ORCHEO_ALERTS_HOLD="2") as dispatcher:
+            _age(database, NO_WORKER)
+            until(lambda: box.subjects(NO_WORKER), what="the mail")
+            dispatcher.saw("alert_sent")
+            with stack.running("worker"):
+                until(lambda: box.subjects("[resolved] " + NO_WORKER), what="the mail of the recovery")
+        # Whoever has another password is refused, and so is said.
+        with stack.command("alerts", "test", ORCHEO_ALERTS_URLS=f"{box.url()} {box.url('another')}") as process:
+            assert process.exit_code() == 1
+            process.finish()
+    assert process.log.splitlines() == ["1 (mailto): delivered", "2 (mailto): not accepted"]
+    assert box.refusals == 1
+    alert, recovery, trial = box.mails
+    assert alert.subject == f"[critical] {NO_WORKER}: No worker is alive"
+    assert "For 1 h." in alert.text
+    assert "What to do: docs/runbook.md#orcheonoworker" in alert.text
+    assert recovery.subject.startswith(f"[resolved] {NO_WORKER}: resolved after")
+    assert trial.subject == "[test] orcheo-dispatch: alerts arrive here"
+    for mail in box.mails:
+        assert (mail.sender, mail.recipients) == ("orcheo@example.org", ["oncall@example.org"])
+        assert PASSWORD not in mail.message.as_string()
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
         "unclaimed_runs": 0,
         "begun_elsewhere_runs": 0,
         "isolated_workflows": 0,
-        "wanted_workers": 1,
+        "wanted_workers": 5,
         "due_slots": 1,
         "queue_messages": 2,
         "queue_limit_messages": 200,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import pytest
 import redis
 
 from orcheo_dispatch.shared.broker.held import held_claims
@@ -27,12 +29,14 @@ ME = Author("ada", Interface.COMMAND)
 OTHER = "00000000-0000-4000-8000-0000000000a2"
 
 
-def _policies(database: Database) -> Policies:
+@pytest.fixture
+def policies(database: Database) -> Iterator[Policies]:
+    """Policies of the test's own database."""
     with open_engine(settings_for(database), role="test") as engine:
-        return Policies(engine)
+        yield Policies(engine)
 
 
-def test_each_worker_executes_the_runs_of_its_queues(database: Database, stack: Stack) -> None:
+def test_each_worker_executes_the_runs_of_its_queues(database: Database, stack: Stack, policies: Policies) -> None:
     plain = insert_runs(database, 10)
     workflow = one(database, "SELECT DISTINCT workflow_id FROM workflow_runs")["workflow_id"]
     with (
@@ -41,7 +45,7 @@ def test_each_worker_executes_the_runs_of_its_queues(database: Database, stack: 
         stack.running("worker", ORCHEO_WORKER_QUEUES="gpu") as gpu,
     ):
         until(lambda: all_are(database, "succeeded"), what="runs of the default queue")
-        _policies(database).set(Scope(workflow_id=workflow), {"queue": "gpu"}, ME)
+        policies.set(Scope(workflow_id=workflow), {"queue": "gpu"}, ME)
         special = insert_runs(database, 10)
         until(lambda: all_are(database, "succeeded"), what="runs of the queue gpu")
     assert {run for run in plain if f"run_id={run}" in default.log or run in default.log} == set(plain)
@@ -50,8 +54,10 @@ def test_each_worker_executes_the_runs_of_its_queues(database: Database, stack: 
     assert not any(run in default.log for run in special)
 
 
-def test_runs_wait_in_the_table_until_a_worker_of_their_queue_is_alive(database: Database, stack: Stack) -> None:
-    _policies(database).set(ALL, {"queue": "gpu"}, ME)
+def test_runs_wait_in_the_table_until_a_worker_of_their_queue_is_alive(
+    database: Database, stack: Stack, policies: Policies
+) -> None:
+    policies.set(ALL, {"queue": "gpu"}, ME)
     insert_runs(database, 3)
     with stack.running("dispatcher"), stack.running("worker"):
         since = datetime.now(UTC)
@@ -66,9 +72,10 @@ def test_runs_wait_in_the_table_until_a_worker_of_their_queue_is_alive(database:
             until(lambda: all_are(database, "succeeded"), what="all runs")
 
 
-def test_a_message_in_the_queue_of_dead_workers_is_given_up(database: Database, stack: Stack, redis_url: str) -> None:
+def test_a_message_in_the_queue_of_dead_workers_is_given_up(
+    database: Database, stack: Stack, redis_url: str, policies: Policies
+) -> None:
     """Its run can then be routed elsewhere, under a higher fence."""
-    policies = _policies(database)
     policies.set(ALL, {"queue": "gpu"}, ME)
     (run_id,) = insert_runs(database)
     client = redis.Redis.from_url(redis_url)

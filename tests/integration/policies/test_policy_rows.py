@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
+from orcheo_dispatch.ops.operating.scopes import database_now
 from orcheo_dispatch.shared.errors import RefusedError
 from orcheo_dispatch.shared.ledger.operators.operations import (
     Author,
@@ -122,7 +123,7 @@ def test_the_most_specific_row_decides_field_by_field(engine: Engine) -> None:
     policies.set(Scope(workflow_id="other"), {"queue": "cpu"}, ME)
     found = {
         each.field: (each.value, str(each.by.scope) if each.by else None)
-        for each in decided(policies.concerning("acme", "w"))
+        for each in decided(policies.concerning("acme", "w"), database_now(engine))
     }
     assert found["paused"] == (False, "workspace acme")
     assert found["queue"] == ("gpu", "workflow w")

@@ -41,6 +41,7 @@ from tests.protocol.machine import (
 from tests.protocol.model import ENDED, LIVE, MAX_ATTEMPTS
 from tests.support.database.databases import Database
 
+REPAIRS = (Action.CANCEL, Action.FAIL, Action.REQUEUE)
 OPEN = ("pending", "running")
 LOST = Ending.failed("Worker stopped.", reason="drained", outcome=Outcome.LOST)
 ENDINGS = [
@@ -128,7 +129,7 @@ class Protocol(Machine):
         self.do(verb, run)
 
     @where(lambda self: self.repairable)
-    @rule(run=among(lambda self: self.repairable), action=st.sampled_from(Action))
+    @rule(run=among(lambda self: self.repairable), action=st.sampled_from(REPAIRS))
     def operator_repairs(self, run: str, action: Action) -> None:
         self.do("repair", run, action)
 
@@ -308,7 +309,7 @@ class Protocol(Machine):
         # The API reads, and writes later without a condition: Orcheo's own gap. So it cancels first, never second.
         # A repair does not see a worker that begins or beats while it waits for the run.
         unseen = after is not None and after[0] in ("begin", "heartbeat")
-        return acts + [("repair", run, action) for action in Action if run in self.repairable and not unseen]
+        return acts + [("repair", run, action) for action in REPAIRS if run in self.repairable and not unseen]
 
     # What there is to draw from.
 

@@ -15,6 +15,7 @@ from loguru import logger
 
 from orcheo_dispatch.ops.runs.author import login_name
 from orcheo_dispatch.shared.ledger.isolations import Isolations
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface, list_operations
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.worker.isolation import Isolation
 from tests.support.database.databases import Database
@@ -32,6 +33,7 @@ from tests.support.database.runs import (
 )
 from tests.support.processes.processes import Stack, until
 
+ADA = Author("ada", Interface.COMMAND, why="noisy")
 OTHER_VERSION = "0f5d8a70-2f0e-4d43-8b7c-3a1a52f5b002"
 _VERSION = """
 INSERT INTO workflow_versions (id, workflow_id, version, payload, created_at, updated_at)
@@ -103,7 +105,7 @@ def test_harm_isolates_a_version_for_a_day_and_is_counted(database: Database) ->
 def test_harm_leaves_what_an_operator_decided_for_longer(database: Database, days: int | None) -> None:
     with _isolations(database) as isolations:
         seconds = None if days is None else days * 86_400.0
-        decided = isolations.isolate(WORKFLOW_ID, VERSION_ID, reason="noisy", by="ada", seconds=seconds)
+        decided = isolations.isolate(WORKFLOW_ID, VERSION_ID, ADA, seconds=seconds)
         isolations.record_harm(WORKFLOW_ID, VERSION_ID, "ended its runner", times=1)
         (held,) = isolations.held()
         assert (held.reason, held.by, held.until, held.since) == ("noisy", "ada", decided.until, decided.since)
@@ -112,7 +114,7 @@ def test_harm_leaves_what_an_operator_decided_for_longer(database: Database, day
 
 def test_harm_outlasts_what_an_operator_decided_for_an_hour(database: Database) -> None:
     with _isolations(database) as isolations:
-        isolations.isolate(WORKFLOW_ID, VERSION_ID, reason="noisy", by="ada", seconds=3600)
+        isolations.isolate(WORKFLOW_ID, VERSION_ID, ADA, seconds=3600)
         isolations.record_harm(WORKFLOW_ID, VERSION_ID, "ended its runner", times=1)
         _age(database, timedelta(hours=2))
         (held,) = isolations.held()
@@ -122,7 +124,7 @@ def test_harm_outlasts_what_an_operator_decided_for_an_hour(database: Database) 
 def test_what_expired_a_month_ago_is_forgotten(database: Database) -> None:
     with _isolations(database) as isolations:
         isolations.record_harm(WORKFLOW_ID, VERSION_ID, "ended its runner", times=1)
-        isolations.isolate(WORKFLOW_ID, None, reason="noisy", by="ada", seconds=None)
+        isolations.isolate(WORKFLOW_ID, None, ADA, seconds=None)
         _age(database, timedelta(days=30))
         isolations.prune()
         assert len(_rows(database)) == 2
@@ -154,9 +156,9 @@ def test_isolation_ends_in_every_worker_when_it_expires_or_is_cleared(database: 
         until(lambda: not worker.is_isolated(_run()), what="its end")
         worker.convict(_run(), "ended its runner")
         until(lambda: _shown(database), what="the second conviction")
-        isolations.isolate(WORKFLOW_ID, None, reason="noisy", by="ada", seconds=None)
+        isolations.isolate(WORKFLOW_ID, None, ADA, seconds=None)
         until(lambda: worker.is_isolated(_run(OTHER_VERSION)), what="all versions")
-        assert len(isolations.clear(WORKFLOW_ID, None)) == 2
+        assert len(isolations.clear(WORKFLOW_ID, None, ADA)) == 2
         until(lambda: not worker.is_isolated(_run()), what="its end by hand")
 
 
@@ -281,3 +283,18 @@ def test_what_cannot_be_isolated_is_one_line(database: Database, stack: Stack) -
         assert said in log
         assert len(log.strip().splitlines()) == 1
     assert _rows(database) == []
+
+
+def test_isolating_and_clearing_are_recorded(database: Database) -> None:
+    with store_of(database) as (_, engine):
+        Isolations(engine).isolate(WORKFLOW_ID, VERSION_ID, ADA, seconds=60)
+        Isolations(engine).clear(WORKFLOW_ID, None, ADA)
+        cleared, isolated = list_operations(engine, limit=10)
+    assert (isolated.action, isolated.by, isolated.why, isolated.workflow_id) == (
+        "isolate",
+        "ada",
+        "noisy",
+        WORKFLOW_ID,
+    )
+    assert isolated.details == {"version_id": VERSION_ID, "seconds": 60}
+    assert (cleared.action, cleared.changed) == ("isolate clear", 1)

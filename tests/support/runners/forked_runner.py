@@ -23,7 +23,7 @@ from uuid import uuid4
 import psycopg
 
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.ledger.runs import NO_RULES, Run
 from orcheo_dispatch.worker.books.books import Books
 from orcheo_dispatch.worker.books.rows import Rows
 
@@ -172,5 +172,5 @@ async def main(run: Run, dsn: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
+    told = json.loads(sys.argv[1]) | {"rules": NO_RULES}
     print(json.dumps(asyncio.run(main(Run(**told), os.environ["ORCHEO_POSTGRES_DSN"]))))
