@@ -18,7 +18,7 @@ from orcheo_dispatch.shared.text.redaction import redact
 _LONGEST = 500
 _MERGED_GAP = timedelta(minutes=5)
 _LEAST_READ = 1_000
-_IN_BATCHES = frozenset({"requeue", "cancel", "fail"})
+_IN_BATCHES = frozenset({"requeue", "cancel", "fail", "answer"})
 _SAME = ("by", "interface", "action", "details", "why")
 _READ_MILLISECONDS = 2_000
 
