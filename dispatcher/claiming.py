@@ -22,7 +22,7 @@ class Claimer:
         self._id = dispatcher_id
         self._traces = traces
         self._turns = Turns()
-        self._limited = True
+        self._limited = self._rated = True
         self.maintenance = False
         """Whether, as of the last look, nothing is claimed because an operator said so."""
         self._in_turn = True
@@ -33,7 +33,7 @@ class Claimer:
         look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
         self._note_index(look.in_turn)
         self._queued = look.queued
-        self._limited = look.limited
+        self._limited, self._rated = look.limited, look.rated
         self._note_maintenance(look.maintenance)
         return look
 
@@ -65,7 +65,12 @@ class Claimer:
             lease=settings.lease,
             dispatcher_id=self._id,
             turns=self._turns,
-            limits=Limits(settings.max_running_per_workflow, settings.max_running_per_workspace, self._limited),
+            limits=Limits(
+                settings.max_running_per_workflow,
+                settings.max_running_per_workspace,
+                by_policy=self._limited,
+                rated=self._rated,
+            ),
             in_turn=self._in_turn,
             default_room=default_room,
             max_queued=settings.max_queued,

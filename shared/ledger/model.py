@@ -97,6 +97,8 @@ class Look:
     """Time of the look (seconds since the epoch, by the clock of the database); None if it failed."""
     limited: bool = True
     """Whether a policy limits how many runs are claimed."""
+    rated: bool = True
+    """Whether a policy limits how many runs are claimed per period."""
     named_queues: bool = True
     """Whether a policy names a queue."""
     maintenance: bool = False

@@ -63,7 +63,7 @@ class Store(Recovering):
 
         def act(connection: Connection, run_ids: Sequence[str]) -> list[Claim]:
             rows = connection.execute(CLAIM_GIVEN, {**terms, "run_ids": list(run_ids)}).all()
-            if limits.by_policy:
+            if limits.by_policy and limits.rated:
                 spend(connection, Counter((row.workspace, row.workflow) for row in rows))
             return [Claim(row.run_id, row.fence, row.queue) for row in rows]
 
@@ -88,6 +88,7 @@ class Store(Recovering):
             in_turn=row.in_turn,
             at=row.at,
             limited=row.limited,
+            rated=row.rated,
             named_queues=row.named_queues,
             maintenance=row.maintenance,
         )

@@ -36,6 +36,8 @@ class Limits:
     """Does not apply to runs without a workspace."""
     by_policy: bool = False
     """Whether rows of `orcheo_dispatch.policy` set limits or rates; these hold in addition."""
+    rated: bool = True
+    """Whether rows set rates: with `by_policy`, claims are then counted against them."""
 
     def __bool__(self) -> bool:
         """Return whether any limit is set."""
@@ -78,7 +80,7 @@ class Turns:
         def ask(statement: TextClause, **parameters: Any) -> Sequence[Any]:
             given = {**terms, **limits.parameters, "choose": False, **parameters}
             rows = connection.execute(statement, given).all()
-            if limits.by_policy:
+            if limits.by_policy and limits.rated:
                 # Before the next statement, which must see what counts against the rates.
                 spend(connection, _keys(rows))
             return rows

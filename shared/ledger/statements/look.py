@@ -23,9 +23,9 @@ SELECT EXISTS (SELECT FROM orcheo_dispatch.dispatch WHERE state = 'running' AND 
        COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:index)), false) AS in_turn,
        EXTRACT(epoch FROM now())::float8 AS at,
        current_setting('transaction_read_only') = 'on' AS read_only,
-       p.limited, p.named_queues, p.maintenance
-  FROM (SELECT EXISTS (SELECT FROM orcheo_dispatch.policy WHERE max_running IS NOT NULL OR rate_runs IS NOT NULL)
-                   AS limited,
+       p.limited OR p.rated AS limited, p.rated, p.named_queues, p.maintenance
+  FROM (SELECT EXISTS (SELECT FROM orcheo_dispatch.policy WHERE max_running IS NOT NULL) AS limited,
+               EXISTS (SELECT FROM orcheo_dispatch.policy WHERE rate_runs IS NOT NULL) AS rated,
                EXISTS (SELECT FROM orcheo_dispatch.policy WHERE queue IS NOT NULL) AS named_queues,
                COALESCE((SELECT maintenance FROM orcheo_dispatch.policy WHERE workspace_id = '' AND workflow_id = ''),
                         false) AS maintenance) AS p
