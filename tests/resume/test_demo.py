@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import stat
@@ -102,6 +103,9 @@ def test_demo_that_is_kept_prints_addresses_and_commands_that_work_in_another_sh
         assert {name: httpx.get(url).status_code for name, url in addresses.items()} == dict.fromkeys(addresses, 200)
         load, *commands = re.findall(r"^  \$ (.+)$", kept, re.MULTILINE)
         assert len(commands) >= 5
+        (acting,) = (command for command in commands if "ORCHEO_PAGE_ACTIONS" in command)
+        commands.remove(acting)
+        _lets_operators_act(f"{load}\n{acting}", tmp_path)
         for command in ("true", *commands):
             # A shell as another terminal has it: neither an activated environment nor a variable of ours.
             done = subprocess.run(
@@ -118,6 +122,30 @@ def test_demo_that_is_kept_prints_addresses_and_commands_that_work_in_another_sh
         process.send_signal(signal.SIGINT)
         assert process.wait(60.0) == 130, log.read_text()
     assert _left_running(log) == []
+
+
+def _lets_operators_act(commands: str, folder: Path) -> None:
+    """Start the dispatcher of these lines: its page takes the token that they set, and begins a session for acting."""
+    found = re.search(r"ORCHEO_HEALTH_TOKEN=(\S+) ORCHEO_HEALTH_PORT=(\d+)", commands)
+    assert found is not None
+    token, url = found[1], f"http://127.0.0.1:{found[2]}"
+    shell = ["/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "/bin/sh", "-c", commands]
+    with (folder / "acting.log").open("w") as log:
+        dispatcher = subprocess.Popen(shell, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    try:
+
+        def status(path: str, **headers: str) -> int:
+            try:
+                return httpx.get(f"{url}{path}", headers=headers).status_code
+            except httpx.TransportError:
+                return 0
+
+        until(lambda: status("/") == 200, what="its page", seconds=60)
+        assert status("/session.json") == 401
+        assert status("/session.json", authorization=f"Bearer {token}") == 200
+    finally:
+        os.killpg(dispatcher.pid, signal.SIGTERM)
+        dispatcher.wait(60)
 
 
 def test_demo_tells_a_run_that_starts_again_from_one_that_continues(orcheo: OrcheoApi, tmp_path: Path) -> None:
