@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -22,6 +22,8 @@ from tests.support.servers.inbox import Webhook, webhook
 from tests.support.servers.mailbox import PASSWORD, mailbox
 
 SECRET = "s3cretTokenOfTheWebhook"
+# The length of a request for TLS or GSSAPI, which comes before the message that begins a session.
+_ASKS_FOR_ENCRYPTION = 8
 NO_WORKER, NO_DISPATCHER, NO_DATABASE = "OrcheoNoWorker", "OrcheoNoDispatcher", "OrcheoDatabaseUnavailable"
 
 
@@ -127,27 +129,37 @@ def test_worker_tells_that_no_dispatcher_is_alive_and_a_dispatcher_that_it_is_ov
 
 
 @contextmanager
-def _refusing(port: int) -> Iterator[list[object]]:
-    """Close each connection to this port, and yield what is appended to for each."""
-    attempts: list[object] = []
+def _refusing(port: int) -> Iterator[list[bytes]]:
+    """Close each connection to this port, and yield the list of the messages with which they began."""
+    begun: list[bytes] = []
 
     def accept(listener: socket.socket) -> None:
         while True:
             try:
-                connection, address = listener.accept()
+                connection, _ = listener.accept()
             except OSError:
                 return
-            connection.close()
-            attempts.append(address)
+            with connection, suppress(OSError):
+                connection.settimeout(5)
+                message = connection.recv(4096)
+                # It asks for encryption first.
+                while len(message) == _ASKS_FOR_ENCRYPTION:
+                    connection.sendall(b"N")
+                    message = connection.recv(4096)
+                begun.append(message)
 
     with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=accept, args=[listener])
         thread.start()
         try:
-            yield attempts
+            yield begun
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(10)
+
+
+def _count(messages: list[bytes], part: bytes) -> int:
+    return sum(part in each for each in list(messages))
 
 
 def test_outage_of_postgres_is_told_once_by_a_running_dispatcher_and_its_end_too(
@@ -160,13 +172,14 @@ def test_outage_of_postgres_is_told_once_by_a_running_dispatcher_and_its_end_too
     with stack.running("dispatcher", **_variables(target)) as dispatcher:
         dispatcher.saw("alerts_leading")
         postgres_server.kill()
-        with _refusing(postgres_server.port) as attempts:
+        with _refusing(postgres_server.port) as begun:
             dispatcher.saw("alerts_postponed")
             # The rule holds for a minute.
             until(lambda: target.titles(NO_DATABASE), what="the message", seconds=120)
-            before = len(attempts)
-            # It goes on looking every two seconds meanwhile.
-            until(lambda: len(attempts) >= before + 40, what="that it still looks")
+            # Each look at the conditions asks Postgres, on a connection of its own, after it has seen to the outage.
+            looks = partial(_count, begun, b"dispatcher alerts")
+            seen = looks()
+            until(lambda: looks() >= seen + 6, what="further looks during the outage")
         assert target.titles() == [f"[critical] {NO_DATABASE}: This dispatcher does not reach Postgres"]
         postgres_server.start()
         dispatcher.saw("alerts_resumed")
