@@ -23,7 +23,6 @@ from tests.support.database.runs import all_ended, insert_runs
 from tests.support.database.volume import fill
 from tests.support.processes.exposition import Exposed
 from tests.support.processes.processes import Stack, until
-from tests.support.waiting_states import fill_waiting
 
 OPS = Path(__file__).parents[3] / "ops"
 ALERTS = OPS / "prometheus" / "alerts.yml"
@@ -154,11 +153,20 @@ def test_dashboard_is_sound() -> None:
         assert len(references) == len(set(references))
 
 
+_NEWEST = "(SELECT run_id FROM orcheo_dispatch.dispatch WHERE state = 'settled' ORDER BY settled_at DESC LIMIT 1)"
+_BEGUN_TWICE = f"UPDATE orcheo_dispatch.dispatch SET attempts = 2 WHERE run_id = {_NEWEST}"
+_WAITING = f"""
+WITH run AS (UPDATE workflow_runs SET status = 'running' WHERE id = {_NEWEST} RETURNING id)
+INSERT INTO orcheo_dispatch.question (run_id, checkpoint_id, interrupts) SELECT id, 'c', 1 FROM run
+"""
+
+
 def test_queries_of_panels_answer_with_the_rights_of_a_dashboard(database: Database) -> None:
-    fill_waiting(database)
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         fill(owner, 2000, pending=100, running=20, days=0.2, payload=10)
         owner.execute("INSERT INTO orcheo_dispatch.policy (workflow_id, paused) VALUES ('w', true)")
+        owner.execute(_BEGUN_TWICE)
+        owner.execute(_WAITING)
     queries = _targets("${postgres}")
     assert len(queries) > 15
     with psycopg.connect(database.dsn_of(Kind.DASHBOARD), autocommit=True) as connection:

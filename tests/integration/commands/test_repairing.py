@@ -128,7 +128,7 @@ def test_unknown_run_is_refused(database: Database) -> None:
         assert _one(engine, "nobody", Action.CANCEL).refused == "there is no such run"
 
 
-@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("action", [each for each in Action if each is not Action.ANSWER])
 def test_dry_run_changes_nothing(database: Database, action: Action) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, engine):
