@@ -22,6 +22,7 @@ from orcheo_dispatch.shared.logs.lines import describe, log
 from orcheo_dispatch.shared.logs.ration import Ration
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
 from orcheo_dispatch.shared.process.progress import ProgressWatch, Watched
+from orcheo_dispatch.shared.settings.field_types import DEFAULT_QUEUE_NAME
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.settings.policies import InterruptedRuns
 from orcheo_dispatch.shared.traces.runs import RunTraces
@@ -84,6 +85,7 @@ class Runtime:
             worker_id=self.process.id,
             room=settings.capacity,
             lease=settings.worker_lease,
+            consumes=DEFAULT_QUEUE_NAME in settings.queues,
         )
         self.executions = Executions(settings.capacity, on_room)
         self.failing = Failing()

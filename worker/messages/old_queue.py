@@ -59,8 +59,12 @@ class OldQueue:
         worker_id: UUID,
         room: int,
         lease: float,
+        consumes: bool = True,
     ) -> None:
-        """`room` is the number of runs that this worker executes at a time, `lease` its lease in seconds."""
+        """`room` is the number of runs that this worker executes at a time, `lease` its lease in seconds.
+
+        Unless it `consumes` the default queue, it moves no messages there, like a worker that drains.
+        """
         self._client = client
         self._installation = installation
         self._store = store
@@ -78,7 +82,7 @@ class OldQueue:
         self._said_left = False
         self._others: dict[str, float] = {}
         """Runs that are not in our ledger, and the `time.monotonic()` until which this is not checked again."""
-        self._draining = False
+        self._draining = not consumes
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="old-queue", daemon=True)
 
