@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -31,16 +32,23 @@ class Rules:
 
     @classmethod
     def of(cls, policy: str | None) -> Rules:
-        """Return the rules in JSON text as `orcheo_dispatch.policy_of` makes it."""
+        """Return the rules in JSON text as `orcheo_dispatch.policy_of` makes it.
+
+        A word that this release does not know is no rule: a later release may have added it.
+        """
         if policy is None:
             return NO_RULES
         found = json.loads(policy)
         return cls(
             found.get("timeout"),
-            LostRuns(found["lost_runs"]) if "lost_runs" in found else None,
-            Retries(found["retries"]) if "retries" in found else None,
-            WorkerIsolation(found["isolation"]) if "isolation" in found else None,
+            _word(LostRuns, found.get("lost_runs")),
+            _word(Retries, found.get("retries")),
+            _word(WorkerIsolation, found.get("isolation")),
         )
+
+
+def _word[W: StrEnum](words: type[W], given: object) -> W | None:
+    return next((word for word in words if word.value == given), None)
 
 
 NO_RULES = Rules()
