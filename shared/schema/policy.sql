@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS orcheo_dispatch.policy (
     -- true: none of its runs is claimed or begins. false: they are, although a wider scope is paused.
     paused          boolean,
     -- When the pause ends; null: when an operator ends it.
-    paused_until    timestamptz,
+    paused_until    timestamptz CHECK (paused_until BETWEEN '2000-01-01 00:00+00' AND '9999-01-01 00:00+00'),
     -- Each step doubles the share of a turn.
     priority        integer CHECK (priority BETWEEN -5 AND 5),
     -- Runs of this scope together that are claimed, published or running.
