@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from orcheo_dispatch.shared.database.connections import in_transaction
 from orcheo_dispatch.shared.database.refused import reason_of
 from orcheo_dispatch.shared.database.sifting import sieved
+from orcheo_dispatch.shared.database.sqlstate import Failure, failure_of
 from orcheo_dispatch.shared.errors import RowLockedError
 from orcheo_dispatch.shared.ledger.operators.operations import Author, Done, record_operation
 from orcheo_dispatch.shared.ledger.operators.selection import Action, Selection, pages
@@ -28,6 +29,8 @@ BATCH = 100
 """Number of runs that one transaction changes at most."""
 LOCKED = "another session has locked it: try again"
 _NO_RUN = "there is no such run"
+_BATCH_LOCK_SECONDS = 0.2
+"""How long a batch waits for a row beside its runs, such as that of a scheduled retry. The run is then left out."""
 _LOCK_SECONDS = 2.0
 """How long one transaction waits for the lock of one run that was left out."""
 _WAITING_SECONDS = 10.0
@@ -151,7 +154,13 @@ class _Work:
                 return [*done, *self._unknown(run_ids, existing)]
             return self._change(connection, run_ids, lambda: self._locked(connection, run_ids))
 
-        done = in_transaction(self.engine, change, timeout_milliseconds=_BATCH_MILLISECONDS, many_rows=True)
+        done = in_transaction(
+            self.engine,
+            change,
+            timeout_milliseconds=_BATCH_MILLISECONDS,
+            lock_timeout=_BATCH_LOCK_SECONDS,
+            many_rows=True,
+        )
         seen = {each.run_id for each in done}
         self._left_out += [run_id for run_id in run_ids if run_id not in seen]
         return self._ended(done)
@@ -170,6 +179,7 @@ class _Work:
             *(
                 Repair(run_id, None, None, f"Postgres refuses it: {reason_of(error)}")
                 for run_id, error in sieve.refused.items()
+                if failure_of(error) is not Failure.LOCKED
             ),
             *self._unknown(run_ids, self._existing(connection, run_ids)),
         ]
