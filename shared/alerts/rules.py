@@ -55,7 +55,7 @@ RULES = (
         of.above("pending_late_runs", 0),
     ),
     Rule("OrcheoBacklogDeep", _WARNING, 600, "{value} runs are pending", of.above("pending_runs", 1000)),
-    Rule("OrcheoQueueFull", _WARNING, 600, "{value} messages wait in Redis, as many as may", of.queue_full),
+    Rule("OrcheoQueueFull", _WARNING, 600, "The queue in Redis is full: {value} messages wait", of.queue_full),
     Rule(
         "OrcheoRunsStuck",
         _WARNING,

@@ -134,7 +134,7 @@ def count_isolated(connection: Connection) -> int | None:
 
 
 def count_wanted_workers(connection: Connection, target_delay: float) -> int | None:
-    """Return how many workers the load needs to begin all that is due in so many seconds; None if unknown here."""
+    """Return how many workers are needed to begin all due runs within the target delay; None if unknown here."""
     if not connection.scalar(MAY_SEE_WANTED):
         return None
     workers: int | None = connection.scalar(WANTED_WORKERS, {"target_delay": target_delay})

@@ -168,7 +168,7 @@ class Turns:
 
 
 def spend(connection: Connection, claims: Mapping[tuple[str, str], int]) -> None:
-    """Count so many claims of each workspace and workflow against the rates of policies."""
+    """Count claims, given per workspace and workflow, against the rates of policies."""
     if claims:
         keys = {"workspaces": [key[0] for key in claims], "workflows": [key[1] for key in claims]}
         connection.execute(SPEND, {**keys, "claims": list(claims.values())})

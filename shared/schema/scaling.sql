@@ -52,7 +52,7 @@ SELECT w.workers, w.backlog, w.retries_due, w.running, w.run_seconds, w.runs_per
   FROM orcheo_dispatch.wanted_workers_for() AS w;
 
 COMMENT ON FUNCTION orcheo_dispatch.wanted_workers_for(float8, integer) IS
-    'Number of workers that begin all that is due within so many seconds, if each executes so many runs at a time.';
+    'Number of workers needed to begin all due runs within target_delay seconds, if each executes concurrency runs at a time.';
 COMMENT ON VIEW orcheo_dispatch.wanted_workers IS
     'Number of workers that the load needs to begin all that is due within 60 seconds, and what it is computed from. One row.';
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.workers IS

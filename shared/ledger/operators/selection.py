@@ -50,9 +50,9 @@ class Selection:
     reason: str | None = None
     """The class of the error, or the reason why the run was given up: `reason` in the ledger."""
     older_than: float | None = None
-    """Created more than so many seconds ago."""
+    """Created more than this many seconds ago."""
     since: datetime | float | None = None
-    """Created since this time, or less than so many seconds ago."""
+    """Created since this time, or less than this many seconds ago."""
     dead: bool = False
     """Only failed runs that are not tried again."""
     waiting: bool = False

@@ -89,7 +89,7 @@ SELECT o.id, o.at, o.by, o.interface, o.action, o.workspace_id, o.workflow_id, c
  LIMIT :limit
 """)
 
-# Count so many claims against the rates of these workflows, their workspaces and all runs. A claim counts for the
+# Count claims against the rates of these workflows, their workspaces and all runs. A claim counts for the
 # period, and up to one percent longer: claims within one percent of the period share a row.
 SPEND = text("""
 WITH taken AS MATERIALIZED (
