@@ -38,26 +38,3 @@ CREATE TABLE IF NOT EXISTS orcheo_dispatch.teller (
 );
 COMMENT ON TABLE orcheo_dispatch.teller IS 'The process that decides which alerts are sent. One row.';
 INSERT INTO orcheo_dispatch.teller DEFAULT VALUES ON CONFLICT DO NOTHING;
-
-
--- The roles of an earlier release get what this one needs.
-DO $$
-DECLARE
-    holder record;
-BEGIN
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name,
-               has_table_privilege(r.oid, 'orcheo_dispatch.dispatch', 'INSERT') AS claims
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT'
-           AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.alert TO ' || holder.name;
-        EXECUTE 'GRANT SELECT, UPDATE ON orcheo_dispatch.teller TO ' || holder.name;
-        IF holder.claims THEN
-            EXECUTE 'GRANT DELETE ON orcheo_dispatch.alert TO ' || holder.name;
-        END IF;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';
-END $$;

@@ -223,28 +223,3 @@ COMMENT ON COLUMN orcheo_dispatch.operations.details IS 'The fields that were se
 COMMENT ON COLUMN orcheo_dispatch.operations.changed IS 'Number of rows that were changed.';
 COMMENT ON COLUMN orcheo_dispatch.operations.refused IS 'Number of rows that were not, because the operation is not allowed for them.';
 COMMENT ON COLUMN orcheo_dispatch.operations.why IS 'Why, as the operator wrote it.';
-
-
--- The roles of an earlier release get what this one needs.
-DO $$
-DECLARE
-    holder record;
-BEGIN
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name,
-               has_table_privilege(r.oid, 'orcheo_dispatch.dispatch', 'INSERT') AS claims
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT'
-           AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.policy, orcheo_dispatch.policies TO ' || holder.name;
-        IF holder.claims THEN
-            EXECUTE 'GRANT INSERT, UPDATE, DELETE ON orcheo_dispatch.policy TO ' || holder.name;
-            EXECUTE 'GRANT SELECT, INSERT, UPDATE, DELETE ON orcheo_dispatch.rate_use TO ' || holder.name;
-            EXECUTE 'GRANT SELECT, INSERT ON orcheo_dispatch.operation TO ' || holder.name;
-            EXECUTE 'GRANT SELECT ON orcheo_dispatch.operations TO ' || holder.name;
-        END IF;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';
-END $$;

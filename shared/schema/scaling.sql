@@ -69,20 +69,3 @@ COMMENT ON COLUMN orcheo_dispatch.wanted_workers.runs_per_worker IS
     'Mean of the runs that each live worker executes at a time; 32 if no worker is alive.';
 COMMENT ON COLUMN orcheo_dispatch.wanted_workers.target_delay_seconds IS
     'Seconds in which all that is due shall begin: see wanted_workers_for.';
-
-
--- The roles of an earlier release get what this one needs.
-DO $$
-DECLARE
-    holder record;
-BEGIN
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.pending_ages'::regclass AND a.privilege_type = 'SELECT' AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.wanted_workers TO ' || holder.name;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';
-END $$;

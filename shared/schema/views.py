@@ -57,8 +57,8 @@ def create_tables(connection: Connection) -> None:
 
 
 def create_views(connection: Connection) -> None:
-    """Create or replace the other views; all three also give the roles of an earlier release their rights."""
-    for name in ("views.sql", "scaling.sql"):
+    """Create or replace the other views, and give the roles of an earlier release their rights."""
+    for name in ("views.sql", "scaling.sql", "rights.sql"):
         connection.exec_driver_sql((_SCHEMA / name).read_text(encoding="utf-8"))
 
 

@@ -405,39 +405,3 @@ COMMENT ON COLUMN orcheo_dispatch.isolated_workflows.until IS
 COMMENT ON COLUMN orcheo_dispatch.isolated_workflows.last_seen_at IS
     'Time at which a worker last saw it harm other runs or its process; null: never.';
 COMMENT ON COLUMN orcheo_dispatch.isolated_workflows.times IS 'Number of times workers have seen that.';
-
-
--- Roles created for an earlier release: a dispatcher reads these views for its metrics and its status page, and `status`
--- works with every role.
-DO $$
-DECLARE
-    holder record;
-BEGIN
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name,
-               has_table_privilege(r.oid, 'orcheo_dispatch.dispatch', 'INSERT') AS claims
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT' AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.live_runs, orcheo_dispatch.processes,'
-                ' orcheo_dispatch.held_back_runs TO ' || holder.name;
-        IF holder.claims THEN
-            EXECUTE 'GRANT SELECT ON orcheo_dispatch.pending_kpi, orcheo_dispatch.stuck_runs TO ' || holder.name;
-        END IF;
-    END LOOP;
-    -- A dashboard's role can read whatever migrations create if their owner ran roles.sql; if not, grant the rights here.
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.pending_kpi'::regclass AND a.privilege_type = 'SELECT' AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.all_pending_runs, orcheo_dispatch.our_pending_runs,'
-                ' orcheo_dispatch.live_runs, orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
-                ' orcheo_dispatch.waiting_runs, orcheo_dispatch.resumed_runs, orcheo_dispatch.retry, orcheo_dispatch.question,'
-                ' orcheo_dispatch.alert, orcheo_dispatch.teller,'
-                ' orcheo_dispatch.held_back_runs, orcheo_dispatch.policy, orcheo_dispatch.policies,'
-                ' orcheo_dispatch.operation, orcheo_dispatch.operations TO ' || holder.name;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';
-END $$;

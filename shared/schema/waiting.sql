@@ -211,36 +211,3 @@ COMMENT ON COLUMN orcheo_dispatch.resumed_runs.reason IS
 COMMENT ON COLUMN orcheo_dispatch.resumed_runs.worker_id IS 'ID of the worker that began it last: see processes.';
 COMMENT ON COLUMN orcheo_dispatch.resumed_runs.begun_at IS 'Time at which it began last.';
 COMMENT ON COLUMN orcheo_dispatch.resumed_runs.settled_at IS 'Time at which the last claim ended; null if it has not.';
-
-
--- The roles of an earlier release get what this one needs.
-DO $$
-DECLARE
-    holder record;
-BEGIN
-    FOR holder IN
-        SELECT DISTINCT quote_ident(r.rolname) AS name,
-               has_table_privilege(r.oid, 'orcheo_dispatch.dispatch', 'INSERT') AS claims
-          FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
-         WHERE c.oid = 'orcheo_dispatch.process'::regclass AND a.privilege_type = 'INSERT'
-           AND r.oid <> c.relowner
-    LOOP
-        EXECUTE 'GRANT SELECT, INSERT, UPDATE ON orcheo_dispatch.retry TO ' || holder.name;
-        EXECUTE 'GRANT SELECT, UPDATE ON orcheo_dispatch.question TO ' || holder.name;
-        EXECUTE 'GRANT SELECT ON orcheo_dispatch.retrying_runs, orcheo_dispatch.dead_runs,'
-                ' orcheo_dispatch.waiting_runs TO ' || holder.name;
-        IF holder.claims THEN
-            EXECUTE 'GRANT DELETE ON orcheo_dispatch.question TO ' || holder.name;
-            IF to_regclass('checkpoints') IS NOT NULL THEN
-                EXECUTE 'GRANT SELECT (thread_id, checkpoint_ns, checkpoint_id) ON checkpoints TO ' || holder.name;
-            END IF;
-        ELSE
-            EXECUTE 'GRANT INSERT ON orcheo_dispatch.question TO ' || holder.name;
-            IF to_regclass('retry_policies') IS NOT NULL THEN
-                EXECUTE 'GRANT SELECT (workflow_id, config) ON retry_policies TO ' || holder.name;
-            END IF;
-        END IF;
-    END LOOP;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE NOTICE 'roles of an earlier release lack rights: the owner runs the SQL that orcheo-dispatch roles prints';
-END $$;
