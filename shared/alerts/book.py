@@ -10,12 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
+from orcheo_dispatch.shared.alerts import statements as sql
 from orcheo_dispatch.shared.alerts.messages import Key, link_of
 from orcheo_dispatch.shared.alerts.readings import Facts
 from orcheo_dispatch.shared.alerts.rules import BY_NAME, Rule
 from orcheo_dispatch.shared.database.connections import in_transaction, transaction
 from orcheo_dispatch.shared.ledger.model import ProcessKind
-from orcheo_dispatch.shared.ledger.statements import alerts as sql
 
 LEASE_SECONDS = 45.0
 """How long a teller that was killed keeps all others from taking over."""

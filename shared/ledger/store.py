@@ -12,7 +12,7 @@ from orcheo_dispatch.shared.database.sifting import Change, sift
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Lapsed, Look
 from orcheo_dispatch.shared.ledger.processes import Workers, live_workers
 from orcheo_dispatch.shared.ledger.recovery import Recovering
-from orcheo_dispatch.shared.ledger.statements.claim import CLAIM_GIVEN
+from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED, WRITE_NOTHING
 from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, MARK_PUBLISHED, RELEASE
 from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns, spend

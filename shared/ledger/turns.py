@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, TextClause
 
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_OLDEST_FIRST, LIMITED_CLAIMS_LOCK
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, LIMITED_CLAIMS_LOCK
+from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_OLDEST_FIRST
 from orcheo_dispatch.shared.ledger.statements.policy import SPEND
 
 KEYS = 64

@@ -16,7 +16,8 @@ from orcheo_dispatch.shared.ledger import overview, story
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, TURNS_INDEX
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.ledger.statements import waits
-from orcheo_dispatch.shared.ledger.statements.claim import CLAIM, CLAIM_GIVEN, CLAIM_OLDEST_FIRST
+from orcheo_dispatch.shared.ledger.statements.claim import CLAIM
+from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN, CLAIM_OLDEST_FIRST
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, SETTLE
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
 from orcheo_dispatch.shared.ledger.statements.policy import ENTRIES, HELD_BACK, LATE_REASONS, PENDING_WORKFLOWS

@@ -9,11 +9,13 @@ from uuid import uuid4
 
 from sqlalchemy import TextClause
 
+from orcheo_dispatch.shared.alerts import statements as of_alerts
 from orcheo_dispatch.shared.ledger import statements
 
 _MODULES = [
     importlib.import_module(f"{statements.__name__}.{each.name}") for each in pkgutil.iter_modules(statements.__path__)
 ]
+_MODULES.append(of_alerts)
 STATEMENTS: dict[str, TextClause] = {
     name: value for module in _MODULES for name, value in vars(module).items() if isinstance(value, TextClause)
 }
