@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.isolations import Isolations
 from orcheo_dispatch.shared.ledger.operators.operations import Author
-from orcheo_dispatch.shared.ledger.operators.policies import ALL, FIELDS, Policies, Scope
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies, Scope
 from orcheo_dispatch.shared.ledger.operators.repairs import repair
 from orcheo_dispatch.shared.ledger.operators.selection import Action
 
@@ -82,7 +82,7 @@ class _OfScope(Act):
             raise ValueError("a workspace or a workflow, not both")
 
     def set(self, engine: Engine, author: Author, **changes: Any) -> Outcome:
-        return _set(engine, Scope(self.workspace_id or "", self.workflow_id or ""), author, **changes)
+        return Outcome(Policies(engine).put(Scope(self.workspace_id or "", self.workflow_id or ""), changes, author))
 
 
 class _Pause(_OfScope):
@@ -131,7 +131,7 @@ class _Maintenance(Act):
     on: bool
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
-        return _set(engine, ALL, author, maintenance=True if self.on else None)
+        return Outcome(Policies(engine).put(ALL, {"maintenance": True if self.on else None}, author))
 
 
 class _Isolate(Act):
@@ -148,17 +148,6 @@ class _ClearIsolation(Act):
 
     def apply(self, engine: Engine, author: Author) -> Outcome:
         return Outcome(len(Isolations(engine).clear(self.workflow_id, None, author)))
-
-
-def _set(engine: Engine, scope: Scope, author: Author, **changes: Any) -> Outcome:
-    """Set these fields of a policy, and delete the policy if it says nothing any more."""
-    policies = Policies(engine)
-    row = policies.get(scope)
-    before = {} if row is None else {name: getattr(row, name) for name in FIELDS}
-    if any(value is not None for value in {**before, **changes}.values()):
-        policies.set(scope, changes, author)
-        return Outcome(1)
-    return Outcome(0 if policies.clear(scope, author) is None else 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from orcheo_dispatch.ops.operating.scopes import database_now, workspace_of
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.operators.operations import Author
-from orcheo_dispatch.shared.ledger.operators.policies import ALL, FIELDS, Policies, Policy, Scope, decided
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies, Scope, decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def unpause(engine: Engine, scope: Scope, author: Author) -> Switched:
     row = Policies(engine).get(scope)
     if row is None or not row.paused:
         return _now(engine, scope, changed=False)
-    _take_back(engine, row, "paused", author)
+    Policies(engine).put(scope, {"paused": None}, author)
     return _now(engine, scope, changed=True)
 
 
@@ -56,17 +56,8 @@ def maintain(engine: Engine, author: Author, *, on: bool) -> Switched:
     if on:
         Policies(engine).set(ALL, {"maintenance": True}, author)
     elif row is not None and row.maintenance:
-        _take_back(engine, row, "maintenance", author)
+        Policies(engine).put(ALL, {"maintenance": None}, author)
     return _now(engine, ALL, changed=on != bool(row is not None and row.maintenance))
-
-
-def _take_back(engine: Engine, row: Policy, field: str, author: Author) -> None:
-    """Take back a field, and the whole row if it says nothing else."""
-    beside = {field, "paused_until"} if field == "paused" else {field}
-    if all(getattr(row, name) is None for name in FIELDS if name not in beside):
-        Policies(engine).clear(row.scope, author)
-    else:
-        Policies(engine).set(row.scope, {field: None}, author)
 
 
 def _now(engine: Engine, scope: Scope, *, changed: bool) -> Switched:

@@ -127,28 +127,37 @@ class Policies:
 
         Setting `paused` sets `paused_until` too. Raises `RefusedError` for a value that the table does not take.
         """
-        unknown = changes.keys() - set(FIELDS)
-        assert not unknown, unknown
-        # A new pause without an end must not keep the end of the last one.
-        complete = {"paused_until": None, **changes} if "paused" in changes else dict(changes)
-        parameters = {**_of(scope), "fields": json.dumps(complete, default=_plain), "why": author.why}
+        return in_transaction(
+            self._engine,
+            lambda connection: _set(connection, scope, _complete(changes), author),
+            lock_timeout=_LOCK_SECONDS,
+        )
 
-        def change(connection: Connection) -> Policy:
-            author.sign(connection)
+    def put(self, scope: Scope, changes: Mapping[str, Any], author: Author) -> bool:
+        """Set these fields as `set` does, and delete the policy if it says nothing then.
+
+        Return whether anything was done: false if there is no policy and none is to be set.
+        """
+        complete = _complete(changes)
+
+        def change(connection: Connection) -> bool:
             connection.execute(POLICIES_LOCK)
-            return Policy(**connection.execute(SET_POLICY, parameters).mappings().one())
+            # In this transaction: what another operator sets meanwhile must not be deleted.
+            rows = connection.execute(POLICIES, {**asdict(scope), "limit": MOST}).mappings()
+            row = next((each for each in map(_policy, rows) if each.scope == scope), None)
+            before = {} if row is None else {name: getattr(row, name) for name in FIELDS}
+            if any(value is not None for value in {**before, **complete}.values()):
+                _set(connection, scope, complete, author)
+                return True
+            return _clear(connection, scope, author) is not None
 
         return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
 
     def clear(self, scope: Scope, author: Author) -> Policy | None:
         """Delete the policy of a scope and return it, if there was one. Record who did it."""
-
-        def change(connection: Connection) -> Policy | None:
-            author.sign(connection)
-            row = connection.execute(CLEAR_POLICY, _of(scope)).mappings().one_or_none()
-            return None if row is None else Policy(**row)
-
-        return in_transaction(self._engine, change, lock_timeout=_LOCK_SECONDS)
+        return in_transaction(
+            self._engine, lambda connection: _clear(connection, scope, author), lock_timeout=_LOCK_SECONDS
+        )
 
     def prune(self) -> None:
         """Delete what no longer counts against a rate."""
@@ -176,6 +185,30 @@ def decided(concerning: list[Policy], now: datetime) -> list[Decided]:
         by, value = next(((each, value) for each, value in values if value is not None), (None, None))
         found.append(Decided(name, value, by))
     return found
+
+
+def _complete(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields to set: a new pause without an end must not keep the end of the last one."""
+    unknown = changes.keys() - set(FIELDS)
+    assert not unknown, unknown
+    return {"paused_until": None, **changes} if "paused" in changes else dict(changes)
+
+
+def _set(connection: Connection, scope: Scope, fields: Mapping[str, Any], author: Author) -> Policy:
+    author.sign(connection)
+    connection.execute(POLICIES_LOCK)
+    parameters = {**_of(scope), "fields": json.dumps(fields, default=_plain), "why": author.why}
+    return _policy(connection.execute(SET_POLICY, parameters).mappings().one())
+
+
+def _clear(connection: Connection, scope: Scope, author: Author) -> Policy | None:
+    author.sign(connection)
+    row = connection.execute(CLEAR_POLICY, _of(scope)).mappings().one_or_none()
+    return None if row is None else _policy(row)
+
+
+def _policy(row: Mapping[Any, Any]) -> Policy:
+    return Policy(**row)
 
 
 def _of(scope: Scope) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from uuid import uuid4
 
@@ -13,17 +14,18 @@ import redis
 from orcheo_dispatch.shared.broker.readers import Readers
 from orcheo_dispatch.shared.errors import RefusedError
 from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface
-from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies, Scope
 from orcheo_dispatch.shared.ledger.operators.repairs import LOCKED, repair
 from orcheo_dispatch.shared.ledger.operators.selection import Action
 from orcheo_dispatch.shared.ledger.runs import NO_RULES, Ending, Rules, Run
 from orcheo_dispatch.shared.settings.policies import Retries
 from tests.support.database.databases import Database
-from tests.support.database.runs import claim_all, execute, insert_runs, installation_of, statuses, store_of
+from tests.support.database.runs import claim_all, execute, insert_runs, installation_of, one, statuses, store_of
 from tests.support.processes.processes import Stack, until
 
 ME = Author("ada", Interface.COMMAND)
 _RUNS = 100
+_WAITERS = "SELECT count(*) AS waiters FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 _RETRIES = "INSERT INTO orcheo_dispatch.retry (run_id, retries) SELECT run_id, 1 FROM orcheo_dispatch.dispatch"
 _LOCKS = {
     Action.REQUEUE: "SELECT FROM orcheo_dispatch.retry WHERE run_id = %s FOR UPDATE",
@@ -89,3 +91,25 @@ def test_a_worker_of_a_named_queue_alone_leaves_the_messages_of_earlier_releases
                 with stack.running("worker"):
                     until(lambda: statuses(database) == {"succeeded"}, what="the runs")
                     assert len(readers.survey().new) == 1
+
+
+def test_a_pause_that_ends_takes_nothing_with_it_that_another_operator_sets(database: Database) -> None:
+    scope = Scope(workflow_id="w")
+    with store_of(database) as (_, engine), psycopg.connect(database.dsn) as other:
+        policies = Policies(engine)
+        policies.set(scope, {"paused": True}, ME)
+        other.execute("SELECT pg_advisory_xact_lock(205392149)")
+        ended: list[bool] = []
+        thread = threading.Thread(target=lambda: ended.append(policies.put(scope, {"paused": None}, ME)))
+        thread.start()
+        until(lambda: one(database, _WAITERS)["waiters"] == 1, what="the one who waits")
+        other.execute("UPDATE orcheo_dispatch.policy SET max_running = 3")
+        other.commit()
+        thread.join()
+        assert ended == [True]
+        row = policies.get(scope)
+        assert row is not None
+        assert (row.paused, row.max_running) == (None, 3)
+        assert policies.put(scope, {"max_running": None}, ME)
+        assert policies.get(scope) is None
+        assert not policies.put(scope, {"max_running": None}, ME)
