@@ -22,7 +22,7 @@ class Claimer:
         self._id = dispatcher_id
         self._traces = traces
         self._turns = Turns()
-        self._limited = self._rated = True
+        self._limited = self._rated = self._named_queues = True
         self.maintenance = False
         """Whether, as of the last look, nothing is claimed because an operator said so."""
         self._in_turn = True
@@ -33,7 +33,7 @@ class Claimer:
         look = self._store.look(triggers=self._settings.triggers, every_trigger=self._settings.takes_every_trigger)
         self._note_index(look.in_turn)
         self._queued = look.queued
-        self._limited, self._rated = look.limited, look.rated
+        self._limited, self._rated, self._named_queues = look.limited, look.rated, look.named_queues
         self._note_maintenance(look.maintenance)
         return look
 
@@ -74,6 +74,7 @@ class Claimer:
             in_turn=self._in_turn,
             default_room=default_room,
             max_queued=settings.max_queued,
+            consumed=(self._named_queues and self._store.consumed_queues()) or (),
         )
         self._traces.claimed(claims, began)
         return claims, self._turns.more

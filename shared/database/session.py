@@ -16,8 +16,11 @@ from types import MappingProxyType
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 LOCK_TIMEOUT_MILLISECONDS = 10_000
 """Maximum time that a statement waits for one lock, unless the caller sets a lower one."""
-IDLE_IN_TRANSACTION_TIMEOUT_MILLISECONDS = 60_000
-"""Our transactions wait for nothing but Postgres. One that is idle for longer is ended, which releases its locks."""
+IDLE_IN_TRANSACTION_TIMEOUT_MILLISECONDS = 15_000
+"""Our transactions wait for nothing but Postgres. One that is idle for longer is ended, which releases its locks.
+
+A run is reaped at most this much later if its worker was paused in the middle of a transaction on the run's row.
+"""
 TRANSACTION_TIMEOUT_MILLISECONDS = 300_000
 """Maximum duration of a transaction. The longest are claims, with at most eight statements."""
 _TRANSACTION_TIMEOUT, _TRANSACTION_TIMEOUT_SINCE = "transaction_timeout", 17_00_00

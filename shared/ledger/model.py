@@ -74,7 +74,7 @@ class Lapsed:
     reason: str | None
     """The reason of its last extension."""
     served: bool
-    """Whether a live worker consumes its queue; always true for the default queue."""
+    """Whether a live worker consumes its queue, as far as is known; always true for the default queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,14 @@ from sqlalchemy import Engine
 from orcheo_dispatch import __version__
 from orcheo_dispatch.shared.database.connections import in_transaction
 from orcheo_dispatch.shared.ledger.model import ProcessKind
-from orcheo_dispatch.shared.ledger.statements.processes import GONE, PRUNE_PROCESSES, SEEN, TICKED_ELSEWHERE, WORKERS
+from orcheo_dispatch.shared.ledger.statements.processes import (
+    CONSUMED,
+    GONE,
+    PRUNE_PROCESSES,
+    SEEN,
+    TICKED_ELSEWHERE,
+    WORKERS,
+)
 
 PROCESS_RETENTION_SECONDS = 86_400.0
 
@@ -80,6 +87,12 @@ def live_workers(engine: Engine, *, lease: float, lock_timeout: float | None = N
         lock_timeout=lock_timeout,
     )
     return Workers(row.alive, row.smallest, frozenset(row.ids))
+
+
+def consumed_queues(engine: Engine, *, lock_timeout: float | None = None) -> frozenset[str]:
+    """Return the queues that live workers consume. Raises `DatabaseError`."""
+    rows = in_transaction(engine, lambda connection: connection.scalars(CONSUMED).all(), lock_timeout=lock_timeout)
+    return frozenset(rows)
 
 
 def prune_processes(engine: Engine) -> None:

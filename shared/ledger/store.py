@@ -9,15 +9,18 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from orcheo_dispatch.shared.database.sifting import Change, sift
+from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX, Claim, Lapsed, Look
-from orcheo_dispatch.shared.ledger.processes import Workers, live_workers
+from orcheo_dispatch.shared.ledger.processes import Workers, consumed_queues, live_workers
 from orcheo_dispatch.shared.ledger.recovery import Recovering
 from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED, WRITE_NOTHING
 from orcheo_dispatch.shared.ledger.statements.publish import EXTEND, LAPSED, MARK_PUBLISHED, RELEASE
 from orcheo_dispatch.shared.ledger.turns import NO_LIMITS, Limits, Turns, spend
+from orcheo_dispatch.shared.logs.lines import log
 
 MOST_QUEUED = 1_000_000
+_PROCESSES_LOCK_TIMEOUT_SECONDS = 0.05
 
 
 class Store(Recovering):
@@ -25,6 +28,8 @@ class Store(Recovering):
 
     Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable.
     """
+
+    _consumed: frozenset[str] | None = None
 
     def claim(
         self,
@@ -39,6 +44,7 @@ class Store(Recovering):
         in_turn: bool = True,
         default_room: int | None = None,
         max_queued: int = MOST_QUEUED,
+        consumed: Iterable[str] = (),
     ) -> list[Claim]:
         """Claim up to `room` pending runs for `lease` seconds; no two callers get the same run.
 
@@ -48,10 +54,15 @@ class Store(Recovering):
         whether one of them limits the number of runs.
 
         Runs of the default queue are at most `default_room`, by default `room`. In each named queue at most
-        `max_queued` claims wait; in turn, either may be exceeded by less than `room`.
+        `max_queued` claims wait; in turn, either may be exceeded by less than `room`. Runs of named queues other than
+        `consumed` are not claimed.
         """
         allowed = {"triggers": list(triggers), "every_trigger": every_trigger}
-        rooms = {"default_room": room if default_room is None else default_room, "max_queued": max_queued}
+        rooms = {
+            "default_room": room if default_room is None else default_room,
+            "max_queued": max_queued,
+            "consumed": list(consumed),
+        }
         terms = {**allowed, **rooms, "lease": lease, "dispatcher_id": str(dispatcher_id)}
         way = turns or Turns()
 
@@ -101,6 +112,17 @@ class Store(Recovering):
         """Return the workers that were seen within `lease` seconds."""
         return live_workers(self._engine, lease=lease, lock_timeout=self._lock_timeout)
 
+    def consumed_queues(self) -> frozenset[str] | None:
+        """Return the queues that live workers consume; as of the last time, or None, while they cannot be read.
+
+        Nothing that a poll does may depend on the list of processes: a lock on it would hold up all claims.
+        """
+        try:
+            self._consumed = consumed_queues(self._engine, lock_timeout=_PROCESSES_LOCK_TIMEOUT_SECONDS)
+        except DatabaseError as error:
+            log.debug("workers_unknown", reason=str(error))
+        return self._consumed
+
     def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
         """Record that the messages of these claims are in Redis."""
         self._sifted_claims("publish", MARK_PUBLISHED, claims, lease=lease)
@@ -113,7 +135,13 @@ class Store(Recovering):
         """Return claims whose leases expired before their runs began."""
         skipped = [*self._refused.skipped("extend"), *self._refused.skipped("release")]
         rows = self._rows(LAPSED, batch=batch, skipped=skipped)
-        return {Claim(row.run_id, row.fence, row.queue): Lapsed(row.reason, row.served) for row in rows}
+        consumed = self.consumed_queues() if any(row.queue is not None for row in rows) else None
+        return {
+            Claim(row.run_id, row.fence, row.queue): Lapsed(
+                row.reason, served=row.queue is None or consumed is None or row.queue in consumed
+            )
+            for row in rows
+        }
 
     def extend(self, claims: Iterable[Claim], *, lease: float, reason: str) -> int:
         """Extend the leases of these claims by `lease` seconds from now; return how many were extended."""

@@ -95,6 +95,7 @@ _CLAIM: dict[str, Any] = {
     "per_workspace": None,
     "default_room": 100,
     "max_queued": 200,
+    "consumed": [],
     "skipped": [],
     "choose": False,
 }

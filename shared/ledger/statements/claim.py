@@ -93,13 +93,13 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
             OR EXISTS (SELECT FROM orcheo_dispatch.policy AS p WHERE p.max_running IS NOT NULL))
      GROUP BY 1, 2
 ), named_queues AS MATERIALIZED (
-    -- Room in each named queue that a live worker consumes. Runs of a queue without one stay in the table.
+    -- Room in each named queue that a live worker consumes (:consumed). Runs of other queues stay in the table. The
+    -- list of processes is not read here: claims must not wait for a lock on it.
     SELECT n.queue,
            GREATEST(0, :max_queued - (SELECT count(*) FROM orcheo_dispatch.dispatch AS d
                                        WHERE d.state IN ('claimed', 'published') AND d.queue = n.queue)) AS room
       FROM (SELECT DISTINCT r.queue FROM ruled AS r WHERE r.queue IS NOT NULL) AS n
-     WHERE EXISTS (SELECT FROM orcheo_dispatch.process AS p
-                    WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds' AND n.queue = ANY (p.queues))
+     WHERE n.queue = ANY (CAST(:consumed AS text[]))
 ), room AS MATERIALIZED (
     -- Room for all runs together: none during maintenance.
     SELECT CASE WHEN a.maintenance THEN 0

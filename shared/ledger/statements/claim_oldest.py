@@ -22,8 +22,7 @@ WITH live AS MATERIALIZED (
            GREATEST(0, :max_queued - (SELECT count(*) FROM orcheo_dispatch.dispatch AS d
                                        WHERE d.state IN ('claimed', 'published') AND d.queue = n.queue)) AS room
       FROM (SELECT DISTINCT p.queue FROM orcheo_dispatch.policy AS p WHERE p.queue <> 'default') AS n
-     WHERE EXISTS (SELECT FROM orcheo_dispatch.process AS p
-                    WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds' AND n.queue = ANY (p.queues))
+     WHERE n.queue = ANY (CAST(:consumed AS text[]))
 ), every AS MATERIALIZED (
     -- The policy of all runs.
     SELECT orcheo_dispatch.paused_now(a.paused, a.paused_until) AS paused, a.queue,

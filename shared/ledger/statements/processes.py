@@ -17,6 +17,13 @@ SELECT count(*) AS alive, COALESCE(min(p.concurrency), 0) AS smallest, COALESCE(
  WHERE p.kind = 'worker' AND p.seen_at > now() - make_interval(secs => :lease)
 """)
 
+# The named queues that live workers consume.
+CONSUMED = text("""
+SELECT DISTINCT unnest(p.queues) AS queue
+  FROM orcheo_dispatch.process AS p
+ WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds'
+""")
+
 # Whether Beat has ticked recently and another dispatcher is alive: each tick reaches only one dispatcher.
 TICKED_ELSEWHERE = text("""
 SELECT EXISTS (SELECT FROM orcheo_dispatch.process AS p

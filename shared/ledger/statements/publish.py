@@ -23,13 +23,9 @@ UPDATE orcheo_dispatch.dispatch AS d
 RETURNING d.run_id, d.fence
 """)
 
-# Claims whose leases expired before a worker answered: their messages wait in Redis, or are lost. `served` says whether
-# a live worker consumes their queue.
+# Claims whose leases expired before a worker answered: their messages wait in Redis, or are lost.
 LAPSED = text("""
-SELECT d.run_id, d.fence, d.reason, d.queue,
-       d.queue IS NULL OR EXISTS (SELECT FROM orcheo_dispatch.process AS p
-                                   WHERE p.kind = 'worker' AND p.seen_at > now() - interval '30 seconds'
-                                     AND d.queue = ANY (p.queues)) AS served
+SELECT d.run_id, d.fence, d.reason, d.queue
   FROM orcheo_dispatch.dispatch AS d
  WHERE d.state IN ('claimed', 'published') AND d.lease_expires_at < now()
    AND NOT d.run_id IN (SELECT unnest(CAST(:skipped AS text[])))

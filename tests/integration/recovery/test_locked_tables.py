@@ -11,6 +11,10 @@ import pytest
 import redis
 
 from orcheo_dispatch.shared.broker.installation import find_installation
+from orcheo_dispatch.shared.ledger.model import ProcessKind
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies
+from orcheo_dispatch.shared.ledger.processes import Process
 from tests.support.database.bad_rows import Events, events, locking, refuse
 from tests.support.database.databases import Database
 from tests.support.database.runs import execute, insert_runs, ledger, settings_for, statuses
@@ -88,6 +92,24 @@ def test_locked_list_of_processes_holds_up_no_message(database: Database, redis_
         assert dispatcher.poller.poll().published == 20
         assert time.monotonic() - began < 4
         assert client.llen(find_installation(settings_for(database, redis_url)).runs) > 0
+
+
+def test_locked_list_of_processes_holds_up_no_run_of_a_named_queue(database: Database, redis_url: str) -> None:
+    """Claims and the reconciliation use the queues that were consumed when the list could last be read."""
+    insert_runs(database, 20)
+    with _dispatcher(database, redis_url) as dispatcher:
+        Policies(dispatcher.engine).set(ALL, {"queue": "gpu"}, Author("ada", Interface.COMMAND))
+        assert dispatcher.poller.poll().published == 0
+        Process(ProcessKind.WORKER, queues=("gpu",)).seen(dispatcher.engine)
+        assert dispatcher.poller.poll().published == 20
+        with locking(database, "orcheo_dispatch.process"):
+            insert_runs(database, 20)
+            began = time.monotonic()
+            assert dispatcher.poller.poll().published == 20
+            execute(database, f"UPDATE {_LEDGER} SET lease_expires_at = now() - interval '1 s'")
+            report = dispatcher.poller.poll()
+            assert (report.extended, report.released, report.failing) == (40, 0, ())
+            assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("table", ["orcheo_dispatch.ended", "orcheo_dispatch.process", "execution_history"])

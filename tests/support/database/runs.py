@@ -171,5 +171,12 @@ def audit(row: dict[str, Any]) -> list[str]:
 
 def claim_all(store: Store, room: int = 100, **overrides: Any) -> list[Claim]:
     """Claim with the defaults of the settings."""
-    arguments = {"triggers": ("webhook",), "every_trigger": False, "lease": 60.0, "dispatcher_id": uuid4(), **overrides}
+    arguments = {
+        "triggers": ("webhook",),
+        "every_trigger": False,
+        "lease": 60.0,
+        "dispatcher_id": uuid4(),
+        "consumed": store.consumed_queues(),
+        **overrides,
+    }
     return store.claim(room, **arguments)

@@ -78,6 +78,7 @@ PARAMETERS: dict[str, Any] = {
     "claims": [1],
     "triggers": ["webhook"],
     "queues": None,
+    "consumed": ["x"],
     "outcomes": ["failed"],
     **{key: ["failed"] for key in ("statuses", "actions", "reasons", "errors")},
     "policy": "fail",
