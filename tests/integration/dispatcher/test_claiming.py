@@ -104,6 +104,7 @@ def test_claim_of_row_claimed_and_released_since_snapshot_is_decided_by_ledger(d
                             "per_workspace": None,
                             "default_room": 10,
                             "max_queued": 200,
+                            "consumed": [],
                             "triggers": ["webhook"],
                             "every_trigger": False,
                             "skipped": [],
