@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance resume faults neighbours peers systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model resume faults neighbours peers systemd compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ coverage: $(INSTALLED)  ## Share of the product's lines that unit and integratio
 
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance
+
+model: $(INSTALLED)  ## The protocol in every state within wider bounds, and without each of its rules; 15 minutes
+	$(BIN)/python -m tests.model
 
 resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
 	TEST_RESUME=all $(BIN)/python -m pytest tests/resume

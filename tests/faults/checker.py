@@ -21,6 +21,7 @@ from tests.faults.acts import BEGUN, ENDED
 from tests.faults.evidence import SIDE_EFFECTS, Evidence, Note, actions
 from tests.faults.history import TERMINAL
 from tests.faults.plan import Act, Kind, RunPlan
+from tests.model.conformance import unknown_changes
 from tests.support.orcheo.stored_steps import finished_steps_repeated
 
 CLOCK_SECONDS = 0.3
@@ -41,6 +42,7 @@ class Column(StrEnum):
     LEAKED = "inputs and secrets in logs"
     CRASHED = "crashes and hung stops"
     REPEATED = "finished steps repeated"
+    UNKNOWN = "changes that the model does not have"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,12 @@ def _repeated(evidence: Evidence) -> Iterator[str]:
         yield f"{each.run_id} step {each.label} began at {each.at:.2f} in process {each.pid}, after it was stored"
 
 
+def _unknown(evidence: Evidence) -> Iterator[str]:
+    """Yield the changes that no path of the protocol has (`tests/model`). The stock worker has no ledger."""
+    if evidence.fenced:
+        yield from unknown_changes(evidence.history)
+
+
 def _held(evidence: Evidence, run_id: str) -> bool:
     row = evidence.ledger.get(run_id)
     return row is not None and row["state"] != "settled"
@@ -260,4 +268,5 @@ _LOOKS: dict[Column, Callable[[Evidence], Iterator[str]]] = {
     Column.LEAKED: _leaked,
     Column.CRASHED: _crashed,
     Column.REPEATED: _repeated,
+    Column.UNKNOWN: _unknown,
 }

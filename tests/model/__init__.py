@@ -1,0 +1,1 @@
+"""The protocol as a finite model, explored exhaustively: `python -m tests.model`."""
