@@ -48,7 +48,7 @@ coverage: $(INSTALLED)  ## Share of the product's lines that unit and integratio
 acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 	$(BIN)/python -m pytest tests/acceptance
 
-model: $(INSTALLED)  ## The protocol in every state within wider bounds, and without each of its rules; 15 minutes
+model: $(INSTALLED)  ## The protocol in every state within wider bounds, and without each of its rules; some 6 minutes
 	$(BIN)/python -m tests.model
 
 resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
