@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 
 import redis
+from sqlalchemy import text
 
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres
 from orcheo_dispatch.shared.broker.app import make_app
+from orcheo_dispatch.shared.database.connections import open_engine
 from orcheo_dispatch.shared.ledger.model import ProcessKind
 from orcheo_dispatch.shared.ledger.processes import Process, ticked_elsewhere
 from tests.support.database.databases import Database, make_orcheo_tables, migrate
@@ -169,6 +171,25 @@ def test_paused_worker_stops_and_writes_nothing_when_it_comes_back(database: Dat
         until(lambda: stack.noted("cancelled"), what="the run is stopped", seconds=5)
         worker.saw("run_not_settled")
     assert (read_run(database, run_id), ledger(database, run_id)["fence"]) == reaped
+
+
+def test_run_of_a_worker_that_was_paused_in_a_transaction_is_reaped(database: Database, stack: Stack) -> None:
+    """The transaction is ours: it ends by the limit of our sessions, and its lock on the run with it."""
+    stack.environment |= {"ORCHEO_DISPATCH_LOST_RUNS": "fail"}
+    (run_id,) = insert_runs(database, inputs={"do": "wait", "seconds": 3600})
+    with (
+        stack.running("worker") as worker,
+        stack.running("dispatcher"),
+        open_engine(settings_for(database), role="test", connections=1) as engine,
+        engine.connect() as paused,
+    ):
+        until(lambda: stack.noted("begun"), what="the run begins")
+        paused.execute(
+            text("SELECT FROM orcheo_dispatch.dispatch WHERE run_id = :run_id FOR UPDATE"), {"run_id": run_id}
+        )
+        worker.signal_group(signal.SIGKILL)
+        until(lambda: read_run(database, run_id)["status"] == "failed", what="the run is reaped", seconds=30)
+        paused.invalidate()
 
 
 def test_run_whose_begin_is_answered_after_its_lease_is_not_executed(database: Database, stack: Stack) -> None:
