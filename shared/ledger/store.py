@@ -113,9 +113,10 @@ class Store(Recovering):
         return live_workers(self._engine, lease=lease, lock_timeout=self._lock_timeout)
 
     def consumed_queues(self) -> frozenset[str] | None:
-        """Return the queues that live workers consume; as of the last time, or None, while they cannot be read.
+        """Return the queues that live workers consume.
 
-        Nothing that a poll does may depend on the list of processes: a lock on it would hold up all claims.
+        While the list of processes cannot be read, return the last result, or None if there is none: claims must not
+        wait for a lock on that list.
         """
         try:
             self._consumed = consumed_queues(self._engine, lock_timeout=_PROCESSES_LOCK_TIMEOUT_SECONDS)
