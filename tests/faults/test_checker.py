@@ -162,6 +162,22 @@ def test_second_move_of_a_claim_to_running_is_found(story: Story) -> None:
     assert counts(check(story.evidence()))[Column.TWICE] >= 1
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "UPDATE orcheo_dispatch.dispatch SET state = 'published', outcome = NULL, lease_expires_at = now()"
+        " WHERE run_id = %s",
+        "UPDATE orcheo_dispatch.dispatch SET state = 'claimed', outcome = NULL, lease_expires_at = now()"
+        " WHERE run_id = %s",
+        "UPDATE orcheo_dispatch.dispatch SET fence = fence - 1 WHERE run_id = %s",
+        "UPDATE workflow_runs SET status = 'pending' WHERE id = %s",
+    ],
+)
+def test_change_that_the_model_does_not_have_is_found(story: Story, query: str) -> None:
+    story.sql(query)
+    assert counts(check(story.evidence()))[Column.UNKNOWN] == 1
+
+
 def test_side_effect_after_a_settle_is_found(story: Story) -> None:
     story.note(DID, at=_settled_at(story, story.run_id) + 2)
     assert counts(check(story.evidence()))[Column.LATE] == 1

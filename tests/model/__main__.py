@@ -1,4 +1,4 @@
-"""Search further than the suite does, and print what becomes of the protocol without each of its rules."""
+"""Search within wider bounds than the suite does, and print a counterexample for each rule that is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the model is explored: in the suite, and by `make model`."""
+"""Bounds of the search: those of the suite, and the wider ones of `make model`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold what a real database went through against the model: each change must be one that the model has."""
+"""Compare the changes that were seen in a real database with the changes that the model allows."""
 
 from __future__ import annotations
 

@@ -64,6 +64,16 @@ def explore(protocol: Protocol) -> Explored:
     return found
 
 
+def reached(protocol: Protocol, start: State) -> set[State]:
+    """Return all states that can be reached from `start`."""
+    found, todo = {start}, [start]
+    while todo:
+        new = {move.state for move in protocol.moves(todo.pop())} - found
+        found |= new
+        todo += new
+    return found
+
+
 def without(rule: Rule) -> Explored:
     """Search without a rule, in one form of bounds after the other until a property is broken."""
     found = Explored()

@@ -31,11 +31,11 @@ class Protocol:
 
     dropped: frozenset[Rule] = field(default_factory=frozenset)
     fences: int = 3
-    """Claims; a state with the last of them is not explored for a way to its end."""
+    """Maximum number of claims. Once it is reached, it is not checked whether the run can still end."""
     faults: int = 2
     messages: int = 2
     processes: int = 2
-    """Worker processes, two runs of which are looked at: of one process, or of one each."""
+    """Number of worker processes that the two holders belong to: 1 or 2."""
     restores: bool = False
     """Whether Postgres may be restored to an earlier state. The dump is not counted as a fault."""
 
@@ -74,7 +74,7 @@ class Protocol:
             if len(s.queue) < self.messages:
                 sent = s._replace(unpublished=out, queue=_with(s.queue, fence), unmarked=_with(s.unmarked, fence))
                 yield Move(f"publish {fence}", sent)
-            yield self._release(s._replace(unpublished=out), fence, "Redis is away: release")
+            yield self._release(s._replace(unpublished=out), fence, "Redis is unavailable: release")
         for fence in s.unmarked:
             marked = row
             if row.fence == fence and (row.state == "claimed" or not self._has(Rule.MARK_IS_CLAIMED)):
@@ -147,8 +147,8 @@ class Protocol:
             handed = row._replace(status="pending", state="settled", lapsed=False)
             if row.status == "running":
                 yield Move(name + "hands over", _put(s._replace(row=handed), worker, None))
-        # A step is stored before the next one but one: at most one is in flight.
-        if holder.done < STEPS and holder.done == holder.saved:
+        # As under LangGraph's durability "async": a step may begin while the one before it is being stored.
+        if holder.done < STEPS and holder.done <= holder.saved + 1:
             broken = REPEATED if holds and holder.done < row.stored else None
             yield Move(
                 f"{name}executes step {holder.done}", _put(s, worker, holder._replace(done=holder.done + 1)), broken
@@ -187,11 +187,11 @@ class Protocol:
         return Move(name, _put(s._replace(row=began), worker, Holder(fence, begun=True, done=done, saved=done)), broken)
 
     def _checkpoint(self, s: State, worker: int, holder: Holder, *, holds: bool) -> Move:
-        name = f"worker {worker} stores step {holder.done - 1}"
+        name = f"worker {worker} stores step {holder.saved}"
         if not holds and self._has(Rule.CHECKPOINT_HOLDER):
             return Move(name + ": refused, it stops", _put(s, worker, None))
-        after = _put(s, worker, holder._replace(saved=holder.done))
-        return Move(name, after._replace(row=s.row._replace(stored=holder.done)), None if holds else STALE)
+        after = _put(s, worker, holder._replace(saved=holder.saved + 1))
+        return Move(name, after._replace(row=s.row._replace(stored=holder.saved + 1)), None if holds else STALE)
 
     def _settle(self, s: State, worker: int, holder: Holder, *, holds: bool) -> Move:
         row, name = s.row, f"worker {worker} settles {holder.fence}"
@@ -233,7 +233,7 @@ class Protocol:
             again = row._replace(status="pending") if alive else row._replace(status="pending", state="settled")
             yield "an operator requeues", s._replace(row=again)
         if s.dump is not None and s.dump != row:
-            # What other processes do meanwhile is not under the control of the restored rows.
+            # The restored row does not know of claims and begins since the dump, so their leases do not bind it.
             holders = tuple(each and each._replace(expired=True) for each in s.holders)
             yield "Postgres is restored", s._replace(row=s.dump, holders=holders)
 

@@ -1,4 +1,4 @@
-"""One state of the model: the run and its row, Redis, and what is in the hands of processes."""
+"""One state of the model: the run and its row, the messages in Redis, and what each process knows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything. Dispatchers are the sets of claims that they have in hand, so their number is not bounded."""
+    """The whole state. Dispatchers are represented by the claims that they work on, so their number is not bounded."""
 
     row: Row = Row()
     high: int = 0
