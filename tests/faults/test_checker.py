@@ -165,10 +165,14 @@ def test_second_move_of_a_claim_to_running_is_found(story: Story) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "UPDATE orcheo_dispatch.dispatch SET state = 'published', outcome = NULL, lease_expires_at = now()"
-        " WHERE run_id = %s",
-        "UPDATE orcheo_dispatch.dispatch SET state = 'claimed', outcome = NULL, lease_expires_at = now()"
-        " WHERE run_id = %s",
+        (
+            "UPDATE orcheo_dispatch.dispatch SET state = 'published', outcome = NULL, lease_expires_at = now()"
+            " WHERE run_id = %s"
+        ),
+        (
+            "UPDATE orcheo_dispatch.dispatch SET state = 'claimed', outcome = NULL, lease_expires_at = now()"
+            " WHERE run_id = %s"
+        ),
         "UPDATE orcheo_dispatch.dispatch SET fence = fence - 1 WHERE run_id = %s",
         "UPDATE workflow_runs SET status = 'pending' WHERE id = %s",
     ],
