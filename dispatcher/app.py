@@ -5,6 +5,7 @@ It can also be started with `celery -A orcheo_dispatch.dispatcher.app worker`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ from orcheo_dispatch.shared.errors import BrokerError, DatabaseError, DispatchEr
 from orcheo_dispatch.shared.health.checks import condition, progress
 from orcheo_dispatch.shared.health.routes import Route
 from orcheo_dispatch.shared.health.server import HealthServer, health_routes, serve_health
-from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, ProcessKind
+from orcheo_dispatch.shared.ledger.model import PENDING_INDEX, ProcessKind, Push
 from orcheo_dispatch.shared.ledger.processes import Process
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import log
@@ -123,7 +124,7 @@ class Dispatcher:
         self._manager = ServiceManager()
         self._hint_client = connect(settings.redis_url.get_secret_value())
         self._hints = HintListener(
-            self._hint_client, on_run=self._pushed, on_cron=self._cron_soon, interval=settings.poll_interval
+            self._hint_client, on_pushes=self._pushed, on_cron=self._cron_soon, interval=settings.poll_interval
         )
         self._listener = NotifyListener(settings, self.engine, on_notify=self._notified, on_change=self.metrics.listens)
         self._backlog = Backlog(settings, installation, self.broker)
@@ -228,14 +229,14 @@ class Dispatcher:
             return self.poller.broker_problem
         return None if self._consumer is None else self._consumer.problem
 
-    def _pushed(self, run_id: str, workspace_id: str | None) -> bool:
-        self.metrics.hinted("run")
+    def _pushed(self, pushes: Sequence[Push]) -> dict[Push, bool]:
+        self.metrics.hinted("run", len(pushes))
         # Before querying the database: most runs can be claimed whether they were pushed or not.
         self.loop.wake()
-        admission = self._admitter.pushed(run_id, workspace_id)
-        if admission.admitted:
+        admissions = self._admitter.pushed(pushes)
+        if any(admission.admitted for admission in admissions.values()):
             self.loop.wake()
-        return admission.known
+        return {push: admission.known for push, admission in admissions.items()}
 
     def _notified(self) -> None:
         self.metrics.hinted("notify")

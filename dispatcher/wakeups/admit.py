@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
-from orcheo_dispatch.shared.ledger.model import Admission
+from orcheo_dispatch.shared.ledger.model import Admission, Push
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.logs.lines import log
 from orcheo_dispatch.shared.settings.model import Settings
@@ -22,18 +23,18 @@ class Admitter:
         self._store = store
         self._id = dispatcher_id
 
-    def pushed(self, run_id: str, workspace_id: str | None) -> Admission:
-        """Admit a run that the API pushed, if it needs to be admitted. Raises `DatabaseError`."""
-        admission = self._store.admit_pushed(
-            run_id,
-            workspace_id,
+    def pushed(self, pushes: Sequence[Push]) -> dict[Push, Admission]:
+        """Admit those runs that the API pushed and that need to be admitted; see `Store.admit_pushed`."""
+        admissions = self._store.admit_pushed(
+            pushes,
             triggers=self._settings.triggers,
             every_trigger=self._settings.takes_every_trigger,
             dispatcher_id=self._id,
         )
-        if admission.refused:
-            log.warning("push_refused", run_id=run_id, reason="workspace_foreign")
-        return admission
+        for push, admission in admissions.items():
+            if admission.refused:
+                log.warning("push_refused", run_id=push.run_id, reason="workspace_foreign")
+        return admissions
 
     def lost(self) -> None:
         """Admit runs whose push was lost because Redis was flushed, or unavailable when the API pushed them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -22,6 +22,7 @@ from orcheo_dispatch.shared.broker.app import HINT_QUEUE, broker_errors, task_na
 from orcheo_dispatch.shared.broker.backoff import Backoff
 from orcheo_dispatch.shared.broker.sweep import Sweep
 from orcheo_dispatch.shared.errors import BrokerError, DatabaseError
+from orcheo_dispatch.shared.ledger.model import Push
 from orcheo_dispatch.shared.logs.lines import describe, log
 
 RUN_HINT = "orcheo_backend.worker.tasks.execute_run"
@@ -45,24 +46,25 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) > 0 then redis.call('RPUSH', KEYS[2],
 
 
 class HintListener:
-    """Consumes the hint queue on its own thread and calls a callback for each hint.
+    """Consumes the hint queue on its own thread and calls callbacks for the hints.
 
-    `on_run` gets the run and the workspace that a push names, and returns whether the run is in this installation's
-    table. A message is removed from Redis after its callback; if that raises `DatabaseError`, it is retried.
+    `on_pushes` gets the pushes that wait, at most `PIECE` at a time, and returns for each whether its run is in this
+    installation's table, or leaves it out if it is to be retried. A message is removed from Redis after its callback;
+    if that raises `DatabaseError`, it is retried.
     """
 
     def __init__(
         self,
         client: redis.Redis,
         *,
-        on_run: Callable[[str, str | None], bool],
+        on_pushes: Callable[[Sequence[Push]], Mapping[Push, bool]],
         on_cron: Callable[[], None],
         interval: float,
     ) -> None:
         # Retried here, because the client's own retries would continue after a stop.
         client.set_retry(Retry(NoBackoff(), 0))
         self._client = client
-        self._on_run = on_run
+        self._on_pushes = on_pushes
         self._on_cron = on_cron
         self._sweep_seconds = min(interval, _SWEEP_SECONDS)
         self._stopping = threading.Event()
@@ -114,7 +116,7 @@ class HintListener:
                 self._stopping.wait(backoff.next())
 
     def _listen(self) -> None:
-        """Wait for a message and inspect the next one; it stays in its place in the meantime.
+        """Wait for a message and take out the oldest ones; they stay in their places in the meantime.
 
         Moving the last message of a list to the end of the same list changes nothing, and blocks while the list is
         empty. So no message ever leaves its place, and consumers of other applications find them in order.
@@ -122,11 +124,8 @@ class HintListener:
         raw: Any = self._client.blmove(HINT_QUEUE, HINT_QUEUE, _BLOCK_SECONDS, "RIGHT", "RIGHT")
         if raw is None:
             return
-        if self._take(raw):
-            self._client.lrem(HINT_QUEUE, -1, raw)
-        else:
-            # It would be the next one again, so from now on the queue is scanned instead.
-            self._sweeping = True
+        # Otherwise they would be the next ones again, so from now on the queue is scanned instead.
+        self._sweeping = not self._sweep.oldest()
 
     def _look_through(self) -> None:
         """Remove the hints from among foreign messages."""
@@ -137,28 +136,33 @@ class HintListener:
             if name not in _HINTS:
                 self._foreign.say_task(name)
 
-    def _take(self, raw: bytes) -> bool:
-        """Call the callback for a message; return whether it may be removed."""
-        name = task_name(raw)
-        if name == CRON_HINT:
-            self._on_cron()
-            return True
-        if name != RUN_HINT:
-            self._foreign.say_task(name)
-            return False
-        push = read_push(raw)
-        if push is None:
-            log.warning("malformed_push", queue=HINT_QUEUE)
-            return True
-        if self._foreign.is_kept(push.run_id):
-            return False
-        return self._on_run(push.run_id, push.workspace_id) or not self._foreign.keep(push.run_id)
+    def _take(self, messages: Iterable[bytes]) -> Iterator[bytes]:
+        """Call the callbacks for these messages; yield those that may be removed."""
+        pushes: dict[Push, list[bytes]] = {}
+        for raw in messages:
+            name = task_name(raw)
+            if name == CRON_HINT:
+                self._on_cron()
+                yield raw
+            elif name != RUN_HINT:
+                self._foreign.say_task(name)
+            elif (push := read_push(raw)) is None:
+                log.warning("malformed_push", queue=HINT_QUEUE)
+                yield raw
+            elif not self._foreign.is_kept(push.run_id):
+                pushes.setdefault(push, []).append(raw)
+        answered = self._on_pushes(list(pushes)) if pushes else {}
+        for push, ours in answered.items():
+            kept = not ours and (self._foreign.is_kept(push.run_id) or self._foreign.keep(push.run_id))
+            if not kept:
+                yield from pushes[push]
 
     def _empty_old_inbox(self) -> None:
         """Process the messages that a listener of an earlier release left in its inbox when it died."""
         messages: Any = self._client.lrange(OLD_INBOX, 0, _OLD_INBOX_MESSAGES - 1)
+        taken: Iterable[Any] = self._take(raw for raw in messages if task_name(raw) in _HINTS)
+        for raw in taken:
+            self._client.lrem(OLD_INBOX, 1, raw)
         for raw in messages:
-            if task_name(raw) in _HINTS and self._take(raw):
-                self._client.lrem(OLD_INBOX, 1, raw)
-            else:
-                self._return(keys=[OLD_INBOX, HINT_QUEUE], args=[raw])
+            # Does nothing for those that were removed.
+            self._return(keys=[OLD_INBOX, HINT_QUEUE], args=[raw])

@@ -5,21 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from orcheo_dispatch.shared.ledger.model import Push
 
 _WORKSPACE_HEADERS = ("workspace_id", "x-orcheo-workspace-id")
 """The headers that Orcheo's worker reads, in the same order."""
 
 _MAX_CHARACTERS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """A run that the API asked a worker to execute, and the workspace that the push names, if any."""
-
-    run_id: str
-    workspace_id: str | None
 
 
 def read_push(raw: bytes | str) -> Push | None:

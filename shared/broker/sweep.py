@@ -7,7 +7,7 @@ the messages that may be ours: messages of others, of whatever size, are not tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
@@ -40,16 +40,20 @@ for i, message in ipairs(redis.call('LRANGE', KEYS[1], first, ARGV[2])) do
         removed = removed + 1
     end
 end
-if removed > 0 then redis.call('LREM', KEYS[1], 0, ARGV[3]) end
+-- From the end at which they are: LREM stops after the last of them.
+if removed > 0 then redis.call('LREM', KEYS[1], first < 0 and -removed or removed, ARGV[3]) end
 return removed
 """
 _MARK = "orcheo-dispatch: taken out"
 
+type Take = Callable[[Sequence[bytes]], Iterable[bytes]]
+"""Yields those of the given messages that may be removed."""
+
 
 class Sweep:
-    """Sweeps one queue. Calls `take` with each message that contains `needle`, and removes it if that returns True."""
+    """Sweeps one queue. Calls `take` with messages that contain `needle`, and removes those that it yields."""
 
-    def __init__(self, client: redis.Redis, queue: str, *, needle: str, take: Callable[[bytes], bool]) -> None:
+    def __init__(self, client: redis.Redis, queue: str, *, needle: str, take: Take) -> None:
         self._client = client
         self._queue = queue
         self._needle = needle
@@ -66,6 +70,11 @@ class Sweep:
             self._sweep_rest()
         left: Any = self._client.llen(self._queue)
         return int(left)
+
+    def oldest(self) -> bool:
+        """Take messages out of the piece at the tail; return whether any was removed. Raises what `once` raises."""
+        _, removed = self._take_out(-PIECE, -1, -2 * PIECE, -1)
+        return removed > 0
 
     def _sweep_head(self) -> None:
         first = 0
@@ -88,7 +97,7 @@ class Sweep:
         ours: list[bytes] = []
         try:
             # The oldest first, as they were sent.
-            ours.extend(raw for raw in reversed(found) if self._take(raw))
+            ours.extend(self._take(found[::-1]) if found else ())
         finally:
             # Even if `take` raises, so that it is not called again for messages that it has accepted.
             removed: Any = ours and self._remove(keys=[self._queue], args=[remove_first, remove_last, _MARK, *ours])

@@ -105,6 +105,14 @@ class Look:
     """Whether nothing is claimed because an operator said so."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Push:
+    """A run that the API asked a worker to execute, and the workspace that the push names, if any."""
+
+    run_id: str
+    workspace_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """Result of a push by the API."""

@@ -8,11 +8,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from orcheo_dispatch.shared.database.refused import raised_by_function
 from orcheo_dispatch.shared.database.sifting import Change
-from orcheo_dispatch.shared.errors import DatabaseError, RefusedError
 from orcheo_dispatch.shared.ledger.executions import Executing
-from orcheo_dispatch.shared.ledger.model import ACTOR_DISPATCHER, Admission, Claim, Outcome
+from orcheo_dispatch.shared.ledger.model import ACTOR_DISPATCHER, Admission, Claim, Outcome, Push
 from orcheo_dispatch.shared.ledger.runs import Reaped
 from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT_PUSHED
 from orcheo_dispatch.shared.ledger.statements.recover import (
@@ -34,34 +32,43 @@ class Recovering(Executing):
     """Each method is one transaction, and raises `DatabaseError` if Postgres is unavailable."""
 
     def admit_pushed(
-        self,
-        run_id: str,
-        workspace_id: str | None,
-        *,
-        triggers: Sequence[str],
-        every_trigger: bool,
-        dispatcher_id: UUID,
-    ) -> Admission:
-        """Admit a run that the API pushed, whatever its label. The push must name the run's own workspace.
+        self, pushes: Iterable[Push], *, triggers: Sequence[str], every_trigger: bool, dispatcher_id: UUID
+    ) -> dict[Push, Admission]:
+        """Admit runs that the API pushed, whatever their labels. A push must name the run's own workspace.
 
-        A run that Postgres refuses to admit is remembered as refused, and its push counts as answered.
+        A run that Postgres refuses to admit is remembered as refused, and its push counts as answered. A push that is
+        missing from the result was not tried, because many others were refused.
         """
-        try:
-            rows = self._rows(
-                ADMIT_PUSHED,
-                run_id=run_id,
-                workspace_id=workspace_id,
-                triggers=list(triggers),
-                every_trigger=every_trigger,
-                dispatcher_id=str(dispatcher_id),
-            )
-        except DatabaseError as error:
-            cause = error.__cause__
-            if cause is None or not (isinstance(error, RefusedError) or raised_by_function(cause)):
-                raise
-            self._refused.note("push", run_id, cause)
-            return Admission(True)
-        return Admission(True, rows[0].admitted, rows[0].refused) if rows else Admission(False)
+        given = sorted(set(pushes), key=lambda push: (push.run_id, push.workspace_id or ""))
+
+        def act(connection: Connection, run_ids: Sequence[str]) -> Sequence[Any]:
+            wanted = frozenset(run_ids)
+            chosen = [push for push in given if push.run_id in wanted]
+            parameters = {
+                "run_ids": [push.run_id for push in chosen],
+                "workspace_ids": [push.workspace_id for push in chosen],
+                "triggers": list(triggers),
+                "every_trigger": every_trigger,
+                "dispatcher_id": str(dispatcher_id),
+            }
+            return connection.execute(ADMIT_PUSHED, parameters).all()
+
+        def run_ids(skipped: Iterable[str]) -> list[str]:
+            return sorted({push.run_id for push in given} - set(skipped))
+
+        rows = self._sift(
+            Change(
+                "push",
+                lambda connection, skipped: act(connection, run_ids(skipped)),
+                lambda _connection, skipped: run_ids(skipped),
+                act,
+            ),
+            rows=len(given),
+        )
+        refused = frozenset(self._refused.skipped("push"))
+        answered = {push: Admission(True) for push in given if push.run_id in refused}
+        found = {Push(row.run_id, row.workspace_id): Admission(row.known, row.admitted, row.refused) for row in rows}
+        return answered | found
 
     def admit_labelled(
         self, *, triggers: Sequence[str], every_trigger: bool, older_than: float, dispatcher_id: UUID, batch: int

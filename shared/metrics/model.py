@@ -206,9 +206,9 @@ class DispatcherMetrics(ConsumerMetrics):
         """Record whether nothing is claimed because an operator said so."""
         self._maintenance().set(on)
 
-    def hinted(self, kind: HintKind) -> None:
-        """Count a hint: a push of the API, or a notification of Postgres."""
-        self._hints(kind).inc()
+    def hinted(self, kind: HintKind, hints: int = 1) -> None:
+        """Count hints: pushes of the API, or notifications of Postgres."""
+        self._hints(kind).inc(hints)
 
     def listens(self, listening: bool) -> None:
         """Record whether notifications of Postgres are received."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -155,10 +155,14 @@ class OldQueue:
             self._said_left = True
             log.warning("foreign_messages_ignored", queue=self._installation.old_runs, messages=self._left)
 
-    def _look_at(self, raw: bytes) -> bool:
-        """Move the message if it is ours and there is room. Always return False, so that the sweep removes nothing."""
-        if self._full:
-            return False
+    def _look_at(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """Move our messages, as far as there is room. Always return none, so that the sweep removes nothing."""
+        for raw in messages:
+            if not self._full:
+                self._move_ours(raw)
+        return ()
+
+    def _move_ours(self, raw: bytes) -> None:
         claims = claims_of(raw)
         # All claims of a message come from one dispatcher, so it is enough to check the first one.
         if claims and self._is_ours(claims[0].run_id):
@@ -168,7 +172,6 @@ class OldQueue:
             self._moved += max(0, moved)
         else:
             self._left += 1
-        return False
 
     def _is_ours(self, run_id: str) -> bool:
         now = time.monotonic()

@@ -6,15 +6,18 @@ Such a run gets a ledger row as if a claim on it had been released. Claims take 
 from sqlalchemy import text
 
 # A push admits the run only if it names the run's workspace: Orcheo's worker finds no other run either.
-# Returns a row if the run is in the table, whether it is admitted or not.
+# Returns a row per push. The order of the inserts prevents deadlocks of dispatchers that got the same pushes.
 ADMIT_PUSHED = text("""
-WITH run AS MATERIALIZED (
-    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
+WITH push AS (
+    SELECT p.run_id, p.workspace_id
+      FROM unnest(CAST(:run_ids AS text[]), CAST(:workspace_ids AS text[])) AS p(run_id, workspace_id)
+), run AS MATERIALIZED (
+    SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at, p.workspace_id AS named,
            r.status = 'pending'
                AND NOT ((:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
                         AND NOT orcheo_dispatch.of_chatkit(r.triggered_by, r.payload)) AS unlisted,
-           r.workspace_id IS NOT DISTINCT FROM CAST(:workspace_id AS text) AS same_workspace
-      FROM workflow_runs AS r WHERE r.id = :run_id
+           r.workspace_id IS NOT DISTINCT FROM p.workspace_id AS same_workspace
+      FROM push AS p JOIN workflow_runs AS r ON r.id = p.run_id
 ), admitted AS (
     INSERT INTO orcheo_dispatch.dispatch AS d
            (run_id, workflow_id, workspace_id, triggered_by, state, outcome, fence, slot, claimed_at, settled_at,
@@ -23,10 +26,14 @@ WITH run AS MATERIALIZED (
            CASE WHEN r.workspace_id IS NULL THEN 'none' ELSE 'held' END, now(), now(),
            CAST(:dispatcher_id AS uuid), 'pushed', r.created_at
       FROM run AS r WHERE r.unlisted AND r.same_workspace
+     ORDER BY r.id
         ON CONFLICT (run_id) DO NOTHING
     RETURNING d.run_id
 )
-SELECT EXISTS (SELECT FROM admitted) AS admitted, r.unlisted AND NOT r.same_workspace AS refused FROM run AS r
+SELECT p.run_id, p.workspace_id, r.id IS NOT NULL AS known,
+       COALESCE(r.same_workspace AND EXISTS (SELECT FROM admitted AS a WHERE a.run_id = r.id), false) AS admitted,
+       COALESCE(r.unlisted AND NOT r.same_workspace, false) AS refused
+  FROM push AS p LEFT JOIN run AS r ON r.id = p.run_id AND r.named IS NOT DISTINCT FROM p.workspace_id
 """)
 
 # Runs whose pushes Redis lost. The API pushes each run of a manual dispatch, and only a manual dispatch records an

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import batched
 
@@ -16,6 +16,7 @@ from orcheo_dispatch.dispatcher.wakeups import foreign
 from orcheo_dispatch.dispatcher.wakeups.hints import CRON_HINT, RUN_HINT, HintListener
 from orcheo_dispatch.shared.broker.app import connect
 from orcheo_dispatch.shared.broker.sweep import Sweep
+from orcheo_dispatch.shared.ledger.model import Push
 from tests.support.processes.processes import until
 
 _INTERVAL_SECONDS = 0.05
@@ -35,9 +36,9 @@ class Runs:
         self.asked: list[str] = []
         self.crons = 0
 
-    def pushed(self, run_id: str, _: str | None) -> bool:
-        self.asked.append(run_id)
-        return run_id in self.ours
+    def pushed(self, pushes: Sequence[Push]) -> dict[Push, bool]:
+        self.asked += [push.run_id for push in pushes]
+        return {push: push.run_id in self.ours for push in pushes}
 
     def cron(self) -> None:
         self.crons += 1
@@ -46,7 +47,7 @@ class Runs:
 @contextmanager
 def listening(redis_url: str, runs: Runs) -> Iterator[HintListener]:
     client = connect(redis_url)
-    listener = HintListener(client, on_run=runs.pushed, on_cron=runs.cron, interval=_INTERVAL_SECONDS)
+    listener = HintListener(client, on_pushes=runs.pushed, on_cron=runs.cron, interval=_INTERVAL_SECONDS)
     listener.start()
     try:
         yield listener
@@ -111,9 +112,9 @@ def test_pieces_are_bounded_whatever_the_length(client: redis.Redis) -> None:
     send(client, (foreign_message(n) for n in range(1, 50_000)))
     seen: list[bytes] = []
 
-    def leave(raw: bytes) -> bool:
-        seen.append(raw)
-        return False
+    def leave(messages: Sequence[bytes]) -> Sequence[bytes]:
+        seen.extend(messages)
+        return ()
 
     sweep = Sweep(client, "celery", needle="orcheo_backend.worker.tasks.", take=leave)
     client.config_resetstat()

@@ -11,7 +11,7 @@ import pytest
 from orcheo.models import WorkflowRun
 from psycopg.types.json import Jsonb
 
-from orcheo_dispatch.shared.ledger.model import Admission, Claim
+from orcheo_dispatch.shared.ledger.model import Admission, Claim, Push
 from orcheo_dispatch.shared.ledger.runs import NotBegun, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.dispatch import DEFAULT_TRIGGERS
@@ -181,9 +181,10 @@ def _claims(store: Store, **arguments: Any) -> set[str]:
 def _push(
     store: Store, run_id: str, workspace: str | None = _A, triggers: tuple[str, ...] = DEFAULT_TRIGGERS
 ) -> Admission:
-    return store.admit_pushed(
-        run_id, workspace, triggers=triggers, every_trigger="*" in triggers, dispatcher_id=uuid4()
+    admissions = store.admit_pushed(
+        [Push(run_id, workspace)], triggers=triggers, every_trigger="*" in triggers, dispatcher_id=uuid4()
     )
+    return admissions[Push(run_id, workspace)]
 
 
 @pytest.mark.parametrize("in_turn", [True, False])
@@ -219,6 +220,26 @@ def test_push_admits_only_under_the_workspace_of_the_run(database: Database, nam
     with store_of(database) as (store, _):
         assert _push(store, run_id, named) == Admission(known=True, admitted=admitted, refused=not admitted)
         assert _claims(store) == ({run_id} if admitted else set())
+
+
+def test_pushes_are_admitted_each_by_its_own_run(database: Database) -> None:
+    workflow_id = _workflow(database)
+    mine, foreign, twice = (_insert(database, workflow_id, label="x", actor="manual") for _ in range(3))
+    listed = _insert(database, workflow_id)
+    unknown = str(uuid4())
+    pushes = [Push(mine, _A), Push(foreign, _B), Push(twice, _B), Push(twice, _A), Push(listed, _A), Push(unknown, _A)]
+    with store_of(database) as (store, _):
+        assert store.admit_pushed(
+            [*pushes, *pushes], triggers=DEFAULT_TRIGGERS, every_trigger=False, dispatcher_id=uuid4()
+        ) == {
+            Push(mine, _A): Admission(known=True, admitted=True),
+            Push(foreign, _B): Admission(known=True, refused=True),
+            Push(twice, _B): Admission(known=True, refused=True),
+            Push(twice, _A): Admission(known=True, admitted=True),
+            Push(listed, _A): Admission(known=True),
+            Push(unknown, _A): Admission(known=False),
+        }
+        assert _claims(store, triggers=DEFAULT_TRIGGERS) == {mine, twice, listed}
 
 
 def test_push_of_what_needs_none_is_not_written_down(database: Database) -> None:
