@@ -23,7 +23,8 @@ SOON_SECONDS = 0.1
 """Maximum delay of rows that no caller waits for (seconds), so that a trace is visible during its run."""
 
 LINGER_SECONDS = 0.01
-"""Maximum time that urgent rows wait for rows of other runs (seconds)."""
+"""Time that urgent rows wait for rows of other runs (seconds), per run that the last statement wrote rows for."""
+MAX_LINGER_SECONDS = 0.04
 
 PATIENCE_SECONDS = 30.0
 """How long statements are retried after transient errors, such as an outage, a conflict or a lock (seconds)."""
@@ -63,6 +64,8 @@ class GroupCommit:
         self._writing: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._moved_at = time.monotonic()
+        self._runs_of_last = 1
+        """Number of runs that the last statements wrote rows for."""
 
     @property
     def makes_progress(self) -> bool:
@@ -84,8 +87,13 @@ class GroupCommit:
             unit.written.set_result(None)
 
     def hasten(self) -> None:
-        """Write all queued units now; if other runs are in progress, wait briefly for their rows."""
-        self._write_within(LINGER_SECONDS if self._running() > 1 else 0)
+        """Write all queued units now; if other runs are in progress, wait briefly for their rows.
+
+        The wait is longer if the last statement wrote rows of several runs, because then others are expected soon, and
+        most of the CPU time of a statement does not depend on its number of rows.
+        """
+        seconds = min(LINGER_SECONDS * self._runs_of_last, MAX_LINGER_SECONDS)
+        self._write_within(seconds if self._running() > 1 else 0)
 
     async def close(self) -> None:
         """Write all queued units."""
@@ -127,6 +135,7 @@ class GroupCommit:
         """Write the queued units, and those that are due by then."""
         while self._queued and self._timer is None:
             self._in_hand, self._queued = self._queued, []
+            self._runs_of_last = len({unit.run_id for unit in self._in_hand})
             await self._write(self._in_hand)
             self._in_hand = []
 

@@ -32,6 +32,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
 from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
 from orcheo_dispatch.worker.orcheo.idempotency import provide_in_templates, with_step_values
 from orcheo_dispatch.worker.orcheo.opening.open import find
+from orcheo_dispatch.worker.orcheo.opening.sharing import share_code
 from orcheo_dispatch.worker.orcheo.opening.warming import warm_up
 from orcheo_dispatch.worker.orcheo.saving.either import Saver
 from orcheo_dispatch.worker.orcheo.saving.history import History
@@ -70,6 +71,7 @@ class OrcheoExecutor:
         prepare()
         provide_in_templates()
         let_unstored_graphs_end_steps()
+        share_code()
         warm_up(self._perform)
 
     async def open(self) -> bytes:
