@@ -8,6 +8,7 @@ import sys
 
 from tests.mutants.equivalent import listed, stale
 from tests.mutants.results import Fate, Recording, Results, counted
+from tests.mutants.slot import TESTS
 from tests.mutants.statements import ROOT, Statement, statements
 from tests.mutants.trial import Trial
 
@@ -24,10 +25,12 @@ def main() -> int:
         print("\n".join(wrong))
         return 2
     chosen = _chosen(everything, arguments.only)
-    trial = Trial(Recording(), Results(), equivalent, arguments.budget)
+    trial = Trial(Recording(), Results(), equivalent, arguments.budget, arguments.tests or TESTS)
     if not arguments.report:
         if arguments.record:
-            trial.record(_FOLDER, arguments.slots, lambda test, starts: arguments.record in test and starts <= arguments.slow)
+            trial.record(
+                _FOLDER, arguments.slots, lambda test, starts: arguments.record in test and starts <= arguments.slow
+            )
         trial.run(_FOLDER, arguments.slots, chosen, again=arguments.again)
     return _report(trial.results, chosen)
 
@@ -44,7 +47,7 @@ def _report(results: Results, chosen: list[Statement]) -> int:
         for change, result in results.of(statement).items():
             if result.fate is Fate.SURVIVED:
                 print(f"survived {result.tests} tests: {statement.key}: {change}")
-    print(f"{'statement':50} {'mutants':>8} {'killed':>7} {'timeout':>8} {'equivalent':>11} {'invalid':>8} {'survived':>9}")
+    print(f"{'':50} {'mutants':>8} {'killed':>7} {'timeout':>8} {'equivalent':>11} {'invalid':>8} {'survived':>9}")
     for statement in chosen:
         if results.of(statement):
             print(f"{statement.key[-50:]:50} {_figures(results, [statement])}")
@@ -62,10 +65,13 @@ def _figures(results: Results, chosen: list[Statement]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", action="append", default=[], help="name of a statement, such as CLAIM; may be given again")
+    parser.add_argument(
+        "--only", action="append", default=[], help="name of a statement, such as CLAIM; may be given again"
+    )
     parser.add_argument("--slots", type=int, default=2, help="mutants at a time (default %(default)s)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests per mutant (default %(default)g)")
     parser.add_argument("--record", default="tests/", help="record tests with this in their name (default %(default)s)")
+    parser.add_argument("--tests", action="append", help="file or folder of tests to run; may be given again")
     parser.add_argument("--slow", action="store_true", help="record tests that start processes, too")
     parser.add_argument("--again", action="store_true", help="try mutants that have survived again")
     parser.add_argument("--report", action="store_true", help="print what is known and try nothing")

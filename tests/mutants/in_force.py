@@ -38,7 +38,7 @@ class SourceCopy:
 
     def use(self) -> None:
         """Have all processes that this one starts import the copy, whatever environment they are given."""
-        start = subprocess.Popen.__init__
+        start: Any = subprocess.Popen.__init__
 
         def started(popen: Any, *arguments: Any, env: Any = None, **more: Any) -> None:
             environment = dict(os.environ if env is None else env)
@@ -46,7 +46,7 @@ class SourceCopy:
             environment["PYTHONPATH"] = os.pathsep.join([str(self._folder), *([others] if others else [])])
             start(popen, *arguments, env=environment, **more)
 
-        subprocess.Popen.__init__ = started  # type: ignore[method-assign]
+        subprocess.Popen.__init__ = started  # type: ignore[method-assign, assignment]
 
     def _write(self, path: Path, source: str) -> None:
         path.write_text(source, encoding="utf-8")

@@ -82,19 +82,18 @@ type _Place = Callable[[Any], None]
 def _changes(tree: tuple[ast.RawStmt, ...]) -> Iterator[_Change]:
     for statement in tree:
         for node, put, field in _walk(statement.stmt, lambda _: None, ""):
-            is_and = _is(node, BoolExprType.AND_EXPR)
-            if field in _CONDITIONS and not is_and:
+            if field in _CONDITIONS and not _is(node, BoolExprType.AND_EXPR):
                 yield from _of_condition(node, put, field)
-            if is_and:
+            if _is(node, BoolExprType.AND_EXPR):
                 yield from _of_conjuncts(node, put)
             elif _is(node, BoolExprType.OR_EXPR):
-                for index in range(len(node.args)):
-                    yield _says("drop from OR", node.args[index]), _without(node, put, index)
+                for index, disjunct in enumerate(node.args):
+                    yield _says("drop from OR", disjunct), _without(node, put, index)
             elif isinstance(node, ast.CaseExpr):
                 yield from _of_case(node, put)
 
 
-def _walk(node: Any, put: _Place, field: str) -> Iterator[tuple[ast.Node, _Place, str]]:
+def _walk(node: Any, put: _Place, field: str) -> Iterator[tuple[Any, _Place, str]]:
     """Yield each node with what replaces it and the name of its field."""
     if isinstance(node, tuple):
         for index, each in enumerate(node):
@@ -120,7 +119,7 @@ def _of_condition(node: ast.Node, put: _Place, field: str) -> Iterator[_Change]:
     yield _says("negate", node), lambda: put(_negated(node))
 
 
-def _of_conjuncts(node: ast.BoolExpr, put: _Place) -> Iterator[_Change]:
+def _of_conjuncts(node: Any, put: _Place) -> Iterator[_Change]:
     for index, conjunct in enumerate(node.args):
 
         def negate(index: int = index) -> None:
@@ -130,7 +129,7 @@ def _of_conjuncts(node: ast.BoolExpr, put: _Place) -> Iterator[_Change]:
         yield _says("negate", conjunct), negate
 
 
-def _of_case(node: ast.CaseExpr, put: _Place) -> Iterator[_Change]:
+def _of_case(node: Any, put: _Place) -> Iterator[_Change]:
     for index, arm in enumerate(node.args):
 
         def drop(index: int = index) -> None:
@@ -153,7 +152,7 @@ def _of_case(node: ast.CaseExpr, put: _Place) -> Iterator[_Change]:
         yield _says("drop ELSE", node.defresult), drop_else
 
 
-def _without(node: ast.BoolExpr, put: _Place, index: int) -> Callable[[], None]:
+def _without(node: Any, put: _Place, index: int) -> Callable[[], None]:
     def drop() -> None:
         rest = (*node.args[:index], *node.args[index + 1 :])
         if len(rest) == 1:
@@ -169,7 +168,9 @@ def _is(node: Any, operator: BoolExprType) -> bool:
 
 
 def _negated(node: Any) -> Any:
-    return node.args[0] if _is(node, BoolExprType.NOT_EXPR) else ast.BoolExpr(boolop=BoolExprType.NOT_EXPR, args=(node,))
+    if _is(node, BoolExprType.NOT_EXPR):
+        return node.args[0]
+    return ast.BoolExpr(boolop=BoolExprType.NOT_EXPR, args=(node,))
 
 
 def _constant(value: bool) -> ast.A_Const:

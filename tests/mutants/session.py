@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,6 +53,9 @@ class Session:
         value = yield
         if fixturedef.scope == "session":
             self._fixtures[fixturedef.argname] = value
+        if fixturedef.argname == "admin":
+            # Forks share the connection: none may know of prepared statements that another has made.
+            value.prepare_threshold = None
         return value
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -175,10 +178,8 @@ def _read(pipe: int, seconds: float) -> bytes:
 
 
 def _end(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     os.waitpid(pid, 0)
 
 

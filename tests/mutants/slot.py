@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,17 +15,17 @@ from tests.mutants.session import PIPES
 from tests.mutants.statements import ROOT
 
 _FOLDERS = ("commands", "dispatcher", "policies", "recovery", "schema", "worker")
-_TESTS = [*(f"tests/integration/{folder}" for folder in _FOLDERS), "tests/plans"]
+TESTS = (*(f"tests/integration/{folder}" for folder in _FOLDERS), "tests/plans")
 """Those that have statements executed on the databases of the session."""
 
 
 class Slot:
     """Runs tests, one command at a time. Its log and its copy of the source are in `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, paths: Sequence[str] = TESTS) -> None:
         self.tests: dict[str, bool] = {}
         """All tests, and whether each starts processes of ours."""
-        self._folder = folder
+        self._folder, self._paths = folder, paths
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -54,7 +55,17 @@ class Slot:
         ours_too, theirs_too = os.pipe()
         with (self._folder / "session.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.session", "-p", "no:cacheprovider", *_TESTS],
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-p",
+                    "tests.mutants.session",
+                    "-p",
+                    "no:cacheprovider",
+                    *self._paths,
+                ],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -22,7 +22,7 @@ _SQL = re.compile(r"\s*(--[^\n]*\n\s*)*(WITH|SELECT|INSERT|UPDATE|DELETE)\s")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement in `path`, between the characters `start` and `end`; `key` is of the form `CLAIM` or `_PARTS.steps`."""
+    """A statement in `path`, between the characters `start` and `end`; its name is like `CLAIM` or `_PARTS.steps`."""
 
     name: str
     path: Path
@@ -59,7 +59,9 @@ class Statement:
 
 def statements() -> dict[str, Statement]:
     """Return every statement of the product by its key, in the order of the files."""
-    paths = sorted(path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py") if "migrations" not in path.parts)
+    paths = sorted(
+        path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py") if "migrations" not in path.parts
+    )
     found = [each for path in paths for each in _of_module(path)]
     return {each.key: each for each in found}
 
@@ -86,7 +88,9 @@ def _of_module(path: Path) -> Iterator[Statement]:
 def _texts(tree: ast.Module) -> Iterator[tuple[str, ast.Constant, Style]]:
     for statement in tree.body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="text"), args=[ast.Constant() as node])):
+            case ast.Assign(
+                targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="text"), args=[ast.Constant() as node])
+            ):
                 yield name, node, Style.SQLALCHEMY
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant() as node) if (
                 _is_sql(node) and name not in _NO_STATEMENTS
@@ -95,7 +99,7 @@ def _texts(tree: ast.Module) -> Iterator[tuple[str, ast.Constant, Style]]:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(keys=keys, values=values)):
                 for key, value in zip(keys, values, strict=True):
                     if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and _is_sql(value):
-                        yield f"{name}.{key.value}", value, Style.PSYCOPG
+                        yield f"{name}.{key.value!s}", value, Style.PSYCOPG
 
 
 def _style(node: ast.Constant) -> Style:

@@ -1,8 +1,8 @@
-"""Find the fate of mutants: in each slot one at a time, with the tests that execute its statement, the quickest first."""
+"""Find the fate of mutants: run the tests that execute the statement, the quickest first, until one fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from threading import Lock
 from tests.mutants.equivalent import Listed
 from tests.mutants.mutate import Mutant
 from tests.mutants.results import Fate, Recording, Result, Results
-from tests.mutants.slot import Slot
+from tests.mutants.slot import TESTS, Slot
 from tests.mutants.statements import Statement
 
 _RECORD_SECONDS = 60.0
@@ -32,17 +32,23 @@ class Trial:
     equivalent: dict[str, Listed]
     budget: float
     """Tests of one mutant take at most so long together when nothing is changed (seconds)."""
+    paths: Sequence[str] = TESTS
+    """Tests that may be run."""
 
     def record(self, folder: Path, slots: int, wanted: Callable[[str, bool], bool]) -> None:
         """Record the tests that are wanted, which are given by name and whether they start processes."""
 
         def work(slot: Slot, test: str) -> None:
-            self.recording.add(test, slot.ask("record", tests=[test], limits=[_RECORD_SECONDS]))
+            answer = slot.ask("record", tests=[test], limits=[_RECORD_SECONDS])
+            if "died" not in answer:
+                self.recording.add(test, answer)
 
         def tests(slot: Slot) -> Iterator[str]:
-            return (test for test, starts in slot.tests.items() if wanted(test, starts) and not self.recording.knows(test))
+            return (
+                test for test, starts in slot.tests.items() if wanted(test, starts) and not self.recording.knows(test)
+            )
 
-        _share(folder, slots, tests, work)
+        self._share(folder, slots, tests, work)
 
     def run(self, folder: Path, slots: int, statements: list[Statement], *, again: bool) -> None:
         """Try all mutants whose fate is not known; with `again`, also those that have survived."""
@@ -63,10 +69,15 @@ class Trial:
             self.results.add(statement, mutant.change, result)
             if result.fate is Fate.KILLED:
                 with lock:
-                    killers[statement.key] = [result.by, *(each for each in killers[statement.key] if each != result.by)]
-            print(f"{result.fate:10} {statement.name}: {mutant.change[:150]}  {result.by.rpartition('/')[2]}", flush=True)
+                    killers[statement.key] = [
+                        result.by,
+                        *(each for each in killers[statement.key] if each != result.by),
+                    ]
+            print(
+                f"{result.fate:10} {statement.name}: {mutant.change[:150]}  {result.by.rpartition('/')[2]}", flush=True
+            )
 
-        _share(folder, slots, mutants, work)
+        self._share(folder, slots, mutants, work)
 
     def _fate(self, slot: Slot, statement: Statement, mutant: Mutant, first: list[str]) -> Result:
         if mutant.change in (entry.reasons if (entry := self.equivalent.get(statement.key)) else ()):
@@ -74,7 +85,7 @@ class Trial:
         (error,) = slot.ask("prepare", statement=statement.key, texts=[mutant.text]).get("errors", [None])
         if error:
             return Result(Fate.INVALID, why=error)
-        tests = self._tests_of(statement, first)
+        tests = self._tests_of(slot, statement, first)
         seconds = self.recording.passed()
         limits = [max(_LEAST_SECONDS, _TIMES * seconds[test].seconds) for test in tests]
         answer = slot.ask("run", tests=tests, limits=limits, statement=statement.key, mutant=mutant.text)
@@ -88,9 +99,13 @@ class Trial:
         fate = Fate.TIMED_OUT if _OVER in answer["why"] else Fate.KILLED
         return Result(fate, answer["failed"], answer["why"], len(tests))
 
-    def _tests_of(self, statement: Statement, first: list[str]) -> list[str]:
+    def _tests_of(self, slot: Slot, statement: Statement, first: list[str]) -> list[str]:
         """Return the tests that execute the statement, those that have killed other mutants of it first."""
-        passed = {test: each for test, each in self.recording.passed().items() if statement.key in each.executed}
+        passed = {
+            test: each
+            for test, each in self.recording.passed().items()
+            if statement.key in each.executed and test in slot.tests
+        }
         others = sorted((test for test in passed if test not in first), key=lambda test: passed[test].seconds)
         chosen, left = [*first], self.budget - sum(passed[test].seconds for test in first)
         for test in others:
@@ -100,29 +115,28 @@ class Trial:
             chosen.append(test)
         return chosen
 
+    def _share[Job](
+        self, folder: Path, slots: int, jobs: Callable[[Slot], Iterator[Job]], work: Callable[[Slot, Job], None]
+    ) -> None:
+        """Have the slots do the jobs, which the first of them that has started names."""
+        queue: Queue[Job] = Queue()
+        filled, lock = False, Lock()
 
-def _share[Job](
-    folder: Path, slots: int, jobs: Callable[[Slot], Iterator[Job]], work: Callable[[Slot, Job], None]
-) -> None:
-    """Have the slots do the jobs, which the first of them that has started names."""
-    queue: Queue[Job] = Queue()
-    filled, lock = False, Lock()
+        def run(number: int) -> None:
+            nonlocal filled
+            with Slot(folder / f"slot{number}", self.paths) as slot:
+                with lock:
+                    if not filled:
+                        for job in jobs(slot):
+                            queue.put(job)
+                        filled = True
+                while True:
+                    try:
+                        job = queue.get_nowait()
+                    except Empty:
+                        return
+                    work(slot, job)
 
-    def run(number: int) -> None:
-        nonlocal filled
-        with Slot(folder / f"slot{number}") as slot:
-            with lock:
-                if not filled:
-                    for job in jobs(slot):
-                        queue.put(job)
-                    filled = True
-            while True:
-                try:
-                    job = queue.get_nowait()
-                except Empty:
-                    return
-                work(slot, job)
-
-    with ThreadPoolExecutor(slots) as pool:
-        for done in [pool.submit(run, number) for number in range(slots)]:
-            done.result()
+        with ThreadPoolExecutor(slots) as pool:
+            for done in [pool.submit(run, number) for number in range(slots)]:
+                done.result()
