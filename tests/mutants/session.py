@@ -150,7 +150,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
 
 def _is_plain(item: pytest.Function) -> bool:
     names = item.fixturenames
-    return "tests/integration/" in item.nodeid and {"database", "redis_url"} <= {*names} and "stack" not in names
+    return "tests/integration/" in item.nodeid and "database" in names and "stack" not in names
 
 
 def _error(connection: psycopg.Connection[Any], statement: Statement, text: str) -> str | None:

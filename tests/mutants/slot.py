@@ -71,7 +71,7 @@ class Slot:
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs, theirs_too),
-                env={**os.environ, PIPES: f"{theirs}:{theirs_too}:{self._folder / 'src'}"},
+                env={**_environment(), PIPES: f"{theirs}:{theirs_too}:{self._folder / 'src'}"},
             )
         os.close(theirs)
         os.close(theirs_too)
@@ -91,3 +91,8 @@ class Slot:
         self._answers.close()
         self._process.wait()
         self._process = None
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without what pytest and its plugins tell their own processes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

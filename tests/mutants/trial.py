@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Lock
+from threading import Event, Lock
 
 from tests.mutants.equivalent import Listed
 from tests.mutants.mutate import Mutant
@@ -120,7 +120,7 @@ class Trial:
     ) -> None:
         """Have the slots do the jobs, which the first of them that has started names."""
         queue: Queue[Job] = Queue()
-        filled, lock = False, Lock()
+        filled, lock, stopped = False, Lock(), Event()
 
         def run(number: int) -> None:
             nonlocal filled
@@ -130,7 +130,7 @@ class Trial:
                         for job in jobs(slot):
                             queue.put(job)
                         filled = True
-                while True:
+                while not stopped.is_set():
                     try:
                         job = queue.get_nowait()
                     except Empty:
@@ -138,5 +138,9 @@ class Trial:
                     work(slot, job)
 
         with ThreadPoolExecutor(slots) as pool:
-            for done in [pool.submit(run, number) for number in range(slots)]:
-                done.result()
+            try:
+                for done in [pool.submit(run, number) for number in range(slots)]:
+                    done.result()
+            finally:
+                # An interrupted run ends after the mutants that it is at.
+                stopped.set()
