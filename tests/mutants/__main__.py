@@ -26,6 +26,7 @@ def main() -> int:
         return 2
     chosen = _chosen(everything, arguments.only)
     trial = Trial(Recording(), Results(), equivalent, arguments.budget, arguments.tests or TESTS)
+    trial.note_equivalent(chosen)
     if not arguments.report:
         if arguments.record:
             trial.record(

@@ -35,6 +35,16 @@ class Trial:
     paths: Sequence[str] = TESTS
     """Tests that may be run."""
 
+    def note_equivalent(self, statements: list[Statement]) -> None:
+        """Keep what the list says of the mutants of these statements, and forget what it no longer says."""
+        for statement in statements:
+            reasons = entry.reasons if (entry := self.equivalent.get(statement.key)) else {}
+            for change, result in self.results.of(statement).items():
+                if result.fate is Fate.EQUIVALENT and change not in reasons:
+                    self.results.add(statement, change, Result(Fate.SURVIVED))
+            for change, why in reasons.items():
+                self.results.add(statement, change, Result(Fate.EQUIVALENT, why=why))
+
     def record(self, folder: Path, slots: int, wanted: Callable[[str, bool], bool]) -> None:
         """Record the tests that are wanted, which are given by name and whether they start processes."""
 
@@ -80,8 +90,6 @@ class Trial:
         self._share(folder, slots, mutants, work)
 
     def _fate(self, slot: Slot, statement: Statement, mutant: Mutant, first: list[str]) -> Result:
-        if mutant.change in (entry.reasons if (entry := self.equivalent.get(statement.key)) else ()):
-            return Result(Fate.EQUIVALENT)
         (error,) = slot.ask("prepare", statement=statement.key, texts=[mutant.text]).get("errors", [None])
         if error:
             return Result(Fate.INVALID, why=error)
