@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model resume faults neighbours peers systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults neighbours peers systemd compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ acceptance: $(INSTALLED)  ## The suite on the real Orcheo
 
 model: $(INSTALLED)  ## The protocol in every state within wider bounds, and without each of its rules; some 6 minutes
 	$(BIN)/python -m tests.model
+
+mutants: $(INSTALLED)  ## Each condition and arm of the SQL dropped or negated, and the tests that notice it; hours, can be continued; ARGS='--only CLAIM'
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
 	TEST_RESUME=all $(BIN)/python -m pytest tests/resume

@@ -265,7 +265,7 @@ WITH ending AS MATERIALIZED (
            outcome = CASE WHEN l.status = 'running' THEN e.outcome
                           WHEN l.status = 'cancelled' THEN 'cancelled' ELSE 'skipped' END,
            slot = CASE WHEN d.slot = 'held' AND COALESCE(l.status, 'cancelled') <> 'pending'
-                        AND NOT (l.status = 'running' AND e.keeps_slot) THEN 'due' ELSE d.slot END,
+                        AND (l.status IS DISTINCT FROM 'running' OR NOT e.keeps_slot) THEN 'due' ELSE d.slot END,
            refunded = LEAST(d.attempts, d.refunded + CASE WHEN e.refund THEN 1 ELSE 0 END),
            -- A suspect that is requeued before it has ended stays a suspect.
            suspect = e.suspect OR (d.suspect AND e.status = 'pending')
