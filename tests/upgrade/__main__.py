@@ -38,6 +38,8 @@ def main() -> int:
         for execution in arguments.executor or list(Execution):
             with _ground_of(old, execution) as shared:
                 for conditions in _cases(execution, every=arguments.all):
+                    if arguments.order not in {None, conditions.order}:
+                        continue
                     verdict = run_trial(old, shared, conditions, seed=arguments.seed)
                     verdicts.append(verdict)
                     print(f"{table([verdict])}\n{findings(verdict)}", flush=True)
@@ -83,6 +85,7 @@ def _ground_of(old: Installed, execution: Execution) -> Iterator[Ground]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.upgrade", description=__doc__)
     parser.add_argument("--only", choices=[each.name for each in RELEASES], help="one release to upgrade from")
+    parser.add_argument("--order", type=Order, choices=list(Order), help="one order")
     parser.add_argument("--all", action="store_true", help="each order with kills and without, under each policy")
     parser.add_argument("--executor", type=Execution, action="append", choices=list(Execution))
     parser.add_argument("--seed", type=int, default=1, help="of the load (default %(default)s)")

@@ -45,7 +45,7 @@ class Servers:
 
     def environment(self, path: Path, lost_runs: str) -> dict[str, str]:
         """Return the variables of a process; both releases know all of them."""
-        return process_environment(
+        variables = process_environment(
             {
                 **orcheo_environment(self.dsn, self.broker, self.folder),
                 "ORCHEO_REDIS_URL": self.slots,
@@ -63,6 +63,9 @@ class Servers:
                 "PYTHONPATH": str(path),
             }
         )
+        # Processes start dozens of times in a trial: only the first start is to compile what it imports.
+        variables.pop("PYTHONDONTWRITEBYTECODE", None)
+        return variables
 
 
 class Fleet:

@@ -31,7 +31,7 @@ def _run(rng: random.Random, at: float) -> RunPlan:
         case "fail":
             act = Act.FAIL
         case "cancelled while pending":
-            # Long, should it begin before: the API's cancel, which reads and writes without a lock, can overwrite an end.
+            # Long in case it begins: the API's cancel reads and writes without a lock, and could overwrite an end.
             act, seconds, cancel_after = Act.WAIT, 4.0, rng.uniform(0.0, 0.1)
         case "cancelled while running":
             act, seconds, cancel_after = Act.WAIT, 4.0, rng.uniform(0.3, 2.0)

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- upgrade -->", "<!-- /upgrade -->"
 _SHOWN = 5
 _HEAD = (
     *("last release", "order", "lost runs", "runs", "begun by the last, by this one"),
-    *("processes killed, runs lost with them", *Column, "seconds"),
+    *("processes killed, runs that they were executing", *Column, "seconds"),
 )
 
 
