@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults neighbours peers systemd compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults neighbours peers systemd upgrade compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ peers: $(INSTALLED)  ## Runs whose process is killed or paused, here and in syst
 
 systemd: $(INSTALLED)  ## The units in a booted systemd: root, debootstrap and systemd-nspawn
 	TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/systemd
+
+upgrade: $(INSTALLED)  ## The last release and this one beside each other, forth and back under load; 20 minutes; ARGS='--only 0.1.0', '--all'
+	$(BIN)/python -m tests.upgrade $(ARGS)
 
 compat: $(INSTALLED)  ## Older and the newest releases of Orcheo, an environment each; half an hour; ARGS='--only newest', '--write'
 	$(BIN)/python -m tests.compat $(ARGS)

@@ -14,10 +14,12 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from orcheo_dispatch.worker.executor.protocol import Run
+if TYPE_CHECKING:
+    # The last release, which tests/upgrade starts beside this one, has its executors' protocol elsewhere.
+    from orcheo_dispatch.worker.executor.protocol import Run
 
 BEGUN, DID, ENDED = "begun", "did", "ended"
 """Side effects."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,13 @@ class Ground:
 
 
 @contextmanager
-def ground(*, orcheo: bool, uploaded: Path = ONE_STEP) -> Iterator[Ground]:
-    """Make it, with a real workflow in it where `orcheo` is to execute the runs; leave nothing behind."""
+def ground(
+    *, orcheo: bool, uploaded: Path = ONE_STEP, migrated: Callable[[Database], None] = migrate
+) -> Iterator[Ground]:
+    """Make it, with a real workflow in it where `orcheo` is to execute the runs; leave nothing behind.
+
+    `migrated` creates our schema in the template: this release's, unless given.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orcheo-dispatch-faults-")))
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres", durable=False))
@@ -64,7 +69,7 @@ def ground(*, orcheo: bool, uploaded: Path = ONE_STEP) -> Iterator[Ground]:
                 make_orcheo_tables(template, redis.url)
                 if orcheo:
                     workflow = _upload(template, uploaded, redis.url, folder / "orcheo")
-            migrate(template)
+            migrated(template)
             close(admin, template)
         yield Ground(postgres, template, workflow)
 

@@ -101,11 +101,25 @@ class Supervisor:
                     os.killpg(pid, number)
             return pid
 
+    def add(self, unit: Unit) -> None:
+        """Start one more unit. No two have the same name, also if one of them is retired."""
+        with self._lock:
+            self._units[unit.name] = unit
+            self._start_at[unit.name] = 0.0
+
+    def retire(self, name: str) -> None:
+        """Stop a unit for good: it is not started again. Return when it has ended."""
+        with self._lock:
+            self._start_at.pop(name)
+            self.send(name, signal.SIGTERM)
+        while self.pid(name) is not None:
+            time.sleep(_LOOK_SECONDS)
+
     def wait_until_at_work(self) -> None:
-        """Return when each unit has said that it is."""
+        """Return when each unit has said that it is, or has been retired."""
         deadline = time.monotonic() + _START_SECONDS
-        for unit in self._units.values():
-            while unit.says not in self._said(unit.name):
+        for unit in list(self._units.values()):
+            while unit.name in self._start_at and unit.says not in self._said(unit.name):
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{unit.name} is not at work: {self._said(unit.name)[-1000:]}")
                 time.sleep(_LOOK_SECONDS)
@@ -149,7 +163,8 @@ class Supervisor:
                         os.killpg(pid, signal.SIGKILL)
                     self.exits.append(Exit(name, pid, code, time.time(), running.asked, running.hung))
                     del self._running[name]
-                    self._start_at[name] = time.monotonic() + RESTART_SECONDS
+                    if name in self._start_at:
+                        self._start_at[name] = time.monotonic() + RESTART_SECONDS
 
     def _launch(self, unit: Unit) -> subprocess.Popen[bytes]:
         return launch(unit.command, log=self.log(unit.name), environment=unit.environment, directory=self._folder)

@@ -84,7 +84,7 @@ def run_trial(plan: Plan, ground: Ground, conditions: Conditions) -> Verdict:
         raise
     findings = check(evidence)
     recoveries = [recovery_of(fault, evidence.history) for fault in evidence.injected]
-    _keep(evidence, findings, folder)
+    keep(evidence, findings, folder)
     return Verdict(evidence, findings, recoveries, time.monotonic() - began, folder)
 
 
@@ -130,7 +130,7 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
                     stored_steps.install(connection)
             with _running(workload, plan) as (began, stopping):
                 injector.run(plan.faults, began, stopping)
-            _wait_for_rest(database, workload, conditions.system)
+            wait_for_rest(database, workload, conditions.system)
         runs, ledger, history = read_tables(database.dsn)
         stored = _read_stored(database) if resumes else []
         return Evidence(
@@ -172,7 +172,7 @@ def _running(workload: Workload, plan: Plan) -> Iterator[tuple[float, threading.
         thread.join()
 
 
-def _wait_for_rest(database: Database, workload: Workload, system: System) -> None:
+def wait_for_rest(database: Database, workload: Workload, system: System) -> None:
     """Return when every run has ended and every slot is back, or when it is clear that they never will."""
     deadline = time.monotonic() + _REST_SECONDS
     ended = time.monotonic()
@@ -195,7 +195,7 @@ def _wait_for_rest(database: Database, workload: Workload, system: System) -> No
             time.sleep(_LOOK_SECONDS)
 
 
-def _keep(evidence: Evidence, findings: list[Finding], folder: Path) -> None:
+def keep(evidence: Evidence, findings: list[Finding], folder: Path) -> None:
     """Write the tables beside the logs."""
     tables: dict[str, list[Any]] = {
         "runs": list(evidence.runs.values()),

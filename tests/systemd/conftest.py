@@ -13,12 +13,16 @@ from tests.systemd.box import Box, why_not
 from tests.systemd.host import Host
 
 _ASKED = "TEST_SYSTEMD"
+_MUST = "TEST_SYSTEMD_MUST"
+"""Where this is set a machine that cannot boot a box fails the session instead of skipping."""
 _FOLDER = Path(__file__).parents[2] / ".systemd-box"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what boots, saying what is missing and how to get it."""
     asked = bool(os.environ.get(_ASKED))
+    if asked and why_not() and os.environ.get(_MUST):
+        pytest.exit(f"no systemd is booted: {why_not()}", returncode=1)
     reason = f"no systemd is booted: {why_not() if asked else f'run make systemd, or set {_ASKED}=1'}"
     for item in items:
         if Path(__file__).parent in item.path.parents:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from orcheo_dispatch.ops.sandbox.child import free_port
 from tests.support.database.databases import Database
-from tests.support.processes.processes import until
+from tests.support.processes import processes
 from tests.systemd.box import COMMAND, PYTHONPATH, Box
 
 BEAT, DISPATCHER, API, TARGET = "orcheo-beat", "orcheo-dispatcher", "orcheo-api", "orcheo-dispatch.target"
 WORKERS = ("orcheo-worker@1", "orcheo-worker@2")
 OURS = (BEAT, DISPATCHER, *WORKERS)
+until = partial(processes.until, seconds=180.0)
+"""A start takes a busy machine a minute: it imports everything twice, for the check before it as well."""
 UNITS = "/etc/systemd/system"
 CONFIG = "/etc/orcheo-dispatch"
 _SECRETS = ("ORCHEO_POSTGRES_DSN", "REDIS_URL", "ORCHEO_REDIS_URL")
@@ -82,12 +85,11 @@ class Host:
         """Send a signal to a unit's main process alone."""
         self.systemctl("kill", "--signal", signal, "--kill-whom", "main", unit)
 
-    def comes_back(self, unit: str, dead: int, *, seconds: float = 60) -> None:
+    def comes_back(self, unit: str, dead: int) -> None:
         """Wait until a unit is active again, as another process."""
         until(
             lambda: self.show(unit, "ActiveState") == "active" and self.pid(unit) not in (0, dead),
             what=f"{unit} is back\n{self.journal(unit)[-3000:]}",
-            seconds=seconds,
         )
 
     def journal(self, unit: str | None = None) -> str:

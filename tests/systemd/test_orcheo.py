@@ -12,9 +12,8 @@ from orcheo_dispatch.ops.sandbox.orcheo_client import OrcheoClient
 from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, process_environment
 from tests.support.database.databases import Database
 from tests.support.database.runs import all_are, everything
-from tests.support.processes.processes import until
 from tests.systemd.box import COMMAND
-from tests.systemd.host import API, CONFIG, OURS, Host
+from tests.systemd.host import API, CONFIG, OURS, Host, until
 
 _WORKFLOW = Path(__file__).parents[1] / "acceptance" / "workflows" / "greet.py"
 _KEY = "ORCHEO_VAULT_ENCRYPTION_KEY"
@@ -70,6 +69,6 @@ def test_webhooks_end_in_succeeded_under_the_units(host: Host, orcheo: OrcheoCli
     # The API that hangs is back as well.
     dead = host.pid(API)
     host.kill(API, "STOP")
-    host.comes_back(API, dead, seconds=90)
+    host.comes_back(API, dead)
     host.systemctl("stop", API)
     assert host.show(API, "Result") == "success"

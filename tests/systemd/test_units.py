@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.database.databases import Database
 from tests.support.database.runs import all_are, insert_runs, read_run
-from tests.support.processes.processes import until
-from tests.systemd.host import API, BEAT, DISPATCHER, OURS, TARGET, UNITS, WORKERS, Host
+from tests.systemd.host import API, BEAT, DISPATCHER, OURS, TARGET, UNITS, WORKERS, Host, until
 
 _LIMITS = {BEAT: 2.0, DISPATCHER: 2.0, WORKERS[0]: 3.0, API: 3.0}
 _EXPOSURE = re.compile(r"Overall exposure level for \S+: (?P<level>[0-9.]+)")

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
-import tarfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from signal import Signals
 
 import pytest
 
 from tests.support.database.databases import Database
-from tests.support.database.runs import insert_runs, read_run
-from tests.support.processes.processes import ROOT, Process, Stack, until
+from tests.support.database.runs import all_are, insert_runs, read_run
+from tests.support.processes.processes import Process, Stack, until
+from tests.upgrade.releases import LAST, NotInHistoryError, unpack
 
-_COMMIT = "8557d8fd6c9c7494defe4e65377480475952c200"
-"""The last one before packages were imported as `orcheo_dispatch`."""
+_KINDS = ("worker", "dispatcher", "beat")
+_BETWEEN_RUNS_SECONDS = 0.2
+_RUNS_PER_STEP = 5
 _STARTED = {"beat": "beat_started", "dispatcher": "dispatcher_started", "worker": "worker_started"}
 
 
 @pytest.fixture(scope="module")
 def last_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpack the source of the last release out of the repository's history."""
-    folder = tmp_path_factory.mktemp("last_release")
-    archive = folder / "source.tar"
-    command = ["git", "archive", "--format=tar", f"--output={archive}", _COMMIT]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"the history has no commit {_COMMIT[:12]}: clone it whole (git fetch --unshallow)")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="tar")
+    folder = tmp_path_factory.mktemp("last_release") / "source"
+    try:
+        unpack(LAST, folder)
+    except NotInHistoryError as error:
+        pytest.skip(str(error))
     return folder
 
 
@@ -47,10 +46,7 @@ def _old(stack: Stack, kind: str, source: Path) -> Iterator[Process]:
 def test_last_release_works_beside_this_one(
     database: Database, stack: Stack, last_release: Path, old: tuple[str, ...]
 ) -> None:
-    processes = [
-        _old(stack, kind, last_release) if kind in old else stack.running(kind)
-        for kind in ("worker", "dispatcher", "beat")
-    ]
+    processes = [_old(stack, kind, last_release) if kind in old else stack.running(kind) for kind in _KINDS]
     with processes[0], processes[1], processes[2]:
         runs = insert_runs(database, 30)
         ended = lambda: all(read_run(database, run)["status"] == "succeeded" for run in runs)  # noqa: E731
@@ -63,3 +59,49 @@ def test_workers_of_both_releases_share_the_work(database: Database, stack: Stac
         runs = insert_runs(database, 60)
         ended = lambda: all(read_run(database, run)["status"] == "succeeded" for run in runs)  # noqa: E731
         until(ended, what="all runs succeed")
+
+
+@contextmanager
+def _arriving(database: Database) -> Iterator[list[str]]:
+    """Insert runs meanwhile, and yield their ids."""
+    runs: list[str] = []
+    stop = threading.Event()
+
+    def insert() -> None:
+        while not stop.wait(_BETWEEN_RUNS_SECONDS):
+            runs.extend(insert_runs(database))
+
+    thread = threading.Thread(target=insert)
+    thread.start()
+    try:
+        yield runs
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_releases_replace_each_other_forth_and_back_while_runs_arrive(
+    database: Database, stack: Stack, last_release: Path
+) -> None:
+    def processes(*, old: bool) -> list[AbstractContextManager[Process]]:
+        return [_old(stack, kind, last_release) if old else stack.running(kind) for kind in _KINDS]
+
+    def more_have_ended() -> None:
+        before = len(stack.noted("ended"))
+        until(lambda: len(stack.noted("ended")) >= before + _RUNS_PER_STEP, what=f"{_RUNS_PER_STEP} more runs ended")
+
+    with ExitStack() as exits, _arriving(database) as runs:
+        running = [exits.enter_context(each) for each in processes(old=True)]
+        more_have_ended()
+        for old in (False, True):
+            started = [exits.enter_context(each) for each in processes(old=old)]
+            more_have_ended()
+            for each in running:
+                each.signal(Signals.SIGTERM)
+                assert each.exit_code() == 0
+                more_have_ended()
+            running = started
+    # The processes that end with the block would leave runs to nobody.
+    with processes(old=False)[0], processes(old=False)[1]:
+        until(lambda: all_are(database, "succeeded"), what="all runs succeed")
+    assert sorted(stack.noted("begun")) == sorted(runs)
