@@ -221,7 +221,7 @@ class Decoder[T]:
                 start = end
                 try:
                     frame = self._decoder.decode(body)
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     raise FrameError(f"invalid frame: {type(error).__name__}") from error
                 yield frame
         finally:

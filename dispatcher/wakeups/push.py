@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orcheo_dispatch.shared.ledger.model import Push
+from orcheo_dispatch.shared.text.storable import is_storable
 
 _WORKSPACE_HEADERS = ("workspace_id", "x-orcheo-workspace-id")
 """The headers that Orcheo's worker reads, in the same order."""
@@ -36,5 +37,4 @@ def _body(message: Mapping[str, Any]) -> str | bytes:
 
 
 def _is_text(value: object) -> bool:
-    # Postgres cannot store NUL in a text.
-    return isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and "\x00" not in value
+    return isinstance(value, str) and 0 < len(value) <= _MAX_CHARACTERS and is_storable(value)

@@ -30,6 +30,7 @@ from orcheo_dispatch.shared.settings import environment
 from orcheo_dispatch.shared.settings.addresses import for_client, for_kombu
 from orcheo_dispatch.shared.settings.model import Settings, variables
 from orcheo_dispatch.shared.text.redaction import error_line
+from orcheo_dispatch.shared.text.storable import is_storable
 
 EXECUTE_RUN = "orcheo_dispatch.execute_run"
 TICK = "orcheo_dispatch.tick"
@@ -202,11 +203,16 @@ def ask_for_cron(app: Celery, client: redis.Redis, queue: str) -> None:
 
 
 def read_pairs(pairs: Any) -> list[Claim] | None:
-    """Return the claims in `run_id, fence, run_id, fence, ...`, or None if `pairs` is anything else."""
+    """Return the claims in `run_id, fence, run_id, fence, ...`, or None if `pairs` is anything else.
+
+    Run IDs that Postgres cannot store are none of ours: looking them up would fail.
+    """
     if not isinstance(pairs, list | tuple) or not pairs or len(pairs) % 2:
         return None
     claims = [Claim(run_id, fence) for run_id, fence in batched(pairs, 2)]
-    sound = all(type(claim.run_id) is str and type(claim.fence) is int for claim in claims)
+    sound = all(
+        type(claim.run_id) is str and type(claim.fence) is int and is_storable(claim.run_id) for claim in claims
+    )
     return claims if sound else None
 
 

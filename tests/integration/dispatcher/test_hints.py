@@ -148,6 +148,7 @@ def test_push_stays_in_redis_until_the_database_has_answered(redis_url: str) -> 
         json.dumps({"body": "[[], {}, {}]", "properties": {}, "headers": {}}),
         json.dumps({"body": "[[7], {}, {}]", "properties": {}, "headers": {}}),
         json.dumps({"body": '[["a\\u0000"], {}, {}]', "properties": {}, "headers": {}}),
+        json.dumps({"body": '[["a\\ud800"], {}, {}]', "properties": {}, "headers": {}}),
         json.dumps({"body": json.dumps([["x" * 201], {}, {}]), "properties": {}, "headers": {}}),
     ],
 )
