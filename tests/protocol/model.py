@@ -182,10 +182,7 @@ class Model:
                 if ending.status != "pending":
                     run.owe()
             else:
-                slot = run.slot
                 run.skip()
-                if run.status is None and ending.status == "pending":
-                    run.slot = slot  # It is not seen that the run is gone, and nobody looks again.
             return str(run.outcome), ended, run.slot == "due"
         return None
 
