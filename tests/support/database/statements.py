@@ -66,6 +66,7 @@ PARAMETERS: dict[str, Any] = {
     ),
     **{key: ["x"] for key in ("ids", "run_ids")},
     "skipped": ["x"],
+    "workspace_ids": [None],
     "chosen": None,
     "fences": [1],
     **dict.fromkeys(("name", "subject"), "x"),

@@ -63,10 +63,19 @@ class Terminal:
         return self._shown.decode(errors="replace").replace("\r\n", "\n")
 
     def answer(self, question: str, text: str) -> None:
-        """Wait for a question that was not shown before, and type an answer."""
+        """Wait for a question that was not shown before, and type an answer.
+
+        Nothing is typed before the space at the end of the prompt: Click writes it last, and getpass drops what was
+        typed before.
+        """
         before = self._answered
-        until(lambda: question in self.shown[before:] or self._process.poll() is not None, what=f"{question!r}")
-        assert question in self.shown[before:], self.shown
+
+        def asked() -> bool:
+            _, found, rest = self.shown[before:].partition(question)
+            return bool(found) and (not text or ": " in rest)
+
+        until(lambda: asked() or self._process.poll() is not None, what=f"{question!r}")
+        assert asked(), self.shown
         self._answered = self.shown.index(question, before) + len(question)
         os.write(self._ours, text.encode())
 
