@@ -232,7 +232,8 @@ def test_message_that_comes_twice_while_its_begin_is_looked_for_begins_once(data
 def test_runs_of_a_message_whose_answer_was_lost_are_executed(database: Database, stack: Stack, redis_url: str) -> None:
     ids = insert_runs(database, 5)
     with CuttingProxy(database.dsn) as proxy:
-        with stack.running("worker", ORCHEO_POSTGRES_DSN=proxy.dsn) as worker:
+        # The default lease of these tests, 3 s, may expire on a busy machine before the worker has asked again.
+        with stack.running("worker", ORCHEO_POSTGRES_DSN=proxy.dsn, ORCHEO_WORKER_LEASE="60") as worker:
             proxy.cut(of=b"run_started")
             with stack.running("dispatcher"):
                 worker.saw("begin_recovered")
