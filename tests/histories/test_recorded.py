@@ -125,6 +125,14 @@ def test_lost_run_that_is_reaped_is_legal(scene: Scene) -> None:
     assert scene.illegal() == []
 
 
+def test_worker_that_holds_nothing_is_answered_legally(scene: Scene) -> None:
+    claims = claim_all(scene.ann)
+    scene.ann.begin_all(claims, worker_id=ANN, lease=60)
+    scene.ben.heartbeat(claims, lease=60)
+    scene.ben.settle_all({claim: Ending.succeeded("{}") for claim in claims})
+    assert scene.illegal() == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
