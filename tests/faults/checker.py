@@ -21,6 +21,7 @@ from tests.faults.acts import BEGUN, ENDED
 from tests.faults.evidence import SIDE_EFFECTS, Evidence, Note, actions
 from tests.faults.history import TERMINAL
 from tests.faults.plan import Act, Kind, RunPlan
+from tests.histories import search
 from tests.model.conformance import unknown_changes
 from tests.support.orcheo.stored_steps import finished_steps_repeated
 
@@ -43,6 +44,7 @@ class Column(StrEnum):
     CRASHED = "crashes and hung stops"
     REPEATED = "finished steps repeated"
     UNKNOWN = "changes that the model does not have"
+    ILLEGAL = "illegal histories"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,14 @@ def _unknown(evidence: Evidence) -> Iterator[str]:
         yield from unknown_changes(evidence.history)
 
 
+def _illegal(evidence: Evidence) -> Iterator[str]:
+    """Yield the runs whose answers no order of the operations explains (`tests/histories`)."""
+    if evidence.fenced:
+        for run_id, operations in evidence.operations.items():
+            if (illegal := search.check(operations)) is not None:
+                yield f"{run_id}: {illegal}"
+
+
 def _held(evidence: Evidence, run_id: str) -> bool:
     row = evidence.ledger.get(run_id)
     return row is not None and row["state"] != "settled"
@@ -269,4 +279,5 @@ _LOOKS: dict[Column, Callable[[Evidence], Iterator[str]]] = {
     Column.CRASHED: _crashed,
     Column.REPEATED: _repeated,
     Column.UNKNOWN: _unknown,
+    Column.ILLEGAL: _illegal,
 }

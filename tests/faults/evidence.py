@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from tests.faults.history import History
 from tests.faults.injector import Injected
 from tests.faults.plan import Plan
 from tests.faults.supervisor import Exit
+from tests.histories.operations import Operation
+from tests.histories.reading import final, operations_of, read_calls
 from tests.support.orcheo.stored_steps import Execution, Stored
 
 SIDE_EFFECTS = frozenset({BEGUN, DID, ENDED})
@@ -59,6 +62,8 @@ class Evidence:
     """Of steps, under `resume`."""
     stored: list[Stored] = field(default_factory=list)
     """When these steps were stored."""
+    operations: Mapping[str, list[Operation]] = field(default_factory=dict)
+    """What was asked of the database, and answered, by run."""
 
     @cached_property
     def notes_of(self) -> dict[str, list[Note]]:
@@ -77,6 +82,14 @@ def read_tables(dsn: str) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str
             runs = cursor.execute("SELECT * FROM workflow_runs").fetchall()
             ledger = cursor.execute("SELECT * FROM orcheo_dispatch.dispatch").fetchall()
         return {row["id"]: row for row in runs}, {row["run_id"]: row for row in ledger}, history.read(connection)
+
+
+def read_operations(
+    calls: Path, runs: Mapping[str, dict[str, Any]], ledger: Mapping[str, dict[str, Any]]
+) -> dict[str, list[Operation]]:
+    """Return the recorded operations on each run, with its last state as the last one."""
+    now = time.monotonic()
+    return operations_of(read_calls(calls), {id_: final(run, ledger.get(id_), now) for id_, run in runs.items()})
 
 
 def read_notes(file: Path) -> list[Note]:

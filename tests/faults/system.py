@@ -11,6 +11,7 @@ from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, p
 from tests.faults.links import Links, Server
 from tests.faults.plan import BEATS, DISPATCHERS, WORKERS, Pace
 from tests.faults.supervisor import Unit
+from tests.histories.recorder import VARIABLE
 
 _ROOT = Path(__file__).parents[2]
 _CONCURRENCY = 6
@@ -37,6 +38,11 @@ _EXECUTORS = {Execution.PLAY: "tests.faults.acts:play", Execution.ORCHEO: "tests
 _STOCK = [sys.executable, "-m", "celery", "-A", "orcheo_backend.worker.celery_app"]
 
 
+def calls_in(folder: Path) -> Path:
+    """Return the file in which all processes record their calls to the database."""
+    return folder / "calls.jsonl"
+
+
 def process_names(system: System) -> list[str]:
     """Return the names of the processes: kind and index."""
     counts = {"beat": BEATS, "dispatcher": DISPATCHERS, "worker": WORKERS}
@@ -57,11 +63,12 @@ def units(
             **orcheo_environment(dsn, broker, folder),
             "ORCHEO_REDIS_URL": links.url(name, Server.SLOTS),
             "TEST_SIDE_EFFECTS": str(side_effects),
+            VARIABLE: str(calls_in(folder)),
             "PYTHONPATH": str(_ROOT),
         }
         if system is System.OURS:
             variables |= _our_settings(pace, lost_runs, execution)
-            command, says = [sys.executable, "-m", "orcheo_dispatch.ops.cli", kind], f"{kind}_started"
+            command, says = [sys.executable, "-m", "tests.histories", kind], f"{kind}_started"
         else:
             command, says = _stock(kind, folder / f"{name}.schedule")
         made.append(Unit(name, command, process_environment(variables), says))

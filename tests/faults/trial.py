@@ -19,7 +19,7 @@ import psycopg
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from tests.faults.acts import executions_beside
 from tests.faults.checker import Finding, check
-from tests.faults.evidence import Evidence, read_logs, read_notes, read_tables
+from tests.faults.evidence import Evidence, read_logs, read_notes, read_operations, read_tables
 from tests.faults.full_disk import FillableRedis
 from tests.faults.ground import Ground
 from tests.faults.injector import Injector
@@ -27,7 +27,7 @@ from tests.faults.links import Links, Server
 from tests.faults.plan import Plan
 from tests.faults.recovery import Recovery, recovery_of
 from tests.faults.supervisor import Supervisor
-from tests.faults.system import Execution, System, process_names, units
+from tests.faults.system import Execution, System, calls_in, process_names, units
 from tests.faults.workload import Workload
 from tests.support.database.databases import Database
 from tests.support.orcheo import stored_steps
@@ -104,6 +104,7 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
                     dsn=database.dsn,
                     broker=broker.url,
                     slots=slots.url,
+                    calls=calls_in(folder),
                     only_pushed=conditions.system is System.STOCK,
                 )
             )
@@ -149,6 +150,7 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
             secrets=(workload.marker, str(urlsplit(database.dsn).password)),
             executions=stored_steps.read_executions(executions_beside(side_effects)),
             stored=stored,
+            operations=read_operations(calls_in(folder), runs, ledger),
         )
 
 

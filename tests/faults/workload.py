@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from celery import Celery
 from orcheo.models import WorkflowRun
 
 from tests.faults.plan import Plan, RunPlan
+from tests.histories.operations import Verb
+from tests.histories.recorder import Recorder
 
 SLOTS_AT_FIRST = 1000
 """What the counter of slots begins with, so that one given back twice shows: Orcheo's counters end at nothing."""
@@ -37,6 +40,7 @@ _INSERT_WORKFLOW = """
 INSERT INTO workflows (id, is_archived, payload, created_at, updated_at, workspace_id)
 VALUES (%(workflow)s, false, '{}', now(), now(), %(workspace)s) ON CONFLICT (id) DO NOTHING
 """
+_READ = "SELECT payload FROM workflow_runs WHERE id = %s"
 _UPDATE = "UPDATE workflow_runs SET status = %s, payload = %s, updated_at = %s WHERE id = %s"
 
 
@@ -52,7 +56,10 @@ class Workflow:
 class Workload:
     """The API's side of a trial, on links of its own that no fault strikes; the servers themselves are."""
 
-    def __init__(self, plan: Plan, workflow: Workflow, *, dsn: str, broker: str, slots: str, only_pushed: bool) -> None:
+    def __init__(
+        self, plan: Plan, workflow: Workflow, *, dsn: str, broker: str, slots: str, calls: Path, only_pushed: bool
+    ) -> None:
+        """`calls` is the file in which each write, and each read before it, is recorded."""
         self.marker = f"inputs-of-seed-{plan.seed}-are-in-no-log"
         self.cancelled: dict[str, float] = {}
         """When the API cancelled a run."""
@@ -61,6 +68,7 @@ class Workload:
         self._dsn = dsn
         self._slots = redis.Redis.from_url(slots)
         self._counter = f"orcheo:workspace:runs:{workflow.workspace_id}"
+        self._calls = Recorder(calls, "api")
         self._only_pushed = only_pushed
         self._connection: psycopg.Connection[Any] | None = None
         self._api = Celery("api", broker=broker, set_as_current=False)
@@ -97,6 +105,7 @@ class Workload:
         """Close the connections."""
         self._slots.close()
         self._api.close()
+        self._calls.close()
         if self._connection is not None:
             self._connection.close()
 
@@ -122,7 +131,9 @@ class Workload:
         }
         self._slots.incr(self._counter)
         self._persistently(lambda connection: connection.execute(_INSERT_WORKFLOW, row))
-        self._persistently(lambda connection: connection.execute(_INSERT, row))
+        with self._calls.call(Verb.CREATE, [(plan.run_id,)]) as call:
+            self._persistently(lambda connection: connection.execute(_INSERT, row))
+            call.answer = True
         if trigger in _PUSHED:
             self._pushes.submit(self._push, plan.run_id)
 
@@ -136,14 +147,18 @@ class Workload:
         """Cancel as the API does: read, change, write; without a lock, and without a look at what happened between."""
 
         def read_and_write(connection: psycopg.Connection[Any]) -> None:
-            payload = connection.execute("SELECT payload FROM workflow_runs WHERE id = %s", (plan.run_id,)).fetchone()
-            assert payload is not None
-            run = WorkflowRun.model_validate(payload[0])
+            with self._calls.call(Verb.READ, [(plan.run_id,)]) as call:
+                payload = connection.execute(_READ, (plan.run_id,)).fetchone()
+                assert payload is not None
+                run = WorkflowRun.model_validate(payload[0])
+                call.answer = run.status.value
             if run.status.is_terminal:
                 return
             run.mark_cancelled(actor="user", reason="not wanted any more")
             written = (run.status.value, json.dumps(run.model_dump(mode="json")), run.updated_at, plan.run_id)
-            connection.execute(_UPDATE, written)
+            with self._calls.call(Verb.CANCEL, [(plan.run_id,)]) as call:
+                connection.execute(_UPDATE, written)
+                call.answer = True
             self.cancelled[plan.run_id] = time.time()
 
         self._persistently(read_and_write)

@@ -21,7 +21,7 @@ from tests.faults.evidence import Evidence, read_logs, read_notes, read_tables
 from tests.faults.ground import Ground
 from tests.faults.plan import Plan
 from tests.faults.supervisor import Supervisor
-from tests.faults.system import Execution, System
+from tests.faults.system import Execution, System, calls_in
 from tests.faults.trial import keep, wait_for_rest
 from tests.faults.workload import Workload
 from tests.support.orcheo import stored_steps
@@ -77,7 +77,15 @@ def run_trial(old: Installed, ground: Ground, conditions: Conditions, *, seed: i
         load = make_load(seed, seconds=_LOAD_SECONDS, per_second=_RUNS_PER_SECOND)
         workload = stack.enter_context(
             closing(
-                Workload(load, ground.workflow, dsn=database.dsn, broker=broker.url, slots=slots.url, only_pushed=False)
+                Workload(
+                    load,
+                    ground.workflow,
+                    dsn=database.dsn,
+                    broker=broker.url,
+                    slots=slots.url,
+                    calls=calls_in(folder),
+                    only_pushed=False,
+                )
             )
         )
         servers = Servers(database.dsn, broker.url, slots.url, folder, conditions.execution)
