@@ -204,6 +204,10 @@ KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id 
 # such as that of a migration, costs a lease. Rows that another session has locked are skipped and returned as not
 # renewed. A run that is not returned no longer belongs to this worker. The worker's id is compared as well, because a
 # message may be delivered twice, for example after a restore of Redis: to two workers with the same fence.
+#
+# A skipped row counts as held, so that answer must come from a server whose commits are acknowledged, and not from a
+# former primary whose standby was promoted. A transaction that writes nothing waits for no standby: for each skipped
+# row a message is written to the WAL, which nothing reads. Where no row is skipped, nothing is added.
 HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -222,7 +226,7 @@ WITH mine AS MATERIALIZED (
 )
 SELECT n.run_id, n.fence, true AS renewed FROM renewed AS n
  UNION ALL
-SELECT d.run_id, d.fence, false
+SELECT d.run_id, d.fence, pg_logical_emit_message(true, 'orcheo_dispatch', 'lease held') IS NULL
   FROM mine AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
  WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM mine AS m
                               WHERE m.run_id NOT IN (SELECT n.run_id FROM renewed AS n)))

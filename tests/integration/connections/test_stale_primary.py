@@ -79,3 +79,14 @@ def test_begin_is_recovered_only_from_a_server_whose_commits_are_acknowledged(pr
         with held(private, run_id, "orcheo_dispatch.dispatch"):
             assert store.begun_by(worker_id, [claim], lease=_LEASE) == [NotBegun(claim, LOCKED)]
         assert store.begun_by(uuid4(), [claim], lease=_LEASE) == []
+
+
+def test_locked_row_counts_as_held_only_on_a_server_whose_commits_are_acknowledged(private: Database) -> None:
+    """The promoted standby knows nothing of the lock: the run may have been reaped there."""
+    insert_runs(private)
+    with store_of(private) as (store, _):
+        (claim,) = claim_all(store)
+        assert isinstance(store.begin(claim, worker_id=uuid4(), lease=_LEASE), Run)
+        with held(private, claim.run_id, "orcheo_dispatch.dispatch"):
+            assert _unanswered(private, lambda: store.heartbeat([claim], lease=_LEASE)) == {claim: False}
+        assert _unanswered(private, lambda: store.heartbeat([claim], lease=_LEASE)) == {claim: True}
