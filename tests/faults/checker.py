@@ -43,6 +43,7 @@ class Column(StrEnum):
     CRASHED = "crashes and hung stops"
     REPEATED = "finished steps repeated"
     UNKNOWN = "changes that the model does not have"
+    FORGOTTEN = "executions that the ledger does not know"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,14 @@ def _unknown(evidence: Evidence) -> Iterator[str]:
         yield from unknown_changes(evidence.history)
 
 
+def _forgotten(evidence: Evidence) -> Iterator[str]:
+    """Yield the executions whose begin is not in the database, such as one that a failover has lost."""
+    known = {(move.run_id, move.fence) for move in evidence.history.moves if move.sign == "running"}
+    for note in evidence.notes:
+        if note.event == BEGUN and note.fence and (note.run_id, note.fence) not in known:
+            yield f"{note.run_id} was executed under fence {note.fence}, under which it never began"
+
+
 def _held(evidence: Evidence, run_id: str) -> bool:
     row = evidence.ledger.get(run_id)
     return row is not None and row["state"] != "settled"
@@ -269,4 +278,5 @@ _LOOKS: dict[Column, Callable[[Evidence], Iterator[str]]] = {
     Column.CRASHED: _crashed,
     Column.REPEATED: _repeated,
     Column.UNKNOWN: _unknown,
+    Column.FORGOTTEN: _forgotten,
 }

@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 import redis
 from celery import Celery
-from orcheo.models import WorkflowRun
+from orcheo.models import WorkflowRun, WorkflowRunStatus
 
 from tests.faults.plan import Plan, RunPlan
 
@@ -134,13 +134,19 @@ class Workload:
 
     def _cancel(self, plan: RunPlan) -> None:
         """Cancel as the API does: read, change, write; without a lock, and without a look at what happened between."""
+        tried = False
 
         def read_and_write(connection: psycopg.Connection[Any]) -> None:
+            nonlocal tried
             payload = connection.execute("SELECT payload FROM workflow_runs WHERE id = %s", (plan.run_id,)).fetchone()
             assert payload is not None
             run = WorkflowRun.model_validate(payload[0])
             if run.status.is_terminal:
+                if tried and run.status is WorkflowRunStatus.CANCELLED:
+                    # By the attempt before, whose answer was lost.
+                    self.cancelled[plan.run_id] = time.time()
                 return
+            tried = True
             run.mark_cancelled(actor="user", reason="not wanted any more")
             written = (run.status.value, json.dumps(run.model_dump(mode="json")), run.updated_at, plan.run_id)
             connection.execute(_UPDATE, written)
