@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults neighbours peers systemd upgrade compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults hosts neighbours peers systemd upgrade compat bench release-check format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each s
 
 faults: $(INSTALLED)  ## The fault suite: 500 runs a seed under kills, flushes and cuts; two minutes each, SEEDS=3
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),3)
+
+hosts: $(INSTALLED)  ## Cuts, one-way cuts, delay, loss and failover between hosts of their own: root, iproute2; 15 minutes; ARGS='--only Redis'
+	$(BIN)/python -m tests.hosts $(ARGS)
 
 neighbours: $(INSTALLED)  ## Some 80 bad neighbours beside good runs, under each isolation and policy; two hours; ARGS='--only GIL'
 	$(BIN)/python -m tests.neighbours $(ARGS)

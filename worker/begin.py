@@ -128,15 +128,25 @@ class Beginner:
         if not stale:
             return
         try:
-            ours = {run.claim: run for run in self._store.begun_by(self._worker_id, stale)}
+            found = self._store.begun_by(
+                self._worker_id,
+                stale,
+                lease=self._lease,
+                lock_timeout=_TABLE_LOCK_SECONDS,
+                timeout=STATEMENT_SECONDS,
+            )
         except DatabaseError as error:
             yield Begun(started, self._unanswered(message, started, stale, error))
             return
+        ours = {answer.claim: answer for answer in found}
         for claim in stale:
-            run = ours.get(claim)
-            if run is not None:
+            answer = ours.get(claim) or NotBegun(claim, STALE)
+            if isinstance(answer, NotBegun) and answer.reason == LOCKED:
+                yield Begun(started, [*self._locked(message, answer)])
+                continue
+            if isinstance(answer, Run):
                 log.warning("begin_recovered", run_id=claim.run_id, fence=claim.fence)
-            yield Begun(message.in_doubt_since[claim], [run or NotBegun(claim, STALE)])
+            yield Begun(message.in_doubt_since[claim], [answer])
 
     def _locked(self, message: _Message, answer: NotBegun) -> list[NotBegun]:
         if time.monotonic() - message.began_at < LOCK_SECONDS or self._in_doubt(message, answer.claim):

@@ -63,10 +63,21 @@ class Executing(Changes):
         known = self.known(missing) if missing else frozenset()
         return [answers.get(claim) or NotBegun(claim, STALE if claim.run_id in known else UNKNOWN) for claim in claims]
 
-    def begun_by(self, worker_id: UUID, claims: Iterable[Claim]) -> list[Run]:
-        """Return the runs among `claims` that this worker has begun, as `begin_all` returned them."""
-        rows = self._rows(BEGUN, worker_id=str(worker_id), **arrays(claims))
-        return [run for run in map(_begun, rows) if isinstance(run, Run)]
+    def begun_by(
+        self,
+        worker_id: UUID,
+        claims: Iterable[Claim],
+        *,
+        lease: float,
+        lock_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> list[Run | NotBegun]:
+        """Return the runs among `claims` that this worker has begun, as `begin_all` returned them, with new leases.
+
+        A run whose row another session has locked returns `locked`; its lease is not extended.
+        """
+        rows = self._rows(BEGUN, lock_timeout, timeout, lease=lease, worker_id=str(worker_id), **arrays(claims))
+        return [_begun(row) for row in rows]
 
     def refuse(self, errors: Mapping[Claim, str], *, worker_id: UUID, lock_timeout: float) -> dict[Claim, str | None]:
         """Fail pending runs that cannot begin, each with its error; return the workspace in which each owes a slot."""

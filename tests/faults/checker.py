@@ -45,6 +45,7 @@ class Column(StrEnum):
     REPEATED = "finished steps repeated"
     UNKNOWN = "changes that the model does not have"
     ILLEGAL = "illegal histories"
+    FORGOTTEN = "executions that the ledger does not know"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,14 @@ def _illegal(evidence: Evidence) -> Iterator[str]:
                 yield f"{run_id}: {illegal}"
 
 
+def _forgotten(evidence: Evidence) -> Iterator[str]:
+    """Yield the executions whose begin is not in the database, such as one that a failover has lost."""
+    known = {(move.run_id, move.fence) for move in evidence.history.moves if move.sign == "running"}
+    for note in evidence.notes:
+        if note.event == BEGUN and note.fence and (note.run_id, note.fence) not in known:
+            yield f"{note.run_id} was executed under fence {note.fence}, under which it never began"
+
+
 def _held(evidence: Evidence, run_id: str) -> bool:
     row = evidence.ledger.get(run_id)
     return row is not None and row["state"] != "settled"
@@ -280,4 +289,5 @@ _LOOKS: dict[Column, Callable[[Evidence], Iterator[str]]] = {
     Column.REPEATED: _repeated,
     Column.UNKNOWN: _unknown,
     Column.ILLEGAL: _illegal,
+    Column.FORGOTTEN: _forgotten,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from orcheo_dispatch.ops.sandbox.orcheo_environment import orcheo_environment, process_environment
-from tests.faults.links import Links, Server
+from tests.faults.links import Server
 from tests.faults.plan import BEATS, DISPATCHERS, WORKERS, Pace
 from tests.faults.supervisor import Unit
 from tests.histories.recorder import VARIABLE
@@ -51,12 +52,28 @@ def process_names(system: System) -> list[str]:
     return [f"{kind}-{index}" for kind, count in counts.items() for index in range(count)]
 
 
+class Addresses(Protocol):
+    """Knows where each process finds the servers."""
+
+    def url(self, process: str, server: Server) -> str:
+        """Return the server's URL as this process is to see it."""
+        ...
+
+
 def units(
-    system: System, execution: Execution, *, pace: Pace, lost_runs: str, links: Links, folder: Path, side_effects: Path
+    system: System,
+    execution: Execution,
+    *,
+    pace: Pace,
+    lost_runs: str,
+    links: Addresses,
+    folder: Path,
+    side_effects: Path,
+    names: Sequence[str] = (),
 ) -> list[Unit]:
-    """Return the processes of the system, each on links of its own."""
+    """Return the processes of the system, or those of these names, each on links of its own."""
     made = []
-    for name in process_names(system):
+    for name in names or process_names(system):
         kind = name.partition("-")[0]
         dsn, broker = links.url(name, Server.POSTGRES), links.url(name, Server.REDIS)
         variables = {

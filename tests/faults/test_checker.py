@@ -154,6 +154,14 @@ def test_second_begin_of_a_claim_is_found(story: Story) -> None:
     assert counts(check(story.evidence()))[Column.TWICE] == 1
 
 
+def test_execution_that_the_ledger_does_not_know_is_found(story: Story) -> None:
+    story.fences[story.run_id] += 1
+    story.note(DID)
+    assert counts(check(story.evidence()))[Column.FORGOTTEN] == 0
+    story.note(BEGUN)
+    assert counts(check(story.evidence()))[Column.FORGOTTEN] == 1
+
+
 def test_second_move_of_a_claim_to_running_is_found(story: Story) -> None:
     story.sql(
         "UPDATE orcheo_dispatch.dispatch SET state = 'running', outcome = NULL, settled_at = NULL,"

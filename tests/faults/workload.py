@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 import redis
 from celery import Celery
-from orcheo.models import WorkflowRun
+from orcheo.models import WorkflowRun, WorkflowRunStatus
 
 from tests.faults.plan import Plan, RunPlan
 from tests.histories.operations import Verb
@@ -145,15 +145,21 @@ class Workload:
 
     def _cancel(self, plan: RunPlan) -> None:
         """Cancel as the API does: read, change, write; without a lock, and without a look at what happened between."""
+        tried = False
 
         def read_and_write(connection: psycopg.Connection[Any]) -> None:
+            nonlocal tried
             with self._calls.call(Verb.READ, [(plan.run_id,)]) as call:
                 payload = connection.execute(_READ, (plan.run_id,)).fetchone()
                 assert payload is not None
                 run = WorkflowRun.model_validate(payload[0])
                 call.answer = run.status.value
             if run.status.is_terminal:
+                if tried and run.status is WorkflowRunStatus.CANCELLED:
+                    # By the attempt before, whose answer was lost.
+                    self.cancelled[plan.run_id] = time.time()
                 return
+            tried = True
             run.mark_cancelled(actor="user", reason="not wanted any more")
             written = (run.status.value, json.dumps(run.model_dump(mode="json")), run.updated_at, plan.run_id)
             with self._calls.call(Verb.CANCEL, [(plan.run_id,)]) as call:

@@ -57,7 +57,7 @@ class Forged:
         return self.add(Verb.BEGIN, answer, fence=fence, worker=worker, lease=LEASE)
 
     def recover(self, fence: int = OLD, worker: str = ANN, answer: Answer = 1) -> Self:
-        return self.add(Verb.RECOVER, answer, fence=fence, worker=worker)
+        return self.add(Verb.RECOVER, answer, fence=fence, worker=worker, lease=LEASE)
 
     def beat(self, fence: int = OLD, worker: str = ANN, answer: Answer = True) -> Self:
         return self.add(Verb.HEARTBEAT, answer, fence=fence, worker=worker, lease=LEASE)

@@ -19,7 +19,7 @@ class Verb(StrEnum):
     CLAIM = "claim"
     RELEASE = "release"
     BEGIN = "begin"
-    RECOVER = "look what has begun"
+    RECOVER = "recover what has begun"
     HEARTBEAT = "heartbeat"
     CHECKPOINT = "checkpoint"
     SETTLE = "settle"

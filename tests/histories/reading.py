@@ -127,7 +127,7 @@ def _settled(row: Row | None, _: Any) -> Answer:
 
 _ANSWERS: dict[Verb, Any] = {
     Verb.BEGIN: _begun,
-    Verb.RECOVER: lambda row, _: row and row["attempts"],
+    Verb.RECOVER: lambda row, _: row and (Held.LOCKED if row["state"] == "locked" else row["attempts"]),
     Verb.HEARTBEAT: lambda row, _: row and row["renewed"],
     Verb.CHECKPOINT: lambda row, _: row is not None,
     Verb.SETTLE: _settled,

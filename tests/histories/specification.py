@@ -109,7 +109,12 @@ def _begin(s: State, o: Operation) -> Outcomes:
 
 
 def _recover(s: State, o: Operation) -> Outcomes:
-    yield s, s.attempt if _held(s, o) else None
+    """Extend the lease of who began the run under this fence, and of nobody else."""
+    if _held(s, o):
+        yield s._replace(held_until=max(s.held_until, o.invoked + o.lease)), s.attempt
+        yield s, Held.LOCKED
+    else:
+        yield s, None
 
 
 def _heartbeat(s: State, o: Operation) -> Outcomes:

@@ -63,6 +63,7 @@ ILLEGAL = {
     "a slot due of a run that is pending again": begun().settle(asked=REQUEUED, answer=("requeued", True, True)),
     "a reap of a lease that has not expired": begun().reap(),
     "a reap of a lease that was renewed": begun().wait(8).beat().wait(5).reap(),
+    "a reap of a lease that a recovery renewed": begun().wait(8).recover().wait(5).reap(),
     "a reap of a claim that has not begun": Forged().create().claim().wait().reap(),
     "a reap that requeues under the policy to fail": begun().wait().reap(policy="fail"),
     "a reap that requeues after the last attempt": begun().wait().reap(attempts=1),

@@ -25,6 +25,7 @@ LEGAL = {
     "a claim that is released and taken again": Forged().create().claim().release().claim(NEW).begin(NEW).settle(NEW),
     "a stale message": reaped().begin(OLD, ANN, NOT_BEGUN).settle(NEW, BEN),
     "a stale holder": reaped().beat(answer=None).store(answer=False).settle(answer=None).settle(NEW, BEN),
+    "a recovery of a run whose row is locked": begun().recover(answer=Held.LOCKED).recover().settle(),
     "a row that is locked": begun().beat(answer=False).settle(answer=Held.LOCKED).settle(),
     "a run that is handed over": begun()
     .settle(asked=REQUEUED, answer=("requeued", True, False))

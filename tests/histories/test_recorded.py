@@ -87,7 +87,7 @@ def test_whole_life_of_runs_is_recorded_and_legal(scene: Scene) -> None:
     first, second, *others = claims
     scene.ann.release([first], reason="test")
     assert all(isinstance(each, Run) for each in scene.ann.begin_all([second, *others], worker_id=ANN, lease=60))
-    assert scene.ann.begun_by(ANN, [second])
+    assert scene.ann.begun_by(ANN, [second], lease=60)
     scene.ann.heartbeat([second, *others], lease=60)
     scene.ann.settle(second, Ending.requeued("later"))
     scene.ann.settle_all({claim: Ending.succeeded("{}") for claim in others})

@@ -130,25 +130,43 @@ SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace
 """)
 
 # The runs among these that this worker has begun. Used if the answer to a begin was lost.
+#
+# Extends their leases, and so writes, before any of them is executed: a former primary answers a statement that only
+# reads, although its standby, which has been promoted and knows nothing of the begin, acknowledges none of its commits.
 BEGUN = text("""
-WITH held AS MATERIALIZED (
-    SELECT d.run_id, d.fence, GREATEST(d.attempts - d.refunded, 1) AS attempts, d.slot, d.workspace_id, d.claimed_at,
-           d.begun_at, d.suspect, d.attempts = 1 AS first
-      FROM orcheo_dispatch.dispatch AS d
-      JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
-        ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state || '' = 'running' AND d.worker_id = CAST(:worker_id AS uuid)
+WITH message AS MATERIALIZED (
+    SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
+), held AS MATERIALIZED (
+    SELECT d.run_id, d.fence FROM orcheo_dispatch.dispatch AS d
+      JOIN message AS m ON m.run_id = d.run_id AND m.fence = d.fence
+     WHERE d.run_id = ANY (CAST(:run_ids AS text[])) AND d.state || '' = 'running'
+       AND d.worker_id = CAST(:worker_id AS uuid)
+     ORDER BY d.run_id FOR UPDATE OF d SKIP LOCKED
+), extended AS (
+    UPDATE orcheo_dispatch.dispatch AS d
+       SET heartbeat_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
+      FROM held AS h
+     WHERE d.run_id = h.run_id AND d.fence = h.fence AND d.state || '' = 'running'
+    RETURNING d.run_id, d.fence, GREATEST(d.attempts - d.refunded, 1) AS attempts, d.slot, d.workspace_id, d.claimed_at,
+              d.begun_at, d.suspect, d.attempts = 1 AS first
 )
-SELECT h.run_id, h.fence, 'running' AS state, NULL AS reason, false AS rejected, h.attempts, h.slot, h.workspace_id,
+SELECT x.run_id, x.fence, 'running' AS state, NULL AS reason, false AS rejected, x.attempts, x.slot, x.workspace_id,
        r.workflow_id, r.workflow_version_id, r.triggered_by,
-       CASE WHEN isfinite(r.created_at) THEN EXTRACT(EPOCH FROM h.claimed_at - r.created_at)::float8
+       CASE WHEN isfinite(r.created_at) THEN EXTRACT(EPOCH FROM x.claimed_at - r.created_at)::float8
             ELSE 0 END AS pending_for,
-       EXTRACT(EPOCH FROM h.begun_at - h.claimed_at)::float8 AS queued_for,
+       EXTRACT(EPOCH FROM x.begun_at - x.claimed_at)::float8 AS queued_for,
        (r.payload -> 'input_payload')::text AS inputs, (r.payload -> 'runnable_config')::text AS runnable_config,
-       h.suspect, h.first,
+       x.suspect, x.first,
        CASE WHEN EXISTS (SELECT FROM orcheo_dispatch.policy)
-            THEN orcheo_dispatch.policy_of(h.workspace_id, r.workflow_id)::text END AS policy
-  FROM held AS h JOIN workflow_runs AS r ON r.id = h.run_id
+            THEN orcheo_dispatch.policy_of(x.workspace_id, r.workflow_id)::text END AS policy
+  FROM extended AS x JOIN workflow_runs AS r ON r.id = x.run_id
+ UNION ALL
+SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace_id,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, d.suspect, false, NULL
+  FROM message AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
+ WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM message AS m
+                              WHERE m.run_id NOT IN (SELECT x.run_id FROM extended AS x)))
+   AND d.state || '' = 'running' AND d.worker_id = CAST(:worker_id AS uuid)
 """)
 
 # Fail pending runs whose begin Postgres refuses: they could never be executed.
@@ -186,6 +204,10 @@ KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id 
 # such as that of a migration, costs a lease. Rows that another session has locked are skipped and returned as not
 # renewed. A run that is not returned no longer belongs to this worker. The worker's id is compared as well, because a
 # message may be delivered twice, for example after a restore of Redis: to two workers with the same fence.
+#
+# A skipped row counts as held, so that answer must come from a server whose commits are acknowledged, and not from a
+# former primary whose standby was promoted. A transaction that writes nothing waits for no standby: for each skipped
+# row a message is written to the WAL, which nothing reads. Where no row is skipped, nothing is added.
 HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -204,7 +226,7 @@ WITH mine AS MATERIALIZED (
 )
 SELECT n.run_id, n.fence, true AS renewed FROM renewed AS n
  UNION ALL
-SELECT d.run_id, d.fence, false
+SELECT d.run_id, d.fence, pg_logical_emit_message(true, 'orcheo_dispatch', 'lease held') IS NULL
   FROM mine AS m JOIN orcheo_dispatch.dispatch AS d ON d.run_id = m.run_id AND d.fence = m.fence
  WHERE d.run_id = ANY (ARRAY(SELECT m.run_id FROM mine AS m
                               WHERE m.run_id NOT IN (SELECT n.run_id FROM renewed AS n)))
