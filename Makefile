@@ -91,6 +91,9 @@ release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the w
 	$(BIN)/cyclonedx-py environment --output-file build/dist/sbom.json build/release
 	cd build/dist && sha256sum *.whl *.tar.gz sbom.json | tee SHA256SUMS
 
+supply: $(INSTALLED)  ## Licences, known vulnerabilities and bill of materials of .venv, into build/supply; Error 3: vulnerabilities unknown
+	$(BIN)/python -m tests.supply
+
 lock:  ## Make the locks anew from pyproject.toml and constraints.txt
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(PIP) $(FIRST); } || $(REFUSED)
 	$(BIN)/python -m tests.supply.lock $(BIN)/uv
