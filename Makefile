@@ -13,7 +13,7 @@ BENCH = $(VENV)/.bench
 HASHES ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults neighbours peers systemd upgrade compat bench supply release-check lock format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults neighbours peers systemd upgrade compat bench supply release-check lock format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ model: $(INSTALLED)  ## The protocol in every state within wider bounds, and wit
 
 mutants: $(INSTALLED)  ## Each condition and arm of the SQL dropped or negated, and the tests that notice it; hours, can be continued; ARGS='--only CLAIM'
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+fuzz: $(INSTALLED)  ## Any values and bytes from Redis, HTTP, runners and the environment; 10 minutes for EXAMPLES=10000 of each test
+	TEST_FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest --timeout 7200 $(PARALLEL) tests/fuzz
 
 resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
 	TEST_RESUME=all $(BIN)/python -m pytest tests/resume
