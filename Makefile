@@ -8,9 +8,12 @@ BIN = $(VENV)/bin
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
+# Each file that is installed must have a hash that the locks list. HASHES=no installs the versions of constraints.txt
+# instead, for a platform or a mirror of the package index that has files of its own.
+HASHES ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants resume faults hosts neighbours peers systemd upgrade compat bench release-check format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench supply release-check lock format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +57,9 @@ model: $(INSTALLED)  ## The protocol in every state within wider bounds, and wit
 mutants: $(INSTALLED)  ## Each condition and arm of the SQL dropped or negated, and the tests that notice it; hours, can be continued; ARGS='--only CLAIM'
 	$(BIN)/python -m tests.mutants $(ARGS)
 
+fuzz: $(INSTALLED)  ## Any values and bytes from Redis, HTTP, runners and the environment; 10 minutes for EXAMPLES=10000 of each test
+	TEST_FUZZ_EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest --timeout 7200 $(PARALLEL) tests/fuzz
+
 resume: $(INSTALLED)  ## Workers, runners and servers killed in and after each step of ten shapes of graph; 40 minutes
 	TEST_RESUME=all $(BIN)/python -m pytest tests/resume
 
@@ -83,14 +89,20 @@ bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machin
 
 release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the wheel in an empty environment
 	rm -rf build/dist build/release
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group release
-	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist
 	$(BIN)/python -m twine check --strict build/dist/*
 	$(PYTHON) -m venv build/release
 	build/release/bin/pip install --quiet --constraint constraints.txt build/dist/*.whl
 	build/release/bin/orcheo-dispatch check --help
 	$(BIN)/cyclonedx-py environment --output-file build/dist/sbom.json build/release
 	cd build/dist && sha256sum *.whl *.tar.gz sbom.json | tee SHA256SUMS
+
+supply: $(INSTALLED)  ## Licences, known vulnerabilities and bill of materials of .venv, into build/supply; Error 3: vulnerabilities unknown
+	$(BIN)/python -m tests.supply
+
+lock:  ## Make the locks anew from pyproject.toml and constraints.txt
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(PIP) $(FIRST); } || $(REFUSED)
+	$(BIN)/python -m tests.supply.lock $(BIN)/uv
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
@@ -99,20 +111,35 @@ format: $(INSTALLED)  ## Format the code
 clean:  ## Remove what make made
 	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .systemd-box build *.egg-info
 
-# The versions in constraints.txt are those that the suite was run with; without them a resolver may look for minutes.
 # uv takes seconds where pip takes minutes; pip is there for who has a package index that only pip is told of.
-WHAT = --constraint constraints.txt --editable '.[demo]' --group dev
-$(INSTALLED): pyproject.toml constraints.txt
+# What has no wheel for this Python (CONTRIBUTING.md) is built with the setuptools of requirements.build.lock: in an environment
+# of its own it would be built with whatever the index has, of which no lock knows.
+ifeq ($(HASHES),yes)
+FIRST = --require-hashes --requirement requirements.build.lock
+WORK = --no-build-isolation --require-hashes --requirement requirements.build.lock --requirement requirements.lock
+PEERS = $(WORK) --requirement requirements.bench.lock
+OURS = --no-build-isolation --no-deps --editable .
+else ifeq ($(HASHES),no)
+FIRST = --constraint constraints.txt pip setuptools uv
+WORK = --constraint constraints.txt --group dev --group release --group supply
+PEERS = $(WORK) --group bench
+OURS = --constraint constraints.txt --editable '.[demo]'
+else
+$(error HASHES='$(HASHES)' is invalid: expected yes or no)
+endif
+UV = VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet
+PIP = $(BIN)/python -m pip install --quiet
+REFUSED = { echo "The packages could not be installed. Where a file has another hash than the locks list, HASHES=no \
+	installs by version alone (CONTRIBUTING.md)." >&2; exit 1; }
+
+$(INSTALLED): pyproject.toml constraints.txt requirements.build.lock requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.12 or later is needed; PYTHON=... names one" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(WHAT) || \
-		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && $(BIN)/python -m pip install --quiet $(WHAT); }
+	@$(PIP) $(FIRST) || $(REFUSED)
+	$(UV) $(WORK) && $(UV) $(OURS) || { $(PIP) $(WORK) && $(PIP) $(OURS); } || $(REFUSED)
 	@touch $@
 
 # The peers, and what draws the plots.
-$(BENCH): $(INSTALLED)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group bench || \
-		{ $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
-		$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench; }
+$(BENCH): $(INSTALLED) requirements.bench.lock
+	$(UV) $(PEERS) || $(PIP) $(PEERS) || $(REFUSED)
 	@touch $@

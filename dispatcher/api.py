@@ -138,6 +138,7 @@ def _seconds(value: str | None, date: str | None) -> float | None:
     with suppress(ValueError, TypeError):
         seconds = float(value)
         return seconds if math.isfinite(seconds) and seconds >= 0 else None
-    with suppress(ValueError, TypeError):
+    # OverflowError: the year has more digits than a date can hold.
+    with suppress(ValueError, TypeError, OverflowError):
         return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(date or "")).total_seconds())
     return None

@@ -16,7 +16,7 @@ import redis
 from sqlalchemy import Engine, text
 
 from orcheo_dispatch.shared.broker.app import broker_errors
-from orcheo_dispatch.shared.broker.slots import COUNTER
+from orcheo_dispatch.shared.broker.slots import COUNTER, counted
 from orcheo_dispatch.shared.database.connections import transaction
 
 SETTLE_SECONDS = 3.0
@@ -139,4 +139,4 @@ class SlotAudit:
             pipeline.get(COUNTER + workspace_id)
             pipeline.pttl(COUNTER + workspace_id)
             count, expires_in = pipeline.execute()
-        return _Counter(int(count or 0), int(expires_in))
+        return _Counter(counted(count, workspace_id), int(expires_in))

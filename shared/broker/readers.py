@@ -19,8 +19,8 @@ from orcheo_dispatch.shared.ledger.store import Store
 _NOTE_SECONDS = 30.0
 """Seconds added to the lease: the note of a killed worker must not expire before the ledger considers it lost."""
 _MOST_PUT_BACK = 1000
-_NONE, _NEW = 0, 1
-"""Values of a note: the worker drains, or it reads the queue of this release."""
+_NONE, _NEW = b"0", b"1"
+"""Values of a note: the worker drains, or it reads the queue of this release. Any other value counts as the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Readers:
             return Survey(frozenset(), frozenset())
         notes: Any = self._client.mget([self._installation.reader(each) for each in ids])
         by_id = dict(zip(ids, notes, strict=True))
-        new = frozenset(each for each, note in by_id.items() if note is not None and int(note) == _NEW)
+        new = frozenset(each for each, note in by_id.items() if note == _NEW)
         return Survey(new, frozenset(each for each, note in by_id.items() if note is None))
 
     def put_back(self) -> int:

@@ -8,10 +8,12 @@ remembers for a day that it was returned, so that a repeated call changes nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import redis
 
 from orcheo_dispatch.shared.broker.app import broker_errors, connect
+from orcheo_dispatch.shared.errors import BrokerError
 
 COUNTER = "orcheo:workspace:runs:"
 _RECEIPT = "orcheo-dispatch:slot:"
@@ -58,11 +60,20 @@ class RunSlots:
             pipeline.execute()
 
     def in_use(self, workspace_id: str) -> int:
-        """Return how many slots of the workspace the API counts as in use."""
+        """Return how many slots of the workspace the API counts as in use. Raises `BrokerError`."""
         with broker_errors(self._client):
             value = self._client.get(COUNTER + workspace_id)
-        return int(value) if isinstance(value, bytes | str) else 0
+        return counted(value, workspace_id)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def counted(value: Any, workspace_id: str) -> int:
+    """Return the number in a workspace's counter, 0 if there is none. Raises `BrokerError` if it is something else."""
+    try:
+        count = int(value or 0)
+    except ValueError:
+        raise BrokerError(f"{COUNTER}{workspace_id} is not a number") from None
+    return count

@@ -116,7 +116,7 @@ class Origin:
             raise ValueError(takes)
         if parts.username is not None or parts.password is not None or "@" in url:
             raise ValueError(f"{takes}, without user and password (a token belongs in ORCHEO_SERVICE_TOKEN)")
-        if parts.query or parts.fragment or not url.isascii() or any(each <= " " for each in url.strip()):
+        if parts.query or parts.fragment or not all("!" <= each <= "~" for each in url.strip()):
             raise ValueError(f"{takes}, without parameters, spaces or non-ASCII characters")
         default = 443 if parts.scheme == "https" else 80
         return cls(parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"))

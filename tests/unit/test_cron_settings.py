@@ -66,6 +66,7 @@ def test_mode_follows_what_is_set(monkeypatch: pytest.MonkeyPatch, variables: di
         "http://orc heo:8000/hunter2",
         "http://orcheo:8000/\r\nX: hunter2",
         "http://\u00f6rcheo:8000",
+        "http://orcheo\x7f:8000",
     ],
 )
 def test_url_that_cannot_be_asked_is_refused_at_the_start_without_quoting_it(

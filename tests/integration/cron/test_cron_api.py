@@ -170,6 +170,7 @@ def test_pauses_of_processes_that_failed_together_differ() -> None:
         (["Retry-After: nan"], 15),
         (["Retry-After: -5"], 15),
         (["Retry-After: soon"], 15),
+        (["Retry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT"], 15),
         # Seconds by the API's own clock, whatever ours says.
         (["Date: Mon, 01 Jan 2001 00:00:00 GMT", "Retry-After: Mon, 01 Jan 2001 00:02:00 GMT"], 120),
         (["Retry-After: Mon, 01 Jan 2001 00:02:00 GMT"], 15),
