@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orcheo_dispatch.shared.errors import SettingsError
-from orcheo_dispatch.shared.logs.secret_names import keep_secrets_of_process
 from orcheo_dispatch.shared.settings.environment import export_values, notes
 from orcheo_dispatch.shared.settings.model import Settings, secret_variables, variables
 from tests.fuzz.examples import SECRET, check_line, damaged, fuzzed, fuzzed_by_process
@@ -99,7 +98,6 @@ def test_environment_is_taken_or_is_one_line_for_each_variable(
     with bare.context() as context:
         for name, value in environment.items():
             context.setenv(name, value)
-        keep_secrets_of_process()
         try:
             settings = Settings.load()
         except SettingsError as error:
