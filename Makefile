@@ -13,7 +13,7 @@ BENCH = $(VENV)/.bench
 HASHES ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench supply release-check lock format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench bench-small supply release-check lock format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,9 @@ compat: $(INSTALLED)  ## Older and the newest releases of Orcheo, an environment
 
 bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machine; ARGS='--only noop', '--write'
 	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)
+
+bench-small: $(BENCH)  ## A small form of the benchmark, 5 minutes: ratios alone, of a tenth of the sizes
+	$(BIN)/python -m tests.bench --only trivial,noop,claim --rounds 2 --share 0.1 --ratios
 
 release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the wheel in an empty environment
 	rm -rf build/dist build/release

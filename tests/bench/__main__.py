@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("\nbench: interrupted; everything is stopped", file=sys.stderr)
             return 130
-    print(report.summary(found))
+    print(report.targets(found) if asked.ratios else report.summary(found))
     if asked.write:
         report.write(found)
     return 1 if failed else 0
@@ -82,9 +82,10 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Measure orcheo-dispatch and its peers, side by side.")
     parser.add_argument("--only", type=_names, default=list(measurements.ALL), help="measurements, by comma")
-    parser.add_argument("--rounds", type=_positive, default=5, help="rounds that count, 5 by default")
+    parser.add_argument("--rounds", type=_positive, default=3, help="rounds that count, 3 by default")
     parser.add_argument("--share", type=_share, default=1.0, help="share of the full sizes, for a quicker look: 0.1")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: a smoke test, no figures")
+    parser.add_argument("--ratios", action="store_true", help="print the targets alone, most of them ratios")
     parser.add_argument("--json", type=Path, help="the file that takes the raw numbers")
     parser.add_argument("--write", action="store_true", help="put tables and plots into docs/performance.md")
     parser.add_argument(

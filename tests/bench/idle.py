@@ -57,7 +57,7 @@ def _measurement(series: tuple[Series, ...]) -> Measurement:
         found.name,
         found.title,
         series,
-        targets=(Target("CPU of one dispatcher", one, 0.5, "% of a core", at_least=False),),
+        targets=(Target("CPU of one dispatcher", one, 0.2, "% of a core", at_least=False),),
         curves=(
             Curve("idle-cpu", "CPU of Postgres while nothing is to be done", _CPU[2], "dispatchers"),
             Curve(

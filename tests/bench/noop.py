@@ -1,4 +1,4 @@
-"""No-op runs from pending row to terminal status, beside no-op jobs on Procrastinate and PgQueuer."""
+"""No-op runs from pending row to terminal status, beside no-op jobs on Procrastinate, PgQueuer, Awa and DBOS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from tests.bench import runs
-from tests.bench.peers.queues import PgQueuer, Procrastinate, Queue
+from tests.bench.peers.queues import Awa, Dbos, PgQueuer, Procrastinate, Queue
 from tests.bench.result import Curve, Measurement, Series, Target, ratios
 from tests.bench.rounds import Values, in_turn, say
 from tests.bench.setting import Running, Scale, Setting
@@ -32,6 +32,8 @@ _TUNED = {"BENCH_MANAGERS": "5", "BENCH_BATCH": "100"}
 # A peer's rate does not depend on how long it goes on; its own backlog does not end within this.
 _BOX_SECONDS = 6.0
 _PROCESSES = (1, 2)
+# It enqueues one at a time; more would not end within the seconds above.
+_DBOS_JOBS = 4_000
 _WARM_UP_RUNS = 200
 
 _WINDOW = """
@@ -49,7 +51,11 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     systems: dict[str, Callable[[], Values]] = {
         _name(OURS, processes): _ours(setting, count, processes) for processes in _PROCESSES
     }
-    missing = [peer for peer in ("procrastinate", "pgqueuer", "asyncpg") if importlib.util.find_spec(peer) is None]
+    missing = [
+        peer
+        for peer in ("procrastinate", "pgqueuer", "asyncpg", "awa", "dbos")
+        if importlib.util.find_spec(peer) is None
+    ]
     if not missing:
         systems |= _peers(setting, count)
     with setting.without_api():
@@ -90,18 +96,22 @@ def _ours(setting: Setting, count: int, processes: int) -> Callable[[], Values]:
 
 def _peers(setting: Setting, count: int) -> Mapping[str, Callable[[], Values]]:
     say("  making the peers' queues")
-    procrastinate, pgqueuer = Procrastinate(setting), PgQueuer(setting)
+    procrastinate, pgqueuer, awa, dbos = Procrastinate(setting), PgQueuer(setting), Awa(setting), Dbos(setting)
     few = {"BENCH_DSN": procrastinate.dsn, "BENCH_CONNECTIONS": "20"}
     one = {"BENCH_DSN": pgqueuer.dsn, **_ONE_MANAGER}
     tuned = {"BENCH_DSN": pgqueuer.dsn, **_TUNED}
+    workers = {"BENCH_DSN": awa.dsn, "BENCH_CONCURRENCY": str(_CONCURRENCY)}
     systems: dict[str, Callable[[], Values]] = {}
     for name, queue, command, variables in (
         ("Procrastinate", procrastinate, procrastinate.command(_CONCURRENCY), few),
         ("PgQueuer", pgqueuer, pgqueuer.command(), one),
         ("PgQueuer, tuned", pgqueuer, pgqueuer.command(), tuned),
+        ("Awa", awa, awa.command(), workers),
+        ("DBOS", dbos, dbos.command(), {"BENCH_DSN": dbos.dsn}),
     ):
+        jobs = min(count, _DBOS_JOBS) if queue is dbos else count
         for processes in _PROCESSES:
-            systems[_name(name, processes)] = _peer(setting, queue, command, variables, count, processes)
+            systems[_name(name, processes)] = _peer(setting, queue, command, variables, jobs, processes)
     return systems
 
 
@@ -135,11 +145,14 @@ def _cpu(seconds: Mapping[str, float], count: int) -> dict[tuple[str, str], floa
     return {**each, (CPU, "ms/run"): 1000 * sum(seconds.values()) / count}
 
 
+_TARGETS = {"Procrastinate": 2.0, "PgQueuer": 1.0, "Awa": 2.0, "DBOS": 2.0}
+
+
 def _targets(series: list[Series]) -> tuple[Target, ...]:
     """Compare the best of ours with the best of each peer, whatever number of processes that has."""
     rates = {each.system: each for each in series if each.metric == RATE[0]}
     targets = []
-    for peer, times in (("Procrastinate", 3.0), ("PgQueuer", 2.0), ("PgQueuer, tuned", 2.0)):
+    for peer, times in _TARGETS.items():
         if _name(peer, 1) in rates:
             ours, theirs = _best(rates, OURS), _best(rates, peer)
             found = ratios(ours.values, theirs.values)
@@ -164,6 +177,8 @@ def _note(count: int) -> str:
         f"the database's clock. Ours: {settings}, one Beat, one dispatcher. Procrastinate: `--concurrency "
         f"{_CONCURRENCY}`, 20 connections, its log at `warning`. PgQueuer, with its settings for autovacuum, on "
         "asyncpg and uvloop: one manager a process and batches of 10, which are its defaults; tuned: five managers a "
-        "process, as its own benchmark has them, and batches of 100. The peers' jobs are there before their workers "
+        "process, as its own benchmark has them, and batches of 100. Awa: its queue storage, "
+        f"{_CONCURRENCY} workers a process. DBOS: workflows without a step in a queue without limits, {_DBOS_JOBS:,} "
+        "of them. The peers' jobs are there before their workers "
         f"start; who has not ended after {_BOX_SECONDS:g} s is stopped."
     )

@@ -25,7 +25,12 @@ def summary(report: Report) -> str:
                 f" ({_number(spread.least)} to {_number(spread.most)})"
             )
         lines += [f"  {note}" for note in measurement.notes]
-    lines += ["", "targets"]
+    return "\n".join([*lines, "", targets(report)])
+
+
+def targets(report: Report) -> str:
+    """Return each target with what was found, most of them ratios of values of one round, as text."""
+    lines = ["targets"]
     for measurement in report.measurements:
         lines += [f"  {measurement.name}: {target.text}: {_verdict(target)}" for target in measurement.targets]
     return "\n".join(lines)

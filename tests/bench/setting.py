@@ -160,7 +160,8 @@ class Setting:
         return self._workflows[source]
 
     def database(self, name: str) -> str:
-        """Create a database on the same server, for a peer, and return its URL."""
+        """Create a database on the same server, for a peer, and return its URL. An earlier one is dropped."""
+        self._connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
         self._connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return urlunsplit(urlsplit(self.postgres.url)._replace(path=f"/{name}"))
 

@@ -116,7 +116,7 @@ def _targets(series: list[Series]) -> tuple[Target, ...]:
     one = ratios(found[ONE, RATE[0]], found[TWO, RATE[0]])
     more = Spread.of([each - shared for each, shared in zip(found[ISOLATED, CPU[0]], found[ONE, CPU[0]], strict=True)])
     return (
-        Target("at least 4 times the stock worker's runs/s with as many processes", rate, 4.0, "times", at_least=True),
+        Target("at least 8 times the stock worker's runs/s with as many processes", rate, 8.0, "times", at_least=True),
         Target("at most a third of its CPU a run", cpu, 1 / 3, "of it", at_least=False),
         Target("one worker of ours, of the runs/s of two", one, 1.0, "times", at_least=True),
         Target("CPU that a process for each run costs more", more, 30, "ms/run", at_least=False),

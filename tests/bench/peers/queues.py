@@ -6,12 +6,14 @@ import asyncio
 import importlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import psycopg
+from sqlalchemy import create_engine
 
 from tests.bench.setting import Setting
 
@@ -123,6 +125,80 @@ class PgQueuer:
             await getattr(importlib.import_module("pgqueuer.queries").Queries(driver), call)(*arguments)
         finally:
             await connection.close()
+
+
+@dataclass
+class Awa:
+    """Awa's queue, in its append-only storage ("queue storage")."""
+
+    setting: Setting
+    dsn: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dsn = self.setting.database("awa")
+
+    def fill(self, count: int) -> None:
+        """Make the database anew, since its tables are not to be emptied by hand, and enqueue `count` by COPY."""
+        self.dsn = self.setting.database("awa")
+        asyncio.run(self._enqueue(count))
+        _settle_down(self.dsn)
+
+    def progress(self) -> Progress:
+        """Return what its view of ended jobs says."""
+        return _progress(
+            self.dsn,
+            "SELECT count(*) FILTER (WHERE state = 'completed'),"
+            " EXTRACT(epoch FROM max(finalized_at) - min(attempted_at)) FROM awa.terminal_jobs",
+        )
+
+    def command(self) -> list[str]:
+        """Return the command of a worker."""
+        return [sys.executable, "-m", "tests.bench.peers.awa_app"]
+
+    async def _enqueue(self, count: int) -> None:
+        peer = importlib.import_module("tests.bench.peers.awa_app")
+        client = importlib.import_module("awa").AsyncClient(self.dsn)
+        await client.migrate()
+        await client.install_queue_storage()
+        await client.enqueue_many_copy([peer.Noop(**INPUTS) for _ in range(count)], queue=peer.QUEUE)
+        await client.close()
+
+
+@dataclass
+class Dbos:
+    """DBOS's queue of workflows without steps."""
+
+    setting: Setting
+    dsn: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dsn = self.setting.database("dbos")
+        environment = {**os.environ, "BENCH_DSN": self.dsn}
+        subprocess.run([*self.command(), "prepare"], env=environment, check=True, capture_output=True)
+
+    def fill(self, count: int) -> None:
+        """Forget all workflows and enqueue `count`, in one transaction."""
+        _execute(self.dsn, "TRUNCATE dbos.workflow_status CASCADE")
+        client = importlib.import_module("dbos").DBOSClient(system_database_url=self.dsn)
+        options = {"queue_name": "noop", "workflow_name": "noop", "app_version": "bench"}
+        with create_engine(self.dsn.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+            for _ in range(count):
+                client.enqueue_in_transaction(connection, options, *INPUTS.values())
+        client.destroy()
+        _settle_down(self.dsn)
+
+    def progress(self) -> Progress:
+        """Return what its table of workflows says."""
+        return _progress(
+            self.dsn,
+            "SELECT count(*) FILTER (WHERE status = 'SUCCESS'),"
+            " (max(updated_at) FILTER (WHERE status = 'SUCCESS') - min(started_at_epoch_ms)) / 1000.0"
+            " FROM dbos.workflow_status",
+        )
+
+    def command(self) -> list[str]:
+        """Return the command of a worker."""
+        return [sys.executable, "-m", "tests.bench.peers.dbos_app"]
 
 
 def _execute(dsn: str, query: str) -> None:
