@@ -13,7 +13,7 @@ BENCH = $(VENV)/.bench
 HASHES ?= yes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench bench-small supply release-check lock format clean
+.PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench bench-small soak supply release-check lock format clean
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,9 @@ bench: $(BENCH)  ## The benchmark beside its peers, 50 minutes on an idle machin
 
 bench-small: $(BENCH)  ## A small form of the benchmark, 5 minutes: ratios alone, of a tenth of the sizes
 	$(BIN)/python -m tests.bench --only trivial,noop,claim --rounds 2 --share 0.1 --ratios
+
+soak: $(BENCH)  ## A real stack under a steady load, a worker killed now and then, and what grows meanwhile; HOURS=1, ARGS='--minutes 10'
+	$(BIN)/python -m tests.soak --minutes $$(( 60 * $(or $(HOURS),1) )) $(ARGS)
 
 release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the wheel in an empty environment
 	rm -rf build/dist build/release
