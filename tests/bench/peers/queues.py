@@ -181,9 +181,11 @@ class Dbos:
         _execute(self.dsn, "TRUNCATE dbos.workflow_status CASCADE")
         client = importlib.import_module("dbos").DBOSClient(system_database_url=self.dsn)
         options = {"queue_name": "noop", "workflow_name": "noop", "app_version": "bench"}
-        with create_engine(self.dsn.replace("postgresql:", "postgresql+psycopg:")).begin() as connection:
+        engine = create_engine(self.dsn.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
             for _ in range(count):
                 client.enqueue_in_transaction(connection, options, *INPUTS.values())
+        engine.dispose()
         client.destroy()
         _settle_down(self.dsn)
 
