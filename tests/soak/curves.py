@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+LEAST_POINTS = 10
+"""Points after the warm-up without which a curve has no verdict."""
 MOST_POINTS = 400
-"""Slopes are taken between so many points at most, evenly chosen: their number grows with the square."""
+"""Maximum number of points, evenly chosen, between which slopes are computed: n points have n (n - 1) / 2 slopes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,10 @@ class Verdict:
 
 
 def judge(curve: Curve, warm_up: float) -> Verdict:
-    """Judge a curve by what came after `warm_up` seconds. Raises `ValueError` if there are fewer than ten points."""
+    """Judge a curve by what came after `warm_up` seconds. Raises `ValueError` if that are fewer than `LEAST_POINTS`."""
     points = curve.after(warm_up)
-    if len(points) < 10:
-        raise ValueError(f"{curve.name} has {len(points)} points after {warm_up:g} s, and 10 are needed")
+    if len(points) < LEAST_POINTS:
+        raise ValueError(f"{curve.name} has {len(points)} points after {warm_up:g} s; {LEAST_POINTS} are needed")
     values = [value for _, value in points]
     median, highest = statistics.median(values), max(values)
     growth = slope(points) * (points[-1][0] - points[0][0])
@@ -61,7 +63,7 @@ def judge(curve: Curve, warm_up: float) -> Verdict:
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Return the median of the slopes between all pairs of points (Theil 1950, Sen 1968): outliers do not move it."""
-    step = max(1, len(points) // MOST_POINTS)
+    step = -(-len(points) // MOST_POINTS)
     pairs = combinations(points[::step], 2)
     return statistics.median((after - before) / (then - now) for (now, before), (then, after) in pairs if then > now)
 

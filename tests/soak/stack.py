@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import psycopg
 
@@ -26,8 +28,24 @@ _SETTINGS = {"ORCHEO_DISPATCH_RETENTION": "60", "ORCHEO_DISPATCH_LEASE": "10", "
 _REST_SECONDS = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a soak has shown."""
+
+    curves: dict[str, Curve]
+    statuses: dict[str, int]
+    """Number of runs by their final status."""
+    kills: int
+    crashes: list[str]
+    """Processes that ended although nothing had asked them to, with their exit codes."""
+
+
 def soak(*, seconds: float, every: float, per_second: float, kill_every: float, say: Callable[[str], None]) -> Result:
-    """Run the stack for `seconds`, sample it `every` so many, and return the curves and what was left undone."""
+    """Run the stack for `seconds`, take a sample each `every` seconds, and wait for the end of all runs.
+
+    `per_second` is the rate of new runs; a worker is killed each `kill_every` seconds. Raises `TimeoutError` if some
+    runs do not end, and what the thread that inserts runs has raised.
+    """
     with ExitStack() as stack:
         setting = Setting(stack)
         template = Template(setting.api, setting.postgres.url, setting.workflow(WORKFLOW))
@@ -35,13 +53,12 @@ def soak(*, seconds: float, every: float, per_second: float, kill_every: float, 
         setting.api.stop()
         supervisor = stack.enter_context(Supervisor(_units(setting), setting.folder))
         supervisor.wait_until_at_work()
-        say("all processes are at work")
+        say("all processes are ready")
         fire = stack.enter_context(template.inserting())
         watch = stack.enter_context(psycopg.connect(setting.postgres.url, autocommit=True))
         sampler = Sampler(watch, UNITS[:-1])
         stopping = threading.Event()
-        load = threading.Thread(target=_arrive, args=(fire, per_second, stopping), name="load")
-        load.start()
+        load = stack.enter_context(ThreadPoolExecutor(1, "load")).submit(_arrive, fire, per_second, stopping)
         kills = 0
         try:
             began = time.monotonic()
@@ -49,26 +66,17 @@ def soak(*, seconds: float, every: float, per_second: float, kill_every: float, 
                 if now >= (kills + 1) * kill_every:
                     kills += 1
                     supervisor.send(UNITS[-1], signal.SIGKILL)
+                if load.done():
+                    break
                 sampler.take({unit: supervisor.pid(unit) for unit in UNITS[:-1]})
                 time.sleep(max(0.0, every - (time.monotonic() - began - now)))
         finally:
             stopping.set()
-            load.join()
+        load.result()
         left = setting.until_terminal(seconds=_REST_SECONDS)
-        say(f"all runs have ended, {left:.1f} s after the last one came")
+        say(f"all runs have ended, {left:.1f} s after the last one was inserted")
         unasked = [f"{each.unit}: {each.code}" for each in supervisor.exits if not each.asked]
         return Result(sampler.curves, setting.statuses(), kills, unasked)
-
-
-class Result:
-    """What a soak has shown."""
-
-    def __init__(self, curves: dict[str, Curve], statuses: dict[str, int], kills: int, crashes: list[str]) -> None:
-        self.curves = curves
-        self.statuses = statuses
-        self.kills = kills
-        self.crashes = crashes
-        """Processes that ended although nobody asked them to."""
 
 
 def _units(setting: Setting) -> list[Unit]:

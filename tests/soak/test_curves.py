@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.soak.curves import Bound, Curve, judge
+from tests.soak.curves import MOST_POINTS, Bound, Curve, judge, slope
 
 _BOUND = Bound("MB", share=0.05, floor=10.0)
 _SECONDS, _WARM_UP = 3600, 1080.0
@@ -57,6 +57,10 @@ def test_curve_with_a_limit_is_judged_by_its_highest_value() -> None:
     assert not judge(_curve(lambda at: 31.0 if at == 2000 else 0.0, limit), _WARM_UP).flat
 
 
+def test_slope_of_more_points_than_are_compared_is_that_of_all() -> None:
+    assert slope([(float(at), 3.0 * at) for at in range(MOST_POINTS + 1)]) == pytest.approx(3.0)
+
+
 def test_curve_with_few_points_has_no_verdict() -> None:
-    with pytest.raises(ValueError, match="10 are needed"):
+    with pytest.raises(ValueError, match="has 1 points after 1080 s; 10 are needed"):
         judge(Curve("test", _BOUND, [(2000.0, 1.0)]), _WARM_UP)
