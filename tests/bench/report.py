@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tests.bench.result import Measurement, Report, Series, Target
 from tests.bench.setting import ROOT
+from tests.support.pages import replaced
 
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
-_BEGIN, _END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def summary(report: Report) -> str:
@@ -48,12 +48,7 @@ def write(report: Report) -> None:
 
 def page(text: str, report: Report) -> str:
     """Return `text` with the tables between its markers. Raises `ValueError` where it has none."""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"no markers {_BEGIN} and {_END}")
-    parts = [_where(report), _targets(report), *map(_section, report.measurements)]
-    return f"{before}{_BEGIN}\n\n{'\n'.join(parts)}\n{_END}{after}"
+    return replaced(text, "bench", "\n".join([_where(report), _targets(report), *map(_section, report.measurements)]))
 
 
 def image_of(name: str) -> Path:

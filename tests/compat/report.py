@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from tests.compat.sets import ROOT, SETS, SHOWN
 from tests.compat.trial import Trial
+from tests.support import pages
 
 PAGE = ROOT / "docs" / "compatibility.md"
-BEGIN, END = "<!-- compat -->", "<!-- /compat -->"
+_NAME = "compat"
 HEAD = ("set", *(f"`{name}`" for name in SHOWN), "checkpoints", "tests", "without")
 
 
 def table(trials: Sequence[Trial]) -> str:
     """Return a table with a row for each trial."""
-    return _table([_row(trial) for trial in trials])
+    return pages.table(HEAD, map(_row, trials))
 
 
 def write(trials: Sequence[Trial]) -> None:
@@ -22,35 +23,23 @@ def write(trials: Sequence[Trial]) -> None:
 
     Raises `ValueError` where the page has no markers.
     """
-    before, written, after = _parts(PAGE.read_text())
-    rows = {row[0]: row for row in [*_rows(written), *(_row(trial) for trial in trials)]}
+    rows = {row[0]: row for row in [*_rows(_written()), *(_row(trial) for trial in trials)]}
     ordered = [rows[each.name] for each in SETS if each.name in rows]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{_table(ordered)}\n\n{END}{after}")
+    pages.write(PAGE, _NAME, pages.table(HEAD, ordered))
 
 
 def written_rows() -> list[dict[str, str]]:
     """Return the rows of the page by the names of the columns, without the backticks of these."""
-    return [
-        dict(zip((name.strip("`") for name in HEAD), row, strict=True)) for row in _rows(_parts(PAGE.read_text())[1])
-    ]
+    return [dict(zip((name.strip("`") for name in HEAD), row, strict=True)) for row in _rows(_written())]
 
 
-def _parts(page: str) -> tuple[str, str, str]:
-    before, begin, rest = page.partition(BEGIN)
-    written, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no markers {BEGIN} and {END}")
-    return before, written, after
+def _written() -> str:
+    return pages.parts(PAGE.read_text(), _NAME)[1]
 
 
 def _rows(written: str) -> list[list[str]]:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in written.split("\n") if line]
     return [row for row in cells if len(row) == len(HEAD) and row[0] in {each.name for each in SETS}]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _row(trial: Trial) -> list[str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +127,7 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
                 # Workers have made the tables of checkpoints.
                 with psycopg.connect(database.dsn, autocommit=True) as connection:
                     stored_steps.install(connection)
-            with _running(workload, plan) as (began, stopping):
+            with workload.arriving() as (began, stopping):
                 injector.run(plan.faults, began, stopping)
             wait_for_rest(database, workload, conditions.system)
         runs, ledger, history = read_tables(database.dsn)
@@ -157,21 +155,6 @@ def _carry_out(plan: Plan, ground: Ground, conditions: Conditions, folder: Path)
 def _read_stored(database: Database) -> list[stored_steps.Stored]:
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         return stored_steps.read_stored(connection)
-
-
-@contextmanager
-def _running(workload: Workload, plan: Plan) -> Iterator[tuple[float, threading.Event]]:
-    """Create and cancel runs on a thread meanwhile."""
-    began, stopping = time.monotonic(), threading.Event()
-    thread = threading.Thread(target=workload.run, args=(began, stopping), name="workload")
-    thread.start()
-    try:
-        yield began, stopping
-    except BaseException:
-        stopping.set()
-        raise
-    finally:
-        thread.join()
 
 
 def wait_for_rest(database: Database, workload: Workload, system: System) -> None:

@@ -7,8 +7,9 @@ import heapq
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,25 @@ class Workload:
                 if number < len(self._plan.runs) and run.cancel_after is not None:
                     cancel = (time.monotonic() - began + run.cancel_after, number + len(self._plan.runs))
                     heapq.heappush(due, (*cancel, lambda run=run: self._cancel(run)))  # type: ignore[misc]
+
+    @contextmanager
+    def arriving(self, *, until_end: bool = True) -> Iterator[tuple[float, threading.Event]]:
+        """Do all of it on a thread meanwhile; yield `time.monotonic()` of the start, and what stops it.
+
+        Returns when the whole plan is carried out; without `until_end`, it is stopped at the end of the block. Raises
+        what the thread has raised: a trial with fewer runs than planned would prove less than it says.
+        """
+        began, stopping = time.monotonic(), threading.Event()
+        with ThreadPoolExecutor(1, "workload") as thread:
+            work = thread.submit(self.run, began, stopping)
+            try:
+                yield began, stopping
+            except BaseException:
+                stopping.set()
+                raise
+            if not until_end:
+                stopping.set()
+            work.result()
 
     def slots_leaked(self) -> int:
         """Return by how much the counter of slots is off: above nothing leaked, below given back twice."""

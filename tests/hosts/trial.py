@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -103,7 +101,7 @@ def run_trial(scenario: Scenario, template: Template, *, seed: int, lost_runs: s
         supervisor = Supervisor(_units(servers, network, load, policy, folder), folder)
         with supervisor:
             supervisor.wait_until_at_work()
-            with _arriving(workload):
+            with workload.arriving():
                 times = _carry_out(scenario, network, servers)
             loaded = time.monotonic()
             wait_for_rest(Database("", servers.dsn), workload, System.OURS)
@@ -167,18 +165,3 @@ def _carry_out(scenario: Scenario, network: Network, servers: Servers) -> tuple[
     network.heal()
     time.sleep(AFTER_SECONDS)
     return began, ended
-
-
-@contextmanager
-def _arriving(workload: Workload) -> Iterator[None]:
-    """Create and cancel runs on a thread meanwhile; all of the load, also if the database keeps it waiting."""
-    stopping = threading.Event()
-    thread = threading.Thread(target=workload.run, args=(time.monotonic(), stopping), name="workload")
-    thread.start()
-    try:
-        yield
-    except BaseException:
-        stopping.set()
-        raise
-    finally:
-        thread.join()

@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from tests.faults.ground import ONE_STEP, SEVERAL_STEPS, Ground, ground
 from tests.faults.system import Execution
 from tests.support.database.databases import Database
+from tests.support.pages import first_of_each
 from tests.upgrade.course import Conditions, Order
 from tests.upgrade.fleet import migrate
 from tests.upgrade.judge import FAIL
 from tests.upgrade.releases import RELEASES, Installed, NotInHistoryError, build
-from tests.upgrade.report import findings, table, write
+from tests.upgrade.report import table, write
 from tests.upgrade.trial import Verdict, run_trial
 
 _REQUEUE = "requeue"
@@ -42,7 +43,7 @@ def main() -> int:
                         continue
                     verdict = run_trial(old, shared, conditions, seed=arguments.seed)
                     verdicts.append(verdict)
-                    print(f"{table([verdict])}\n{findings(verdict)}", flush=True)
+                    print(f"{table([verdict])}\n{first_of_each(verdict.findings)}", flush=True)
                     if verdict.findings or arguments.keep:
                         print(f"kept: {verdict.folder}", flush=True)
                     else:

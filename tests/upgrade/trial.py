@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -92,7 +90,7 @@ def run_trial(old: Installed, ground: Ground, conditions: Conditions, *, seed: i
         supervisor = Supervisor([], folder)
         course = Course(Fleet(old, servers, supervisor), Fleet(THIS, servers, supervisor), connection, conditions)
         with supervisor:
-            with _arriving(workload):
+            with workload.arriving(until_end=False):
                 course.run()
             wait_for_rest(database, workload, System.OURS)
         runs, ledger, history = read_tables(database.dsn)
@@ -127,19 +125,6 @@ def run_trial(old: Installed, ground: Ground, conditions: Conditions, *, seed: i
         seconds=time.monotonic() - began,
         folder=folder,
     )
-
-
-@contextmanager
-def _arriving(workload: Workload) -> Iterator[None]:
-    """Create and cancel runs on a thread meanwhile."""
-    stopping = threading.Event()
-    thread = threading.Thread(target=workload.run, args=(time.monotonic(), stopping), name="workload")
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join()
 
 
 def _created(load: Plan, run_ids: set[str]) -> Plan:
