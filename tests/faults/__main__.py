@@ -17,7 +17,10 @@ from tests.faults.trial import RESUME, Conditions, run_trial
 
 def main() -> int:
     """Carry out the trials that the arguments ask for."""
-    arguments = _arguments()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds {arguments.seeds} tries nothing: expected 1 or more")
     # So that everything is cleaned up: the default would end this process on the spot.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seeds = arguments.seed or list(range(1, arguments.seeds + 1))
@@ -45,7 +48,7 @@ def main() -> int:
     return 1 if any(report.red for report in reports) else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, action="append", help="one seed; may be given again")
     parser.add_argument("--seeds", type=int, default=3, help="so many seeds, from 1 (default %(default)s)")
@@ -60,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write the reports to this file")
     parser.add_argument("--keep", action="store_true", help="keep logs and tables of green trials, too")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

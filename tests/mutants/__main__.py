@@ -17,13 +17,17 @@ _FOLDER = ROOT / "build" / "mutants"
 
 def main() -> int:
     """Do what the arguments ask for; return 1 if a mutant has survived."""
-    arguments = _arguments()
+    parser = _parser()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     everything = statements()
     equivalent = listed()
     if wrong := stale(equivalent, everything):
         print("\n".join(wrong))
         return 2
+    if unknown := [name for name in arguments.only if not _chosen(everything, [name])]:
+        names = sorted(each.name for each in everything.values())
+        parser.error(f"no statement {', '.join(unknown)}; there are {', '.join(names)}")
     chosen = _chosen(everything, arguments.only)
     trial = Trial(Recording(), Results(), equivalent, arguments.budget, arguments.tests or TESTS)
     trial.note_equivalent(chosen)
@@ -64,7 +68,7 @@ def _figures(results: Results, chosen: list[Statement]) -> str:
     )
 
 
-def _arguments() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument(
         "--only", action="append", default=[], help="name of a statement, such as CLAIM; may be given again"
@@ -76,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--slow", action="store_true", help="record tests that start processes, too")
     parser.add_argument("--again", action="store_true", help="try mutants that have survived again")
     parser.add_argument("--report", action="store_true", help="print what is known and try nothing")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

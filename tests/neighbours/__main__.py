@@ -16,9 +16,14 @@ from tests.neighbours.trial import ISOLATIONS, POLICIES, Found, Trial
 
 def main() -> int:
     """Carry out what the arguments ask for; return 0 where nobody was harmed who must not be."""
-    arguments = _arguments()
+    parser = _parser()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cases = [case for case in CASES if not arguments.only or any(part in case.name for part in arguments.only)]
+    if not cases:
+        parser.error(
+            f"no case has {' or '.join(arguments.only)} in its name; there are {', '.join(each.name for each in CASES)}"
+        )
     isolations = arguments.isolation or ([] if arguments.stock else ISOLATIONS)
     found: list[Found] = []
     try:
@@ -53,7 +58,7 @@ def _tell(found: Found) -> None:
         print(f"      {why}", flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.neighbours", description=__doc__)
     parser.add_argument("--only", action="append", help="cases whose names have this in them; may be given again")
     parser.add_argument("--isolation", action="append", choices=ISOLATIONS)
@@ -63,7 +68,7 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="the code of runs under Orcheo's own worker too; alone where no --isolation is given",
     )
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
