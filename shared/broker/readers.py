@@ -20,7 +20,7 @@ _NOTE_SECONDS = 30.0
 """Seconds added to the lease: the note of a killed worker must not expire before the ledger considers it lost."""
 _MOST_PUT_BACK = 1000
 _NONE, _NEW = b"0", b"1"
-"""Values of a note: the worker drains, or it reads the queue of this release. Any other value counts as the first."""
+"""Values of a worker's key: it drains, or it reads the queue of this release. Any other value means that it drains."""
 
 
 @dataclass(frozen=True, slots=True)

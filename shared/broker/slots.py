@@ -71,7 +71,7 @@ class RunSlots:
 
 
 def counted(value: Any, workspace_id: str) -> int:
-    """Return the number in a workspace's counter, 0 if there is none. Raises `BrokerError` if it is something else."""
+    """Return the value of a workspace's counter, 0 if it is unset. Raises `BrokerError` if it is not a number."""
     try:
         count = int(value or 0)
     except ValueError:

@@ -131,8 +131,8 @@ SELECT d.run_id, d.fence, 'locked', NULL, false, d.attempts, d.slot, d.workspace
 
 # The runs among these that this worker has begun. Used if the answer to a begin was lost.
 #
-# Extends their leases, and so writes, before any of them is executed: a former primary answers a statement that only
-# reads, although its standby, which has been promoted and knows nothing of the begin, acknowledges none of its commits.
+# Extends their leases before any of them is executed, because a write waits for the synchronous standby. A former
+# primary whose standby has been promoted, without the begin, would still answer a statement that only reads.
 BEGUN = text("""
 WITH message AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
@@ -205,9 +205,9 @@ KNOWN = text("SELECT d.run_id FROM orcheo_dispatch.dispatch AS d WHERE d.run_id 
 # renewed. A run that is not returned no longer belongs to this worker. The worker's id is compared as well, because a
 # message may be delivered twice, for example after a restore of Redis: to two workers with the same fence.
 #
-# A skipped row counts as held, so that answer must come from a server whose commits are acknowledged, and not from a
-# former primary whose standby was promoted. A transaction that writes nothing waits for no standby: for each skipped
-# row a message is written to the WAL, which nothing reads. Where no row is skipped, nothing is added.
+# A skipped row counts as held, so this answer too must wait for the synchronous standby: a former primary whose standby
+# has been promoted must not give it. A transaction that writes nothing does not wait, so for each skipped row a message
+# that nothing reads is written to the WAL. If no row is skipped, nothing is written in addition.
 HEARTBEAT = text("""
 WITH mine AS MATERIALIZED (
     SELECT m.run_id, m.fence FROM unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
