@@ -19,12 +19,24 @@ COUNTER = "orcheo:workspace:runs:"
 _RECEIPT = "orcheo-dispatch:slot:"
 _RECEIPT_SECONDS = 86_400
 
-# Atomic: the receipt and the counter change together, and the counter never falls below zero.
+# Atomic: the receipt and the counter of a run change together, and no counter falls below zero. Keys are pairs, a
+# counter and a receipt. A counter that is not a number affects no other; its error is returned after all are done.
 _GIVE_BACK = """
-if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[1]) then return 0 end
-if redis.call('EXISTS', KEYS[1]) == 0 then return 1 end
-if redis.call('DECR', KEYS[1]) <= 0 then redis.call('DEL', KEYS[1]) end
-return 1
+local returned, failed = 0, nil
+for i = 1, #KEYS, 2 do
+    if redis.call('SET', KEYS[i + 1], '1', 'NX', 'EX', ARGV[1]) then
+        returned = returned + 1
+        if redis.call('EXISTS', KEYS[i]) == 1 then
+            local left = redis.pcall('DECR', KEYS[i])
+            if type(left) == 'table' then
+                failed = left
+            elseif left <= 0 then
+                redis.call('DEL', KEYS[i])
+            end
+        end
+    end
+end
+return failed or returned
 """
 
 
@@ -45,19 +57,16 @@ class RunSlots:
 
         Raises `BrokerError`; then the slot stays due and the dispatcher retries.
         """
-        with broker_errors(self._client):
-            return bool(self._give_back(keys=[COUNTER + workspace_id, _RECEIPT + run_id], args=[_RECEIPT_SECONDS]))
+        return self.give_back_all([(run_id, workspace_id)]) == 1
 
-    def give_back_all(self, slots: Sequence[tuple[str, str]]) -> None:
-        """Return the slots of several runs, given as `(run_id, workspace_id)`, in one round trip.
+    def give_back_all(self, slots: Sequence[tuple[str, str]]) -> int:
+        """Return the slots of several runs, given as `(run_id, workspace_id)`; return how many were not returned before.
 
         Raises `BrokerError`; then all of them stay due, and repeating those already returned changes nothing.
         """
-        with broker_errors(self._client), self._client.pipeline(transaction=False) as pipeline:
-            for run_id, workspace_id in slots:
-                keys = [COUNTER + workspace_id, _RECEIPT + run_id]
-                self._give_back(keys=keys, args=[_RECEIPT_SECONDS], client=pipeline)
-            pipeline.execute()
+        keys = [key for run_id, workspace_id in slots for key in (COUNTER + workspace_id, _RECEIPT + run_id)]
+        with broker_errors(self._client):
+            return int(self._give_back(keys=keys, args=[_RECEIPT_SECONDS]))
 
     def in_use(self, workspace_id: str) -> int:
         """Return how many slots of the workspace the API counts as in use. Raises `BrokerError`."""

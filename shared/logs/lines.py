@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ _MAX_CHARACTERS = 4000
 _LINES_PER_MINUTE = 100
 _PRIORITIES = {"TRACE": 7, "DEBUG": 7, "INFO": 6, "SUCCESS": 5, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 _JOURNAL = "JOURNAL_STREAM"
+_SEPARATOR = re.compile('[ "=]')
 
 
 @dataclass(slots=True)
@@ -85,6 +87,8 @@ def describe(error: BaseException | None, trace: TracebackType | None = None) ->
 def to_journal(stream: IO[str]) -> bool:
     """Return whether systemd connected `stream` to the journal; `JOURNAL_STREAM` identifies its file."""
     device, _, inode = os.environ.get(_JOURNAL, "").partition(":")
+    if not inode:
+        return False
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):
@@ -166,5 +170,5 @@ def _ordered(record: Record) -> list[tuple[str, Any]]:
 
 def _field(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    quoted = not is_plain(text) or any(character in text for character in ' "=')
+    quoted = not is_plain(text) or _SEPARATOR.search(text) is not None
     return json.dumps(text) if quoted else text

@@ -34,6 +34,8 @@ _RULES = (
     ),
     re.compile(r"(?i)\bbearer\s+(?P<secret>[^\s,;'\"\\()]{4,})"),
 )
+# Each match of a rule, and each line break below, contains one of these; most fields of log lines contain none.
+_NEEDED_BY_RULES = re.compile(r"[\s:='\"\\]")
 # The line break in base64 with lines of at least 60 characters, as MIME and many tools write it.
 _LINE_BREAK = re.compile(r"(?=[\\\r\n])(?<=[A-Za-z0-9+/]{60})(?:\\{1,8}r|\r)?(?:\\{1,8}n|\n)(?=[A-Za-z0-9+/])")
 
@@ -54,6 +56,8 @@ def redact(text: str, limit: int | None = None) -> str:
 
     Secrets given to `keep_secret` are found in every form. A text is cut after `limit` characters, which ` ...` marks.
     """
+    if (limit is None or len(text) <= limit) and _is_clean(text):
+        return text
     window = text if limit is None else text[: limit + _MARGIN]
     end = len(window) if limit is None else min(limit, len(window))
     parts, at = [], 0
@@ -95,6 +99,12 @@ def _know(known: frozenset[str], secrets: tuple[str, ...]) -> None:
     found = known | {line for line in lines if len(line) >= MIN_CHARACTERS}
     # One assignment, because other threads redact at the same time.
     _known = _Known(found, pattern_of(found))
+
+
+def _is_clean(text: str) -> bool:
+    """Return whether a cheap search shows that nothing in `text` is redacted."""
+    known = _known.pattern
+    return _NEEDED_BY_RULES.search(text) is None and (known is None or known.search(text) is None)
 
 
 def _found(text: str) -> Iterator[tuple[int, int]]:

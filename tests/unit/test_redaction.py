@@ -232,6 +232,22 @@ def test_value_after_a_name_is_hidden_however_it_is_quoted(text: str, hidden: st
     assert redact(text) == hidden
 
 
+_FRAGMENTS = (
+    *("password", "token", "api_key", "Bearer ", "bearer\u2003", "https", "://", "@", ":", "=", ",", " ", "\t", "\u00a0"),
+    *("'", '"', "\\", "\\n", "\r\n", "b'", "Zm9v" * 15, "hunter2", "kept-secret-value", "a", "9", ".", "-", "/", "é"),
+)
+
+
+@effort(max_examples=400, deadline=None)
+@given(fragments=st.lists(st.sampled_from(_FRAGMENTS), max_size=8))
+def test_quick_search_overlooks_nothing_that_the_rules_find(fragments: list[str]) -> None:
+    keep_secret("kept-secret-value", base64.b64decode("Zm9v" * 15).decode())
+    text = "".join(fragments)
+    # Text that is cut is searched by all rules.
+    searched = redact(text + " " * 10, len(text)).removesuffix(" ...")
+    assert redact(text) == searched
+
+
 def test_part_of_an_overlong_secret_is_hidden_as_well() -> None:
     """A key in one line, or a whole JSON text: of its middle and its end nothing may be left either."""
     for length in (1021, 1037, 2056):
