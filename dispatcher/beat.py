@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -51,6 +52,8 @@ _MAX_WAITING_CRON = 1
 """One message is enough: its receiver dispatches all due triggers."""
 _PATIENCE_SECONDS = 30.0
 _PATIENCE_INTERVALS = 5
+_STOP_SECONDS = 5.0
+"""How long a stop waits for a request to Redis that is under way."""
 
 
 class TickScheduler(Scheduler):
@@ -59,6 +62,9 @@ class TickScheduler(Scheduler):
     The schedule is kept in memory, since it needs no file. Messages have no expiry, because one host's clock would
     set it and another's would check it. Instead, nothing is sent while ten messages wait in the queue, or one for cron
     in workers.
+
+    A signal only sets a flag. Celery's handler raises `SystemExit` wherever the process is, and Python ignores
+    exceptions in finalizers and callbacks of the garbage collector: Beat would go on.
     """
 
     def __init__(
@@ -78,8 +84,24 @@ class TickScheduler(Scheduler):
         self._installation = installation
         self._metrics = metrics
         self._on_closing = on_closing
+        self._stopping = threading.Event()
+        self._closed = threading.Event()
         super().__init__(*args, **kwargs)
         self._client = connect(self.app.broker_url)
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Send what is due, then wait until the next message is; return 0. Raises `SystemExit` after `stop`."""
+        if self._stopping.wait(super().tick(*args, **kwargs)):
+            raise SystemExit(0)
+        return 0.0
+
+    def stop(self) -> None:
+        """End this process in order, or after `_STOP_SECONDS` in any case. Not to be called on the main thread."""
+        self._on_closing()
+        self._stopping.set()
+        if not self._closed.wait(_STOP_SECONDS):
+            # Redis does not answer. There is nothing to save.
+            os._exit(0)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send a due message, unless enough of them already wait in the queue. Never raises."""
@@ -114,9 +136,9 @@ class TickScheduler(Scheduler):
         return reconnect(self.connection, self.broker, self._turn)
 
     def close(self) -> None:
-        """Call `on_closing` and stop: there is nothing to save."""
-        self._on_closing()
+        """Record that the schedule is no longer followed: there is nothing to save."""
         super().close()
+        self._closed.set()
 
     def _leave_server(self) -> None:
         """Reconnect for the next entry: if a server became read-only, its address may lead to the new primary."""
@@ -128,6 +150,8 @@ class TickScheduler(Scheduler):
         self._client.connection_pool.disconnect()
 
     def _turn(self) -> None:
+        if self._stopping.is_set():
+            raise SystemExit(0)
         self.turned_at = time.monotonic()
 
 
@@ -162,10 +186,13 @@ def make_beat_app(settings: Settings) -> Celery:
             manager.status(scheduler.broker.problem or "ticking")
             manager.feed()
 
-        end_in_order = signal.getsignal(signal.SIGTERM)
-        assert callable(end_in_order)
-        signal.signal(signal.SIGQUIT, end_in_order)
-        take_hangups(end_in_order)
+        def stop(*_: Any) -> None:
+            # On a thread, since the interrupted code may hold the lock of a condition.
+            threading.Thread(target=scheduler.stop, name="signal", daemon=True).start()
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, stop)
+        take_hangups(stop)
         manager.ready("ticking")
         ProgressWatch(ticking, on_well=on_well).start()
         log.info("beat_started", beat_id=beat_id, seconds=settings.poll_interval, cron=settings.cron_mode.value)

@@ -7,10 +7,13 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from signal import Signals
 
 import pytest
 
+from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from tests.support.database.databases import Database
 from tests.support.database.runs import all_are, everything, insert_runs
 from tests.support.processes.processes import ROOT, Process, Stack, until
@@ -51,6 +54,33 @@ def test_idle_process_ends_in_order_with_zero(database: Database, stack: Stack, 
         assert process.exit_code(seconds=20) == 0
     assert "Traceback" not in process.log
     assert everything(database, "SELECT FROM orcheo_dispatch.process") == []
+
+
+def test_beat_stops_although_python_ignores_exceptions_where_the_signal_arrives(stack: Stack) -> None:
+    """Celery's own handler raises `SystemExit` there, and Beat would tick on."""
+    with Process(["-m", "tests.support.processes.interrupted_beat"], stack.environment) as beat:
+        assert beat.exit_code(seconds=20) == 0
+    assert "Exception ignored" not in beat.log
+
+
+@pytest.mark.parametrize("interval", ["0.2", "3600"])
+def test_beat_stops_at_once_between_two_ticks(stack: Stack, interval: str) -> None:
+    with stack.running("beat", ORCHEO_DISPATCH_POLL_INTERVAL=interval) as beat:
+        beat.signal(signal.SIGTERM)
+        assert beat.exit_code(seconds=3) == 0
+
+
+def test_beat_stops_while_redis_does_not_answer(stack: Stack, tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "redis") as server:
+        with stack.running("beat", ORCHEO_DISPATCH_POLL_INTERVAL="0.2", REDIS_URL=server.url) as beat:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                time.sleep(1)
+                beat.signal(signal.SIGTERM)
+                assert beat.exit_code(seconds=10) == 0
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
