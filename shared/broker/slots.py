@@ -60,7 +60,7 @@ class RunSlots:
         return self.give_back_all([(run_id, workspace_id)]) == 1
 
     def give_back_all(self, slots: Sequence[tuple[str, str]]) -> int:
-        """Return the slots of several runs, given as `(run_id, workspace_id)`; return how many were not returned before.
+        """Return the slots of several runs, each `(run_id, workspace_id)`; return how many were not returned before.
 
         Raises `BrokerError`; then all of them stay due, and repeating those already returned changes nothing.
         """

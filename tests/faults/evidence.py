@@ -62,6 +62,8 @@ class Evidence:
     """Of steps, under `resume`."""
     stored: list[Stored] = field(default_factory=list)
     """When these steps were stored."""
+    migrated_back: bool = False
+    """Whether the schema went back to 0004 meanwhile, which subtracts refunded attempts: it has no column for them."""
     operations: Mapping[str, list[Operation]] = field(default_factory=dict)
     """What was asked of the database, and answered, by run."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -80,8 +81,8 @@ class Course:
     """Takes the processes of both releases through the course, while runs arrive."""
 
     def __init__(self, old: Fleet, new: Fleet, connection: psycopg.Connection[Any], conditions: Conditions) -> None:
-        self.held_by_killed: set[str] = set()
-        """Runs that were under execution by a worker that was killed."""
+        self.held_by_killed: Counter[str] = Counter()
+        """How many workers were killed that executed a run."""
         self.kills = 0
         self.standstills: list[str] = []
         """Phases in which too little happened, in words."""
@@ -166,7 +167,7 @@ class Course:
         pid = fleet.kill(kind)
         self.kills += 1
         time.sleep(_HELD_SECONDS)
-        self.held_by_killed |= {row[0] for row in self._connection.execute(_HELD, (pid,)).fetchall()}
+        self.held_by_killed.update(row[0] for row in self._connection.execute(_HELD, (pid,)).fetchall())
 
     def _command(self, *arguments: str) -> None:
         """Run a command of this release; kill its first attempt where processes are killed."""

@@ -1,13 +1,13 @@
 """What must be zero after an upgrade: what the fault suite checks, put into fewer columns, and what it allows.
 
-The fault suite takes each lost run as explained. Here a run may be lost only with a worker that was killed, and only
-under the policy `fail`.
+The fault suite takes each lost run as explained. Here a run may be lost only with workers that were killed: with one
+under the policy `fail`, with as many as a run has attempts under the others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +16,8 @@ from tests.faults.evidence import Evidence
 from tests.faults.plan import Act
 
 FAIL = "fail"
+MAX_ATTEMPTS = 3
+"""`ORCHEO_DISPATCH_MAX_ATTEMPTS` by default."""
 
 
 class Column(StrEnum):
@@ -48,21 +50,21 @@ _COLUMNS = {
 
 
 def judge(
-    evidence: Evidence, standstills: Iterable[str], held_by_killed: Collection[str], lost_runs: str
+    evidence: Evidence, standstills: Iterable[str], held_by_killed: Mapping[str, int], lost_runs: str
 ) -> list[Finding]:
     """Return all findings.
 
-    `standstills` are phases in which too little happened; `held_by_killed` are the runs that killed workers were
-    executing; `lost_runs` is the policy while processes of both releases were alive.
+    `standstills` are phases in which too little happened; `held_by_killed` says of how many killed workers each was
+    executing a run; `lost_runs` is the policy while processes of both releases were alive.
     """
     found = [
         Finding(_COLUMNS.get(each.column, Column.OTHER), f"{each.column}: {each.what}")
         for each in checker.check(evidence)
     ]
     found += [Finding(Column.STUCK, what) for what in standstills]
-    found += [
-        Finding(Column.FAILED, what) for what in _failed(evidence, held_by_killed if lost_runs == FAIL else set())
-    ]
+    attempts = 1 if lost_runs == FAIL else MAX_ATTEMPTS
+    may_fail = {run_id for run_id, workers in held_by_killed.items() if workers >= attempts}
+    found += [Finding(Column.FAILED, what) for what in _failed(evidence, may_fail)]
     return found
 
 

@@ -36,32 +36,33 @@ def _evidence(act: Act = Act.ECHO, **columns: Any) -> Evidence:
     )
 
 
-def _failed(evidence: Evidence, held: set[str], lost_runs: str = "fail") -> int:
+def _failed(evidence: Evidence, held: dict[str, int], lost_runs: str = "fail") -> int:
     return counts(judge(evidence, [], held, lost_runs))[Column.FAILED]
 
 
 def test_lost_run_is_a_finding_unless_its_worker_was_killed() -> None:
-    assert _failed(_evidence(), set()) == 1
-    assert _failed(_evidence(), {_RUN}) == 0
+    assert _failed(_evidence(), {}) == 1
+    assert _failed(_evidence(), {_RUN: 1}) == 0
 
 
 @pytest.mark.parametrize("lost_runs", ["requeue", "resume"])
-def test_lost_run_is_a_finding_where_the_policy_is_to_go_on(lost_runs: str) -> None:
-    assert _failed(_evidence(), {_RUN}, lost_runs) == 1
+def test_lost_run_is_a_finding_where_the_policy_is_to_go_on_unless_each_attempt_was_killed(lost_runs: str) -> None:
+    assert _failed(_evidence(), {_RUN: 2}, lost_runs) == 1
+    assert _failed(_evidence(), {_RUN: 3}, lost_runs) == 0
 
 
 def test_run_that_is_to_fail_may_fail() -> None:
-    assert _failed(_evidence(Act.FAIL), set()) == 0
+    assert _failed(_evidence(Act.FAIL), {}) == 0
 
 
 def test_standstill_is_a_finding() -> None:
-    assert counts(judge(_evidence(Act.FAIL), ["nothing ended"], set(), "fail"))[Column.STUCK] == 1
+    assert counts(judge(_evidence(Act.FAIL), ["nothing ended"], {}, "fail"))[Column.STUCK] == 1
 
 
 def test_run_that_is_gone_is_lost() -> None:
     evidence = _evidence()
     gone = Evidence(**{**{name: getattr(evidence, name) for name in evidence.__dataclass_fields__}, "runs": {}})
-    assert counts(judge(gone, [], set(), "fail"))[Column.LOST] == 1
+    assert counts(judge(gone, [], {}, "fail"))[Column.LOST] == 1
 
 
 def test_load_is_the_same_for_the_same_seed_and_each_run_ends_in_a_drain() -> None:
