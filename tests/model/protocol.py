@@ -226,7 +226,8 @@ class Protocol:
             if len(s.queue) < self.messages:
                 for fence in set(s.queue):
                     yield f"message {fence} is delivered twice", s._replace(queue=_with(s.queue, fence))
-        if row.status in ("pending", "running"):
+        if row.status != "cancelled":
+            # It reads, then writes, and does not look at what happened in between: also over an end.
             yield "the API cancels", s._replace(row=row._replace(status="cancelled"))
         alive = row.state == "running" and not row.lapsed
         if row.status in ("failed", "cancelled") and not (alive and self._has(Rule.REQUEUE_ALIVE)):

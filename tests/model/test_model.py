@@ -65,6 +65,11 @@ def test_changes_that_no_statement_makes_are_unknown(rows: list[tuple[str, int]]
     assert len(list(unknown_changes(_moves(*rows)))) == 1
 
 
+@pytest.mark.parametrize("end", ["succeeded", "failed"])
+def test_api_may_cancel_over_an_end_that_it_has_not_read(end: str) -> None:
+    assert list(unknown_changes(History([], [Status(0, "r", end, "cancelled")]))) == []
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [("succeeded", "failed"), ("succeeded", "pending"), ("cancelled", "running"), ("pending", "failed")],
