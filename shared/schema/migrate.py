@@ -26,6 +26,7 @@ from orcheo_dispatch.shared.schema.api_table import (
     set_notify,
 )
 from orcheo_dispatch.shared.schema.begin_guard import set_guard
+from orcheo_dispatch.shared.schema.live_index import replace_index
 from orcheo_dispatch.shared.schema.revision import current_revision
 from orcheo_dispatch.shared.schema.views import NEW, create_tables, create_views, remove_views
 from orcheo_dispatch.shared.settings.model import Settings
@@ -84,8 +85,9 @@ def migrate(settings: Settings, *, index: bool = True, notify: bool | None = Non
         set_guard(engine, on=True)
         if notify is not None:
             set_notify(engine, on=notify)
-        # Last, because it may wait for a long time and nothing else needs it.
+        # Last, because they may wait for a long time and nothing else needs them.
         created = [name for name in INDEXES if index and make_index(engine, name)]
+        replace_index(engine)
         present = indexes_are_valid(connection)
         assert after is not None
         return Migration(before, after, bool(created), present, notifies(connection), made_again)

@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from orcheo_dispatch.shared.database.connections import open_engine
-from orcheo_dispatch.shared.errors import RowLockedError
+from orcheo_dispatch.shared.errors import DatabaseError, RowLockedError
 from orcheo_dispatch.shared.ledger.model import PENDING_INDEX
+from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.schema.api_table import make_index
 from orcheo_dispatch.shared.schema.migrate import migrate, migrate_back
 from tests.support.database.databases import Database
-from tests.support.database.runs import execute, insert_runs, settings_for
+from tests.support.database.runs import claim_all, everything, execute, insert_runs, settings_for, store_of
 
 _LONGEST_INSERT_SECONDS = 1.0
 
@@ -102,6 +104,71 @@ def test_inserts_do_not_wait_for_a_change_of_the_ledger(orcheo_database: Databas
         with _held_for(orcheo_database, 2, *reads):
             migrate(settings)
     assert max(took) < _LONGEST_INSERT_SECONDS
+
+
+_OF_EARLIER_RELEASES = (
+    "DROP INDEX orcheo_dispatch.dispatch_live",
+    """CREATE INDEX dispatch_live ON orcheo_dispatch.dispatch (state, lease_expires_at)
+        WHERE state IN ('claimed', 'published', 'running')""",
+)
+_INDEXES = "SELECT indexdef FROM pg_indexes WHERE indexname ~ '^dispatch_live'"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        (),
+        ("CREATE INDEX dispatch_live_built ON orcheo_dispatch.dispatch (state, run_id) WHERE state = 'claimed'",),
+    ],
+    ids=["first attempt", "after an attempt that was interrupted"],
+)
+def test_index_with_leases_is_replaced_while_runs_are_claimed_and_executed(
+    database: Database, left: tuple[str, ...]
+) -> None:
+    (index,) = everything(database, _INDEXES)
+    for statement in (*_OF_EARLIER_RELEASES, *left):
+        execute(database, statement)
+    insert_runs(database, 20)
+    with _held_for(database, 2, "SELECT FROM orcheo_dispatch.dispatch"), store_of(database) as (store, _):
+        migrating = threading.Thread(target=migrate, args=(settings_for(database),))
+        migrating.start()
+        longest = 0.0
+        for _ in range(20):
+            began = time.monotonic()
+            (claim,) = claim_all(store, 1)
+            assert isinstance(store.begin(claim, worker_id=uuid4(), lease=60), Run)
+            longest = max(longest, time.monotonic() - began)
+            time.sleep(0.1)
+        migrating.join()
+    assert everything(database, _INDEXES) == [index]
+    assert longest < _LONGEST_INSERT_SECONDS
+
+
+def test_interrupted_replacement_leaves_an_index_and_is_repeated(database: Database) -> None:
+    (index,) = everything(database, _INDEXES)
+    for statement in _OF_EARLIER_RELEASES:
+        execute(database, statement)
+
+    def migrate_in_vain() -> None:
+        with pytest.raises(DatabaseError):
+            migrate(settings_for(database))
+
+    with (
+        _held_for(database, 3, "UPDATE orcheo_dispatch.dispatch SET reason = reason WHERE false"),
+        psycopg.connect(database.dsn, autocommit=True) as other,
+    ):
+        migrating = threading.Thread(target=migrate_in_vain)
+        migrating.start()
+        ended = 0
+        while not ended:
+            ended = other.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE query ~ 'CREATE INDEX CONCURRENTLY dispatch_live' AND pid <> pg_backend_pid()"
+            ).fetchall()[0][0]
+        migrating.join()
+        assert len(everything(database, _INDEXES)) >= 1
+    migrate(settings_for(database))
+    assert everything(database, _INDEXES) == [index]
 
 
 def test_parts_are_made_again_without_waiting_in_front_of_others(database: Database) -> None:

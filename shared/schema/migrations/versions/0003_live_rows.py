@@ -10,13 +10,14 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Each write of a row writes all of its indexes anew, for what they ask of it changes each time. These three held the
-# same few rows. A claim finds out by the primary key whether a run is held, which its own insert looks up anyway.
+# A write that changes a column of an index writes all indexes of the row anew. These three held the same few rows. A
+# claim finds out by the primary key whether a run is held, which its own insert looks up anyway. The index does not
+# contain the lease, so that a heartbeat is a HOT update; `live_index.py` replaces one that does.
 _UPGRADE = """
 DROP INDEX orcheo_dispatch.dispatch_live;
 DROP INDEX orcheo_dispatch.dispatch_queued;
 DROP INDEX orcheo_dispatch.dispatch_running;
-CREATE INDEX dispatch_live ON orcheo_dispatch.dispatch (state, lease_expires_at)
+CREATE INDEX dispatch_live ON orcheo_dispatch.dispatch (state, run_id)
  WHERE state IN ('claimed', 'published', 'running');
 
 -- A run leaves some five dead rows behind. By default autovacuum would wait until they are a fifth of the table: a
