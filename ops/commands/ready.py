@@ -45,23 +45,28 @@ def ready(*, needs_database: bool = True, writes: bool = False) -> Settings:
 
     logs.configure(settings)
     if needs_database:
-        from orcheo_dispatch.shared.database.connections import open_engine, transaction
-        from orcheo_dispatch.shared.schema.footing import unmet_to_read, unmet_to_write
-        from orcheo_dispatch.shared.schema.revision import current_revision, newest_revision
-
-        with open_engine(settings, role="check") as engine, transaction(engine) as connection:
-            unmet = unmet_to_read(connection)
-            revision = current_revision(connection)
-            if writes and not unmet and revision == newest_revision():
-                unmet = unmet_to_write(connection)
-        if unmet:
-            raise SchemaError("\n".join(map(str, unmet)))
-        if revision != newest_revision():
-            raise SchemaError(
-                f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "
-                f"{newest_revision()}: run 'orcheo-dispatch migrate'"
-            )
+        check_schema(settings, writes=writes)
     return settings
+
+
+def check_schema(settings: Settings, *, writes: bool = False) -> None:
+    """Raise `SchemaError` unless the schema is the one that this release needs; see `ready`."""
+    from orcheo_dispatch.shared.database.connections import open_engine, transaction
+    from orcheo_dispatch.shared.schema.footing import unmet_to_read, unmet_to_write
+    from orcheo_dispatch.shared.schema.revision import current_revision, newest_revision
+
+    with open_engine(settings, role="check") as engine, transaction(engine) as connection:
+        unmet = unmet_to_read(connection)
+        revision = current_revision(connection)
+        if writes and not unmet and revision == newest_revision():
+            unmet = unmet_to_write(connection)
+    if unmet:
+        raise SchemaError("\n".join(map(str, unmet)))
+    if revision != newest_revision():
+        raise SchemaError(
+            f"schema orcheo_dispatch is at revision {revision or 'none'}, this release needs "
+            f"{newest_revision()}: run 'orcheo-dispatch migrate'"
+        )
 
 
 def refuse_unusable_broker(settings: Settings) -> None:

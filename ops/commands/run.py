@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orcheo_dispatch.ops.commands.ready import ready, refuse_unusable_broker
+from orcheo_dispatch.ops.commands.ready import check_schema, ready, refuse_unusable_broker
 from orcheo_dispatch.shared.errors import SettingsError
 from orcheo_dispatch.shared.process.provisions import raise_file_limit
 
@@ -54,8 +54,13 @@ def worker(
     Examples:
       orcheo-dispatch worker
     """
-    settings = _of_instance(ready(writes=True), instance)
+    settings = _of_instance(ready(needs_database=False), instance)
     raise_file_limit(settings.concurrency)
+    from orcheo_dispatch.worker.runners.fork_server import start_importing
+
+    # Orcheo takes longer to import than all that follows.
+    start_importing()
+    check_schema(settings, writes=True)
     refuse_unusable_broker(settings)
     from orcheo_dispatch.shared.broker.installation import find_installation
     from orcheo_dispatch.worker.app import make_worker_app

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 
 ENVIRONMENT = "orcheo_dispatch.worker.runner.environment"
@@ -28,6 +28,18 @@ PARENT = "ORCHEO_DISPATCH_INTERNAL_PARENT"
 
 
 _CLOSE_SECONDS = 2.0
+_starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
+"""Its thread starts one process at a time, and lives as long as this process: the kernel ends the fork server when the
+thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
+
+
+def start_importing() -> None:
+    """Start the fork server, which imports the executor while this process goes on. Does not wait, and never raises.
+
+    Not required: the first runner starts the fork server if it does not run.
+    """
+    _prepare()
+    _starter.submit(forkserver.ensure_running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +52,20 @@ class Started:
 
 
 class ForkServer:
-    """Start processes one at a time, on a thread that lives as long as this process.
-
-    The kernel ends the fork server when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG).
-    """
+    """Start processes, one at a time."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        # Preload this module as well: a child unpickles its target function from it.
-        self._context.set_forkserver_preload([ENVIRONMENT, PRELOAD, __name__])
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="fork-server")
         self.shares = True
         """Whether runners share what the fork server has imported."""
-        os.environ[PARENT] = str(os.getpid())
-        _hide_main_module()
+        _prepare()
 
     async def start(self, name: str) -> Started:
         """Start a runner. Raises `OSError` or `EOFError` if the fork server ends: the next call starts another.
 
         The first call waits until the fork server has imported the executor.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._starter, self._start, name)
+        return await asyncio.get_running_loop().run_in_executor(_starter, self._start, name)
 
     async def join(self, process: ForkServerProcess) -> None:
         """Wait for the end of a process, and for its status.
@@ -68,7 +73,7 @@ class ForkServer:
         This runs on the thread that starts processes: each start reaps processes that have ended, and if two threads
         read a status at the same time, only one gets it.
         """
-        await asyncio.get_running_loop().run_in_executor(self._starter, process.join)
+        await asyncio.get_running_loop().run_in_executor(_starter, process.join)
 
     def stop_sharing(self, server: int) -> None:
         """Replace the fork server that has this process ID by one that does not import the executor."""
@@ -84,7 +89,7 @@ class ForkServer:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.get_running_loop().run_in_executor(self._starter, _stop_resource_tracker)
+                await asyncio.get_running_loop().run_in_executor(_starter, _stop_resource_tracker)
 
     def _start(self, name: str) -> Started:
         link, far_link = socket.socketpair()
@@ -116,6 +121,13 @@ def _run(link: socket.socket, side: socket.socket) -> None:
     from orcheo_dispatch.worker.runner.process import run
 
     run(link, side)
+
+
+def _prepare() -> None:
+    # Preload this module as well: a child unpickles its target function from it.
+    forkserver.set_forkserver_preload([ENVIRONMENT, PRELOAD, __name__])
+    os.environ[PARENT] = str(os.getpid())
+    _hide_main_module()
 
 
 def _hide_main_module() -> None:
