@@ -8,6 +8,7 @@ BIN = $(VENV)/bin
 PARALLEL = --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 BENCH = $(VENV)/.bench
+SUPPLY = $(VENV)/.supply
 # Each file that is installed must have a hash that the locks list. HASHES=no installs the versions of constraints.txt
 # instead, for a platform or a mirror of the package index that has files of its own.
 HASHES ?= yes
@@ -93,7 +94,7 @@ bench-small: $(BENCH)  ## A small form of the benchmark, 5 minutes: ratios alone
 soak: $(BENCH)  ## A real stack under a steady load, a worker killed now and then, and what grows meanwhile; HOURS=1, ARGS='--minutes 10'
 	$(BIN)/python -m tests.soak --minutes $$(( 60 * $(or $(HOURS),1) )) $(ARGS)
 
-release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the wheel in an empty environment
+release-check: $(SUPPLY)  ## Build sdist and wheel, check them, install the wheel in an empty environment
 	rm -rf build/dist build/release
 	$(BIN)/python -m build --no-isolation --outdir build/dist
 	$(BIN)/python -m twine check --strict build/dist/*
@@ -103,7 +104,7 @@ release-check: $(INSTALLED)  ## Build sdist and wheel, check them, install the w
 	$(BIN)/cyclonedx-py environment --output-file build/dist/sbom.json build/release
 	cd build/dist && sha256sum *.whl *.tar.gz sbom.json | tee SHA256SUMS
 
-supply: $(INSTALLED)  ## Licences, known vulnerabilities and bill of materials of .venv, into build/supply; Error 3: vulnerabilities unknown
+supply: $(SUPPLY)  ## Licences, known vulnerabilities and bill of materials of .venv, into build/supply; Error 3: vulnerabilities unknown
 	$(BIN)/python -m tests.supply
 
 lock:  ## Make the locks anew from pyproject.toml and constraints.txt
@@ -124,11 +125,13 @@ ifeq ($(HASHES),yes)
 FIRST = --require-hashes --requirement requirements.build.lock
 WORK = --no-build-isolation --require-hashes --requirement requirements.build.lock --requirement requirements.lock
 PEERS = $(WORK) --requirement requirements.bench.lock
+TOOLS = $(WORK) --requirement requirements.supply.lock
 OURS = --no-build-isolation --no-deps --editable .
 else ifeq ($(HASHES),no)
 FIRST = --constraint constraints.txt pip setuptools uv
-WORK = --constraint constraints.txt --group dev --group release --group supply
+WORK = --constraint constraints.txt --group dev
 PEERS = $(WORK) --group bench
+TOOLS = $(WORK) --group release --group supply
 OURS = --constraint constraints.txt --editable '.[demo]'
 else
 $(error HASHES='$(HASHES)' is invalid: expected yes or no)
@@ -148,4 +151,10 @@ $(INSTALLED): pyproject.toml constraints.txt requirements.build.lock requirement
 # The peers, and what draws the plots.
 $(BENCH): $(INSTALLED) requirements.bench.lock
 	$(UV) $(PEERS) || $(PIP) $(PEERS) || $(REFUSED)
+	@touch $@
+
+# What checks a release and its supply chain. Not in .venv otherwise: a library of theirs makes each import of Orcheo take
+# seconds longer, since jsonschema imports it where it is installed.
+$(SUPPLY): $(INSTALLED) requirements.supply.lock
+	$(UV) $(TOOLS) || $(PIP) $(TOOLS) || $(REFUSED)
 	@touch $@

@@ -79,16 +79,20 @@ def refused(found: Distribution, rules: Rules) -> str | None:
 
 
 def needless(found: list[Distribution], rules: Rules) -> list[str]:
-    """Return the reasons of `licences.toml` that are not needed: a list that only grows allows too much."""
+    """Return the reasons of `licences.toml` that are not needed: a list that only grows allows too much.
+
+    What only `make bench` or `make supply` installs is judged where it is installed.
+    """
+    locked = {each.name for lock in LOCKS for each in read(lock)}
     by_name = {each.name: each for each in found}
     listed = [*rules.runtime, *rules.development]
     return [
-        name
-        for name in listed
-        if name not in by_name
-        or is_allowed(by_name[name].licence, rules.allowed)
-        or (name in rules.runtime) != by_name[name].runtime
+        name for name in listed if (name not in locked if name not in by_name else _is_needless(by_name[name], rules))
     ]
+
+
+def _is_needless(found: Distribution, rules: Rules) -> bool:
+    return is_allowed(found.licence, rules.allowed) or (found.name in rules.runtime) != found.runtime
 
 
 def is_allowed(licence: str, allowed: frozenset[str]) -> bool:

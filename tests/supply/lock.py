@@ -29,15 +29,12 @@ _WORK = (
     "alerts",
     "--group",
     "dev",
-    "--group",
-    "release",
 )
-_SUPPLY = ("--group", "supply")
 
 
 @dataclass(frozen=True)
 class Lock:
-    """One file, what is in it, and what it is resolved from. It leaves out what a lock before it has."""
+    """One file, what is in it, and what it is resolved from. It leaves out what `.venv` holds without it."""
 
     file: str
     what: str
@@ -46,9 +43,16 @@ class Lock:
 
 LOCKS = (
     Lock("requirements.build.lock", "what .venv is made with, and what builds from source", _INSTALL),
-    Lock("requirements.lock", "what .venv holds", (*_INSTALL, *_WORK, *_SUPPLY)),
-    Lock("requirements.bench.lock", "what 'make bench' adds", (*_INSTALL, *_WORK, *_SUPPLY, "--group", "bench")),
+    Lock("requirements.lock", "what .venv holds", (*_INSTALL, *_WORK)),
+    Lock("requirements.bench.lock", "what 'make bench' adds", (*_INSTALL, *_WORK, "--group", "bench")),
+    Lock(
+        "requirements.supply.lock",
+        "what 'make supply' and 'make release-check' add",
+        (*_INSTALL, *_WORK, "--group", "release", "--group", "supply"),
+    ),
 )
+BASE = LOCKS[:2]
+"""The locks of `.venv`; each of the others is installed on top of these, and may have what another has."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def write(uv: str) -> None:
     for lock in LOCKS:
         resolved = [each for each in entries(_resolved(uv, lock)) if not _NEVER.fullmatch(each.marker or "")]
         added = [each for each in resolved if each.name not in before]
-        before |= {each.name for each in added}
+        if lock in BASE:
+            before |= {each.name for each in added}
         lines = [line for each in added for line in each.lines]
         (ROOT / lock.file).write_text(_HEAD.format(what=lock.what) + "\n".join(lines) + "\n")
         print(f"{lock.file}: {len(added)} distributions")

@@ -12,15 +12,16 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.supply.lock import LOCKS, ROOT, entries, read
+from tests.supply.lock import BASE, LOCKS, ROOT, entries, read
 
 _PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _LOCKED = {each.name: each for lock in LOCKS for each in read(lock)}
 
 
 def test_each_distribution_is_locked_once_and_by_hash() -> None:
-    names = [each.name for lock in LOCKS for each in read(lock)]
-    assert sorted(names) == sorted(set(names))
+    for added in LOCKS[len(BASE) :]:
+        names = [each.name for lock in (*BASE, added) for each in read(lock)]
+        assert sorted(names) == sorted(set(names))
     assert [each.name for each in _LOCKED.values() if not each.hashes] == []
 
 
@@ -43,7 +44,7 @@ def test_lock_of_what_is_installed_first_asks_for_nothing_else() -> None:
 
 
 def test_what_locked_distributions_require_is_locked() -> None:
-    installed = [name for lock in LOCKS[:2] for name in (each.name for each in read(lock)) if _is_installed(name)]
+    installed = [name for lock in BASE for name in (each.name for each in read(lock)) if _is_installed(name)]
     assert len(installed) > 200
     missing = {f"{name} requires {each}" for name in installed for each in _required_by(name) if not _satisfied(each)}
     assert missing == set()
