@@ -84,16 +84,21 @@ def describe(error: BaseException | None, trace: TracebackType | None = None) ->
     return fields
 
 
-def to_journal(stream: IO[str]) -> bool:
-    """Return whether systemd connected `stream` to the journal; `JOURNAL_STREAM` identifies its file."""
+def _journal_file() -> tuple[int, int] | None:
+    """Return device and inode of the file that leads to systemd's journal, from `JOURNAL_STREAM`; None without one."""
     device, _, inode = os.environ.get(_JOURNAL, "").partition(":")
-    if not inode:
+    return (int(device), int(inode)) if device.isdecimal() and inode.isdecimal() else None
+
+
+def _is_file(stream: IO[str], file: tuple[int, int] | None) -> bool:
+    """Return whether `stream` writes to this file, given by device and inode."""
+    if file is None:
         return False
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):
         return False
-    return (device, inode) == (str(found.st_dev), str(found.st_ino))
+    return file == (found.st_dev, found.st_ino)
 
 
 def complete(record: Record) -> None:
@@ -125,12 +130,13 @@ def writer(form: str) -> Callable[[Message], None]:
 
     If the reader hangs, lines are dropped after a second.
     """
+    journal_is = _journal_file()
 
     def write(message: Message) -> None:
         stream: IO[str] | None = getattr(sys.stderr, "behind", sys.stderr)
         if stream is None:
             return
-        journal = to_journal(stream)
+        journal = _is_file(stream, journal_is)
         line = _json_line(message.record) if form == "json" else _text_line(message.record, stamped=not journal)
         prefix = f"<{_priority(message.record)}>" if journal else ""
         if dropped := ERRORS.write(stream, f"{prefix}{line}\n"):
@@ -150,8 +156,12 @@ def _priority(record: Record) -> int:
 
 def _text_line(record: Record, *, stamped: bool) -> str:
     fields = "".join(f" {key}={_field(value)}" for key, value in _ordered(record) if value is not None)
-    stamp = record["time"].strftime("%Y-%m-%dT%H:%M:%S.%f%z ") if stamped else ""
+    stamp = f"{_offset_without_colon(record['time'].isoformat(timespec='microseconds'))} " if stamped else ""
     return f"{stamp}{record['level'].name:<7} {plain(record['message'])}{fields}"
+
+
+def _offset_without_colon(time: str) -> str:
+    return time[:-3] + time[-2:]
 
 
 def _json_line(record: Record) -> str:
