@@ -38,8 +38,11 @@ SELECT md5(n::text)::uuid::text, 'workflow-' || n %% {workflows}, 'workspace-' |
   FROM generate_series(1, %(count)s) AS n, LATERAL (SELECT now() - interval '1 day' - n * interval '20 ms') AS t(at)
 """
 _TABLES = ("workflow_runs", "orcheo_dispatch.dispatch")
-_KEY = """
-SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'p'
+# The foreign keys that refer to a table before its primary key, which they depend on.
+_KEYS = """
+SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+ WHERE conrelid = %(table)s::regclass AND contype = 'p' OR confrelid = %(table)s::regclass AND contype = 'f'
+ ORDER BY contype = 'p'
 """
 _INDEXES = """
 SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
@@ -103,10 +106,10 @@ def work_off(connection: Connection) -> int:
 
 def _drop_indexes(connection: Connection, table: str) -> list[str]:
     """Drop the indexes of a table and return the statements that make them again."""
-    makers = []
-    for name, definition in connection.execute(_KEY, (table,)).fetchall():
-        connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
-        makers.append(f'ALTER TABLE {table} ADD CONSTRAINT "{name}" {definition}')
+    makers: list[str] = []
+    for of, name, definition in connection.execute(_KEYS, {"table": table}).fetchall():
+        connection.execute(f'ALTER TABLE {of} DROP CONSTRAINT "{name}"')
+        makers.insert(0, f'ALTER TABLE {of} ADD CONSTRAINT "{name}" {definition}')
     for name, definition in connection.execute(_INDEXES, (table,)).fetchall():
         connection.execute(f"DROP INDEX {name}")
         makers.append(definition)
