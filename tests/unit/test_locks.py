@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -23,6 +24,13 @@ def test_each_distribution_is_locked_once_and_by_hash() -> None:
         names = [each.name for lock in (*BASE, added) for each in read(lock)]
         assert sorted(names) == sorted(set(names))
     assert [each.name for each in _LOCKED.values() if not each.hashes] == []
+
+
+def test_no_lock_lists_what_only_other_platforms_install() -> None:
+    """A lock that adds to `.venv` would leave it out, although it may need it on each platform."""
+    markers = [each.marker for lock in LOCKS for each in read(lock) if each.marker is not None]
+    here = ("linux", "darwin")
+    assert [each for each in markers if not any(Marker(each).evaluate({"sys_platform": name}) for name in here)] == []
 
 
 def test_locks_have_the_versions_of_constraints() -> None:
