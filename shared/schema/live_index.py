@@ -2,7 +2,7 @@
 
 A heartbeat changes only the times of a row. If no index contains them, it is a HOT update: it writes no index, and the
 next access to the page removes the old version without VACUUM (README.HOT of PostgreSQL). The statements that look for
-expired leases read all live rows instead, of which there are few.
+expired leases read all live rows instead, which are few beside the settled ones.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def replace_index(engine: Engine) -> None:
     """Replace an index that contains leases; idempotent, and readers and writers of the ledger do not wait for it.
 
     Processes of earlier releases work with either. Raises `RowLockedError` if transactions that were open before do not
-    end in time; what was built by then is dropped by the next attempt.
+    end in time; the next attempt drops what was built by then.
     """
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
+        # Left by an attempt that was interrupted.
+        make_concurrently(engine, autocommit, NAME, _DROP)
         if not contains_leases(autocommit):
             return
-        make_concurrently(engine, autocommit, NAME, _DROP, _CREATE)
+        make_concurrently(engine, autocommit, NAME, _CREATE)
 
     def swap() -> None:
         with engine.begin() as connection:

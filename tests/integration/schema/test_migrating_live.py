@@ -19,6 +19,7 @@ from orcheo_dispatch.shared.schema.api_table import make_index
 from orcheo_dispatch.shared.schema.migrate import migrate, migrate_back
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, everything, execute, insert_runs, settings_for, store_of
+from tests.support.processes.processes import until
 
 _LONGEST_INSERT_SECONDS = 1.0
 
@@ -111,6 +112,10 @@ _OF_EARLIER_RELEASES = (
     """CREATE INDEX dispatch_live ON orcheo_dispatch.dispatch (state, lease_expires_at)
         WHERE state IN ('claimed', 'published', 'running')""",
 )
+_END_MIGRATION = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE query ~ 'CREATE INDEX CONCURRENTLY dispatch_live' AND pid <> pg_backend_pid()
+"""
 _INDEXES = "SELECT indexdef FROM pg_indexes WHERE indexname ~ '^dispatch_live'"
 
 
@@ -159,14 +164,16 @@ def test_interrupted_replacement_leaves_an_index_and_is_repeated(database: Datab
     ):
         migrating = threading.Thread(target=migrate_in_vain)
         migrating.start()
-        ended = 0
-        while not ended:
-            ended = other.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE query ~ 'CREATE INDEX CONCURRENTLY dispatch_live' AND pid <> pg_backend_pid()"
-            ).fetchall()[0][0]
+        until(lambda: other.execute(_END_MIGRATION).fetchall(), what="the index is being built")
         migrating.join()
-        assert len(everything(database, _INDEXES)) >= 1
+    assert everything(database, "SELECT FROM pg_indexes WHERE indexname = 'dispatch_live'") == [{}]
+    migrate(settings_for(database))
+    assert everything(database, _INDEXES) == [index]
+
+
+def test_index_that_an_interrupted_replacement_has_left_is_dropped(database: Database) -> None:
+    (index,) = everything(database, _INDEXES)
+    execute(database, "CREATE INDEX dispatch_live_built ON orcheo_dispatch.dispatch (state, run_id)")
     migrate(settings_for(database))
     assert everything(database, _INDEXES) == [index]
 
