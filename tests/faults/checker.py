@@ -100,8 +100,8 @@ def _twice(evidence: Evidence) -> Iterator[str]:
         began = len(evidence.history.begins(run_id))
         if evidence.lost_runs == "fail" and began > 1:
             yield f"{run_id} began {began} times under the policy to fail"
-        attempts = evidence.ledger[run_id]["attempts"]
-        if not (min(began, 1) <= attempts <= began if evidence.migrated_back else attempts == began):
+        attempts = evidence.ledger[run_id]["attempts"] + evidence.subtracted.get(run_id, 0)
+        if began != attempts:
             yield f"{run_id} began {began} times, its ledger says {attempts}"
 
 

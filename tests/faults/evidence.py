@@ -62,8 +62,8 @@ class Evidence:
     """Of steps, under `resume`."""
     stored: list[Stored] = field(default_factory=list)
     """When these steps were stored."""
-    migrated_back: bool = False
-    """Whether the schema went back to 0004 meanwhile, which subtracts refunded attempts: it has no column for them."""
+    subtracted: Mapping[str, int] = field(default_factory=dict)
+    """Attempts that a migration back has subtracted from a run's, because revision 0004 has no column for refunds."""
     operations: Mapping[str, list[Operation]] = field(default_factory=dict)
     """What was asked of the database, and answered, by run."""
 

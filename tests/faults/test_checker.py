@@ -170,13 +170,14 @@ def test_second_move_of_a_claim_to_running_is_found(story: Story) -> None:
     assert counts(check(story.evidence()))[Column.TWICE] >= 1
 
 
-def test_attempts_that_the_ledger_does_not_have_are_found_unless_the_schema_went_back(story: Story) -> None:
-    story.sql("UPDATE orcheo_dispatch.dispatch SET attempts = 2 WHERE run_id = %s")
-    evidence = story.evidence()
-    assert counts(check(evidence))[Column.TWICE] == 1
-    assert counts(check(replace(evidence, migrated_back=True)))[Column.TWICE] == 1
+def test_attempts_that_differ_from_begins_are_found_unless_a_migration_subtracted_as_many(story: Story) -> None:
+    for attempts in (0, 2):
+        story.sql(f"UPDATE orcheo_dispatch.dispatch SET attempts = {attempts} WHERE run_id = %s")
+        assert counts(check(story.evidence()))[Column.TWICE] == 1
     story.sql("UPDATE orcheo_dispatch.dispatch SET attempts = 0 WHERE run_id = %s")
-    assert counts(check(replace(story.evidence(), migrated_back=True)))[Column.TWICE] == 1
+    for subtracted, found in ((1, 0), (2, 1)):
+        evidence = replace(story.evidence(), subtracted={story.run_id: subtracted})
+        assert counts(check(evidence))[Column.TWICE] == found
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ _HELD = """
 SELECT d.run_id FROM orcheo_dispatch.dispatch AS d JOIN upgrades.process AS p ON p.id = d.worker_id
  WHERE d.state = 'running' AND p.pid = %s
 """
+# What the way from revision 0005 back to 0004 takes off: see its migration.
+_SUBTRACTED = """
+SELECT run_id, attempts - GREATEST(attempts - refunded, 1) FROM orcheo_dispatch.dispatch
+ WHERE refunded > 0 AND attempts > 0
+"""
 _ENDS = "SELECT count(*) FROM faults.statuses WHERE after IN ('succeeded', 'failed', 'cancelled')"
 _BEGINS = """
 SELECT m.worker_id, count(*) FROM faults.moves AS m WHERE m.sign = 'running' AND m.n > %s GROUP BY m.worker_id
@@ -82,7 +87,9 @@ class Course:
 
     def __init__(self, old: Fleet, new: Fleet, connection: psycopg.Connection[Any], conditions: Conditions) -> None:
         self.held_by_killed: Counter[str] = Counter()
-        """How many workers were killed that executed a run."""
+        """Number of workers that were killed while they executed a run, by run."""
+        self.subtracted: dict[str, int] = {}
+        """Attempts that the migration back has subtracted, by run."""
         self.kills = 0
         self.standstills: list[str] = []
         """Phases in which too little happened, in words."""
@@ -126,6 +133,8 @@ class Course:
                 self._new.stop(*kinds)
         else:
             self._new.stop(*reversed([kind for kinds in self._groups for kind in kinds]))
+            # No process changes a row now.
+            self.subtracted = dict(self._connection.execute(_SUBTRACTED).fetchall())
             self._command("migrate", "--to", self._old.installed.revision)
             self._old.start(*COUNTS, lost_runs=lost_runs)
 

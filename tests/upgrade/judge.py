@@ -1,7 +1,7 @@
 """What must be zero after an upgrade: what the fault suite checks, put into fewer columns, and what it allows.
 
-The fault suite takes each lost run as explained. Here a run may be lost only with workers that were killed: with one
-under the policy `fail`, with as many as a run has attempts under the others.
+The fault suite takes each lost run as explained. Here a run may be lost only if workers were killed while they executed
+it: one under the policy `fail`, one in each of its attempts under the other policies.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def judge(
 ) -> list[Finding]:
     """Return all findings.
 
-    `standstills` are phases in which too little happened; `held_by_killed` says of how many killed workers each was
-    executing a run; `lost_runs` is the policy while processes of both releases were alive.
+    `standstills` are phases in which too little happened; `held_by_killed` is the number of workers that were killed
+    while they executed a run, by run; `lost_runs` is the policy while processes of both releases were alive.
     """
     found = [
         Finding(_COLUMNS.get(each.column, Column.OTHER), f"{each.column}: {each.what}")

@@ -109,7 +109,7 @@ def run_trial(old: Installed, ground: Ground, conditions: Conditions, *, seed: i
             logs=read_logs(supervisor.logs()),
             secrets=(workload.marker, str(urlsplit(database.dsn).password)),
             executions=stored_steps.read_executions(executions_beside(servers.side_effects)),
-            migrated_back=old.revision != THIS.revision,
+            subtracted=course.subtracted,
             stored=stored_steps.read_stored(connection) if conditions.execution is Execution.ORCHEO else [],
         )
         releases = course.releases_of_workers()
