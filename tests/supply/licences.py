@@ -88,9 +88,7 @@ def needless(found: list[Distribution], rules: Rules) -> list[str]:
     locked = {each.name for lock in LOCKS for each in read(lock)}
     by_name = {each.name: each for each in found}
     listed = [*rules.runtime, *rules.development]
-    return [
-        name for name in listed if (name not in locked if name not in by_name else _is_needless(by_name[name], rules))
-    ]
+    return [name for name in listed if (_is_needless(by_name[name], rules) if name in by_name else name not in locked)]
 
 
 def _is_needless(found: Distribution, rules: Rules) -> bool:

@@ -17,7 +17,7 @@ PYTHON = "3.12"
 """The oldest Python that the locks are for."""
 _HEAD = "# Made by 'make lock' from pyproject.toml and constraints.txt: {what}.\n"
 _ENTRY = re.compile(r"^(?P<name>[a-z0-9-]+)==(?P<version>[^\s;\\]+)(?: ; (?P<marker>[^\\]+?))?(?: \\)?$")
-_NEVER = re.compile(r"sys_platform == '(win32|emscripten)'(?: or sys_platform == '(win32|emscripten)')*")
+_NEVER = re.compile(r"(?:sys_platform == '(?:win32|emscripten)'(?: or |$))+")
 _INSTALL = ("--group", "install")
 _WORK = (
     "pyproject.toml",

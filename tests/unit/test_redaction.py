@@ -233,23 +233,8 @@ def test_value_after_a_name_is_hidden_however_it_is_quoted(text: str, hidden: st
 
 
 _FRAGMENTS = (
-    *(
-        "password",
-        "token",
-        "api_key",
-        "Bearer ",
-        "bearer\u2003",
-        "https",
-        "://",
-        "@",
-        ":",
-        "=",
-        ",",
-        " ",
-        "\t",
-        "\u00a0",
-    ),
-    *("'", '"', "\\", "\\n", "\r\n", "b'", "Zm9v" * 15, "hunter2", "kept-secret-value", "a", "9", ".", "-", "/", "é"),
+    *("password", "token", "api_key", "https", "hunter2", "kept-secret-value", "Bearer ", "bearer\u2003", "Zm9v" * 15),
+    *("://", "\\n", "\r\n", "b'", *"@:=,'\"\\a9.-/é \t\u00a0"),
 )
 
 
