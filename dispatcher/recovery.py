@@ -152,8 +152,8 @@ class Recovery:
     def reconcile(self) -> Recovered:
         """Extend claims whose messages Redis still holds; release claims whose messages it lost.
 
-        A message that a worker has received but not acknowledged for one lease was lost with its worker, because
-        Celery acknowledges messages as soon as the worker accepts their runs.
+        A message that a worker has received is no longer in Redis: if the run has not begun within one lease, the
+        message was lost with its worker. Workers of earlier releases leave it in Redis, and get one more lease.
         """
         lapsed = self._store.lapsed(batch=max(self._settings.batch_size, self._settings.max_queued))
         if not lapsed:

@@ -28,7 +28,7 @@ class Held:
     waiting: frozenset[Claim]
     """Claims in the queue, not delivered yet."""
     delivered: frozenset[Claim]
-    """Claims that were delivered to a worker and not acknowledged yet."""
+    """Claims that were delivered to a worker of an earlier release and not acknowledged yet."""
 
 
 def held_claims(client: redis.Redis, installation: Installation, claims: Collection[Claim]) -> Held:
@@ -77,7 +77,7 @@ def _queued(client: redis.Redis, queue: str, most: int) -> Iterator[list[Claim] 
 
 
 def _unacked(client: redis.Redis, key: str) -> Iterator[list[Claim] | None]:
-    """Yield the claims of each piece of the messages that kombu keeps until workers acknowledge them."""
+    """Yield the claims of each piece of the messages that earlier releases keep until workers acknowledge them."""
     cursor, read = 0, 0
     while read < _MOST_MESSAGES:
         answer: Any = client.hscan(key, cursor, count=_PIECE)

@@ -71,7 +71,7 @@ class Installation:
 
     @property
     def unacked(self) -> str:
-        """Key where kombu keeps messages that were delivered and not acknowledged."""
+        """Key where workers of earlier releases keep messages that were delivered and not acknowledged."""
         return f"{OLD_UNACKED}:{self.name}"
 
 

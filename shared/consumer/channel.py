@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
+from kombu.transport import virtual
 from kombu.transport.redis import Channel as RedisChannel
-from kombu.transport.redis import QoS as RedisQoS
 
 from orcheo_dispatch.shared.consumer.intake import Intake
 from orcheo_dispatch.shared.logs.lines import describe, log
@@ -27,7 +27,7 @@ class Taker(Protocol):
         """Return whether to take one more message."""
 
 
-class QoS(RedisQoS):
+class QoS(virtual.QoS):
     """Limits what a channel takes: nothing while its consumer is paused, except what Redis has already delivered."""
 
     def can_consume(self) -> bool:
@@ -42,13 +42,13 @@ class QoS(RedisQoS):
 class Channel(RedisChannel):
     """A channel that drops anything that is not a message. Kombu's channel would end the worker or reconnect."""
 
-    QoS = QoS
-
     def __init__(self, consumer: Taker, *args: Any, **kwargs: Any) -> None:
         self.consumer = consumer
         self.asked_at = time.monotonic()
         """Time of the last request for a message (`time.monotonic()`)."""
         super().__init__(*args, **kwargs)
+        # Kombu's own constructor replaces it, because messages are not acknowledged to Redis.
+        self.QoS: Any = QoS
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         self.asked_at = time.monotonic()

@@ -108,7 +108,7 @@ def test_redis_flushed_between_publish_and_begin_delays_runs_and_loses_none(
 
 
 def test_message_that_died_with_its_worker_is_published_again(database: Database, stack: Stack, redis_url: str) -> None:
-    """Taken from the queue, never acknowledged: kombu keeps it for a day, a lease has to do."""
+    """Taken from the queue, never acknowledged: Redis has it no longer, and a lease has to do."""
     (run_id,) = insert_runs(database)
     installation = installation_of(database)
     consumer = make_app("test", settings_for(database, redis_url), installation)
@@ -117,13 +117,33 @@ def test_message_that_died_with_its_worker_is_published_again(database: Database
             queue = connection.SimpleQueue(installation.runs)
             queue.get(timeout=20)
             with redis.Redis.from_url(redis_url) as client:
-                assert client.hlen(installation.unacked) == 1
-                with stack.running("worker"):
-                    until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
-                assert client.hlen(installation.unacked) == 1
+                assert not client.keys("*unacked*")
+            with stack.running("worker"):
+                until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
             queue.close()
     consumer.close()
-    assert ledger(database, run_id)["attempts"] == 1
+    row = ledger(database, run_id)
+    assert (row["attempts"], nth_claim(row["fence"])) == (1, 2)
+
+
+def test_message_goes_back_to_its_queue_when_its_consumer_stops(
+    database: Database, stack: Stack, redis_url: str
+) -> None:
+    (run_id,) = insert_runs(database)
+    installation = installation_of(database)
+    consumer = make_app("test", settings_for(database, redis_url), installation)
+    with stack.running("dispatcher"):
+        with consumer.connection_for_read() as connection:
+            queue = connection.SimpleQueue(installation.runs)
+            queue.get(timeout=20)
+            with redis.Redis.from_url(redis_url) as client:
+                assert client.llen(installation.runs) == 0
+                connection.close()
+                assert client.llen(installation.runs) == 1
+        with stack.running("worker"):
+            until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
+    consumer.close()
+    assert nth_claim(ledger(database, run_id)["fence"]) == 1
 
 
 def test_worker_that_cannot_renew_its_lease_stops_its_runs(
