@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 import redis
 from sqlalchemy import text
 
@@ -107,19 +108,26 @@ def test_redis_flushed_between_publish_and_begin_delays_runs_and_loses_none(
     assert {nth_claim(row["fence"]) for row in rows} == {2}
 
 
-def test_message_that_died_with_its_worker_is_published_again(database: Database, stack: Stack, redis_url: str) -> None:
-    """Taken from the queue, never acknowledged: Redis has it no longer, and a lease has to do."""
+@pytest.mark.parametrize("release", ["this", "last"])
+def test_message_that_died_with_its_worker_is_published_again(
+    database: Database, stack: Stack, redis_url: str, release: str
+) -> None:
+    """Taken from the queue, never acknowledged. Only consumers of the last release leave a copy in Redis."""
     (run_id,) = insert_runs(database)
     installation = installation_of(database)
     consumer = make_app("test", settings_for(database, redis_url), installation)
+    if release == "last":
+        consumer.conf.broker_transport_options |= {"ack_emulation": True, "unacked_key": installation.unacked}
     with stack.running("dispatcher", ORCHEO_DISPATCH_LEASE="1"):
         with consumer.connection_for_read() as connection:
             queue = connection.SimpleQueue(installation.runs)
             queue.get(timeout=20)
             with redis.Redis.from_url(redis_url) as client:
-                assert not client.keys("*unacked*")
-            with stack.running("worker"):
-                until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
+                copies = 1 if release == "last" else 0
+                assert client.hlen(installation.unacked) == copies
+                with stack.running("worker"):
+                    until(lambda: read_run(database, run_id)["status"] == "succeeded", what="the run succeeded")
+                assert client.hlen(installation.unacked) == copies
             queue.close()
     consumer.close()
     row = ledger(database, run_id)
