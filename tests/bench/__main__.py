@@ -82,7 +82,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Measure orcheo-dispatch and its peers, side by side.")
     parser.add_argument("--only", type=_names, default=list(measurements.ALL), help="measurements, by comma")
-    parser.add_argument("--rounds", type=_positive, default=3, help="rounds that count, 3 by default")
+    parser.add_argument("--rounds", type=_positive, default=2, help="rounds that count, 2 by default")
     parser.add_argument("--share", type=_share, default=1.0, help="share of the full sizes, for a quicker look: 0.1")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: a smoke test, no figures")
     parser.add_argument("--ratios", action="store_true", help="print the targets alone, most of them ratios")

@@ -13,7 +13,7 @@ TITLE = "Doing nothing"
 OURS = "orcheo-dispatch"
 _INTERVAL_SECONDS = 1
 _VARIABLES = {"ORCHEO_DISPATCH_POLL_INTERVAL": str(_INTERVAL_SECONDS)}
-_WINDOW_SECONDS = {0: 2, 1: 10, 4: 6, 16: 6}
+_WINDOW_SECONDS = {0: 2, 1: 10, 4: 6}
 """By dispatchers; none, to know what the servers take by themselves. CPU is counted in ticks of 10 ms: the number that
 has a target gets the longest."""
 _SETTLE_SECONDS = 6
@@ -26,8 +26,6 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     series: list[Series] = []
     with setting.without_api():
         for dispatchers, full_seconds in _WINDOW_SECONDS.items():
-            if scale.quick and dispatchers > 4:
-                continue
             seconds = scale.size(full_seconds, 2)
             setting.empty()
             with setting.ours(_VARIABLES, beats=min(1, dispatchers), dispatchers=dispatchers, workers=0) as running:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from tests.bench.result import Measurement
 from tests.bench.setting import Scale, Setting
 
-ALL = ("trivial", "resuming", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
+ALL = ("trivial", "waiting", "noop", "latency", "claim", "idle", "start", "webhook", "floor", "scale")
 """What `make bench` measures."""
-OTHERS = ("outages", "policies", "traces")
+OTHERS = ("outages", "policies", "resuming", "traces")
 """What is measured only when it is asked for."""
 
 

@@ -30,10 +30,10 @@ _CONCURRENCY = 32
 _ONE_MANAGER = {"BENCH_MANAGERS": "1", "BENCH_BATCH": "10"}
 _TUNED = {"BENCH_MANAGERS": "5", "BENCH_BATCH": "100"}
 # A peer's rate does not depend on how long it goes on; its own backlog does not end within this.
-_BOX_SECONDS = 6.0
+_BOX_SECONDS = 4.0
 _PROCESSES = (1, 2)
 # It enqueues one at a time; more would not end within the seconds above.
-_DBOS_JOBS = 4_000
+_DBOS_JOBS = 2_500
 _WARM_UP_RUNS = 200
 
 _WINDOW = """

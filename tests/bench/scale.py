@@ -1,4 +1,4 @@
-"""How runs a second grow with worker processes: a curve, not a target. On as many cores as this machine has."""
+"""How runs that wait grow with worker processes: a curve, not a target. On as many cores as this machine has."""
 
 from __future__ import annotations
 
@@ -6,42 +6,34 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from orcheo_dispatch.ops.demo import WORKFLOW
-from tests.bench import waiting
 from tests.bench.result import Curve, Measurement, Series
 from tests.bench.rounds import Values, in_turn
 from tests.bench.runs import Fired
 from tests.bench.setting import Scale, Setting
+from tests.bench.waiting import WAIT_SECONDS, WORKFLOW
 
 TITLE = "More worker processes"
-_PROCESSES = (1, 2, 4, 8)
-_ROUNDS = 2
+_PROCESSES = (1, 2, 4)
 _WARM_UP_RUNS = 10
 _RATE = ("rate", "runs/s")
 _SPAN = "SELECT EXTRACT(epoch FROM max(settled_at) - min(begun_at))::float8 FROM orcheo_dispatch.dispatch"
 
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
-    """Measure runs that wait and runs that do not, with the default settings."""
-    few = replace(scale, rounds=min(_ROUNDS, scale.rounds))
+    """Measure runs that wait, with the default settings, once: the wait makes the rounds alike."""
+    once = replace(scale, rounds=1)
+    name = f"runs that wait {WAIT_SECONDS:g} s"
+    fired = Fired(setting, WORKFLOW, scale.size(256, 20))
     series: list[Series] = []
-    for name, workflow, count in (
-        (f"runs that wait {waiting.WAIT_SECONDS:g} s", waiting.WORKFLOW, scale.size(500, 20)),
-        ("trivial runs", WORKFLOW, scale.size(800, 20)),
-    ):
-        fired = Fired(setting, workflow, count)
-        for processes in _PROCESSES[:2] if scale.quick else _PROCESSES:
-            series += in_turn(few, {name: partial(_once, setting, fired, processes)}, at=processes, warm_up=False)
-    curves = tuple(
-        Curve(f"scale-{word}", f"Runs a second by worker processes: {name}", _RATE[0], "worker processes", (name,))
-        for word, name in zip(("waiting", "trivial"), dict.fromkeys(each.system for each in series), strict=True)
-    )
+    for processes in _PROCESSES[:2] if scale.quick else _PROCESSES:
+        series += in_turn(once, {name: partial(_once, setting, fired, processes)}, at=processes, warm_up=False)
+    curve = Curve("scale-waiting", f"Runs a second by worker processes: {name}", _RATE[0], "worker processes", (name,))
     note = (
-        "All runs become pending at once, when all processes are up and warm; from the first begin to the last settle. "
-        "Default settings: 32 runs at a time in a process. All processes, the servers too, share the "
+        f"{fired.count} runs become pending at once, when all processes are up and warm; from the first begin to the "
+        "last settle. Default settings: 32 runs at a time in a process. All processes, the servers too, share the "
         f"{os.cpu_count()} cores of one machine."
     )
-    return Measurement("scale", TITLE, tuple(series), curves=curves, notes=(note,))
+    return Measurement("scale", TITLE, tuple(series), curves=(curve,), notes=(note,))
 
 
 def _once(setting: Setting, fired: Fired, processes: int) -> Values:

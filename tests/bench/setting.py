@@ -56,7 +56,7 @@ SELECT EXISTS (SELECT FROM workflow_runs WHERE status = 'pending')
 class Scale:
     """How much is measured: rounds that count, whether sizes are tiny, and else the share of the full sizes."""
 
-    rounds: int = 3
+    rounds: int = 2
     quick: bool = False
     share: float = 1.0
 

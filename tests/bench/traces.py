@@ -54,7 +54,8 @@ def _of_workflows(
 ) -> list[Series]:
     """Measure a trivial Orcheo workflow in the same way."""
     each = {
-        f"{name}{_ORCHEO}": trivial_round(setting, fired, partial(setting.ours, systems[name])) for name in (OFF, ON)
+        f"{name}{_ORCHEO}": trivial_round(setting, fired, partial(setting.ours, systems[name]), fired.count)
+        for name in (OFF, ON)
     }
     return in_turn(scale, each, warm_up=False)
 

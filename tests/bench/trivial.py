@@ -33,24 +33,24 @@ SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
                           - min((payload ->> 'started_at')::timestamptz))::float8 AS seconds
   FROM workflow_runs
 """
+_WRITTEN = "SELECT pg_current_wal_insert_lsn() - '0/0'"
 
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure the stock worker and ours in turn, then count statements in a round of its own."""
-    count = scale.size(1_000, 40)
+    count, few = scale.size(600, 40), scale.size(200, 20)
     say(f"  firing {count} webhooks")
     fired = Fired(setting, WORKFLOW, count)
-    systems: Mapping[str, Start] = {
-        STOCK: setting.stock,
-        ONE: lambda: setting.ours(workers=1),
-        TWO: lambda: setting.ours(workers=2),
-        ISOLATED: lambda: setting.ours(_PROCESS),
+    systems: Mapping[str, tuple[Start, int]] = {
+        STOCK: (setting.stock, count),
+        ONE: (lambda: setting.ours(workers=1), count),
+        TWO: (lambda: setting.ours(workers=2), count),
+        ISOLATED: (lambda: setting.ours(_PROCESS), few),
     }
     with setting.without_api():
-        series = in_turn(
-            scale, {name: round_of(setting, fired, start) for name, start in systems.items()}, warm_up=False
-        )
-        statements = [_statements(setting, fired, name, systems[name]) for name in (STOCK, ONE)]
+        rounds = {name: round_of(setting, fired, start, number) for name, (start, number) in systems.items()}
+        series = in_turn(scale, rounds, warm_up=False)
+        statements = [_statements(setting, fired, name, systems[name][0]) for name in (STOCK, ONE)]
     curves = (
         Curve("trivial-rate", "Trivial runs a second", RATE[0]),
         Curve("trivial-cpu", "CPU a trivial run, by process", CPU[0], parts=PARTS),
@@ -59,8 +59,9 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
         f"{count:,} webhooks fired once through the API; each round puts the same rows, run slots and pushed messages "
         "back at once, when all processes are up and have executed 20 others. "
         "The rate is from the first `started_at` to the last `completed_at`. "
-        "Default settings throughout, but for `ORCHEO_WORKER_ISOLATION=process` where each run has a process; a worker "
-        "of ours has a runner for each core, the stock worker two processes, without its Beat. "
+        f"Default settings throughout, but for `ORCHEO_WORKER_ISOLATION=process` and {few} runs where each run has a "
+        "process; a worker of ours has a runner for each core, the stock worker two processes, without its Beat. "
+        "WAL is what Postgres wrote from the first row to the last terminal status, full pages included. "
         "Statements are counted in a round of their own, from the server's log."
     )
     notes = (note, *(words for _, words in statements))
@@ -68,20 +69,27 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
     return Measurement("trivial", TITLE, tuple(series), _targets(series), curves, notes)
 
 
-def round_of(setting: Setting, fired: Fired, start: Start) -> Callable[[], Values]:
-    """Return what executes the fired runs once, with the processes that `start` starts."""
+def round_of(setting: Setting, fired: Fired, start: Start, count: int) -> Callable[[], Values]:
+    """Return what executes so many of the fired runs once, with the processes that `start` starts."""
 
     def once() -> Values:
         with _warm(setting, fired, start) as running:
             used = running.used()
-            fired.restore()
+            fired.restore(count)
+            before = setting.value(_WRITTEN)
             setting.until_terminal()
+            wal = float(setting.value(_WRITTEN) - before)
             used.stop()
         (found,) = setting.rows(_WINDOW)
-        if found["runs"] < fired.count - _MAY_FAIL:
-            raise RuntimeError(f"{found['runs']} of {fired.count} runs succeeded: {setting.statuses()}")
-        cpu = {(f"CPU, {name}", "ms/run"): 1000 * seconds / fired.count for name, seconds in used.cpu.items()}
-        return {RATE: found["runs"] / found["seconds"], **cpu, CPU: 1000 * sum(used.cpu.values()) / fired.count}
+        if found["runs"] < count - _MAY_FAIL:
+            raise RuntimeError(f"{found['runs']} of {count} runs succeeded: {setting.statuses()}")
+        cpu = {(f"CPU, {name}", "ms/run"): 1000 * seconds / count for name, seconds in used.cpu.items()}
+        return {
+            RATE: found["runs"] / found["seconds"],
+            **cpu,
+            CPU: 1000 * sum(used.cpu.values()) / count,
+            ("WAL", "KB/run"): wal / 1024 / count,
+        }
 
     return once
 

@@ -40,7 +40,7 @@ SELECT count(*) FILTER (WHERE status = 'succeeded') AS runs,
 
 def measure(setting: Setting, scale: Scale) -> Measurement:
     """Measure one worker of ours with all runs at once, and the stock worker once with fewer runs."""
-    count, few = scale.size(500, 20), scale.size(20, 4)
+    count, few = scale.size(500, 20), scale.size(8, 4)
     say(f"  firing {count} webhooks")
     fired = Fired(setting, WORKFLOW, count)
     with setting.without_api():
