@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from orcheo_dispatch.shared.ledger.model import Claim
-from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.ledger.runs import NotBegun, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, execute, insert_runs, ledger, one, store_of
@@ -136,11 +136,18 @@ def test_locked_claim_is_left_and_the_others_are_released(database: Database, ta
         assert ledger(database, free.run_id)["outcome"] == "released"
 
 
+def _release(store: Store, claim: Claim) -> None:
+    assert store.release([claim], reason="test") == 1
+
+
+def _begin(store: Store, claim: Claim) -> None:
+    assert isinstance(store.begin(claim, worker_id=uuid4(), lease=60), NotBegun)
+
+
+@pytest.mark.parametrize("settle", [_release, _begin])
 @pytest.mark.parametrize(
     ("status", "action", "actor", "attempts", "outcome", "slot"),
     [
-        ("pending", "x", "x", 0, "released", "held"),
-        ("pending", "run_started", "worker", 0, "released", "held"),
         ("running", "run_started", "worker", 0, "skipped", "held"),
         ("cancelled", "x", "x", 0, "cancelled", "due"),
         ("cancelled", "run_started", "worker", 0, "cancelled", "due"),
@@ -151,17 +158,35 @@ def test_locked_claim_is_left_and_the_others_are_released(database: Database, ta
         ("succeeded", "x", "worker", 0, "skipped", "due"),
     ],
 )
-def test_slot_of_a_released_claim_is_due_unless_another_worker_has_returned_it(
-    database: Database, status: str, action: str, actor: str, attempts: int, outcome: str, slot: str
+def test_slot_of_a_claim_that_does_not_begin_is_due_unless_another_worker_has_returned_it(
+    database: Database,
+    settle: Callable[[Store, Claim], None],
+    status: str,
+    action: str,
+    actor: str,
+    attempts: int,
+    outcome: str,
+    slot: str,
 ) -> None:
     insert_runs(database)
     with store_of(database) as (store, _):
         (claim,) = claim_all(store)
         execute(database, _RAN_ELSEWHERE, status, action, actor)
         execute(database, "UPDATE orcheo_dispatch.dispatch SET attempts = %s", attempts)
-        assert store.release([claim], reason="test") == 1
+        settle(store, claim)
         row = ledger(database, claim.run_id)
-    assert (row["state"], row["outcome"], row["slot"], row["reason"]) == ("settled", outcome, slot, "test")
+    assert (row["state"], row["outcome"], row["slot"]) == ("settled", outcome, slot)
+
+
+@pytest.mark.parametrize(("action", "actor"), [("x", "x"), ("run_started", "worker")])
+def test_pending_run_keeps_its_slot_when_its_claim_is_released(database: Database, action: str, actor: str) -> None:
+    insert_runs(database)
+    with store_of(database) as (store, _):
+        (claim,) = claim_all(store)
+        execute(database, _RAN_ELSEWHERE, "pending", action, actor)
+        _release(store, claim)
+        row = ledger(database, claim.run_id)
+    assert (row["state"], row["outcome"], row["slot"], row["reason"]) == ("settled", "released", "held", "test")
 
 
 def test_slot_of_a_run_without_a_workspace_is_never_due(database: Database) -> None:
