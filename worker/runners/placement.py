@@ -1,8 +1,9 @@
 """Decide which runner executes which run.
 
 A shared runner executes runs of one workspace, and the least loaded one is chosen; a dedicated runner executes a single
-run. At most `most` runners exist at a time. If there is none for a run, an idle runner of another workspace ends to
-make room. If all are busy, the runner that has served its workspace longest gets no new runs, and ends when its runs
+run. While the event loops of all runners of a workspace are blocked, a spare joins them; afterwards, one that has no
+runs ends. At most `most` runners exist at a time. If there is none for a run, an idle runner of another workspace ends
+to make room. If all are busy, the runner that has served its workspace longest gets no new runs, and ends when its runs
 have ended. So workspaces beyond the limit take turns.
 """
 
@@ -79,7 +80,7 @@ def assign(runners: Collection[Runner], workspace: str, *, dedicated: bool, proc
 def plan(
     runners: Collection[Runner], waiting: Waiting, *, starting: int, processes: int, most: int
 ) -> tuple[int, list[Runner]]:
-    """Return how many runners to start now, and which runners must end so that others can be started.
+    """Return how many runners to start now, and which must end: as surplus, or so that others can be started.
 
     Besides the spares for waiting runs, keep one ready, or more if fewer than `processes` runners exist.
     """
@@ -88,7 +89,7 @@ def plan(
     spares = starting + sum(each.workspace is None and not each.draining for each in runners)
     room = max(0, most - starting - len(runners))
     starts = min(missing + max(1, processes - len(runners)) - spares, room)
-    leaving: list[Runner] = []
+    leaving = list(_surplus(runners, processes))
     for _ in range(missing - spares - room - sum(each.draining for each in runners)):
         staying = [each for each in runners if each not in leaving]
         one = _idle_of_others(staying, turns[0][0]) or _longest_served(staying, turns[0][0])
@@ -96,6 +97,17 @@ def plan(
             break
         leaving.append(one)
     return max(0, starts), leaving
+
+
+def _surplus(runners: Iterable[Runner], processes: int) -> Iterator[Runner]:
+    """Yield a shared runner without runs of each workspace that has more than `processes` free ones."""
+    free: dict[str, list[Runner]] = {}
+    for each in runners:
+        if each.workspace is not None and not each.dedicated and each.is_free:
+            free.setdefault(each.workspace, []).append(each)
+    for own in free.values():
+        if len(own) > processes:
+            yield from [each for each in own if not each.executions][:1]
 
 
 def _idle_of_others(runners: Iterable[Runner], workspace: str) -> Runner | None:
