@@ -98,7 +98,7 @@ class Backlog:
         yield gauge(
             "pending_oldest_age_seconds", "Age of the oldest pending run; 0 if there is none.", of.get("oldest")
         )
-        yield gauge("claimed_runs", "Runs claimed and not published yet.", of.get("claimed"))
+        yield gauge("claimed_runs", "Runs claimed and not marked as published yet.", of.get("claimed"))
         yield gauge("published_runs", "Runs published and not begun yet.", of.get("published"))
         yield gauge("stuck_runs", "Runs that are running although their lease has expired.", of.get("stuck"))
         yield gauge("unclaimed_runs", "Pending runs that no dispatcher will claim.", of.get("unclaimed"))

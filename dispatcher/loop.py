@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 from sqlalchemy import Engine
 
@@ -91,6 +92,8 @@ class PollLoop:
         delay: float | None = 0.0
         while self._wait(delay):
             delay = self._poll_once()
+        with suppress(DatabaseError):
+            self._poller.finish()
 
     def _wait(self, delay: float | None) -> bool:
         """Wait for a wake-up, for `delay` seconds, or until Beat has been silent too long; return False to stop."""

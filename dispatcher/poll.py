@@ -95,8 +95,16 @@ class Poller:
             self._recovery.outage()
             raise
 
+    def finish(self) -> None:
+        """Mark all claims that were published and have not begun; call this after the last poll.
+
+        Raises `DatabaseError` if the server is unavailable.
+        """
+        self._outgoing.mark(self._steps, after=0)
+
     def _poll(self) -> PollReport:
         look = self._look()
+        self._outgoing.mark(self._steps)
         recovered = self._recover(look, before_claims=True)
         recovered += self._steps.run("retry", lambda: self._recovery.retry(look), Recovered())
         room = self._room(look, recovered)

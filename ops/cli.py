@@ -207,6 +207,7 @@ def poll(as_json: Json = False) -> None:
     try:
         report = once.poller.poll()
         once.upkeep.once()
+        once.poller.finish()
     finally:
         once.close()
     if as_json:

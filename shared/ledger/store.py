@@ -124,9 +124,9 @@ class Store(Recovering):
             log.debug("workers_unknown", reason=str(error))
         return self._consumed
 
-    def mark_published(self, claims: Iterable[Claim], *, lease: float) -> None:
-        """Record that the messages of these claims are in Redis."""
-        self._sifted_claims("publish", MARK_PUBLISHED, claims, lease=lease)
+    def mark_published(self, claims: Iterable[Claim]) -> None:
+        """Record that the messages of these claims are in Redis, unless their runs have begun."""
+        self._sifted_claims("publish", MARK_PUBLISHED, claims)
 
     def release(self, claims: Iterable[Claim], *, reason: str) -> int:
         """Release claims whose runs never began; return how many of them were still ours."""

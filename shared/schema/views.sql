@@ -367,7 +367,7 @@ COMMENT ON VIEW orcheo_dispatch.queue_and_backlog IS
     'Our runs that have not ended, by where they are: in the table, in Redis, in a worker. One row.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.backlog IS 'Pending runs that a dispatcher claims, up to 25,000.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.unclaimed IS 'Those that no dispatcher has claimed yet.';
-COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.claimed IS 'Claimed and not yet published.';
+COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.claimed IS 'Claimed and not marked as published yet.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.published IS
     'Published and not yet begun: their messages are in Redis, or with a worker.';
 COMMENT ON COLUMN orcheo_dispatch.queue_and_backlog.running IS 'Running in a worker.';

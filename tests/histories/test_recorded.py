@@ -83,7 +83,7 @@ def scene(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_whole_life_of_runs_is_recorded_and_legal(scene: Scene) -> None:
     claims = claim_all(scene.ann)
-    scene.ann.mark_published(claims, lease=60)
+    scene.ann.mark_published(claims)
     first, second, *others = claims
     scene.ann.release([first], reason="test")
     assert all(isinstance(each, Run) for each in scene.ann.begin_all([second, *others], worker_id=ANN, lease=60))

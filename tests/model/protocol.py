@@ -78,7 +78,7 @@ class Protocol:
         for fence in s.unmarked:
             marked = row
             if row.fence == fence and (row.state == "claimed" or not self._has(Rule.MARK_IS_CLAIMED)):
-                marked = row._replace(state="published", lapsed=False)
+                marked = row._replace(state="published")
             yield Move(f"mark {fence}", s._replace(unmarked=_without(s.unmarked, fence), row=marked))
         if row.state in LIVE and not row.lapsed:
             holders = tuple(

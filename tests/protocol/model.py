@@ -123,10 +123,8 @@ class Model:
         return sorted(Claim(run.run_id, run.fence) for run in runs)
 
     def mark_published(self, claims: Sequence[Claim]) -> None:
-        for run in self._held(claims, "claimed", "running"):
-            if run.state == "claimed":
-                run.enter("published")
-            run.touched += 1
+        for run in self._held(claims, "claimed"):
+            run.enter("published")
 
     def release(self, claims: Sequence[Claim]) -> int:
         released = [run for run in self._held(claims, *QUEUED) if run.status]

@@ -123,7 +123,7 @@ class Real:
         )
 
     def mark_published(self, claims: Sequence[Claim]) -> None:
-        self._store.mark_published(self._fences.real(claims), lease=_LEASE)
+        self._store.mark_published(self._fences.real(claims))
 
     def release(self, claims: Sequence[Claim]) -> int:
         return self._store.release(self._fences.real(claims), reason="test")

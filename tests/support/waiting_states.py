@@ -62,7 +62,7 @@ def fill_waiting(database: Database) -> Waiting:
         execute(database, "SELECT orcheo_dispatch.answer(%s, %s, 'ada')", runs.answered, json.dumps(MARKER))
         _lose(database, store, runs.resumed)
         (again,) = (claim for claim in claim_all(store) if claim.run_id == runs.resumed)
-        store.mark_published([again], lease=60)
+        store.mark_published([again])
         assert isinstance(store.begin(again, worker_id=uuid4(), lease=600), Run)
     _trace(database, runs.resumed)
     return runs

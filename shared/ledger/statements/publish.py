@@ -2,24 +2,22 @@
 
 from sqlalchemy import text
 
-# Record that the messages are in Redis. If a worker has begun the run already, only the time is recorded, and not even
-# that if it has the row locked. So no two batches of rows can ever wait for each other.
+# Record that the messages of claims are in Redis. A run that has begun is not written again. Neither is the lease: a
+# message may have been lost since. A row that another session has locked stays as it is, so no two batches of rows can
+# ever wait for each other.
 MARK_PUBLISHED = text("""
-WITH sent AS MATERIALIZED (
+WITH waiting AS MATERIALIZED (
     SELECT d.run_id
       FROM orcheo_dispatch.dispatch AS d
       JOIN unnest(CAST(:run_ids AS text[]), CAST(:fences AS bigint[])) AS m(run_id, fence)
         ON m.run_id = d.run_id AND m.fence = d.fence
-     WHERE d.state || '' IN ('claimed', 'running')
+     WHERE d.state || '' = 'claimed'
        FOR UPDATE OF d SKIP LOCKED
 )
 UPDATE orcheo_dispatch.dispatch AS d
-   SET state = CASE WHEN d.state = 'claimed' THEN 'published' ELSE d.state END,
-       published_at = now(),
-       lease_expires_at = CASE WHEN d.state = 'claimed' THEN now() + make_interval(secs => :lease)
-                               ELSE d.lease_expires_at END
-  FROM sent AS s
- WHERE d.run_id = s.run_id
+   SET state = 'published', published_at = d.claimed_at
+  FROM waiting AS w
+ WHERE d.run_id = w.run_id
 RETURNING d.run_id, d.fence
 """)
 

@@ -83,7 +83,7 @@ def _stock(database: Database) -> dict[str, str]:
         for kind in ProcessKind:
             Process(kind, concurrency=2, triggers=("webhook",)).seen(engine)
         claims = claim_all(store, 8)
-        store.mark_published(claims[:7], lease=60)
+        store.mark_published(claims[:7])
         for claim in claims[:6]:
             store.begin(claim, worker_id=uuid4(), lease=30)
         for claim, ending in zip(claims[:5], endings, strict=True):

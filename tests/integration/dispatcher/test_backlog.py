@@ -58,7 +58,7 @@ def test_backlog_counts_what_waits(database: Database, redis_url: str) -> None:
     execute(database, "UPDATE workflow_runs SET created_at = now() - interval '400 s' WHERE id = %s", runs[0])
     with store_of(database) as (store, engine), _backlog(database, redis_url) as made:
         claims = claim_all(store, 4)
-        store.mark_published(claims[:3], lease=60)
+        store.mark_published(claims[:3])
         store.begin(claims[0], worker_id=uuid4(), lease=30)
         execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
         execute(database, "UPDATE orcheo_dispatch.dispatch SET slot = 'due' WHERE run_id = %s", runs[1])

@@ -72,7 +72,7 @@ def _publish_as_before(database: Database, redis_url: str, claims: list[Claim]) 
             pairs = [claim.run_id, claim.fence]
             app.send_task(EXECUTE_RUN, args=pairs, queue="orcheo.runs", headers={"claims": pairs}, argsrepr="")
     with store_of(database) as (store, _):
-        store.mark_published(claims, lease=60)
+        store.mark_published(claims)
 
 
 def _worker_of_the_last_release(database: Database) -> Process:

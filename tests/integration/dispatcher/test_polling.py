@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -25,6 +26,7 @@ from tests.support.database.runs import (
     insert_runs,
     installation_of,
     ledger,
+    one,
     settings_for,
     times_claimed,
 )
@@ -44,7 +46,7 @@ def test_poll_publishes_only_run_and_fence(database: Database, redis_url: str) -
         assert message["headers"]["task"] == "orcheo_dispatch.execute_run"
         claim = Claim(run_id, ledger(database, run_id)["fence"])
         assert held_claims(client, installation_of(database), [claim]).waiting == {claim}
-    assert ledger(database, run_id)["state"] == "published"
+    assert ledger(database, run_id)["state"] == "claimed"
 
 
 def test_poll_keeps_the_queue_short_and_the_backlog_in_the_database(database: Database, redis_url: str) -> None:
@@ -68,7 +70,7 @@ def test_deep_backlog_is_claimed_in_batches_and_a_shallow_one_at_once(database: 
     with dispatcher_of(database, redis_url, max_queued=16, batch_size=8) as dispatcher:
         store, poll = Store(dispatcher.engine), dispatcher.poller.poll
         assert [poll().claimed for _ in range(2)] == [8, 8]
-        queued = everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch WHERE state = 'published'")
+        queued = everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch WHERE state <> 'settled'")
         begun = [Claim(row["run_id"], row["fence"]) for row in queued]
         store.begin_all(begun[:7], worker_id=uuid4(), lease=30)
         assert poll().claimed == 0, "for seven runs no batch is begun while others wait"
@@ -117,6 +119,7 @@ def test_redis_away_releases_claims_at_once_and_backs_off(database: Database, re
             if report.published:
                 break
         assert report.published == 3 or _published_within(dispatcher, 3)
+        dispatcher.poller.finish()
     for run_id in ids:
         row = ledger(database, run_id)
         assert (row["state"], row["attempts"]) == ("published", 0)
@@ -133,34 +136,76 @@ def _published_within(dispatcher: Dispatcher, count: int) -> bool:
     return False
 
 
-def test_message_in_hand_of_a_worker_is_not_lost(database: Database, redis_url: str) -> None:
-    """Delivered and not yet acknowledged: kombu keeps it in a hash beside the queue."""
+@pytest.mark.parametrize(("release", "extended"), [("this", 0), ("last", 1)])
+def test_message_in_hand_of_a_worker_is_published_again(
+    database: Database, redis_url: str, release: str, extended: int
+) -> None:
+    """Delivered, and its run has not begun within a lease. Consumers of the last release get one more lease."""
     from celery import Celery
 
     from orcheo_dispatch.shared.broker.app import make_app
 
     insert_runs(database, 1)
     with (
-        dispatcher_of(database, redis_url, lease=1) as dispatcher,
+        dispatcher_of(database, redis_url, lease=60) as dispatcher,
         redis.Redis.from_url(redis_url) as client,
     ):
         dispatcher.poller.poll()
         installation = installation_of(database)
         consumer: Celery = make_app("test", settings_for(database, redis_url), installation)
+        if release == "last":
+            consumer.conf.broker_transport_options |= {"ack_emulation": True, "unacked_key": installation.unacked}
         with consumer.connection_for_read() as connection:
             queue = connection.SimpleQueue(installation.runs)
             message = queue.get(timeout=10)
             assert client.llen(installation.runs) == 0
-            execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
-            report = dispatcher.poller.poll()
-            assert (report.extended, report.released) == (1, 0)
-            message.ack()
+            for _ in range(extended):
+                execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
+                report = dispatcher.poller.poll()
+                assert (report.extended, report.released) == (1, 0)
             execute(database, "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s'")
             report = dispatcher.poller.poll()
             assert (report.extended, report.released, report.published) == (0, 1, 1)
+            message.ack()
             queue.close()
         consumer.close()
     assert times_claimed(database) == {2}
+
+
+def test_only_a_claim_that_still_waits_is_marked_as_published(database: Database, redis_url: str) -> None:
+    insert_runs(database, 2)
+    with dispatcher_of(database, redis_url) as dispatcher:
+        dispatcher.poller.poll()
+        rows = everything(database, "SELECT run_id, fence FROM orcheo_dispatch.dispatch WHERE state = 'claimed'")
+        begun, waiting = (Claim(row["run_id"], row["fence"]) for row in rows)
+        Store(dispatcher.engine).begin_all([begun], worker_id=uuid4(), lease=60)
+        as_begun = _version(database, begun)
+        lease = ledger(database, waiting.run_id)["lease_expires_at"]
+
+        def marked() -> bool:
+            dispatcher.poller.poll()
+            return bool(ledger(database, waiting.run_id)["state"] == "published")
+
+        until(marked, what="the waiting claim is marked")
+        assert _version(database, begun) == as_begun, "its row is not written"
+        as_marked = _version(database, waiting)
+        dispatcher.poller.poll()
+        assert _version(database, waiting) == as_marked, "it is marked once"
+        row = ledger(database, waiting.run_id)
+        assert (row["published_at"], row["lease_expires_at"]) == (row["claimed_at"], lease)
+
+
+def test_the_last_poll_marks_what_it_has_published(database: Database, redis_url: str) -> None:
+    (run_id,) = insert_runs(database)
+    with dispatcher_of(database, redis_url) as dispatcher:
+        dispatcher.poller.poll()
+        dispatcher.poller.finish()
+        assert ledger(database, run_id)["state"] == "published"
+
+
+def _version(database: Database, claim: Claim) -> Any:
+    """Return what changes whenever the row is written."""
+    return one(database, "SELECT ctid FROM orcheo_dispatch.dispatch WHERE run_id = %s", claim.run_id)
 
 
 def test_slots_a_dead_worker_owed_are_given_back_once(database: Database, redis_url: str) -> None:

@@ -65,7 +65,7 @@ def _waiting(database: Database, number: int, *, interrupts: int = 1) -> list[st
     ending = Ending.waiting("{}", checkpoint_id="c", interrupts=interrupts, keeps_slot=False)
     with store_of(database) as (store, _):
         claims = claim_all(store, number)
-        store.mark_published(claims, lease=60)
+        store.mark_published(claims)
         for claim in claims:
             store.begin(claim, worker_id=uuid4(), lease=30)
             store.settle(claim, ending)

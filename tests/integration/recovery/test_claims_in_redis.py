@@ -35,16 +35,16 @@ def _expire(database: Database, seconds: int, *claims: Claim) -> None:
     )
 
 
-def test_published_claim_says_so_and_gets_another_lease(database: Database) -> None:
+def test_published_claim_says_so_and_keeps_its_lease(database: Database) -> None:
     insert_runs(database)
     with store_of(database) as (store, _):
         (claim,) = claim_all(store, lease=60.0)
         assert ledger(database, claim.run_id)["published_at"] is None
-        store.mark_published([claim], lease=3600)
+        store.mark_published([claim])
         row = ledger(database, claim.run_id)
-        assert (row["state"], row["published_at"] is None) == ("published", False)
-        assert _seconds_left(database, claim) > 3000
-        store.mark_published([claim], lease=7200)
+        assert (row["state"], row["published_at"]) == ("published", row["claimed_at"])
+        assert 50 < _seconds_left(database, claim) < 61
+        store.mark_published([claim])
         assert ledger(database, claim.run_id) == row, "it was published before"
 
 
@@ -53,16 +53,16 @@ def test_run_that_began_before_it_was_marked_keeps_its_state_and_its_lease(datab
     with store_of(database) as (store, _):
         (claim,) = claim_all(store)
         assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
-        store.mark_published([claim], lease=3600)
+        store.mark_published([claim])
         row = ledger(database, claim.run_id)
-        assert (row["state"], row["published_at"] is None) == ("running", False)
+        assert (row["state"], row["published_at"]) == ("running", None)
         assert _seconds_left(database, claim) < 31
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda store, claim: store.mark_published([claim], lease=3600),
+        lambda store, claim: store.mark_published([claim]),
         lambda store, claim: store.extend([claim], lease=3600, reason="late"),
         lambda store, claim: store.release([claim], reason="late"),
     ],
@@ -100,7 +100,7 @@ def test_claims_lapse_in_the_order_of_their_leases_and_runs_do_not(database: Dat
     insert_runs(database, 5)
     with store_of(database) as (store, _):
         claimed, published, begun, released, live = claim_all(store)
-        store.mark_published([published, live], lease=3600)
+        store.mark_published([published, live])
         assert isinstance(store.begin(begun, worker_id=uuid4(), lease=30), Run)
         store.release([released], reason="test")
         _expire(database, 5, published)
@@ -114,7 +114,7 @@ def test_extended_claim_counts_as_published_when_it_was_claimed(database: Databa
     insert_runs(database, 2)
     with store_of(database) as (store, _):
         claimed, published = claim_all(store)
-        store.mark_published([published], lease=60)
+        store.mark_published([published])
         at = ledger(database, published.run_id)["published_at"]
         assert store.extend([claimed, published], lease=3600, reason="in Redis") == 2
         row = ledger(database, claimed.run_id)

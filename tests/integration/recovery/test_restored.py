@@ -93,7 +93,7 @@ def test_worker_under_the_fence_of_another_changes_nothing(database: Database) -
     first_id, second_id = uuid4(), uuid4()
     with store_of(database) as (store, engine):
         (claim,) = claim_all(store)
-        store.mark_published([claim], lease=60)
+        store.mark_published([claim])
         _dump(database)
         first, second = Store(engine, worker_id=first_id), Store(engine, worker_id=second_id)
         assert isinstance(first.begin(claim, worker_id=first_id, lease=3600), Run)
@@ -114,7 +114,7 @@ def test_leases_of_processes_that_are_no_more_run_out(database: Database, redis_
         claims = claim_all(store, 6)
         for claim in claims[:3]:
             store.begin(claim, worker_id=uuid4(), lease=3600)
-        store.mark_published(claims[3:5], lease=3600)
+        store.mark_published(claims[3:5])
     aged = "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '8 days' WHERE state <> 'settled'"
     execute(database, aged)
     stack = Stack(database, redis_url, tmp_path / "effects")

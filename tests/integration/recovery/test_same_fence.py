@@ -31,7 +31,7 @@ def _settle(store: Store, claims: Sequence[Claim]) -> set[Claim]:
 
 
 def _publish(store: Store, claims: Sequence[Claim]) -> set[Claim]:
-    store.mark_published(claims, lease=3600)
+    store.mark_published(claims)
     return set()
 
 

@@ -195,7 +195,7 @@ def test_runs_go_on_without_views_and_indexes(database: Database, redis_url: str
     finally:
         dispatcher.close()
         app.close()
-    assert ledger(database, run_id)["state"] == "published"
+    assert ledger(database, run_id)["state"] == "claimed"
     assert read_run(database, run_id)["status"] == "pending"
 
 

@@ -104,7 +104,7 @@ def test_dispatcher_does_its_work(database: Database) -> None:
     first, second = insert_runs(database, 2)
     with store_of(database.seen_by(Kind.DISPATCHER)) as (store, _):
         claims = {claim.run_id: claim for claim in claim_all(store)}
-        store.mark_published(claims.values(), lease=60)
+        store.mark_published(claims.values())
         store.release([claims[second]], reason="test")
         with store_of(database.seen_by(Kind.WORKER)) as (worker, _):
             assert isinstance(worker.begin(claims[first], worker_id=uuid4(), lease=30), Run)

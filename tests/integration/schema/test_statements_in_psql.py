@@ -37,7 +37,7 @@ def filled(database: Database) -> Database:
     insert_runs(database, 12)
     with store_of(database) as (store, _):
         claims = claim_all(store, 8)
-        store.mark_published(claims[:6], lease=60)
+        store.mark_published(claims[:6])
         for claim in claims[:4]:
             store.begin(claim, worker_id=uuid4(), lease=30)
     execute(

@@ -220,7 +220,7 @@ def test_processes_and_queue_are_told(database: Database) -> None:
             [vanished.id, beat.id],
         )
         claims = claim_all(store, 3)
-        store.mark_published(claims[:2], lease=60)
+        store.mark_published(claims[:2])
         store.begin(claims[0], worker_id=alive.id, lease=30)
     found = {row["id"]: (row["alive"], row["vanished"]) for row in _view(database, "processes")}
     assert found == {alive.id: (True, False), vanished.id: (False, True), beat.id: (False, False)}

@@ -103,7 +103,7 @@ def test_claimed_and_published_runs_are_counted_once(database: Database) -> None
     insert_runs(database, 10)
     with store_of(database) as (store, _):
         claims = claim_all(store, 6)
-        store.mark_published(claims[:3], lease=60)
+        store.mark_published(claims[:3])
     row = _wanted(database)
     assert row["backlog"] == 10
     assert _wanted_for(database, 60, 1) == 10

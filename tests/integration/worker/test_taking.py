@@ -45,7 +45,7 @@ def _publish(database: Database, redis_url: str, *, per_message: int) -> list[Cl
     with store_of(database) as (store, _):
         claims = claim_all(store, 1000)
         published, error = Publisher(app, installation).publish(claims, per_message=per_message)
-        store.mark_published(published, lease=60)
+        store.mark_published(published)
     app.close()
     assert error is None
     return published
