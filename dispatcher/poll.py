@@ -104,7 +104,6 @@ class Poller:
 
     def _poll(self) -> PollReport:
         look = self._look()
-        self._outgoing.mark(self._steps)
         recovered = self._recover(look, before_claims=True)
         recovered += self._steps.run("retry", lambda: self._recovery.retry(look), Recovered())
         room = self._room(look, recovered)
@@ -112,6 +111,7 @@ class Poller:
         recovered += self._recover(look, before_claims=False)
         if look.queued:
             self._outgoing.redirect()
+        self._outgoing.mark(self._steps)
         sent = dispatched.sent
         return PollReport(
             lost=recovered.lost,

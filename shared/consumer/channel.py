@@ -38,6 +38,15 @@ class QoS(virtual.QoS):
         given = channel._in_poll and channel.asked_at + _GIVEN_SECONDS < time.monotonic()  # noqa: SLF001 - of kombu's
         return bool(given and consumer.intake.gives_back())
 
+    def restore_unacked(self) -> list[Any]:
+        """Return messages that nobody has taken up to their queues.
+
+        Those that Redis does not accept are published again when their leases have expired. Kombu would write them to a
+        file and print them.
+        """
+        super().restore_unacked()
+        return []
+
 
 class Channel(RedisChannel):
     """A channel that drops anything that is not a message. Kombu's channel would end the worker or reconnect."""

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import redis
 
 from orcheo_dispatch.ops.sandbox.child import free_port
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
-from orcheo_dispatch.shared.broker.app import broker_errors, connect, probe_writing
+from orcheo_dispatch.shared.broker.app import broker_errors, connect, make_app, probe_writing
 from orcheo_dispatch.shared.broker.faults import Fault, classify
+from orcheo_dispatch.shared.consumer.channel import Channel
+from orcheo_dispatch.shared.consumer.intake import PoolIntake
 from orcheo_dispatch.shared.errors import BrokerError
 from tests.support.database.databases import Database
-from tests.support.database.runs import all_are, insert_runs, installation_of
+from tests.support.database.runs import all_are, insert_runs, installation_of, settings_for
 from tests.support.processes.processes import Process, Stack, until
 
 _PASSWORD = "only-for-tests"
@@ -181,3 +184,35 @@ def test_process_says_that_the_number_of_the_database_is_refused(stack: Stack, k
     with stack.running(kind, REDIS_URL=url) as process:
         process.saw("fault=refused")
         assert "DB index" in process.log
+
+
+class _Everything:
+    """A consumer that takes each message."""
+
+    intake = PoolIntake()
+
+    def may_take(self) -> bool:
+        """Take it."""
+        return True
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["Redis is there", "Redis is killed"])
+def test_message_in_hand_goes_back_or_is_left_to_its_lease(
+    database: Database, redis_server: EmbeddedRedis, caplog: pytest.LogCaptureFixture, away: bool
+) -> None:
+    installation = installation_of(database)
+    app = make_app("test", settings_for(database, redis_server.url), installation)
+    with caplog.at_level("ERROR"), app.connection_for_read() as connection:
+        connection.transport.Channel = partial(Channel, _Everything())
+        queue = connection.SimpleQueue(installation.runs)
+        queue.put({"of": "a message"})
+        queue.get(timeout=10)
+        if away:
+            redis_server.kill()
+        connection.close()
+    app.close()
+    if away:
+        redis_server.start()
+    assert caplog.records == [], "nothing is dumped"
+    with redis.Redis.from_url(redis_server.url) as client:
+        assert client.llen(installation.runs) == (0 if away else 1)
