@@ -328,6 +328,40 @@ def test_no_claimed_run_begins_during_maintenance(database: Database, there: tup
     assert store.begin(claim, worker_id=uuid4(), lease=30) == NotBegun(claim, "maintenance")
 
 
+@pytest.mark.parametrize("hold", [{"paused": True}, {"maintenance": True}], ids=["paused", "maintenance"])
+@pytest.mark.parametrize(
+    ("change", "outcome", "slot", "reason"),
+    [
+        ("UPDATE workflow_runs SET status = 'cancelled'", "cancelled", "due", "run is cancelled"),
+        ("UPDATE workflow_runs SET status = 'succeeded'", "skipped", "due", "run is succeeded"),
+        ("UPDATE workflow_runs SET status = 'running'", "skipped", "held", "run is running"),
+        ("UPDATE workflows SET is_archived = true", "cancelled", "due", "workflow_archived"),
+        ("DELETE FROM workflow_runs", "skipped", "due", "run is gone"),
+    ],
+    ids=["cancelled", "succeeded", "running", "archived", "deleted"],
+)
+def test_only_a_run_that_could_begin_is_held_back(
+    database: Database,
+    there: tuple[Store, Engine],
+    hold: dict[str, bool],
+    change: str,
+    outcome: str,
+    slot: str,
+    reason: str,
+) -> None:
+    """Any other has ended, or must, whatever operators decided meanwhile."""
+    store, engine = there
+    insert_runs(database)
+    (claim,) = claim_all(store)
+    Policies(engine).set(ALL, hold, ME)
+    execute(database, change)
+    answer = store.begin(claim, worker_id=uuid4(), lease=30)
+    assert isinstance(answer, NotBegun)
+    assert answer.reason == reason
+    row = ledger(database, claim.run_id)
+    assert (row["state"], row["outcome"], row["slot"], row["reason"]) == ("settled", outcome, slot, reason)
+
+
 def test_a_run_begins_with_the_rules_that_operators_set(database: Database, there: tuple[Store, Engine]) -> None:
     store, engine = there
     insert_runs(database)

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -53,7 +54,10 @@ def test_begin_moves_run_and_ledger_together(database: Database) -> None:
     assert run["status"] == "running"
     assert run["payload"]["started_at"] == run["payload"]["updated_at"]
     assert audit(run) == ["run_created", "run_started"]
-    assert (row["state"], row["worker_id"]) == ("running", WORKER)
+    assert (row["state"], row["worker_id"], row["slot"]) == ("running", WORKER, "held")
+    assert (row["outcome"], row["reason"], row["settled_at"]) == (None, None, None), "it has not ended"
+    assert row["begun_at"] == row["heartbeat_at"]
+    assert row["lease_expires_at"] - row["begun_at"] == timedelta(seconds=30)
 
 
 def test_succeeded_run_can_be_read_by_orcheo(database: Database) -> None:
