@@ -124,7 +124,8 @@ class Model:
 
     def mark_published(self, claims: Sequence[Claim]) -> None:
         for run in self._held(claims, "claimed"):
-            run.enter("published")
+            # Its lease stays as it is.
+            run.state, run.touched = "published", run.touched + 1
 
     def release(self, claims: Sequence[Claim]) -> int:
         released = [run for run in self._held(claims, *QUEUED) if run.status]

@@ -56,14 +56,15 @@ def test_no_transaction_is_open_while_redis_does_not_answer(database: Database, 
     try:
         polling.start()
         until(
-            lambda: len(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'claimed'")) == 1,
-            what="the claim is committed",
+            lambda: len(everything(database, "SELECT FROM orcheo_dispatch.dispatch WHERE state = 'claimed'")) == 2,
+            what="the second claim is committed",
         )
         assert polling.is_alive()
         assert everything(database, _OPEN) == []
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
         polling.join()
+        dispatcher.poller.finish()
         dispatcher.close()
         app.close()
     assert ledger(database, run_id)["state"] == "published"

@@ -104,7 +104,7 @@ def test_target_that_does_not_answer_delays_no_claim_and_is_tried_again(
             _age(database, NO_WORKER)
             until(lambda: target.requests, what="a message that is not answered")
             (run_id,) = insert_runs(database)
-            claimed = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s AND state = 'published'"
+            claimed = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = %s AND state IN ('claimed', 'published')"
             until(lambda: everything(database, claimed, run_id), what="a claim", seconds=3)
             # The other target has got it meanwhile.
             until(lambda: healthy.titles(NO_WORKER), what="the message of the other target")

@@ -88,7 +88,7 @@ def test_insert_wakes_the_dispatcher_long_before_a_tick(notifying: Database, red
         dispatcher.saw("listening channel=orcheo_dispatch")
         (run_id,) = insert_runs(notifying)
         dispatcher.saw("published=1")
-        assert ledger(notifying, run_id)["state"] == "published"
+        assert ledger(notifying, run_id)["state"] == "claimed"
 
 
 def _published(dispatcher: Process) -> int:

@@ -55,6 +55,7 @@ def test_poll_works_with_each_setting_at_the_end_of_its_bounds(
         assert dispatcher.poller.poll().published == 1
         # What is due by then: reaping, reconciling, pruning.
         assert dispatcher.poller.poll().broker_error is None
+        dispatcher.poller.finish()
     finally:
         dispatcher.close()
         app.close()
