@@ -102,7 +102,10 @@ def _limit_reached(fleet: Fleet, settings: Settings) -> str | None:
 
 def _of_queued(run: Any, fleet: Fleet) -> Iterator[str]:
     if run.state == "claimed":
-        yield "claimed a moment ago; if it stays so, Redis may be unavailable: look for broker_unavailable in the log"
+        yield (
+            "claimed, and not marked as published: a poll does that after a second; if it stays so, Redis may be"
+            " unavailable: look for broker_unavailable in the log"
+        )
     elif run.reason:
         yield f"when its lease had expired its message was found {run.reason}"
     if run.lease_left is not None and run.lease_left < 0:

@@ -70,7 +70,7 @@ def measure(setting: Setting, scale: Scale) -> Measurement:
 
 
 def round_of(setting: Setting, fired: Fired, start: Start, count: int) -> Callable[[], Values]:
-    """Return what executes so many of the fired runs once, with the processes that `start` starts."""
+    """Return what executes the first `count` fired runs once, with the processes that `start` starts."""
 
     def once() -> Values:
         with _warm(setting, fired, start) as running:
