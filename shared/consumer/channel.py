@@ -59,6 +59,15 @@ class Channel(RedisChannel):
         # Kombu's own constructor replaces it, because messages are not acknowledged to Redis.
         self.QoS: Any = QoS
 
+    def _restore(self, message: Any, leftmost: bool = False) -> None:  # noqa: ARG002 - as in kombu
+        """Return a message to the head of its queue, so that it is delivered before all that were published later.
+
+        Kombu appends it if messages are not acknowledged to Redis, or if `leftmost` is set.
+        """
+        info = message.delivery_info
+        with self.conn_or_acquire() as client:
+            self._do_restore_message(message.serializable(), info["exchange"], info["routing_key"], client)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         self.asked_at = time.monotonic()
         super()._brpop_start(timeout)

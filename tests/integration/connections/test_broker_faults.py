@@ -216,3 +216,23 @@ def test_message_in_hand_goes_back_or_is_left_to_its_lease(
     assert caplog.records == [], "nothing is dumped"
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.llen(installation.runs) == (0 if away else 1)
+
+
+def test_messages_in_hand_go_back_before_later_ones_in_their_order(
+    database: Database, redis_server: EmbeddedRedis
+) -> None:
+    installation = installation_of(database)
+    app = make_app("test", settings_for(database, redis_server.url), installation)
+    with app.connection_for_read() as connection:
+        connection.transport.Channel = partial(Channel, _Everything())
+        queue = connection.SimpleQueue(installation.runs)
+        for number in range(6):
+            queue.put(number)
+        queue.get(timeout=10).ack()
+        queue.get(timeout=10).requeue()
+        assert [queue.get(timeout=10).payload for _ in range(2)] == [1, 2]
+        connection.close()
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue(installation.runs)
+        assert [queue.get(timeout=10).payload for _ in range(5)] == [1, 2, 3, 4, 5]
+    app.close()
