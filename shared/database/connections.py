@@ -37,6 +37,8 @@ _PREPARE_AFTER = 3
 """Executions of a statement on a connection before it is prepared. Planning ours takes one or two milliseconds."""
 _BEGIN = "begin"
 """Key in each connection's `info` of the statements that begin its transactions."""
+_CHOSEN = "chosen_settings"
+"""Execution option: statements that follow those in the same message, for one transaction."""
 KEEPS_CONNECTION = "keeps_connection"
 """Execution option that keeps a connection open whatever a statement raises, for example behind a savepoint."""
 _CONFLICT_ATTEMPTS = 5
@@ -160,7 +162,8 @@ def _note_begin(driver: psycopg.Connection[Any], record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.info[_BEGIN])
+    chosen = connection.get_execution_options().get(_CHOSEN, ())
+    connection.exec_driver_sql("; ".join((connection.info[_BEGIN], *chosen)))
 
 
 @contextmanager
@@ -178,35 +181,39 @@ def transaction(
     are planned for the arrays that they get: a generic plan would join long arrays row by row.
     Raises `DatabaseError`, or one of its subclasses if the cause is known.
     """
+    chosen = []
+    if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
+        chosen.append(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
+    if lock_timeout is not None:
+        chosen.append(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
+    if read_only:
+        chosen.append("SET TRANSACTION READ ONLY")
+    if many_rows:
+        chosen.append("SET LOCAL plan_cache_mode = force_custom_plan")
     with database_errors() as progress, ExitStack() as stack:
-        connection = _begun(engine, stack)
+        connection = _begun(engine, chosen, stack)
         progress.begun = True
-        wanted = []
-        if timeout_milliseconds != STATEMENT_TIMEOUT_MILLISECONDS:
-            wanted.append(f"SET LOCAL statement_timeout = {timeout_milliseconds}")
-        if lock_timeout is not None:
-            wanted.append(f"SET LOCAL lock_timeout = {int(lock_timeout * 1000)}")
-        if read_only:
-            wanted.append("SET TRANSACTION READ ONLY")
-        if many_rows:
-            wanted.append("SET LOCAL plan_cache_mode = force_custom_plan")
-        if wanted:
-            connection.exec_driver_sql("; ".join(wanted))
         yield connection
 
 
-def _begun(engine: Engine, stack: ExitStack) -> Connection:
+def _begun(engine: Engine, chosen: list[str], stack: ExitStack) -> Connection:
     """Begin a transaction that ends with the stack; try once more if the connection had died in the pool.
 
     BEGIN itself detects this, before anything has happened, so no ping is needed before each transaction. The pool then
     drops all older connections.
     """
     try:
-        return stack.enter_context(engine.begin())
+        return stack.enter_context(_beginning(engine, chosen))
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        return stack.enter_context(engine.begin())
+        return stack.enter_context(_beginning(engine, chosen))
+
+
+@contextmanager
+def _beginning(engine: Engine, chosen: list[str]) -> Iterator[Connection]:
+    with engine.connect() as connection, connection.execution_options(**{_CHOSEN: chosen}).begin():
+        yield connection
 
 
 def in_transaction[T](engine: Engine, work: Callable[[Connection], T], **options: Any) -> T:

@@ -1,4 +1,4 @@
-"""No transaction stays open across broker I/O or across a run."""
+"""Transactions: none stays open across broker I/O or across a run, and each begins with its settings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from orcheo_dispatch.dispatcher.app import Dispatcher, make_dispatcher_app
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
@@ -26,6 +27,10 @@ _OPEN = """
 SELECT application_name, state, query FROM pg_stat_activity
  WHERE application_name LIKE 'orcheo-dispatch%%' AND state <> 'idle' AND datname = current_database()
 """
+_SETTINGS = text("""
+SELECT current_setting('statement_timeout'), current_setting('lock_timeout'), current_setting('transaction_read_only'),
+       current_setting('plan_cache_mode')
+""")
 
 
 def test_no_transaction_is_open_while_a_run_executes(database: Database, redis_url: str, tmp_path: Path) -> None:
@@ -116,3 +121,27 @@ def test_pooler_that_passed_for_a_server_is_found_out(database: Database) -> Non
             assert store.queued() == 0
         with transaction(engine) as connection:
             assert connection.execute(text("SELECT FROM pg_prepared_statements")).all() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({}, ["30s", "10s", "off", "force_generic_plan"]),
+        ({"timeout_milliseconds": 1500}, ["1500ms", "10s", "off", "force_generic_plan"]),
+        ({"lock_timeout": 0.2, "many_rows": True}, ["30s", "200ms", "off", "force_custom_plan"]),
+        ({"read_only": True}, ["30s", "10s", "on", "force_generic_plan"]),
+    ],
+    ids=["defaults", "timeout", "locks and plans", "read only"],
+)
+def test_settings_of_a_transaction_come_with_its_begin(
+    database: Database, options: dict[str, Any], chosen: list[str]
+) -> None:
+    """A message of their own would cost each transaction a round trip. The next transaction has the defaults again."""
+    with store_of(database) as (_, engine):
+        sent: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda *each: sent.append(each[2].strip()))
+        with transaction(engine, **options) as connection:
+            assert [*connection.execute(_SETTINGS).one()] == chosen
+        assert [each.split()[0] for each in sent] == ["BEGIN", "SELECT"]
+        with transaction(engine) as connection:
+            assert [*connection.execute(_SETTINGS).one()] == ["30s", "10s", "off", "force_generic_plan"]

