@@ -38,9 +38,11 @@ def draw(measurement: Measurement, curve: Curve, path: Path) -> None:
             _lines(axes, wanted, curve)
         elif curve.parts:
             _stacks(axes, wanted, {part: _of(measurement, curve, part) for part in curve.parts})
+            figure.legend(loc="outside lower right", ncols=len(curve.parts))
         else:
             _bars(axes, wanted)
-        axes.set_title(curve.title, loc="left", fontsize=11)
+        # Above all of the figure: beside long names of systems the axes are too narrow for it.
+        figure.suptitle(curve.title, x=0.01, ha="left", fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
 
@@ -102,7 +104,6 @@ def _stacks(axes: Axes, wanted: list[Series], parts: dict[str, list[Series]]) ->
         ends = {name: end + width for (name, end), width in zip(ends.items(), row, strict=True)}
     for number, each in enumerate(wanted):
         _label(axes, number, ends[each.system], each.spread.median)
-    axes.legend(loc="lower right")
     _finish_bars(axes, wanted)
 
 
