@@ -22,9 +22,9 @@ from orcheo_dispatch.ops.sandbox.embedded import EmbeddedRedis
 from orcheo_dispatch.ops.sandbox.orcheo_client import Record
 from orcheo_dispatch.shared.ledger.runs import Run
 from orcheo_dispatch.shared.ledger.store import Store
-from tests.protocol.real import Uncommitted
 from tests.support.database.databases import Database, cloned
 from tests.support.database.runs import audit, claim_all, everything, insert_runs, read_run, store_of
+from tests.support.database.uncommitted import Uncommitted
 from tests.support.orcheo.crons import play
 from tests.support.orcheo.orcheo_stack import ApiOnDatabase, stack_beside, upload
 from tests.support.orcheo.tenants import slots_of

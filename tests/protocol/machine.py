@@ -23,10 +23,11 @@ from orcheo_dispatch.shared.ledger.runs import Ending
 from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import ENDED, LIVE, Model
-from tests.protocol.real import Real, Uncommitted
+from tests.protocol.real import Real
 from tests.protocol.rules import NOTHING, Seen, check, differences, see
 from tests.support.database.databases import Database
 from tests.support.database.runs import execute, insert_workflow, store_of
+from tests.support.database.uncommitted import Uncommitted
 
 DISPATCHERS = range(2)
 WORKERS = range(3)

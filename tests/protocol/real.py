@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
 from orcheo.models import WorkflowRun
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
 from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.ledger.model import Claim
@@ -22,6 +21,7 @@ from orcheo_dispatch.shared.settings.policies import LostRuns
 from tests.protocol.fences import Fences
 from tests.protocol.model import MAX_ATTEMPTS
 from tests.support.database.runs import VERSION_ID, WORKFLOW_ID, WORKSPACE_ID
+from tests.support.database.uncommitted import Uncommitted
 
 _DAY = 86_400.0
 _LEASE = 3600.0
@@ -52,17 +52,6 @@ UPDATE orcheo_dispatch.dispatch
    SET settled_at = settled_at - interval '8 days',
        lease_expires_at = lease_expires_at - interval '8 days'
 """)
-
-
-class Uncommitted:
-    """Stands in for an engine whose transaction somebody else commits, later."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def begin(self) -> AbstractContextManager[Connection]:
-        """Return the open transaction."""
-        return nullcontext(self._connection)
 
 
 class Real:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -18,6 +17,7 @@ from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, everything, execute, insert_runs, store_of
+from tests.support.database.uncommitted import Uncommitted
 from tests.support.processes.processes import Stack, until
 
 _PENDING = """
@@ -172,7 +172,7 @@ def test_claims_under_limits_wait_for_each_other_and_see_what_the_other_claimed(
     execute(database, _PENDING, 1, 50)
     with store_of(database) as (store, engine):
         held = engine.connect()
-        inner = Store(_Uncommitted(held))  # type: ignore[arg-type]
+        inner = Store(Uncommitted(held))  # type: ignore[arg-type]
         with held.begin():
             assert len(claim_all(inner, 10, limits=Limits(10))) == 10
             second: list[Claim] = []
@@ -200,17 +200,6 @@ def test_limit_holds_with_real_dispatchers(database: Database, redis_url: str, t
             what="all have ended",
         )
     assert seen[0][0] == 3
-
-
-class _Uncommitted:
-    """Stands in for an engine whose transaction is committed later."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    @contextmanager
-    def begin(self) -> Iterator[Any]:
-        yield self._connection
 
 
 def _somebody_waits(database: Database) -> bool:
