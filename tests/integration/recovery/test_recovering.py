@@ -10,6 +10,7 @@ from orcheo_dispatch.shared.ledger.model import Claim, Lapsed
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.store import Store
 from orcheo_dispatch.shared.settings.policies import LostRuns
+from tests.support.database.bad_rows import refuse
 from tests.support.database.databases import Database
 from tests.support.database.runs import audit, claim_all, everything, execute, insert_runs, ledger, read_run, store_of
 
@@ -115,6 +116,28 @@ def test_lost_run_is_requeued_until_its_attempts_are_used_up(database: Database)
     assert audit(run) == ["run_created", *["run_started", "run_requeued"] * 2, "run_started", "run_failed"]
 
 
+def test_requeued_run_names_the_process_that_was_lost_and_no_other(database: Database) -> None:
+    (run_id,) = insert_runs(database)
+    lost, other = uuid4(), uuid4()
+    for worker, host, pid in ((other, "other", 1), (lost, "lost", 2)):
+        execute(
+            database,
+            "INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency)"
+            " VALUES (%s, 'worker', %s, %s, '1', 1)",
+            worker,
+            host,
+            pid,
+        )
+    with store_of(database) as (store, _):
+        (claim,) = claim_all(store)
+        assert isinstance(store.begin(claim, worker_id=lost, lease=30), Run)
+        _expire(database)
+        (reaped,) = store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=10)
+        assert reaped.claim == claim
+    reason = read_run(database, run_id)["payload"]["audit_log"][-1]["metadata"]["reason"]
+    assert reason.endswith(" from lost, process 2, attempt 1 of 3")
+
+
 def test_lost_run_is_held_for_an_operator(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
@@ -156,6 +179,26 @@ def test_lapsed_claims_are_found_and_extended(database: Database) -> None:
         assert sorted(store.lapsed(batch=10)) == [first, second]
         store.extend([first], lease=60, reason="waiting")
         assert store.lapsed(batch=10) == {second: Lapsed(None, served=True)}
+
+
+@pytest.mark.parametrize("step", ["extend", "release"])
+def test_lapsed_claim_that_postgres_refuses_to_change_hides_no_other(database: Database, step: str) -> None:
+    bad, good = insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        claims = {claim.run_id: claim for claim in claim_all(store)}
+        _expire(database)
+        execute(
+            database,
+            "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 h' WHERE run_id = %s",
+            bad,
+        )
+        assert [*store.lapsed(batch=1)] == [claims[bad]]
+        refuse(database, bad)
+        if step == "extend":
+            assert store.extend([claims[bad]], lease=30, reason="queued") == 0
+        else:
+            assert store.release([claims[bad]], reason="message_lost") == 0
+        assert [*store.lapsed(batch=1)] == [claims[good]]
 
 
 def test_rows_of_deleted_runs_are_settled(database: Database) -> None:
