@@ -78,6 +78,32 @@ def test_traces_that_orcheo_never_made_cost_nothing(database: Database) -> None:
         assert store.close_traces(["r1"]) == 0
 
 
+def test_no_run_is_lost_before_postgres_has_been_up_for_a_lease(database: Database) -> None:
+    """While it was down, no worker could renew its leases."""
+    insert_runs(database)
+    years = 10 * 365 * 86_400.0
+    with store_of(database) as (store, _):
+        claim = _lost(store, database)
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=years, batch=10) == []
+        assert [each.claim for each in store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)] == [claim]
+
+
+def test_lost_run_that_postgres_refuses_to_change_hides_no_other(database: Database) -> None:
+    bad, good = insert_runs(database, 2)
+    with store_of(database) as (store, _):
+        for claim in claim_all(store):
+            assert isinstance(store.begin(claim, worker_id=uuid4(), lease=30), Run)
+        _expire(database)
+        execute(
+            database,
+            "UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 h' WHERE run_id = %s",
+            bad,
+        )
+        refuse(database, bad)
+        assert store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=1) == []
+        assert [each.claim.run_id for each in store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=1)] == [good]
+
+
 def test_worker_that_comes_back_after_reap_changes_nothing(database: Database) -> None:
     (run_id,) = insert_runs(database)
     with store_of(database) as (store, _):
