@@ -184,6 +184,39 @@ def test_lost_run_that_was_cancelled_stays_cancelled(database: Database, policy:
     assert ledger(database, run_id)["slot"] == "due"
 
 
+@pytest.mark.parametrize("slot", ["none", "held", "due", "returned"])
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        ("running", "lost"),
+        ("cancelled", "cancelled"),
+        ("succeeded", "skipped"),
+        ("failed", "skipped"),
+        ("pending", "skipped"),
+    ],
+)
+def test_lost_run_owes_its_slot_only_if_it_holds_one_and_has_ended(
+    database: Database, status: str, outcome: str, slot: str
+) -> None:
+    (run_id,) = insert_runs(database)
+    with store_of(database) as (store, _):
+        _lost(store, database)
+        execute(
+            database,
+            "UPDATE workflow_runs SET status = %s, payload = jsonb_set(payload, '{status}', to_jsonb(%s::text))",
+            status,
+            status,
+        )
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET slot = %s", slot)
+        before = read_run(database, run_id)
+        (reaped,) = store.reap(LostRuns.FAIL, max_attempts=3, lease=0, batch=10)
+    assert reaped.outcome == ledger(database, run_id)["outcome"] == outcome
+    owes = slot == "held" and status != "pending"
+    assert ledger(database, run_id)["slot"] == ("due" if owes else slot)
+    if status != "running":
+        assert read_run(database, run_id) == before
+
+
 def test_reap_passes_over_a_run_that_settles_at_this_moment(database: Database) -> None:
     import psycopg
 

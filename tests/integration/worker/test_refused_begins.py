@@ -14,15 +14,30 @@ import pytest
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import LOCKED, STALE, Ending, NotBegun, Run
 from orcheo_dispatch.shared.metrics.model import WorkerMetrics
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.begin import LOCK_SECONDS, REFUSED, UNAVAILABLE, Answer, Beginner
 from tests.support.database.databases import Database
 from tests.support.database.refusals import SLEEP, held, locked, meddle
-from tests.support.database.runs import claim_all, execute, insert_runs, ledger, one, read_run, settings_for, store_of
+from tests.support.database.runs import (
+    WORKFLOW_ID,
+    claim_all,
+    everything,
+    execute,
+    insert_runs,
+    ledger,
+    one,
+    read_run,
+    settings_for,
+    store_of,
+)
 from tests.support.processes.processes import Stack, until
 from tests.support.servers.cutting_proxy import CuttingProxy
 
 _BEGINS = "NEW.status = 'running'"
 _EVERYTHING = "NEW.status IN ('running', 'failed')"
+_EXPIRE = """
+UPDATE orcheo_dispatch.dispatch SET lease_expires_at = now() - interval '1 s' WHERE run_id = ANY (%s)
+"""
 _SET = "UPDATE workflow_runs SET payload = jsonb_set(payload, '{%s}', %%s::jsonb) WHERE id = %%s"
 
 
@@ -240,3 +255,35 @@ def test_runs_of_a_message_whose_answer_was_lost_are_executed(database: Database
                 until(lambda: {_status(database, run_id) for run_id in ids} == {"succeeded"}, what="all succeed")
     assert {ledger(database, run_id)["attempts"] for run_id in ids} == {1}
     assert sorted(stack.noted("begun")) == sorted(ids)
+
+
+@pytest.mark.parametrize("ruled", [False, True], ids=["no policy", "a policy"])
+def test_begun_runs_are_found_as_they_began_by_their_worker_and_no_other(database: Database, ruled: bool) -> None:
+    plain, endless, busy, foreign, waiting, ended, again = claims = _claimed(database, 7)
+    execute(database, "UPDATE workflow_runs SET created_at = 'infinity' WHERE id = %s", endless)
+    if ruled:
+        execute(
+            database,
+            "INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, timeout_seconds) VALUES ('', %s, 7)",
+            WORKFLOW_ID,
+        )
+    mine, others = uuid4(), uuid4()
+    with store_of(database) as (store, _):
+        to_begin = [claims[run_id] for run_id in (plain, endless, busy, ended, again)]
+        began = {answer.claim: answer for answer in store.begin_all(to_begin, worker_id=mine, lease=30)}
+        store.begin(claims[foreign], worker_id=others, lease=30)
+        store.settle(claims[ended], Ending.succeeded("{}"))
+        execute(database, _EXPIRE, [again])
+        store.reap(LostRuns.REQUEUE, max_attempts=3, lease=0, batch=1)
+        (second,) = claim_all(store)
+        began[second] = store.begin(second, worker_id=mine, lease=30)
+        execute(database, _EXPIRE, [plain, endless, busy, foreign, again])
+        with held(database, busy, table="orcheo_dispatch.dispatch"):
+            found = store.begun_by(mine, [*claims.values(), second], lease=30)
+    wanted = [began[claims[plain]], began[claims[endless]], NotBegun(claims[busy], LOCKED), began[second]]
+    assert sorted(found, key=lambda answer: answer.claim) == sorted(wanted, key=lambda answer: answer.claim)
+    assert {answer.rules.timeout for answer in found if isinstance(answer, Run)} == {7.0 if ruled else None}
+    assert [answer.attempt for answer in found if answer.claim == second and isinstance(answer, Run)] == [2]
+    query = "SELECT run_id FROM orcheo_dispatch.dispatch WHERE state = 'running' AND lease_expires_at > now()"
+    assert {row["run_id"] for row in everything(database, query)} == {plain, endless, again}
+    assert ledger(database, waiting)["state"] == "claimed"
