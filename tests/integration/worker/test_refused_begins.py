@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -287,3 +287,21 @@ def test_begun_runs_are_found_as_they_began_by_their_worker_and_no_other(databas
     query = "SELECT run_id FROM orcheo_dispatch.dispatch WHERE state = 'running' AND lease_expires_at > now()"
     assert {row["run_id"] for row in everything(database, query)} == {plain, endless, again}
     assert ledger(database, waiting)["state"] == "claimed"
+
+
+@pytest.mark.parametrize("locked_row", [False, True], ids=["free", "locked"])
+def test_begin_is_not_found_by_an_older_claim_of_its_run(database: Database, locked_row: bool) -> None:
+    """Also if another run of the same request was claimed with the fence that the run has now."""
+    again, other = claims = _claimed(database, 2)
+    mine = uuid4()
+    with store_of(database) as (store, _):
+        store.begin_all([*claims.values()], worker_id=mine, lease=30)
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1")
+        execute(database, _EXPIRE, [again, other])
+        with held(database, again, table="orcheo_dispatch.dispatch") if locked_row else nullcontext():
+            now = Claim(other, claims[other].fence + 1)
+            found = store.begun_by(mine, [claims[again], now], lease=30)
+            assert store.begun_by(mine, [claims[again]], lease=30) == []
+    assert [answer.claim for answer in found] == [now]
+    query = "SELECT run_id FROM orcheo_dispatch.dispatch WHERE lease_expires_at > now()"
+    assert [row["run_id"] for row in everything(database, query)] == [other]
