@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import psycopg
 import pytest
+from sqlalchemy import Engine
 
+from orcheo_dispatch.shared.database.connections import transaction
 from orcheo_dispatch.shared.errors import RefusedError
 from orcheo_dispatch.shared.ledger.model import Claim, Outcome
 from orcheo_dispatch.shared.ledger.runs import LOCKED, Ending, NotBegun, Run, Settlement
@@ -30,6 +32,7 @@ from tests.support.database.runs import (
     read_run,
     store_of,
 )
+from tests.support.database.uncommitted import Uncommitted
 
 WORKER = uuid4()
 
@@ -402,6 +405,9 @@ def test_suspect_stays_one_until_it_has_ended(database: Database) -> None:
 
         run = begin()
         assert not run.suspect
+        store.settle(run.claim, Ending.requeued("Worker stops.", refund=True))
+        run = begin()
+        assert not run.suspect
         store.settle(run.claim, Ending.requeued("Runner ended.", suspect=True, refund=True))
         run = begin()
         assert (run.suspect, run.attempt) == (True, 1)
@@ -414,3 +420,33 @@ def test_suspect_stays_one_until_it_has_ended(database: Database) -> None:
         assert run.suspect
         store.settle(run.claim, Ending.succeeded("{}"))
     assert ledger(database, run_id)["suspect"] is False
+
+
+@pytest.mark.parametrize("act", ["begin", "begun", "heartbeat", "settle", "release"])
+def test_no_row_of_another_run_is_locked(database: Database, act: str) -> None:
+    """Locks that are skipped when they are taken would hold up others all the same."""
+    insert_runs(database, 4)
+    with store_of(database, connections=2) as (store, engine):
+        pending, running, *others = claim_all(store, 4)
+        store.begin_all([running, others[0]], worker_id=WORKER, lease=30)
+        with transaction(engine) as connection:
+            open_store = Store(cast("Engine", Uncommitted(connection)))
+            match act:
+                case "begin":
+                    assert isinstance(open_store.begin(pending, worker_id=WORKER, lease=30), Run)
+                case "begun":
+                    assert len(open_store.begun_by(WORKER, [running], lease=30)) == 1
+                case "heartbeat":
+                    assert open_store.heartbeat([running], lease=30) == {running: True}
+                case "settle":
+                    assert open_store.settle(running, Ending.succeeded("{}"))
+                case "release":
+                    assert open_store.release([pending], reason="no_room") == 1
+            mine = {pending.run_id, running.run_id}
+            with psycopg.connect(database.dsn) as somebody:
+                for table, key in (("workflow_runs", "id"), ("orcheo_dispatch.dispatch", "run_id")):
+                    query = f"SELECT {key} FROM {table} FOR UPDATE SKIP LOCKED"
+                    free = {run_id for (run_id,) in somebody.execute(query.encode())}
+                    assert free | mine == {pending.run_id, running.run_id, *(claim.run_id for claim in others)}
+                    assert table == "workflow_runs" or free & mine != mine, "the one that is changed is locked"
+                somebody.rollback()
