@@ -38,6 +38,11 @@ def _make(database: Database, status: str) -> None:
         ("pending", _SUCCEEDED, "skipped", "held", "pending"),
         (_GONE, _SUCCEEDED, "skipped", "due", _GONE),
         (_GONE, _REQUEUED, "skipped", "due", _GONE),
+        ("cancelled", _WAITING, "cancelled", "due", "cancelled"),
+        ("cancelled", _WAITING_WITH_SLOT, "cancelled", "due", "cancelled"),
+        ("succeeded", _WAITING, "skipped", "due", "succeeded"),
+        ("pending", _WAITING, "skipped", "held", "pending"),
+        (_GONE, _WAITING_WITH_SLOT, "skipped", "due", _GONE),
     ],
 )
 @pytest.mark.parametrize("workspace_id", [WORKSPACE_ID, None])
