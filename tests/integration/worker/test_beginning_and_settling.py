@@ -450,3 +450,19 @@ def test_no_row_of_another_run_is_locked(database: Database, act: str) -> None:
                     assert free | mine == {pending.run_id, running.run_id, *(claim.run_id for claim in others)}
                     assert table == "workflow_runs" or free & mine != mine, "the one that is changed is locked"
                 somebody.rollback()
+
+
+def test_settlement_names_each_run_that_is_locked_and_no_other(database: Database) -> None:
+    """The third claim is stale and its row is locked; all claims have the same fence."""
+    free, busy, stale = sorted(insert_runs(database, 3))
+    with store_of(database) as (store, _):
+        claims = {claim.run_id: claim for claim in claim_all(store, 3)}
+        assert len({claim.fence for claim in claims.values()}) == 1
+        store.begin_all([*claims.values()], worker_id=WORKER, lease=30)
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1 WHERE run_id = %s", stale)
+        with psycopg.connect(database.dsn) as somebody:
+            query = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = ANY (%s) FOR UPDATE"
+            somebody.execute(query, ([busy, stale],))
+            settlement = store.settle_all(dict.fromkeys(claims.values(), Ending.succeeded("{}")))
+    assert [*settlement.settled] == [claims[free]]
+    assert [*settlement.locked] == [claims[busy]]
