@@ -453,13 +453,14 @@ def test_no_row_of_another_run_is_locked(database: Database, act: str) -> None:
 
 
 def test_settlement_names_each_run_that_is_locked_and_no_other(database: Database) -> None:
-    """The third claim is stale and its row is locked; all claims have the same fence."""
+    """The third claim is stale: its run has the fence of the second claim now, and its row is locked as well."""
     free, busy, stale = sorted(insert_runs(database, 3))
     with store_of(database) as (store, _):
         claims = {claim.run_id: claim for claim in claim_all(store, 3)}
-        assert len({claim.fence for claim in claims.values()}) == 1
         store.begin_all([*claims.values()], worker_id=WORKER, lease=30)
-        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1 WHERE run_id = %s", stale)
+        assert claims[busy].fence == claims[stale].fence, "claimed at the same moment"
+        execute(database, "UPDATE orcheo_dispatch.dispatch SET fence = fence + 1 WHERE run_id <> %s", free)
+        claims[busy] = Claim(busy, claims[busy].fence + 1)
         with psycopg.connect(database.dsn) as somebody:
             query = "SELECT FROM orcheo_dispatch.dispatch WHERE run_id = ANY (%s) FOR UPDATE"
             somebody.execute(query, ([busy, stale],))
