@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from kombu.transport import virtual
 from kombu.transport.redis import Channel as RedisChannel
+from kombu.utils.json import dumps
 
 from orcheo_dispatch.shared.consumer.intake import Intake
 from orcheo_dispatch.shared.logs.lines import describe, log
@@ -62,11 +63,14 @@ class Channel(RedisChannel):
     def _restore(self, message: Any, leftmost: bool = False) -> None:  # noqa: ARG002 - as in kombu
         """Return a message to the head of its queue, so that it is delivered before all that were published later.
 
-        Kombu appends it if messages are not acknowledged to Redis, or if `leftmost` is set.
+        Raises the errors of redis-py. Kombu appends the message if messages are not acknowledged to Redis, or if
+        `leftmost` is set; its `_do_restore_message` prints a message that Redis refuses.
         """
-        info = message.delivery_info
+        payload, info = message.serializable(), message.delivery_info
+        priority = self._get_message_priority(payload, reverse=False)
         with self.conn_or_acquire() as client:
-            self._do_restore_message(message.serializable(), info["exchange"], info["routing_key"], client)
+            for queue in self._lookup(info["exchange"], info["routing_key"]):
+                client.rpush(self._q_for_pri(queue, priority), dumps(payload))
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         self.asked_at = time.monotonic()

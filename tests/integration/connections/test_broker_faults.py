@@ -41,7 +41,7 @@ def stack(database: Database, redis_server: EmbeddedRedis, tmp_path: Path) -> St
 
 
 def _deny(chief: Any, queue: str) -> Callable[[], object]:
-    chief.execute_command("ACL", "SETUSER", "default", "-lpush")
+    chief.execute_command("ACL", "SETUSER", "default", "-lpush", "-rpush")
     return lambda: chief.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
@@ -216,6 +216,28 @@ def test_message_in_hand_goes_back_or_is_left_to_its_lease(
     assert caplog.records == [], "nothing is dumped"
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.llen(installation.runs) == (0 if away else 1)
+
+
+@pytest.mark.parametrize("how", [_deny, _occupy, _fill, _break_disk])
+def test_message_in_hand_that_redis_refuses_is_not_printed(
+    database: Database,
+    redis_server: EmbeddedRedis,
+    chief: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+    how: Callable[[redis.Redis, str], Callable[[], object]],
+) -> None:
+    installation = installation_of(database)
+    app = make_app("test", settings_for(database, redis_server.url), installation)
+    with caplog.at_level("ERROR"), app.connection_for_read() as connection:
+        connection.transport.Channel = partial(Channel, _Everything())
+        queue = connection.SimpleQueue(installation.runs)
+        queue.put({"of": "a message"})
+        queue.get(timeout=10)
+        with _broken(how, chief, installation.runs):
+            connection.close()
+    app.close()
+    assert caplog.records == []
+    assert chief.llen(installation.runs) == 0
 
 
 def test_messages_in_hand_go_back_before_later_ones_in_their_order(
