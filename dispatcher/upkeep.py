@@ -114,7 +114,8 @@ class Upkeep:
         """Note that a poll succeeded: only then is the dispatcher recorded as alive."""
         with self._wake:
             self._polled = True
-            self._wake.notify()
+            if self._hurries():
+                self._wake.notify()
 
     def ticked(self, beat: Process) -> None:
         """Note that this Beat is alive."""

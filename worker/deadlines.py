@@ -15,7 +15,7 @@ class Deadlines:
     """Check every run periodically, from a thread: a run may be blocking the event loop.
 
     A check takes less than one microsecond per run. There is no timer per run: at a thousand runs per second that take
-    milliseconds but may take an hour, each run would leave a timer behind.
+    milliseconds but may take an hour, each run would leave a timer behind. While there are no runs, the thread sleeps.
     """
 
     def __init__(self, executions: Executions, *, grace: float) -> None:
@@ -31,6 +31,7 @@ class Deadlines:
     def stop(self) -> None:
         """Stop checking. Call it when no runs remain."""
         self._stopping.set()
+        self._executions.notify()
         self._thread.join()
 
     def _run(self) -> None:
@@ -38,6 +39,7 @@ class Deadlines:
             now = time.monotonic()
             for execution in self._executions:
                 self._look(execution, now)
+            self._executions.wait_until_any(self._stopping)
 
     def _look(self, execution: Execution, now: float) -> None:
         if execution.result is not None:

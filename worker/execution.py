@@ -190,6 +190,7 @@ class Executions:
             self._reserved -= reserved
             for execution in executions:
                 self._running[execution.claim] = execution
+            self._changed.notify_all()
 
     def remove(self, executions: Iterable[Execution]) -> None:
         """Remove settled runs; their leases are no longer extended."""
@@ -210,6 +211,16 @@ class Executions:
         with self._changed:
             while self._running or self._reserved:
                 self._changed.wait(1.0)
+
+    def wait_until_any(self, stopping: threading.Event) -> None:
+        """Wait until there are runs, or `stopping` is set; who sets it calls `notify`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._running or stopping.is_set())
+
+    def notify(self) -> None:
+        """Have `wait_until_any` look again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def stop_all(self, why: Stop, *, where: Callable[[Execution], bool] = lambda _: True) -> int:
         """Stop every run that `where` selects; return how many were not stopped before."""
