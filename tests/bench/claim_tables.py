@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,6 @@ from tests.support.database.databases import Database, create, drop, make_orcheo
 
 STRETCH = 8
 """Claims in a timed stretch: so many that eight dispatchers have one each, so few that 10,000 pending runs last."""
-_FAR_CHECKPOINTS = {"max_wal_size": "16GB", "checkpoint_timeout": "1h"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +79,27 @@ class Tables:
         return database
 
 
-@contextmanager
-def without_checkpoints(setting: Setting) -> Iterator[None]:
+def without_checkpoints(setting: Setting) -> AbstractContextManager[None]:
     """Take a checkpoint, and let none come by itself until the end of the block."""
-    setting.rows("CHECKPOINT")
-    for name, value in _FAR_CHECKPOINTS.items():
+    return _altered(setting, max_wal_size="16GB", checkpoint_timeout="1h")
+
+
+def without_page_images(setting: Setting) -> AbstractContextManager[None]:
+    """Have no page written whole to the log until the end of the block, however long ago its last checkpoint was."""
+    return _altered(setting, full_page_writes="off")
+
+
+@contextmanager
+def _altered(setting: Setting, **values: str) -> Iterator[None]:
+    """Change settings of the server for a block. The checkpoint at both ends has its checkpointer read them."""
+    for name, value in values.items():
         setting.rows(f"ALTER SYSTEM SET {name} = '{value}'")
     setting.rows("SELECT pg_reload_conf()")
+    setting.rows("CHECKPOINT")
     try:
         yield
     finally:
-        for name in _FAR_CHECKPOINTS:
+        for name in values:
             setting.rows(f"ALTER SYSTEM RESET {name}")
         setting.rows("SELECT pg_reload_conf()")
         setting.rows("CHECKPOINT")
