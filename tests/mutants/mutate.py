@@ -71,6 +71,12 @@ def mutants(text: str, style: Style = Style.SQLALCHEMY) -> list[Mutant]:
     return found
 
 
+def rewritten(text: str, style: Style = Style.SQLALCHEMY) -> str:
+    """Return the statement as mutants are written, without a change."""
+    plain, parameters = numbered(text, style)
+    return _named(RawStream()(parse_sql(plain)), parameters)
+
+
 def _named(text: str, parameters: list[str]) -> str:
     return _NUMBERED.sub(lambda match: parameters[int(match[1]) - 1], text) if parameters else text
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pglast
 
-from tests.mutants.mutate import Mutant, Style, mutants, numbered
+from tests.mutants.mutate import Mutant, Style, mutants, numbered, rewritten
 
 ROOT = Path(__file__).parents[2]
 _FOLDERS = ("shared", "dispatcher", "worker")
@@ -46,6 +46,11 @@ class Statement:
         """Return what changes when the statement does; comments, white space and names of parameters do not count."""
         plain, _ = numbered(self.text, self.style)
         return hashlib.sha256(str(pglast.stream.RawStream()(plain)).encode()).hexdigest()[:12]
+
+    @property
+    def rewritten(self) -> str:
+        """Return the statement as its mutants are written, without a change."""
+        return rewritten(self.text, self.style)
 
     def mutants(self) -> list[Mutant]:
         """Return its mutants."""

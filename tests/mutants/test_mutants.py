@@ -16,9 +16,10 @@ from sqlalchemy import text
 from tests.mutants.equivalent import Listed, listed, stale
 from tests.mutants.in_force import SourceCopy
 from tests.mutants.mutate import Style, mutants, numbered
-from tests.mutants.results import Fate, Result, Results
+from tests.mutants.results import Fate, Recording, Result, Results
 from tests.mutants.slot import Slot
 from tests.mutants.statements import Statement, statements
+from tests.mutants.trial import Trial
 from tests.support.database.statements import STATEMENTS
 
 _ALL = statements()
@@ -218,6 +219,21 @@ def test_planted_mutants_are_killed_and_harmless_ones_survive(tmp_path: Path) ->
         assert tried(_HEARTBEAT, "drop: d.state || '' = 'running' (2)", live, back) is None
         # A mutant is taken back with its fork.
         assert "failed" not in slot.ask("run", tests=[back, live], limits=[60.0, 60.0])
+
+
+def test_test_that_looks_at_the_layout_of_a_statement_kills_no_mutant(tmp_path: Path) -> None:
+    statement, file = _ALL["shared.ledger.statements.publish.LAPSED"], "tests/mutants/text_sample.py"
+    layout, meaning = (f"{file}::test_{name}" for name in ("layout", "meaning"))
+    recording, results = Recording(tmp_path / "recorded"), Results(tmp_path / "results")
+    for test, seconds in ((layout, 0.1), (meaning, 0.2)):
+        recording.add(test, {"took": {test: seconds}, "executed": [statement.key]})
+    # The others are what a session starts its servers with.
+    paths = ["tests/integration/recovery/test_recovering.py", file, "tests/plans/test_plans.py"]
+    Trial(recording, results, {}, budget=60.0, paths=paths).run(tmp_path, 1, [statement], again=False)
+    found = results.of(statement)
+    assert len(found) == len(statement.mutants())
+    killed = {change: each.by for change, each in found.items() if each.fate is Fate.KILLED}
+    assert killed == {"drop: d.lease_expires_at < now()": meaning}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -1,13 +1,17 @@
-"""Find the fate of mutants: run the tests that execute the statement, the quickest first, until one fails."""
+"""Find the fate of mutants: run the tests that execute the statement, the quickest first, until one fails.
+
+A test that also fails when the statement is only written differently looks at its text, and kills nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Lock
+from typing import Any
 
 from tests.mutants.equivalent import Listed
 from tests.mutants.mutate import Mutant
@@ -34,6 +38,8 @@ class Trial:
     """Tests of one mutant take at most so long together when nothing is changed (seconds)."""
     paths: Sequence[str] = TESTS
     """Tests that may be run."""
+    _believed: dict[tuple[str, str], bool] = field(default_factory=dict)
+    """Whether a test passes when the statement is only written differently, by the keys of statement and test."""
 
     def note_equivalent(self, statements: list[Statement]) -> None:
         """Keep what the list says of the mutants of these statements, and forget what it no longer says."""
@@ -93,13 +99,14 @@ class Trial:
         (error,) = slot.ask("prepare", statement=statement.key, texts=[mutant.text]).get("errors", [None])
         if error:
             return Result(Fate.INVALID, why=error)
-        tests = self._tests_of(slot, statement, first)
         seconds = self.recording.passed()
-        limits = [max(_LEAST_SECONDS, _TIMES * seconds[test].seconds) for test in tests]
-        answer = slot.ask("run", tests=tests, limits=limits, statement=statement.key, mutant=mutant.text)
-        if (by := answer.get("failed")) and (seconds[by].seconds > _PROMPT_SECONDS or _OVER in answer["why"]):
-            limit = limits[tests.index(by)]
-            answer = slot.ask("run", tests=[by], limits=[limit], statement=statement.key, mutant=mutant.text)
+        while True:
+            tests = self._tests_of(slot, statement, first)
+            answer = self._run(slot, tests, statement, mutant.text)
+            if (by := answer.get("failed")) and (seconds[by].seconds > _PROMPT_SECONDS or _OVER in answer["why"]):
+                answer = self._run(slot, [by], statement, mutant.text)
+            if "failed" not in answer or self._believes(slot, statement, answer["failed"]):
+                break
         if "died" in answer:
             return Result(Fate.TIMED_OUT, why=answer["died"])
         if "failed" not in answer:
@@ -107,13 +114,27 @@ class Trial:
         fate = Fate.TIMED_OUT if _OVER in answer["why"] else Fate.KILLED
         return Result(fate, answer["failed"], answer["why"], len(tests))
 
+    def _run(self, slot: Slot, tests: list[str], statement: Statement, text: str) -> dict[str, Any]:
+        seconds = self.recording.passed()
+        limits = [max(_LEAST_SECONDS, _TIMES * seconds[test].seconds) for test in tests]
+        return slot.ask("run", tests=tests, limits=limits, statement=statement.key, mutant=text)
+
+    def _believes(self, slot: Slot, statement: Statement, test: str) -> bool:
+        place = statement.key, test
+        if place not in self._believed:
+            self._believed[place] = (
+                not {"failed", "died"} & self._run(slot, [test], statement, statement.rewritten).keys()
+            )
+        return self._believed[place]
+
     def _tests_of(self, slot: Slot, statement: Statement, first: list[str]) -> list[str]:
         """Return the tests that execute the statement, those that have killed other mutants of it first."""
         passed = {
             test: each
             for test, each in self.recording.passed().items()
-            if statement.key in each.executed and test in slot.tests
+            if statement.key in each.executed and test in slot.tests and self._believed.get((statement.key, test), True)
         }
+        first = [test for test in first if test in passed]
         others = sorted((test for test in passed if test not in first), key=lambda test: passed[test].seconds)
         chosen, left = [*first], self.budget - sum(passed[test].seconds for test in first)
         for test in others:
