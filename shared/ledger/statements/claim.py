@@ -227,7 +227,8 @@ SELECT s.place, s.place_in_workspace, s.workspace, s.workflow, s.queue,
        count(c.id) AS found, count(c.id) = s.share AND s.share > 0 AND s.share < s.of_workflow AS has_more,
        COALESCE(array_agg(n.run_id ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS run_ids,
        COALESCE(array_agg(n.fence ORDER BY c.created_at, c.id) FILTER (WHERE n.run_id IS NOT NULL), '{}') AS fences,
-       COALESCE(array_agg(c.id ORDER BY c.created_at, c.id) FILTER (WHERE :choose), '{}') AS chosen_ids,
+       COALESCE(array_agg(c.id ORDER BY c.created_at, c.id) FILTER (WHERE :choose AND c.id IS NOT NULL), '{}')
+           AS chosen_ids,
        COALESCE(array_agg(c.id) FILTER (WHERE c.in_ledger AND NOT c.id IN (SELECT f.run_id FROM free_row AS f)), '{}')
            AS held_ids
   FROM shares AS s

@@ -11,6 +11,8 @@ import psycopg
 from sqlalchemy import Engine, event
 
 from orcheo_dispatch.shared.ledger.model import Claim
+from orcheo_dispatch.shared.ledger.operators.operations import Author, Interface
+from orcheo_dispatch.shared.ledger.operators.policies import ALL, Policies
 from orcheo_dispatch.shared.ledger.turns import Limits, Turns
 from tests.support.database.databases import Database
 from tests.support.database.runs import claim_all, store_of
@@ -78,6 +80,18 @@ def test_workspace_at_its_limit_is_not_asked_for_again(database: Database) -> No
     turns, limits = Turns(), Limits(per_workspace=3)
     with store_of(database) as (store, engine):
         assert len(claim_all(store, 100, turns=turns, limits=limits)) == 6
+        with _asked(engine) as asked:
+            assert claim_all(store, 100, turns=turns, limits=limits) == []
+    assert asked == [None]
+    assert not turns.more
+
+
+def test_nothing_is_asked_for_again_while_all_runs_together_are_at_their_limit(database: Database) -> None:
+    _pend(database, 5, "w1")
+    turns, limits = Turns(), Limits(by_policy=True)
+    with store_of(database) as (store, engine):
+        Policies(engine).set(ALL, {"max_running": 2}, Author("ada", Interface.COMMAND))
+        assert len(claim_all(store, 100, turns=turns, limits=limits)) == 2
         with _asked(engine) as asked:
             assert claim_all(store, 100, turns=turns, limits=limits) == []
     assert asked == [None]
