@@ -51,7 +51,8 @@ WITH live AS MATERIALIZED (
       FROM workflow_runs AS r
      CROSS JOIN every
       LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = r.workflow_id
-      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = r.workspace_id AND w.workflow_id = ''
+      LEFT JOIN orcheo_dispatch.policy AS w
+        ON w.workspace_id = r.workspace_id AND w.workspace_id <> '' AND w.workflow_id = ''
      WHERE r.status = 'pending' AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
                     CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
@@ -65,13 +66,13 @@ WITH live AS MATERIALIZED (
                     CASE WHEN COALESCE(f.queue, w.queue, every.queue, 'default') = 'default'
                          THEN CAST(:default_room AS bigint) ELSE 0 END) > 0
        AND r.workflow_id <> ALL (ARRAY(SELECT c.workflow FROM closed AS c WHERE c.workflow <> '' AND c.exhausted))
-       AND (r.workspace_id IS NULL
+       AND (COALESCE(r.workspace_id, '') = ''
             OR r.workspace_id <> ALL (ARRAY(SELECT c.workspace FROM closed AS c
                                              WHERE c.workspace <> '' AND c.exhausted)))
        AND (f.max_running IS NOT NULL
             OR r.workflow_id <> ALL (ARRAY(SELECT l.workflow FROM live AS l
                                             GROUP BY l.workflow HAVING sum(l.runs) >= :per_workflow)))
-       AND (r.workspace_id IS NULL OR w.max_running IS NOT NULL
+       AND (COALESCE(r.workspace_id, '') = '' OR w.max_running IS NOT NULL
             OR r.workspace_id <> ALL (ARRAY(SELECT l.workspace FROM live AS l
                                              GROUP BY l.workspace HAVING sum(l.runs) >= :per_workspace)))
      ORDER BY r.created_at, r.id
@@ -86,11 +87,12 @@ WITH live AS MATERIALIZED (
                    row_number() OVER (PARTITION BY o.queue ORDER BY o.created_at, o.id) AS of_queue
               FROM oldest AS o) AS o
       LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = o.workflow_id
-      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = o.workspace_id AND w.workflow_id = ''
+      LEFT JOIN orcheo_dispatch.policy AS w
+        ON w.workspace_id = o.workspace_id AND w.workspace_id <> '' AND w.workflow_id = ''
      WHERE COALESCE(o.of_workflow + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workflow = o.workflow_id), 0)
                         <= COALESCE(f.max_running, :per_workflow), true)
        AND COALESCE(o.of_workspace + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workspace = o.workspace_id), 0)
-                        <= COALESCE(w.max_running, :per_workspace), true)
+                        <= COALESCE(w.max_running, CASE WHEN o.workspace_id <> '' THEN :per_workspace END), true)
        AND COALESCE(o.of_workflow + COALESCE((SELECT u.runs FROM used AS u
                                                WHERE u.workspace = '' AND u.workflow = o.workflow_id), 0)
                         <= f.rate_runs, true)

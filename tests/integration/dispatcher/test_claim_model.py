@@ -1,4 +1,4 @@
-"""The statement that claims in turn takes what a model in Python takes, for hundreds of tables made at random."""
+"""The statements that claim take what a model in Python takes, for hundreds of tables made at random."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.statements.claim import CLAIM
-from tests.support.database.claim_model import LIVE, Case, Policy, Row, Taken, Use, claim
+from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_OLDEST_FIRST
+from tests.support.database.claim_model import LIVE, Case, Policy, Row, Taken, Use, claim, claim_oldest
 from tests.support.database.databases import Database
 from tests.support.database.runs import store_of
 
 _CASES = 60
-_WORKSPACES = (None, "a", "b", "c")
+_WORKSPACES = (None, "", "a", "b", "c")
 _WORKFLOWS = ("w1", "w2", "w3")
 _RUN = text("""
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
@@ -62,7 +63,34 @@ def test_claim_takes_what_the_model_takes(database: Database, seed: int) -> None
                 assert _executed(connection, case, choose=True) == expected, case
                 assert _claimed(connection) == {}
                 assert _executed(connection, case, choose=False) == expected, case
-                assert _claimed(connection) == _entries(case, expected), case
+                claims = [(run_id, each.queue) for each in expected for run_id in each.run_ids]
+                assert _claimed(connection) == _entries(case, claims), case
+                transaction.rollback()
+
+
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_claim_oldest_first_takes_what_the_model_takes(database: Database, seed: int) -> None:
+    random = Random(seed)
+    with store_of(database) as (_, engine), engine.connect() as connection:
+        for _ in range(_CASES):
+            case = _made(random)
+            with connection.begin() as transaction:
+                _enter(connection, case)
+                expected = claim_oldest(case)
+                run_ids, queues = [run_id for run_id, _ in expected.claims], [queue for _, queue in expected.claims]
+                (chosen,) = connection.execute(CLAIM_OLDEST_FIRST, _parameters(case, choose=True))
+                assert (chosen.found, chosen.within_limits) == (expected.found, len(run_ids)), case
+                assert (chosen.chosen_ids, chosen.run_ids, chosen.held_ids) == (run_ids, [], []), case
+                assert _claimed(connection) == {}
+                (claimed,) = connection.execute(CLAIM_OLDEST_FIRST, _parameters(case, choose=False))
+                assert (claimed.found, claimed.within_limits) == (expected.found, len(run_ids)), case
+                assert (claimed.run_ids, claimed.queues) == (run_ids, queues), case
+                assert (claimed.chosen_ids, claimed.held_ids) == ([], []), case
+                rows = {row.id: row for row in case.rows}
+                assert [*zip(claimed.workspaces, claimed.workflows, strict=True)] == [
+                    rows[each].key for each in run_ids
+                ]
+                assert _claimed(connection) == _entries(case, expected.claims), case
                 transaction.rollback()
 
 
@@ -72,19 +100,27 @@ def _claimed(connection: Connection) -> dict[str, tuple[str | None, str]]:
     return {row.run_id: (row.queue, row.slot) for row in rows}
 
 
-def _entries(case: Case, expected: list[Taken]) -> dict[str, tuple[str | None, str]]:
+def _entries(case: Case, claims: list[tuple[str, str | None]]) -> dict[str, tuple[str | None, str]]:
     """Return what the ledger says of each run that is claimed; a run that was claimed before keeps its slot."""
     rows = {row.id: row for row in case.rows}
     return {
-        run_id: (each.queue, "none" if rows[run_id].state or rows[run_id].workspace is None else "held")
-        for each in expected
-        for run_id in each.run_ids
+        run_id: (queue, "none" if rows[run_id].state or rows[run_id].workspace is None else "held")
+        for run_id, queue in claims
     }
 
 
 def _executed(connection: Connection, case: Case, *, choose: bool) -> list[Taken]:
+    rows = connection.execute(CLAIM, _parameters(case, choose=choose)).all()
+    assert all(row.found == len(row.chosen_ids if choose else row.run_ids) for row in rows), case
+    return [
+        Taken(row.workspace, row.workflow, row.queue, list(row.chosen_ids if choose else row.run_ids), row.has_more)
+        for row in rows
+    ]
+
+
+def _parameters(case: Case, *, choose: bool) -> dict[str, Any]:
     given = case.given
-    parameters: dict[str, Any] = {
+    return {
         "room": case.room,
         "default_room": case.default_room,
         "max_queued": case.max_queued,
@@ -104,12 +140,6 @@ def _executed(connection: Connection, case: Case, *, choose: bool) -> list[Taken
         "dispatcher_id": str(_DISPATCHER),
         "choose": choose,
     }
-    rows = connection.execute(CLAIM, parameters).all()
-    assert all(row.found == len(row.chosen_ids if choose else row.run_ids) for row in rows), case
-    return [
-        Taken(row.workspace, row.workflow, row.queue, list(row.chosen_ids if choose else row.run_ids), row.has_more)
-        for row in rows
-    ]
 
 
 def _made(random: Random) -> Case:

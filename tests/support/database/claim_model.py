@@ -1,4 +1,4 @@
-"""What a claim in turn takes, computed in Python, to compare the statement with.
+"""What a claim takes, in turn or oldest first, computed in Python, to compare the statements with.
 
 It knows rows, policies and the position of a dispatcher; nothing of locks, which have tests of their own.
 """
@@ -109,20 +109,14 @@ def claim(case: Case) -> list[Taken]:
     seen: set[str] = set()
     for workspace, workflow in keys:
         own, wider = case.policies.get(("", workflow), nothing), _of_workspace(case, workspace)
-        paused = next((p.pauses for p in (own, wider, every) if p.pauses is not None), False)
-        name = next((p.queue for p in (own, wider, every) if p.queue is not None), "default")
-        queue = queues[workspace, workflow] = None if name == "default" else name
+        queue = queues[workspace, workflow] = _queue(own, wider, every)
         weights[workspace, workflow] = 2.0 ** (own.priority or 0)
-        limit = case.per_workflow if own.max_running is None else own.max_running
-        limited = limit is not None or own.rate_runs is not None
-        bounds = [case.room, case.default_room if queue is None else _room_of(case, queue)]
-        if limit is not None:
-            bounds.append(limit - _live(case, workflow=workflow))
-        if own.rate_runs is not None:
-            bounds.append(own.rate_runs - _used(case, "", workflow))
+        limited = (case.per_workflow, own.max_running, own.rate_runs) != (None, None, None)
         # A workflow with a limit has one turn at a time, although it has runs in several workspaces.
-        none = paused or (limited and workflow in seen)
-        of_workflow[workspace, workflow] = 0 if none else max(0, min(bounds))
+        none = _paused(own, wider, every) or (limited and workflow in seen)
+        room_of_queue = case.default_room if queue is None else _room_of(case, queue)
+        left_of_workflow = _left_of_workflow(case, workflow, own)
+        of_workflow[workspace, workflow] = 0 if none else min(room_of_queue, left_of_workflow)
         seen.add(workflow)
         of_workspace[workspace] = _left_of_workspace(case, workspace, wider)
     room = _room(case, every)
@@ -147,6 +141,50 @@ def claim(case: Case) -> list[Taken]:
         more = 0 < shares[key] == len(run_ids) < of_workflow[key]
         found.append(Taken(*key, queues[key], run_ids, more))
     return found
+
+
+@dataclass(frozen=True)
+class Oldest:
+    """What a claim that takes the oldest runs first takes."""
+
+    found: int
+    """Runs that were looked at and locked."""
+    claims: list[tuple[str, str | None]]
+    """Those that do not exceed a limit, with their queues."""
+
+
+def claim_oldest(case: Case) -> Oldest:
+    """Return what a claim takes that ignores turns, priorities and the keys that are asked for."""
+    nothing = Policy()
+    every = case.policies.get(("", ""), nothing)
+    found: list[tuple[Row, str | None]] = []
+    for row in case.rows:
+        own, wider = case.policies.get(("", row.workflow), nothing), _of_workspace(case, row.workspace or "")
+        queue = _queue(own, wider, every)
+        room = case.default_room if queue is None else _room_of(case, queue)
+        if (
+            _is_claimable(case, row)
+            and not _paused(own, wider, every)
+            and room > 0
+            and _left_of_workflow(case, row.workflow, own) > 0
+            and _left_of_workspace(case, row.workspace or "", wider) > 0
+        ):
+            found.append((row, queue))
+    found = found[: _room(case, every)]
+    workflows, workspaces, queues = Counter[str](), Counter[str | None](), Counter[str | None]()
+    claims = []
+    for row, queue in found:
+        workflows[row.workflow] += 1
+        workspaces[row.workspace] += 1
+        queues[queue] += 1
+        own, wider = case.policies.get(("", row.workflow), nothing), _of_workspace(case, row.workspace or "")
+        if (
+            workflows[row.workflow] <= _left_of_workflow(case, row.workflow, own)
+            and workspaces[row.workspace] <= _left_of_workspace(case, row.workspace or "", wider)
+            and queues[queue] <= (case.default_room if queue is None else _room_of(case, queue))
+        ):
+            claims.append((row.id, queue))
+    return Oldest(len(found), claims)
 
 
 def _keys(case: Case) -> list[tuple[str, str]]:
@@ -187,6 +225,27 @@ def _room(case: Case, every: Policy) -> int:
     return max(0, min(bounds))
 
 
+def _paused(*policies: Policy) -> bool:
+    """Return whether runs are paused, by the policies from the most specific to the least."""
+    return next((policy.pauses for policy in policies if policy.pauses is not None), False)
+
+
+def _queue(*policies: Policy) -> str | None:
+    """Return the named queue, or None for the default one."""
+    name = next((policy.queue for policy in policies if policy.queue is not None), "default")
+    return None if name == "default" else name
+
+
+def _left_of_workflow(case: Case, workflow: str, policy: Policy) -> int:
+    bounds = [case.room]
+    limit = case.per_workflow if policy.max_running is None else policy.max_running
+    if limit is not None:
+        bounds.append(limit - _live(case, workflow=workflow))
+    if policy.rate_runs is not None:
+        bounds.append(policy.rate_runs - _used(case, "", workflow))
+    return max(0, min(bounds))
+
+
 def _left_of_workspace(case: Case, workspace: str, policy: Policy) -> int:
     bounds = [case.room]
     limit = case.per_workspace if policy.max_running is None else policy.max_running
@@ -222,9 +281,11 @@ def _used(case: Case, workspace: str, workflow: str) -> int:
 
 def _claimable(case: Case, key: tuple[str, str]) -> Iterator[Row]:
     """Yield the runs of a key that may be claimed, oldest first."""
-    for row in case.rows:
-        ours = (case.every_trigger or row.label == "webhook") and not row.chatkit
-        if row.status != "pending" or row.key != key or row.id in case.skipped:
-            continue
-        if row.state == "settled" or (row.state is None and ours):
-            yield row
+    return (row for row in case.rows if row.key == key and _is_claimable(case, row))
+
+
+def _is_claimable(case: Case, row: Row) -> bool:
+    """Return whether a run may be claimed, whatever its policies."""
+    ours = (case.every_trigger or row.label == "webhook") and not row.chatkit
+    free = row.state == "settled" or (row.state is None and ours)
+    return row.status == "pending" and row.id not in case.skipped and free
