@@ -98,7 +98,7 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
     SELECT n.queue,
            GREATEST(0, :max_queued - (SELECT count(*) FROM orcheo_dispatch.dispatch AS d
                                        WHERE d.state IN ('claimed', 'published') AND d.queue = n.queue)) AS room
-      FROM (SELECT DISTINCT r.queue FROM ruled AS r WHERE r.queue IS NOT NULL) AS n
+      FROM (SELECT DISTINCT r.queue FROM ruled AS r) AS n
      WHERE n.queue = ANY (CAST(:consumed AS text[]))
 ), room AS MATERIALIZED (
     -- Room for all runs together: none during maintenance.
@@ -116,28 +116,24 @@ WITH RECURSIVE workspaces (workspace, lap, place) AS (
     -- limit holds.
     SELECT r.workspace, r.place, r.workflow, r.place_in_workspace, r.queue, r.weight, r.weight_of_workspace,
            CASE WHEN r.paused THEN 0
-                WHEN r.queue IS NOT NULL AND q.queue IS NULL THEN 0
-                WHEN r.per_workflow IS NULL AND r.rate_of_workflow IS NULL
-                    THEN LEAST(:room, CASE WHEN r.queue IS NULL THEN :default_room ELSE q.room END)::bigint
                 WHEN (r.per_workflow IS NOT NULL OR r.rate_of_workflow IS NOT NULL)
                      AND row_number() OVER (PARTITION BY r.workflow ORDER BY r.place) > 1 THEN 0
                 ELSE GREATEST(0, LEAST(
-                    :room, CASE WHEN r.queue IS NULL THEN :default_room ELSE q.room END,
+                    :room, CASE WHEN r.queue IS NULL THEN :default_room ELSE COALESCE(q.room, 0) END,
                     r.per_workflow - CASE WHEN r.per_workflow IS NOT NULL THEN COALESCE((
                         SELECT sum(l.runs)::bigint FROM live AS l WHERE l.workflow = r.workflow), 0) END,
                     r.rate_of_workflow - CASE WHEN r.rate_of_workflow IS NOT NULL THEN COALESCE((
                         SELECT sum(u.runs)::bigint FROM orcheo_dispatch.rate_use AS u
                          WHERE u.workspace_id = '' AND u.workflow_id = r.workflow AND u.until > now()), 0) END))
                 END AS of_workflow,
-           CASE WHEN r.per_workspace IS NULL AND r.rate_of_workspace IS NULL THEN CAST(:room AS bigint)
-                ELSE GREATEST(0, LEAST(
-                    :room,
-                    r.per_workspace - CASE WHEN r.per_workspace IS NOT NULL THEN COALESCE((
-                        SELECT sum(l.runs)::bigint FROM live AS l WHERE l.workspace = r.workspace), 0) END,
-                    r.rate_of_workspace - CASE WHEN r.rate_of_workspace IS NOT NULL THEN COALESCE((
-                        SELECT sum(u.runs)::bigint FROM orcheo_dispatch.rate_use AS u
-                         WHERE u.workspace_id = r.workspace AND u.workflow_id = '' AND u.until > now()), 0) END))
-                END AS of_workspace
+           GREATEST(0, LEAST(
+               :room,
+               r.per_workspace - CASE WHEN r.per_workspace IS NOT NULL THEN COALESCE((
+                   SELECT sum(l.runs)::bigint FROM live AS l WHERE l.workspace = r.workspace), 0) END,
+               r.rate_of_workspace - CASE WHEN r.rate_of_workspace IS NOT NULL THEN COALESCE((
+                   SELECT sum(u.runs)::bigint FROM orcheo_dispatch.rate_use AS u
+                    WHERE u.workspace_id = r.workspace AND u.workflow_id = '' AND u.until > now()), 0) END))
+               AS of_workspace
       FROM ruled AS r LEFT JOIN named_queues AS q ON q.queue = r.queue
 ), shares AS MATERIALIZED (
     -- The room is divided into shares, first by workspace, then by workflow: evenly, or by their priorities. A share is

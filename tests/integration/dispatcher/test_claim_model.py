@@ -19,6 +19,7 @@ from tests.support.database.runs import store_of
 _CASES = 60
 _WORKSPACES = (None, "", "a", "b", "c")
 _WORKFLOWS = ("w1", "w2", "w3")
+_SCOPES = (("", ""), *((each, "") for each in "abc"), *(("", each) for each in _WORKFLOWS))
 _RUN = text("""
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
@@ -112,6 +113,7 @@ def _entries(case: Case, claims: list[tuple[str, str | None]]) -> dict[str, tupl
 def _executed(connection: Connection, case: Case, *, choose: bool) -> list[Taken]:
     rows = connection.execute(CLAIM, _parameters(case, choose=choose)).all()
     assert all(row.found == len(row.chosen_ids if choose else row.run_ids) for row in rows), case
+    assert not any(row.run_ids if choose else row.chosen_ids for row in rows), case
     return [
         Taken(row.workspace, row.workflow, row.queue, list(row.chosen_ids if choose else row.run_ids), row.has_more)
         for row in rows
@@ -162,8 +164,12 @@ def _made(random: Random) -> Case:
         case.given = random.sample(keys, random.randint(1, len(keys)))
     if random.random() < 0.7:
         case.policies = _policies(random)
-        scopes = [scope for scope in (*case.policies, ("", ""), ("a", ""), ("", "w1")) if random.random() < 0.5]
-        case.uses = [Use(*scope, random.randint(1, 3), random.random() < 0.4) for scope in dict.fromkeys(scopes)]
+        case.uses = [
+            Use(*scope, random.randint(1, 3), over)
+            for scope in _SCOPES
+            for over in (False, True)
+            if random.random() < (0.6 if scope in case.policies else 0.2)
+        ]
     return case
 
 
@@ -182,9 +188,8 @@ def _row(random: Random, n: int, workspaces: list[str | None]) -> Row:
 
 
 def _policies(random: Random) -> dict[tuple[str, str], Policy]:
-    scopes = [("", ""), *((each, "") for each in "abc"), *(("", each) for each in _WORKFLOWS)]
     found = {}
-    for scope in random.sample(scopes, random.randint(1, 5)):
+    for scope in random.sample(_SCOPES, random.randint(1, 5)):
         paused = random.choice((None, None, None, True, False))
         found[scope] = Policy(
             maintenance=random.choice((None, False, False, False, True)) if scope == ("", "") else None,
@@ -193,7 +198,7 @@ def _policies(random: Random) -> dict[tuple[str, str], Policy]:
             queue=random.choice((None, None, "default", "gpu", "io")),
             priority=random.choice((None, -2, 1, 3)) if scope != ("", "") else None,
             max_running=random.choice((None, None, 1, 3, 8)),
-            rate_runs=random.choice((None, None, 1, 3, 8)),
+            rate_runs=random.choice((None, 1, 3, 5, 8)),
         )
     return found
 
