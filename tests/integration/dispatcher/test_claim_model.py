@@ -16,7 +16,7 @@ from tests.support.database.claim_model import LIVE, Case, Policy, Row, Taken, U
 from tests.support.database.databases import Database
 from tests.support.database.runs import store_of
 
-_CASES = 60
+_CASES = 150
 _WORKSPACES = (None, "", "a", "b", "c")
 _WORKFLOWS = ("w1", "w2", "w3")
 _SCOPES = (("", ""), *((each, "") for each in "abc"), *(("", each) for each in _WORKFLOWS))
@@ -147,7 +147,8 @@ def _parameters(case: Case, *, choose: bool) -> dict[str, Any]:
 def _made(random: Random) -> Case:
     """Return a case in which each part is there now and then."""
     workspaces = random.sample(_WORKSPACES, random.randint(1, 4))
-    rows = [_row(random, n, workspaces) for n in range(random.randint(1, 24))]
+    ended, entered = random.choice((0.0, 0.1, 0.6)), random.choice((0.0, 0.2, 0.6))
+    rows = [_row(random, n, workspaces, ended, entered) for n in range(random.randint(1, 30))]
     keys = sorted({row.key for row in rows})
     names = sorted({workspace for workspace, _ in keys})
     case = Case(rows, room=random.choice((1, 2, 3, 5, 8, 20)), max_queued=random.choice((1, 2, 20)))
@@ -166,20 +167,21 @@ def _made(random: Random) -> Case:
         case.policies = _policies(random)
         case.uses = [
             Use(*scope, random.randint(1, 3), over)
-            for scope in _SCOPES
+            for scope in (*_SCOPES, ("a", "w1"))
             for over in (False, True)
-            if random.random() < (0.6 if scope in case.policies else 0.2)
+            if random.random() < (0.7 if scope in case.policies else 0.2)
         ]
     return case
 
 
-def _row(random: Random, n: int, workspaces: list[str | None]) -> Row:
-    state = random.choice((None, None, None, "settled", *LIVE)) if random.random() < 0.5 else None
+def _row(random: Random, n: int, workspaces: list[str | None], ended: float, entered: float) -> Row:
+    """`ended` and `entered` are the shares of runs that are not pending, and of those with a row in the ledger."""
+    state = random.choice(("settled", *LIVE)) if random.random() < entered else None
     return Row(
         id=f"r{n:02}",
         workflow=random.choice(_WORKFLOWS),
         workspace=random.choice(workspaces),
-        status="running" if state == "running" else random.choice(("pending",) * 8 + ("running", "succeeded")),
+        status="running" if state == "running" else "succeeded" if random.random() < ended else "pending",
         label=random.choice(("webhook",) * 4 + ("other",)),
         chatkit=random.random() < 0.1,
         state=state,
@@ -190,9 +192,9 @@ def _row(random: Random, n: int, workspaces: list[str | None]) -> Row:
 def _policies(random: Random) -> dict[tuple[str, str], Policy]:
     found = {}
     for scope in random.sample(_SCOPES, random.randint(1, 5)):
-        paused = random.choice((None, None, None, True, False))
+        paused = random.choice((None,) * 6 + (True, True, False))
         found[scope] = Policy(
-            maintenance=random.choice((None, False, False, False, True)) if scope == ("", "") else None,
+            maintenance=random.choice((None,) * 4 + (False,) * 4 + (True,)) if scope == ("", "") else None,
             paused=paused,
             pause_over=bool(paused) and random.random() < 0.5,
             queue=random.choice((None, None, "default", "gpu", "io")),
