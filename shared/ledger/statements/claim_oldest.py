@@ -42,7 +42,7 @@ WITH live AS MATERIALIZED (
            OR COALESCE(p.rate_runs <= (SELECT u.runs FROM used AS u
                                         WHERE u.workspace = p.workspace_id AND u.workflow = p.workflow_id), false)
                AS exhausted
-      FROM orcheo_dispatch.policy AS p WHERE p.workspace_id <> '' OR p.workflow_id <> ''
+      FROM orcheo_dispatch.policy AS p
 ), oldest AS MATERIALIZED (
     -- Workflows and workspaces that are paused, or have reached their limits, are skipped.
     SELECT r.id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at,
@@ -51,8 +51,7 @@ WITH live AS MATERIALIZED (
       FROM workflow_runs AS r
      CROSS JOIN every
       LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = r.workflow_id
-      LEFT JOIN orcheo_dispatch.policy AS w
-        ON w.workspace_id = r.workspace_id AND w.workspace_id <> '' AND w.workflow_id = ''
+      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = r.workspace_id AND w.workflow_id = ''
      WHERE r.status = 'pending' AND NOT r.id IN (SELECT unnest(CAST(:skipped AS text[])))
        AND COALESCE((SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = r.id),
                     CASE WHEN (:every_trigger OR r.triggered_by = ANY (CAST(:triggers AS text[])))
@@ -87,8 +86,7 @@ WITH live AS MATERIALIZED (
                    row_number() OVER (PARTITION BY o.queue ORDER BY o.created_at, o.id) AS of_queue
               FROM oldest AS o) AS o
       LEFT JOIN orcheo_dispatch.policy AS f ON f.workspace_id = '' AND f.workflow_id = o.workflow_id
-      LEFT JOIN orcheo_dispatch.policy AS w
-        ON w.workspace_id = o.workspace_id AND w.workspace_id <> '' AND w.workflow_id = ''
+      LEFT JOIN orcheo_dispatch.policy AS w ON w.workspace_id = o.workspace_id AND w.workflow_id = ''
      WHERE COALESCE(o.of_workflow + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workflow = o.workflow_id), 0)
                         <= COALESCE(f.max_running, :per_workflow), true)
        AND COALESCE(o.of_workspace + COALESCE((SELECT sum(l.runs) FROM live AS l WHERE l.workspace = o.workspace_id), 0)
