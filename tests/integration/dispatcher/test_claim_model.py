@@ -20,6 +20,8 @@ _CASES = 150
 _WORKSPACES = (None, "", "a", "b", "c")
 _WORKFLOWS = ("w1", "w2", "w3")
 _SCOPES = (("", ""), *((each, "") for each in "abc"), *(("", each) for each in _WORKFLOWS))
+_NO_SCOPE = ("a", "w1")
+"""Counts against no rate: a policy is of a workspace or of a workflow."""
 _RUN = text("""
 INSERT INTO workflow_runs (id, workflow_id, workflow_version_id, status, triggered_by, payload, created_at, updated_at,
                            workspace_id)
@@ -167,9 +169,9 @@ def _made(random: Random) -> Case:
         case.policies = _policies(random)
         case.uses = [
             Use(*scope, random.randint(1, 3), over)
-            for scope in (*_SCOPES, ("a", "w1"))
+            for scope in (*_SCOPES, _NO_SCOPE)
             for over in (False, True)
-            if random.random() < (0.7 if scope in case.policies else 0.2)
+            if random.random() < (0.7 if scope in (*case.policies, _NO_SCOPE) else 0.2)
         ]
     return case
 
