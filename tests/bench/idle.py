@@ -13,9 +13,9 @@ TITLE = "Doing nothing"
 OURS = "orcheo-dispatch"
 _INTERVAL_SECONDS = 1
 _VARIABLES = {"ORCHEO_DISPATCH_POLL_INTERVAL": str(_INTERVAL_SECONDS)}
-_WINDOW_SECONDS = {0: 2, 1: 10, 4: 6}
+_WINDOW_SECONDS = {0: 2, 1: 30, 4: 6}
 """By dispatchers; none, to know what the servers take by themselves. CPU is counted in ticks of 10 ms: the number that
-has a target gets the longest."""
+has a target gets the longest, in which a tick is a thirtieth of a percent."""
 _SETTLE_SECONDS = 6
 _COUNT_SECONDS = 10
 _CPU = ("CPU, a dispatcher", "CPU, Beat", "CPU, Postgres", "CPU, Redis")

@@ -38,10 +38,16 @@ def _asset(served: Served, path: str) -> str:
     return body
 
 
-def _overview(served: Served, query: str = "") -> Any:
+def _answer(served: Served, query: str = "") -> Any:
+    """What the page is told now: no rows, if nothing could be read within the 1.5 seconds that it waits."""
     status, _, body = served.get(f"{OVERVIEW}{query}")
     assert status == 200
     return json.loads(body)
+
+
+def _overview(served: Served, query: str = "") -> Any:
+    """What the page is told once the runs were read; it asks again until then, as a browser does."""
+    return until(lambda: (a := _answer(served, query))["runs"]["rows"] is not None and a, what="the runs read")
 
 
 def test_page_is_served_under_a_policy_that_lets_nothing_else_in(database: Database, serve: Serve) -> None:
@@ -99,7 +105,7 @@ def _told(served: Served, name: str | None = None) -> Any:
     """Wait for the page to tell of this problem, or of any."""
 
     def look() -> Any:
-        seen = _overview(served)
+        seen = _answer(served)
         return seen if (name in _problems(seen) if name else _problems(seen)) else None
 
     return until(look, what="a problem told")
