@@ -12,6 +12,8 @@ SUPPLY = $(VENV)/.supply
 # Each file that is installed must have a hash that the locks list. HASHES=no installs the versions of constraints.txt
 # instead, for a platform or a mirror of the package index that has files of its own.
 HASHES ?= yes
+# Tests, demo and benchmarks start several hundred processes: without bytecode each compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types imports docs unit coverage acceptance model mutants fuzz resume faults hosts neighbours peers systemd upgrade compat bench bench-small soak supply release-check lock format clean
