@@ -17,6 +17,7 @@ from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
 from tests.support.database.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
 from tests.support.database.roles import Roles, made
+from tests.support.database.run_states import RolledBack, transactions
 from tests.support.orcheo.orcheo_stack import ApiOnDatabase
 from tests.support.servers.servers import Choice, Lane, Servers, choose, running, scratch, versions_of
 
@@ -99,6 +100,13 @@ def database(admin: Admin, servers: Servers, template: Database) -> Iterator[Dat
     """A database of the test's own: Orcheo's tables, one workspace, our schema, rights for the session's roles."""
     with cloned(admin, servers, template.name) as clone:
         yield replace(clone, roles=template.roles)
+
+
+@pytest.fixture(scope="module")
+def rolled_back(admin: Admin, servers: Servers, template: Database) -> Iterator[RolledBack]:
+    """What opens a transaction on a database of the module's own, and rolls it back in the end."""
+    with cloned(admin, servers, template.name) as clone, transactions(clone) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+"""The statements on isolated workflows do what models in Python do, for tables made at random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from random import Random
+
+import pytest
+from sqlalchemy import Connection, text
+
+from orcheo_dispatch.shared.ledger.statements.isolate import (
+    CLEAR_ISOLATION,
+    ISOLATE,
+    ISOLATED,
+    PRUNE_ISOLATION,
+    RECORD_HARM,
+)
+from tests.support.database.run_states import RolledBack
+
+_INSERT = text("""
+INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times)
+SELECT x.workflow, x.version, x.reason, x.by, now() - make_interval(secs => x.since),
+       now() + make_interval(secs => x.left_for), now() - make_interval(secs => x.seen), x.times
+  FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+       AS x(workflow text, version text, reason text, by text, since float8, left_for float8, seen float8,
+            times integer)
+""")
+_SELECT = text("""
+SELECT i.workflow_id, i.workflow_version_id, i.reason, i.by, EXTRACT(epoch FROM now() - i.since)::integer,
+       EXTRACT(epoch FROM i.until - now())::integer, EXTRACT(epoch FROM now() - i.last_seen_at)::integer, i.times
+  FROM orcheo_dispatch.isolation AS i
+""")
+_DAY = 86_400
+_MOST = 1_000_000_000
+
+type Key = tuple[str, str]
+type Table = dict[Key, Isolation]
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """An isolation; times are seconds ago, but for `left_for`, which is negative where it has expired."""
+
+    workflow: str
+    version: str
+    reason: str
+    by: str
+    since: int
+    left_for: int | None
+    seen: int | None
+    times: int
+
+    @property
+    def in_force(self) -> bool:
+        return self.left_for is None or self.left_for > 0
+
+
+def _at_random(random: Random) -> Table:
+    return {
+        (workflow, version): Isolation(
+            *(workflow, version, random.choice(("crash", "memory")), random.choice(("worker", "ada"))),
+            since=random.choice((5, 500)),
+            left_for=random.choice((None, 50, 2 * _DAY, -50, -20 * _DAY, -40 * _DAY)),
+            seen=random.choice((None, 5, 500)),
+            times=random.choice((0, 3, _MOST)),
+        )
+        for workflow in ("w1", "w2")
+        for version in ("", "v1", "v2")
+        if random.random() < 0.7
+    }
+
+
+def _read(connection: Connection) -> Table:
+    return {(row[0], row[1]): Isolation(*row) for row in connection.execute(_SELECT)}
+
+
+def _harm(table: Table, key: Key) -> Table:
+    known = table.get(key)
+    if known is None:
+        return {**table, key: Isolation(*key, "exit", "worker", 0, _DAY, 0, 2)}
+    after = replace(known, seen=0, times=min(known.times + 2, _MOST), since=_since(known))
+    if known.left_for is not None and known.left_for <= _DAY:
+        after = replace(after, reason="exit", by="worker", left_for=_DAY)
+    return {**table, key: after}
+
+
+def _isolate(seconds: int | None) -> Callable[[Table, Key], Table]:
+    def isolated(table: Table, key: Key) -> Table:
+        known = table.get(key)
+        if known is None:
+            return {**table, key: Isolation(*key, "by hand", "eve", 0, seconds, None, 0)}
+        return {**table, key: replace(known, reason="by hand", by="eve", left_for=seconds, since=_since(known))}
+
+    return isolated
+
+
+def _since(known: Isolation) -> int:
+    return 0 if known.left_for is not None and known.left_for <= 0 else known.since
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_workflow_is_isolated_as_the_model_says(rolled_back: RolledBack, seed: int) -> None:
+    random = Random(seed)
+    table, key = _at_random(random), (random.choice(("w1", "w2")), random.choice(("", "v1", "v2")))
+    whose = {"workflow_id": key[0], "version_id": key[1]}
+    for statement, given, model in (
+        (RECORD_HARM, {"reason": "exit", "times": 2}, _harm),
+        (ISOLATE, {"reason": "by hand", "by": "eve", "seconds": None}, _isolate(None)),
+        (ISOLATE, {"reason": "by hand", "by": "eve", "seconds": 77}, _isolate(77)),
+    ):
+        with rolled_back() as connection:
+            connection.execute(_INSERT, {"rows": json.dumps([asdict(each) for each in table.values()])})
+            connection.execute(statement, {**whose, **given})
+            assert _read(connection) == model(table, key)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_isolations_are_listed_cleared_and_pruned_as_the_model_says(rolled_back: RolledBack, seed: int) -> None:
+    random = Random(seed)
+    table = _at_random(random)
+    workflow, version = random.choice(("w1", "w2")), random.choice((None, "", "v1"))
+
+    def cleared(each: Isolation) -> bool:
+        return each.in_force and each.workflow == workflow and version in (None, each.version)
+
+    with rolled_back() as connection:
+        connection.execute(_INSERT, {"rows": json.dumps([asdict(each) for each in table.values()])})
+        listed = connection.execute(ISOLATED, {"limit": 100}).all()
+        expected = sorted(
+            (each for each in table.values() if each.in_force),
+            key=lambda each: (each.left_for is not None, -(each.left_for or 0), each.workflow, each.version),
+        )
+        assert [(row.workflow_id, row.workflow_version_id or "") for row in listed] == [
+            (each.workflow, each.version) for each in expected
+        ]
+        rows = connection.execute(CLEAR_ISOLATION, {"workflow_id": workflow, "version_id": version})
+        assert sorted((row.workflow_id, row.workflow_version_id or "") for row in rows) == sorted(
+            key for key, each in table.items() if cleared(each)
+        )
+        left = {key: each for key, each in table.items() if not cleared(each)}
+        assert _read(connection) == left
+        connection.execute(PRUNE_ISOLATION)
+        assert _read(connection) == {
+            key: each for key, each in left.items() if each.left_for is None or each.left_for > -30 * _DAY
+        }

@@ -1,0 +1,186 @@
+"""The queries of the page and of `orcheo-dispatch run` find what models in Python find, for runs in any states."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from random import Random
+from typing import Any
+
+import pytest
+from sqlalchemy import TextClause
+
+from orcheo_dispatch.shared.ledger.overview import LOST, ROWS, RUNS, STUCK, WORKFLOWS
+from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
+from orcheo_dispatch.shared.ledger.story import RUN
+from tests.support.database.run_states import LIVE, OUTCOMES, RolledBack, State, at_random, write
+
+_RUNS = 60
+_DAY = 86_400
+_FAILED = ("failed", "timed_out", "lost")
+_ENDED = ("succeeded", "failed", "cancelled")
+
+
+def _ours(state: State) -> bool:
+    # No dispatcher has been there, so the default list of triggers counts.
+    return state.status == "pending" and state.is_ours(("webhook", "cron"), every_trigger=False)
+
+
+def _stuck(state: State) -> bool:
+    return state.entry is not None and state.entry.state == "running" and (state.entry.lease or 0) < 0
+
+
+def _ended_with(state: State, outcomes: Collection[str]) -> bool:
+    return state.entry is not None and state.entry.outcome in outcomes
+
+
+def _settled_today(state: State) -> bool:
+    return state.entry is not None and state.entry.settled is not None and state.entry.settled < _DAY
+
+
+def _scheduled(state: State) -> bool:
+    return state.retry is not None and state.retry.next is not None
+
+
+def _failed_for_good(state: State) -> bool:
+    return state.status == "failed" and _ended_with(state, _FAILED) and not _scheduled(state)
+
+
+def _waits(state: State) -> bool:
+    return state.status == "running" and bool(state.question) and state.settled
+
+
+_FOUND = [
+    (STUCK, _stuck),
+    (LOST, lambda state: _settled_today(state) and _ended_with(state, ["lost"])),
+    (DEAD, lambda state: _settled_today(state) and _failed_for_good(state)),
+    (RETRYING, _scheduled),
+    (WAITING, _waits),
+]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lists_have_the_runs_that_the_model_finds(rolled_back: RolledBack, seed: int) -> None:
+    random = Random(seed)
+    states = at_random(random, _RUNS)
+    with rolled_back() as connection:
+        write(connection, states)
+
+        def found(statement: TextClause, **parameters: Any) -> list[str]:
+            rows = connection.execute(statement, {"limit": 1000, "newest": 1000, **parameters})
+            return sorted(row.run_id for row in rows)
+
+        for statement, model in _FOUND:
+            assert found(statement) == [state.id for state in states if model(state)]
+        for _ in range(20):
+            with_pending, with_running = random.random() < 0.5, random.random() < 0.5
+            outcomes = random.sample(OUTCOMES, random.randint(0, 4))
+            workflow = random.choice((None, "w1", "w2"))
+
+            def is_shown(
+                state: State,
+                with_pending: bool = with_pending,
+                with_running: bool = with_running,
+                outcomes: list[str] = outcomes,
+                workflow: str | None = workflow,
+            ) -> bool:
+                live = state.entry is not None and state.entry.state in LIVE
+                is_running = state.entry is not None and state.entry.state == "running"
+                return workflow in (None, state.workflow) and (
+                    (with_pending and _ours(state))
+                    or (live and (with_running if is_running else with_pending))
+                    or _ended_with(state, outcomes)
+                )
+
+            terms = {"with_pending": with_pending, "with_running": with_running, "outcomes": outcomes}
+            expected = [state.id for state in states if is_shown(state)]
+            assert found(RUNS, workflow=workflow, **terms) == expected, terms
+        entered = Counter(state.workflow for state in states if state.entry)
+        shown = connection.scalars(WORKFLOWS, {"limit": 10, "newest": 1000}).all()
+        assert [*shown] == sorted(entered, key=lambda each: (-entered[each], each))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_runs_are_shown_as_the_model_shows_them(rolled_back: RolledBack, seed: int) -> None:
+    states = at_random(Random(seed), _RUNS)
+    wanted = [state for state in states if state.status and state.id != "r000"]
+    run_ids = [state.id for state in states if state.id != "r000"]
+    with rolled_back() as connection:
+        write(connection, states)
+        shown = connection.execute(ROWS, {"run_ids": run_ids, "limit": 1000}).mappings().all()
+        times = [(row["changed_ago"], row["run_id"]) for row in shown]
+        assert times == sorted(times)
+        assert {row["run_id"]: {**row} for row in shown} == {
+            state.id: {**_row(state), "created_at": row["created_at"]}
+            for state in wanted
+            for row in shown
+            if row["run_id"] == state.id
+        }
+        assert len(shown) == len(wanted)
+        waits = {row.run_id: row for row in connection.execute(WAITS, {"run_ids": run_ids})}
+        assert waits.keys() == {state.id for state in wanted}
+        for state in wanted:
+            row = waits[state.id]
+            next_in = state.retry.next if state.retry and state.status == "failed" else None
+            interrupts = state.question if state.status == "running" else None
+            assert (row.retries, row.next_attempt_in) == (state.retry.retries if state.retry else 0, next_in)
+            assert (row.next_attempt_at is None) == (next_in is None)
+            assert (row.interrupts, row.waiting_for is None) == (interrupts, interrupts is None)
+
+
+def _row(state: State) -> dict[str, Any]:
+    """Return what the page shows of a run, but for the time of its creation."""
+    entry = state.entry
+    has_ended = state.status in _ENDED
+    ended = entry.settled if entry and has_ended else None
+    begun = entry.begun if entry else None
+    is_running = entry is not None and entry.state == "running"
+    changed = next(each for each in (ended, begun if is_running else None, state.created) if each is not None)
+    until = next((each for each in (begun, ended) if each is not None), 0)
+    return {
+        "run_id": state.id,
+        "workflow_id": state.workflow,
+        "workspace_id": state.workspace,
+        "status": state.status,
+        "triggered_by": state.label,
+        "state": entry and entry.state,
+        "outcome": entry.outcome if entry and has_ended else None,
+        "attempts": entry and entry.attempts,
+        "reason": entry.reason if entry and entry.reason != "run is gone" else None,
+        "worker_id": entry and entry.worker,
+        "stuck": _stuck(state),
+        "created_ago": float(state.created),
+        "changed_ago": float(changed),
+        "waited": float(state.created - (0 if state.status == "pending" else until)),
+        "ran": None if state.status == "pending" or begun is None else float(begun - (ended or 0)),
+        "silent_for": entry.heartbeat if entry and is_running else None,
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_story_begins_with_what_the_model_says_of_the_run(rolled_back: RolledBack, seed: int) -> None:
+    states = at_random(Random(seed), _RUNS)
+    with rolled_back() as connection:
+        write(connection, states)
+        for state in states:
+            row = connection.execute(RUN, {"run_id": state.id}).one()
+            entry, is_running = state.entry, state.status == "running"
+            next_in = state.retry.next if state.retry and state.status == "failed" else None
+            interrupts = state.question if is_running else None
+            assert (row.workflow_id, row.workspace_id, row.triggered_by) == (
+                state.workflow,
+                state.workspace,
+                state.label,
+            )
+            assert row.status == state.status
+            assert (row.state, row.outcome) == ((entry.state, entry.outcome) if entry else (None, None))
+            assert row.lease_left == (entry.lease if entry else None)
+            assert (row.ours, row.late) == (
+                (_ours(state), state.created > 300) if state.status == "pending" else (None, None)
+            )
+            assert (row.stuck, row.dead) == (_stuck(state), _failed_for_good(state))
+            assert (row.retries, row.retry_in) == (state.retry.retries if state.retry else 0, next_in)
+            assert (row.next_attempt_at is None) == (next_in is None)
+            assert (row.interrupts, row.waiting_for is None) == (interrupts, interrupts is None)
+            assert (row.waiting_since is None, row.worker_alive) == (interrupts is None, False)
+        assert connection.execute(RUN, {"run_id": "no run"}).one().workflow_id is None
