@@ -77,6 +77,30 @@ def test_drain_hands_a_run_over_at_once_and_costs_no_attempt(
     assert row["refunded"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("by", "rule", "repeated"), [("setting", "fail", 0), ("policy", "hold", 0), ("setting", "requeue", 1)]
+)
+def test_finished_steps_are_not_repeated_although_the_rule_has_changed_unless_it_is_to_start_again(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, by: str, rule: str, repeated: int
+) -> None:
+    workflow = workflows["chain"]
+    with stack.running("worker") as first, _held(orcheo, workflow, tmp_path, "c 1") as run:
+        first.signal(Signals.SIGTERM)
+        assert first.exit_code() == 0
+    if by == "policy":
+        insert = "INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, lost_runs) VALUES ('', %s, %s)"
+        execute(stack.database, insert, workflow, rule)
+    try:
+        with stack.running("worker", **({"ORCHEO_DISPATCH_LOST_RUNS": rule} if by == "setting" else {})):
+            seen = ended(orcheo, run)
+    finally:
+        execute(stack.database, "DELETE FROM orcheo_dispatch.policy")
+    assert seen["status"] == "succeeded", seen
+    assert _begun(tmp_path) == {"a 1": 1 + repeated, "b 1": 1 + repeated, "c 1": 2, "d 1": 1}
+    resumed = [each for each in _trace(stack, run) if "resumed" in each["payload"]]
+    assert len(resumed) == 1 - repeated
+
+
 def _holder(stack: Stack, run: Record, *workers: Process) -> Process:
     pid = one(
         stack.database,

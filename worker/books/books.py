@@ -45,7 +45,7 @@ class Books:
         self._guarded = worker_id is not None
         self._lost_runs = lost_runs
         self._pool = make_pool(Pool, dsn, name="orcheo-dispatch worker", min_size=1, max_size=_CONNECTIONS)
-        self._workflows = Workflows(self._pool, resumes=self.resumes, waits=waits)
+        self._workflows = Workflows(self._pool, rule=self._rule, waits=waits)
         self._commit = GroupCommit(self._pool, running=running, worker_id=worker_id)
         self._unwritten: dict[Claim, set[_Given]] = {}
 
@@ -63,8 +63,8 @@ class Books:
         return await self._workflows.provide(run, known_at)
 
     def resumes(self, run: Run) -> bool:
-        """Return whether a run continues after the steps that an earlier attempt stored."""
-        return (run.rules.lost_runs or self._lost_runs) is LostRuns.RESUME
+        """Return whether a run that is lost continues after its last finished step."""
+        return self._rule(run) is LostRuns.RESUME
 
     def write(self, run: Claim, rows: Rows, *, hasten: bool, resumes: bool = True) -> asyncio.Future[str | None]:
         """Write rows of this run together, or none of them; soon, or as soon as possible if `hasten` is set.
@@ -114,6 +114,10 @@ class Books:
         """Write no more rows of this run, except those being written already: its fence is lost."""
         for unit in tuple(self._unwritten.get(run, ())):
             self._commit.drop(unit)
+
+    def _rule(self, run: Run) -> LostRuns:
+        """Return what happens to a run if its worker is lost."""
+        return run.rules.lost_runs or self._lost_runs
 
 
 class _Metadata(msgspec.Struct):

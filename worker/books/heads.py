@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ import msgspec
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all
+
+GRAPH_CHECKSUM = "graph_checksum"
+"""Key in the metadata of checkpoints that were stored step by step: the checksum of the run's own graph."""
 
 # Rows as they are stored: nothing is decoded here. Values that a checkpoint refers to are in checkpoint_blobs, and what
 # the tasks after it have written so far in checkpoint_writes.
@@ -71,6 +75,11 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     """JSON text."""
     blobs: list[Blob]
     writes: list[PendingWrite]
+
+    @property
+    def is_of_a_step(self) -> bool:
+        """Whether it was stored as a step of the run's own graph ended, and not by a run that had ended."""
+        return not self.namespace and GRAPH_CHECKSUM in json.loads(self.metadata)
 
 
 async def read_heads(pool: Pool, run_ids: Sequence[str]) -> dict[str, list[Head]]:

@@ -11,6 +11,7 @@ import msgspec
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.ledger.runs import Run
+from orcheo_dispatch.shared.settings.policies import LostRuns
 from orcheo_dispatch.worker.books.heads import Head, read_heads
 from orcheo_dispatch.worker.books.postgres import Pool, fetch_all, may_pass
 
@@ -118,10 +119,10 @@ class Workflows:
     next one, so an answer is never older than its request.
     """
 
-    def __init__(self, pool: Pool, *, resumes: Callable[[Run], bool], waits: bool = False) -> None:
-        """`resumes` returns whether a run continues after the steps that an earlier attempt stored."""
+    def __init__(self, pool: Pool, *, rule: Callable[[Run], LostRuns], waits: bool = False) -> None:
+        """`rule` returns what happens to a run if its worker is lost."""
         self._pool = pool
-        self._resumes = resumes
+        self._rule = rule
         self._waits = waits
         self._asked: list[_Question] = []
         self._reading: asyncio.Task[None] | None = None
@@ -182,7 +183,7 @@ class Workflows:
             [
                 each.run.run_id
                 for place, each in enumerate(asked, 1)
-                if by_place[place]["has_checkpoints"] and self._resumes(each.run)
+                if by_place[place]["has_checkpoints"] and self._rule(each.run) is not LostRuns.REQUEUE
             ],
         )
         return [
@@ -190,7 +191,7 @@ class Workflows:
                 each.run,
                 by_place[place],
                 read_at,
-                resume=self._resumes(each.run),
+                rule=self._rule(each.run),
                 waits=self._waits,
                 heads=heads.get(each.run.run_id, []),
             )
@@ -204,7 +205,9 @@ class _Question(msgspec.Struct, frozen=True):
     answer: asyncio.Future[Provided]
 
 
-def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, waits: bool, heads: list[Head]) -> Provided:
+def _provided(run: Run, row: DictRow, read_at: float, *, rule: LostRuns, waits: bool, heads: list[Head]) -> Provided:
+    # The steps of an earlier attempt under `resume` are not repeated, whatever the rule is now, unless it says so.
+    resume = rule is LostRuns.RESUME or any(each.is_of_a_step for each in heads)
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
     start_over = any(not each.namespace and each.checkpoint_id == row["start_over_from"] for each in heads)
@@ -219,7 +222,7 @@ def _provided(run: Run, row: DictRow, read_at: float, *, resume: bool, waits: bo
         now=row["now"],
         read_at=read_at,
         resume=resume,
-        heads=[] if start_over else heads,
+        heads=heads if resume and not start_over else [],
         traced=row["traced"],
         waits=waits,
         again_because=row["again_because"],

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.logs.lines import log
-from orcheo_dispatch.worker.books.heads import Head
+from orcheo_dispatch.worker.books.heads import GRAPH_CHECKSUM, Head
 from orcheo_dispatch.worker.books.postgres import Pool
 from orcheo_dispatch.worker.books.rows import Rows, rows_to_forget
 from orcheo_dispatch.worker.books.units import StaleFenceError, Unit
@@ -32,8 +32,6 @@ _NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
 """Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
 _NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
-_GRAPH = "graph_checksum"
-"""Key in the metadata of checkpoints of a run's own graph: the checksum of the graph."""
 _STALE = StaleFenceError.__name__
 _BRANCH_SECONDS = 0.02
 """How long the writes of a task wait for the next checkpoint, which comes immediately if no other task is active."""
@@ -104,7 +102,7 @@ class ResumingSaver(RunSaver):
     def check_graph(self) -> None:
         """Raise `GraphChangedError` if the last checkpoint is that of another graph."""
         saved = self._checkpoints.get(("", self._latest.get("", "")))
-        if saved is not None and json.loads(saved.metadata).get(_GRAPH, self._graph) != self._graph:
+        if saved is not None and json.loads(saved.metadata).get(GRAPH_CHECKSUM, self._graph) != self._graph:
             raise GraphChangedError
 
     def unfinished(self, tasks: Sequence[Any]) -> bool:
@@ -152,7 +150,7 @@ class ResumingSaver(RunSaver):
         one of the last step: `saved` waits for it, together with the end of the trace.
         """
         if not config["configurable"]["checkpoint_ns"]:
-            metadata = cast("CheckpointMetadata", {**metadata, _GRAPH: self._graph})
+            metadata = cast("CheckpointMetadata", {**metadata, GRAPH_CHECKSUM: self._graph})
         stored = await super().aput(config, checkpoint, metadata, new_versions)
         if self._failed or config["configurable"]["thread_id"] != self._thread:
             return stored
