@@ -42,8 +42,8 @@ SELECT w.id AS run_id, COALESCE(r.workflow_id, d.workflow_id) AS workflow_id,
        CASE WHEN r.status = 'running' THEN q.asked_at END AS waiting_since,
        CASE WHEN r.status = 'running' THEN EXTRACT(epoch FROM now() - q.asked_at)::float8 END AS waiting_for,
        -- As in the view dead_runs, which cannot be searched for one run.
-       COALESCE(r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
-                AND t.next_at IS NULL, false) AS dead,
+       COALESCE(r.status = 'failed' AND d.outcome IN ('failed', 'timed_out', 'lost') AND t.next_at IS NULL, false)
+           AS dead,
        COALESCE((SELECT k.alive FROM orcheo_dispatch.processes AS k WHERE k.id = d.worker_id), false) AS worker_alive
   FROM (SELECT CAST(:run_id AS text) AS id) AS w
   LEFT JOIN workflow_runs AS r ON r.id = w.id

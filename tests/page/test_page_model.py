@@ -8,13 +8,17 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import TextClause
+from sqlalchemy import TextClause, text
 
 from orcheo_dispatch.shared.ledger.overview import LOST, ROWS, RUNS, STUCK, WORKFLOWS
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
 from orcheo_dispatch.shared.ledger.story import RUN
-from tests.support.database.run_states import LIVE, OUTCOMES, RolledBack, State, at_random, write
+from tests.support.database.run_states import LIVE, OTHER, OUTCOMES, US, Entry, RolledBack, State, at_random, write
 
+_PROCESS = text("""
+INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
+VALUES (CAST(:id AS uuid), 'worker', 'h', 1, '1', 1, now() - make_interval(secs => :seen))
+""")
 _RUNS = 60
 _DAY = 86_400
 _FAILED = ("failed", "timed_out", "lost")
@@ -100,6 +104,17 @@ def test_lists_have_the_runs_that_the_model_finds(rolled_back: RolledBack, seed:
         assert [*shown] == sorted(entered, key=lambda each: (-entered[each], each))
 
 
+def test_runs_in_progress_do_not_crowd_out_those_that_have_ended(rolled_back: RolledBack) -> None:
+    live = [State(f"live {n}", "running", entry=Entry("running", begun=1, lease=5, worker=US)) for n in range(3)]
+    ended = State("ended", "failed", entry=Entry("settled", "lost", settled=1))
+    nothing = {"with_pending": False, "with_running": False, "workflow": None}
+    with rolled_back() as connection:
+        write(connection, [*live, ended])
+        for statement, more in ((RUNS, {**nothing, "outcomes": ["lost"]}), (LOST, {}), (DEAD, {})):
+            rows = connection.execute(statement, {"limit": 10, "newest": 1, **more})
+            assert [row.run_id for row in rows] == ["ended"]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_runs_are_shown_as_the_model_shows_them(rolled_back: RolledBack, seed: int) -> None:
     states = at_random(Random(seed), _RUNS)
@@ -162,6 +177,8 @@ def test_story_begins_with_what_the_model_says_of_the_run(rolled_back: RolledBac
     states = at_random(Random(seed), _RUNS)
     with rolled_back() as connection:
         write(connection, states)
+        for process, seen in ((US, 500), (OTHER, 1)):
+            connection.execute(_PROCESS, {"id": process, "seen": seen})
         for state in states:
             row = connection.execute(RUN, {"run_id": state.id}).one()
             entry, is_running = state.entry, state.status == "running"
@@ -182,5 +199,6 @@ def test_story_begins_with_what_the_model_says_of_the_run(rolled_back: RolledBac
             assert (row.retries, row.retry_in) == (state.retry.retries if state.retry else 0, next_in)
             assert (row.next_attempt_at is None) == (next_in is None)
             assert (row.interrupts, row.waiting_for is None) == (interrupts, interrupts is None)
-            assert (row.waiting_since is None, row.worker_alive) == (interrupts is None, False)
+            worker_alive = entry is not None and entry.worker == OTHER
+            assert (row.waiting_since is None, row.worker_alive) == (interrupts is None, worker_alive)
         assert connection.execute(RUN, {"run_id": "no run"}).one().workflow_id is None

@@ -66,7 +66,7 @@ WITH message AS MATERIALIZED (
            settled_at = CASE WHEN a.begins THEN NULL ELSE now() END,
            reason = CASE WHEN a.begins THEN NULL
                          ELSE COALESCE(a.rejected, a.held, 'run is ' || COALESCE(a.status, 'gone')) END,
-           slot = CASE WHEN a.begins OR d.slot <> 'held' THEN d.slot
+           slot = CASE WHEN d.slot <> 'held' THEN d.slot
                        WHEN a.executed AND d.attempts = 0 THEN 'returned'
                        WHEN a.rejected IS NOT NULL
                             OR COALESCE(a.status, 'cancelled') IN ('cancelled', 'failed', 'succeeded') THEN 'due'

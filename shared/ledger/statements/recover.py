@@ -154,9 +154,8 @@ WITH orphan AS MATERIALIZED (
        SET state = 'settled', settled_at = now(), lease_expires_at = NULL, outcome = 'skipped', reason = 'run is gone',
            slot = CASE WHEN d.slot = 'held' THEN 'due' ELSE d.slot END
       FROM orphan AS o WHERE d.run_id = o.run_id AND NOT :choose
-    RETURNING d.run_id
 )
-SELECT o.run_id FROM orphan AS o LEFT JOIN settled AS s ON s.run_id = o.run_id WHERE :choose OR s.run_id IS NOT NULL
+SELECT o.run_id FROM orphan AS o
 """)
 
 # Runs that the API cancelled before they were claimed, or after their claim was released or they were requeued.
@@ -233,9 +232,8 @@ WITH old AS MATERIALIZED (
        FOR UPDATE OF d SKIP LOCKED
 ), deleted AS (
     DELETE FROM orcheo_dispatch.dispatch AS d USING old AS o WHERE d.run_id = o.run_id AND NOT :choose
-    RETURNING d.run_id
 )
-SELECT o.run_id FROM old AS o LEFT JOIN deleted AS d ON d.run_id = o.run_id WHERE :choose OR d.run_id IS NOT NULL
+SELECT o.run_id FROM old AS o
 """)
 
 # Close the traces of ended runs whose worker cannot: add an error step, as Orcheo's worker does, and end the record.
@@ -279,7 +277,7 @@ WITH next AS (
     SELECT date_trunc('minute', n.at) AS since,
            LEAST(date_trunc('minute', n.at) + interval '6 hours', date_trunc('minute', now() - interval '2 minutes'))
                AS until
-      FROM next AS n WHERE n.at IS NOT NULL
+      FROM next AS n
 )
 INSERT INTO orcheo_dispatch.ended (minute, outcome, runs)
 SELECT date_bin('1 minute', d.settled_at, '2000-01-01 00:00+00'), d.outcome, count(*)

@@ -18,8 +18,7 @@ SELECT r.id AS run_id
    AND (CAST(:error_class AS text) IS NULL OR d.reason = :error_class)
    AND (CAST(:older_than AS float8) IS NULL OR r.created_at < now() - make_interval(secs => :older_than))
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
-   AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
-                      AND t.next_at IS NULL))
+   AND (NOT :dead OR (r.status = 'failed' AND d.outcome IN ('failed', 'timed_out', 'lost') AND t.next_at IS NULL))
    AND (NOT :waiting OR (r.status = 'running' AND d.state = 'settled'
                          AND EXISTS (SELECT FROM orcheo_dispatch.question AS q WHERE q.run_id = r.id)))
  ORDER BY r.id
@@ -38,8 +37,7 @@ SELECT count(*)
    AND (CAST(:error_class AS text) IS NULL OR d.reason = :error_class)
    AND (CAST(:older_than AS float8) IS NULL OR r.created_at < now() - make_interval(secs => :older_than))
    AND r.created_at >= COALESCE(CAST(:since AS timestamptz), now() - make_interval(secs => :since_ago), '-infinity')
-   AND (NOT :dead OR (r.status = 'failed' AND d.state = 'settled' AND d.outcome IN ('failed', 'timed_out', 'lost')
-                      AND t.next_at IS NULL))
+   AND (NOT :dead OR (r.status = 'failed' AND d.outcome IN ('failed', 'timed_out', 'lost') AND t.next_at IS NULL))
    AND (NOT :waiting OR (r.status = 'running' AND d.state = 'settled'
                          AND EXISTS (SELECT FROM orcheo_dispatch.question AS q WHERE q.run_id = r.id)))
 """)

@@ -174,7 +174,7 @@ def test_what_cannot_be_confirmed_stays_open_and_old_alerts_go(rolled_back: Roll
 
 
 @pytest.mark.parametrize("resolved", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(60))
 def test_delivery_is_noted_by_the_process_that_sent(rolled_back: RolledBack, seed: int, resolved: bool) -> None:
     random = Random(seed)
     alerts = _table(random)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -14,7 +15,7 @@ from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT
 from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
 from tests.support.database.look_model import Kinds, Ours, admit_labelled, admit_pushed, claim_given, look
-from tests.support.database.run_states import US, WORKFLOWS, WORKSPACES, RolledBack, at_random, compare, write
+from tests.support.database.run_states import US, WORKFLOWS, WORKSPACES, RolledBack, State, at_random, compare, write
 
 _POLICY = text("""
 INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, maintenance, max_running, rate_runs, rate_seconds, queue)
@@ -29,7 +30,7 @@ _LEAST_FENCE = text("SELECT (EXTRACT(epoch FROM now()) * 1000)::bigint << 10")
 def test_look_finds_what_the_model_finds(rolled_back: RolledBack, seed: int) -> None:
     random = Random(seed)
     for _ in range(100):
-        states = at_random(random, random.choice((0, 1, 2, 3, 10)))
+        states = [_likely(random, each) for each in at_random(random, random.choice((0, 1, 1, 2, 3, 10)))]
         ours, index = _ours(random), random.choice((TURNS_INDEX, "workflow_runs"))
         with rolled_back() as connection:
             write(connection, states)
@@ -57,7 +58,7 @@ def test_pushed_runs_are_admitted_as_the_model_says(rolled_back: RolledBack, see
 def test_runs_whose_push_was_lost_are_admitted_as_the_model_says(rolled_back: RolledBack, seed: int) -> None:
     random = Random(seed)
     for _ in range(20):
-        states, ours = at_random(random, 100), _ours(random)
+        states, ours = [_likely(random, each) for each in at_random(random, 100)], _ours(random)
         ids = [state.id for state in states]
         skipped = random.choice(([], random.sample(ids, 25)))
         chosen = random.choice((None, random.sample(ids, 50)))
@@ -84,6 +85,29 @@ def test_given_runs_are_claimed_as_the_model_says(rolled_back: RolledBack, seed:
             compare(connection, states, CLAIM_GIVEN, parameters, model)
 
 
+@pytest.mark.parametrize("right_first", [True, False])
+def test_run_that_is_pushed_twice_is_admitted_by_the_push_with_its_workspace(
+    rolled_back: RolledBack, right_first: bool
+) -> None:
+    run = State("r", "pending", label="other", workspace="a", audit=("api run_created {}",))
+    pushes = [("a", True, False), ("b", False, True)]
+    pushes = pushes if right_first else pushes[::-1]
+    parameters = {**vars(Ours(["webhook"], every_trigger=False)), "run_ids": ["r", "r"], "dispatcher_id": US}
+    parameters["workspace_ids"] = [workspace for workspace, _, _ in pushes]
+    with rolled_back() as connection:
+        write(connection, [run])
+        rows = connection.execute(ADMIT_PUSHED, parameters)
+        found = {(row.workspace_id, row.admitted, row.refused) for row in rows}
+    assert found == {*pushes}
+
+
+def _likely(random: Random, state: State) -> State:
+    """Return it as a pending run that dispatchers do not know, often enough."""
+    if state.status is None or random.random() < 0.4:
+        return state
+    return replace(state, status="pending", label="other", entry=None, retry=None, question=None)
+
+
 def _ours(random: Random) -> Ours:
     return Ours(random.choice((["webhook"], ["other"], ["webhook", "other"], [])), random.random() < 0.3)
 
@@ -107,4 +131,7 @@ def _decide(random: Random, connection: Connection) -> Kinds:
             limits.append(limit)
             rates.append(rate)
             queues.append(queue)
+    # A policy of a workflow says nothing of maintenance.
+    connection.execute(_QUEUE, {"workflow": "w1", "queue": maybe("gpu")})
+    queues += [*connection.scalars(text("SELECT p.queue FROM orcheo_dispatch.policy AS p WHERE p.workflow_id = 'w1'"))]
     return Kinds(any(limits), any(rates), any(queues), maintenance)

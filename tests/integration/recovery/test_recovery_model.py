@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from random import Random
@@ -18,6 +19,7 @@ from orcheo_dispatch.shared.ledger.statements.recover import (
     COUNT_ENDED,
     FORGET_QUESTIONS,
     PRUNE,
+    PRUNE_ENDED,
     REAP_ORPHANS,
     RETRY,
     SLOTS_DUE,
@@ -120,7 +122,12 @@ def test_statement_does_what_its_model_does(
 ) -> None:
     random = Random(seed)
     for _ in range(_TABLES):
-        states = at_random(random, _RUNS)
+        # Often of the status that most of these statements look for.
+        statuses = random.choice((None, "cancelled", "failed"))
+        states = [
+            replace(state, status=statuses) if statuses and state.status and random.random() < 0.5 else state
+            for state in at_random(random, _RUNS)
+        ]
         statement, parameters, model = make(random, states)
         with rolled_back() as connection:
             compare(connection, states, statement, parameters, model)
@@ -176,6 +183,17 @@ def test_minutes_are_counted_as_the_model_counts_them(rolled_back: RolledBack, s
         connection.execute(COUNT_ENDED)
         found = {(row[0], row[1]): row[2] for row in connection.execute(text("SELECT * FROM orcheo_dispatch.ended"))}
     assert found == _minutes(states, now, counted)
+
+
+def test_minutes_are_kept_for_as_long_as_dashboards_show_them(rolled_back: RolledBack) -> None:
+    with rolled_back() as connection:
+        now: datetime = connection.scalar(text("SELECT now()"))
+        minutes = [now - timedelta(days=days) for days in (1, 30, 32, 400)]
+        for minute in minutes:
+            connection.execute(_ENDED, {"minute": minute, "outcome": "lost", "runs": 7})
+        connection.execute(PRUNE_ENDED)
+        left = connection.scalars(text("SELECT e.minute FROM orcheo_dispatch.ended AS e ORDER BY e.minute DESC"))
+        assert left.all() == minutes[:2]
 
 
 def _minutes(states: list[State], now: datetime, counted: datetime | None) -> dict[tuple[datetime, str], int]:

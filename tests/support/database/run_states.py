@@ -202,7 +202,9 @@ SELECT COALESCE(r.id, d.run_id) AS id, r.status, r.payload, orcheo_dispatch.iso(
        q.interrupts AS question, c.checkpoint_id AS checkpoint, h.status AS trace, h.error AS trace_error,
        EXTRACT(epoch FROM now() - h.completed_at)::integer AS trace_completed,
        ARRAY(SELECT s.payload FROM execution_history_steps AS s
-              WHERE s.execution_id = h.execution_id ORDER BY s.step_index) AS steps
+              WHERE s.execution_id = h.execution_id ORDER BY s.step_index) AS steps,
+       ARRAY(SELECT s.step_index FROM execution_history_steps AS s
+              WHERE s.execution_id = h.execution_id ORDER BY s.step_index) AS places
   FROM workflow_runs AS r
   FULL JOIN orcheo_dispatch.dispatch AS d ON d.run_id = r.id
   LEFT JOIN orcheo_dispatch.retry AS t ON t.run_id = d.run_id
@@ -238,6 +240,7 @@ def _state(row: Any) -> State:
     payload = row.payload or {}
     assert row.status == payload.get("status")
     assert row.status is None or row.state is None or not row.of_another
+    assert row.places == [*range(len(row.steps))]
     assert row.updated != 0 or payload.get("updated_at") in (None, row.now)
     entry = row.state and Entry(
         *(row.state, row.outcome, row.fence, row.slot, row.reason, row.attempts, row.refunded, row.settled),
@@ -322,7 +325,9 @@ def compare(
     states = [*states]
     verdicts = {state.id: model(state) for state in states}
     write(connection, states)
-    returned = {row[0]: tuple(row) for row in connection.execute(statement, parameters)}
+    rows = [tuple(row) for row in connection.execute(statement, parameters)]
+    returned = {row[0]: row for row in rows}
+    assert len(returned) == len(rows), parameters
     assert returned == {run_id: row for run_id, (row, _) in verdicts.items() if row is not None}, parameters
     found = read(connection)
     for run_id, (_, after) in verdicts.items():
@@ -376,7 +381,7 @@ def _entry_at_random(random: Random, states: Sequence[str]) -> Entry:
     settled = state == "settled"
     return Entry(
         state,
-        random.choice(OUTCOMES) if settled else None,
+        random.choice((*OUTCOMES, "requeued", "requeued", "failed")) if settled else None,
         fence=random.choice((1, 2)),
         slot=random.choice(("none", "held", "due", "returned")),
         reason=random.choice((None, "ValueError", "TypeError", "by hand", "run is gone")),
