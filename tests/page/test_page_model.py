@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
 import pytest
 from sqlalchemy import TextClause, text
 
-from orcheo_dispatch.shared.ledger.overview import LOST, ROWS, RUNS, STUCK, WORKFLOWS
+from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
 from orcheo_dispatch.shared.ledger.story import RUN
 from tests.support.database.run_states import LIVE, OTHER, OUTCOMES, US, Entry, RolledBack, State, at_random, write
@@ -102,6 +104,47 @@ def test_lists_have_the_runs_that_the_model_finds(rolled_back: RolledBack, seed:
         entered = Counter(state.workflow for state in states if state.entry)
         shown = connection.scalars(WORKFLOWS, {"limit": 10, "newest": 1000}).all()
         assert [*shown] == sorted(entered, key=lambda each: (-entered[each], each))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_hour_has_the_figures_of_the_model(rolled_back: RolledBack, seed: int) -> None:
+    states = [each for n in range(4) for each in at_random(Random(f"{seed} {n}"), _RUNS)]
+    states = [replace(state, id=f"r{n:03}") for n, state in enumerate(states)]
+    with rolled_back() as connection:
+        write(connection, states)
+        now: datetime = connection.scalar(text("SELECT now()"))
+        *minutes, whole = connection.execute(HOUR, {"hour_rows": 1000, "sampled": 1000}).all()
+    this_minute = now.replace(second=0, microsecond=0)
+    assert [row.minute for row in minutes] == [this_minute - timedelta(minutes=59 - n) for n in range(60)]
+    assert whole.minute is None
+    for row in (*minutes, whole):
+        assert tuple(row)[1:] == pytest.approx(_figures(states, now, row.minute))
+
+
+def _figures(states: list[State], now: datetime, minute: datetime | None) -> tuple[float | None, ...]:
+    """Return how many runs ended in that minute, or in the hour, and the percentiles of their times."""
+    ended = []
+    for state in states:
+        if (entry := state.entry) and entry.settled is not None and entry.settled < 3600:
+            at = (now - timedelta(seconds=entry.settled)).replace(second=0, microsecond=0)
+            if minute in (None, at) and entry.outcome in ("succeeded", *_FAILED, "cancelled"):
+                ended.append((state, entry))
+    outcomes = Counter(entry.outcome for _, entry in ended)
+    timed = [(state, entry, entry.begun) for state, entry in ended if state.status and entry.begun is not None]
+    waits = [state.created - begun for state, _, begun in timed]
+    ran = [begun - (entry.settled or 0) for _, entry, begun in timed]
+    counts = (outcomes["succeeded"], sum(outcomes[each] for each in _FAILED), outcomes["cancelled"], outcomes["lost"])
+    return (*counts, *(_percentile(times, share) for times in (waits, ran) for share in (0.5, 0.95)))
+
+
+def _percentile(values: list[int], share: float) -> float | None:
+    """Return it as Postgres' percentile_cont does, between two values."""
+    if not values:
+        return None
+    below, rest = divmod(share * (len(values) - 1), 1)
+    ordered = sorted(values)
+    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(values) - 1)]
+    return low + (high - low) * rest
 
 
 def test_runs_in_progress_do_not_crowd_out_those_that_have_ended(rolled_back: RolledBack) -> None:
