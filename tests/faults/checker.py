@@ -216,6 +216,9 @@ def _explained(evidence: Evidence, run: RunPlan, error: str) -> bool:
         return True
     if run.act is Act.EXIT and ("3" in error or "SystemExit" in error):
         return True
+    # A neighbour was cancelled while this run held the event loop, so that the runner was ended.
+    if run.act is Act.BLOCK and "because a run in it did not stop" in error:
+        return True
     # A neighbour may block the loop of a worker, so that a run of a few seconds takes too long.
     return bool(_LOST_ERRORS.match(error)) or (run.seconds > 0 and error.startswith("Run timed out"))
 
