@@ -1,0 +1,120 @@
+"""Statements pass over runs that another session has locked, lock no others, and wait only where they are meant to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy.exc import OperationalError
+
+from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
+from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, REFUSE
+from orcheo_dispatch.shared.ledger.statements.recover import ADOPT_CANCELLED
+from orcheo_dispatch.shared.ledger.statements.repair import AWAIT_RUN, LOCK_RUNS
+from tests.support.database.databases import Database
+from tests.support.database.run_states import CREATED, OTHER, US, Entry, State, write
+from tests.support.database.runs import store_of
+
+_RUN = text("SELECT FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE NOWAIT")
+_ROW = text("SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id FOR UPDATE NOWAIT")
+_STATE = text("SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id")
+_IMPATIENT = text("SET LOCAL lock_timeout = '300ms'")
+_FREE, _HELD = "free", "held"
+_MESSAGES = {"run_ids": [_FREE, _HELD], "fences": [1, 1], "worker_id": US, "lease": 30, "actor": US}
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    with store_of(database, connections=4) as (_, engine):
+        yield engine
+
+
+def _enter(engine: Engine, status: str, entry: Entry | None, *names: str) -> None:
+    """Write runs of this status, each with this row in the ledger."""
+    with engine.begin() as connection:
+        write(connection, [State(name, status, audit=(f"api {CREATED}",), entry=entry) for name in names])
+
+
+@contextmanager
+def _locked(engine: Engine, statement: TextClause, run_id: str = _HELD) -> Iterator[None]:
+    with engine.begin() as connection:
+        connection.execute(statement, {"run_id": run_id})
+        yield
+
+
+def _returned(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> list[Any]:
+    connection.execute(_IMPATIENT)
+    return sorted(connection.execute(statement, parameters).all(), key=lambda row: str(row.run_id))
+
+
+@pytest.mark.parametrize(
+    ("statement", "status", "parameters"),
+    [
+        (ADOPT_CANCELLED, "cancelled", {"every_trigger": True, "triggers": [], "younger_than": 60, "choose": False}),
+        (CLAIM_GIVEN, "pending", {"run_ids": [_FREE, _HELD], "lease": 30}),
+        (LOCK_RUNS, "pending", {"run_ids": [_FREE, _HELD]}),
+    ],
+    ids=["adopt", "claim given", "lock"],
+)
+def test_run_whose_row_is_locked_is_passed_over(
+    engine: Engine, statement: TextClause, status: str, parameters: dict[str, Any]
+) -> None:
+    _enter(engine, status, Entry("settled", "released", slot="held", settled=5), _FREE, _HELD)
+    more = {"skipped": [], "chosen": None, "batch": 10, "dispatcher_id": US}
+    with _locked(engine, _ROW), engine.begin() as connection:
+        assert [row.run_id for row in _returned(connection, statement, {**more, **parameters})] == [_FREE]
+
+
+def test_run_without_a_row_is_locked_beside_one_whose_row_is_locked(engine: Engine) -> None:
+    _enter(engine, "pending", Entry("settled", "released", settled=5), _HELD)
+    _enter(engine, "pending", None, _FREE)
+    with _locked(engine, _ROW), engine.begin() as connection:
+        rows = _returned(connection, LOCK_RUNS, {"run_ids": [_FREE, _HELD]})
+        assert [row.run_id for row in rows] == [_FREE]
+
+
+@pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
+def test_await_run_waits_for_the_run_and_for_its_row_and_for_no_other(engine: Engine, lock: TextClause) -> None:
+    _enter(engine, "pending", Entry("settled", "released", settled=5), _FREE, _HELD)
+    with _locked(engine, lock):
+        with engine.begin() as connection:
+            assert [row.run_id for row in _returned(connection, AWAIT_RUN, {"run_id": _FREE})] == [_FREE]
+        with pytest.raises(OperationalError), engine.begin() as connection:
+            _returned(connection, AWAIT_RUN, {"run_id": _HELD})
+
+
+@pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
+def test_begin_of_a_locked_run_says_so_and_changes_nothing(engine: Engine, lock: TextClause) -> None:
+    _enter(engine, "pending", Entry("claimed", slot="held", lease=30), _FREE, _HELD)
+    with _locked(engine, lock), engine.begin() as connection:
+        rows = _returned(connection, BEGIN, _MESSAGES)
+        assert [(row.run_id, row.state == "locked") for row in rows] == [(_FREE, False), (_HELD, True)]
+    with _locked(engine, _ROW), engine.begin() as connection:
+        (row,) = connection.execute(
+            text("SELECT state FROM orcheo_dispatch.dispatch WHERE run_id = :id"), {"id": _HELD}
+        )
+        assert row.state == "claimed"
+
+
+@pytest.mark.parametrize("worker", [US, OTHER, None])
+def test_heartbeat_of_a_locked_row_counts_for_its_own_worker_only(engine: Engine, worker: str | None) -> None:
+    _enter(engine, "running", Entry("running", begun=5, lease=5, worker=US), _HELD)
+    with _locked(engine, _ROW), engine.begin() as connection:
+        rows = _returned(connection, HEARTBEAT, {**_MESSAGES, "worker_id": worker})
+        assert [(row.run_id, row.renewed) for row in rows] == ([] if worker == OTHER else [(_HELD, False)])
+
+
+@pytest.mark.parametrize("statement", [BEGIN, REFUSE], ids=["begin", "refuse"])
+def test_no_run_is_locked_but_those_of_the_messages(engine: Engine, statement: TextClause) -> None:
+    _enter(engine, "pending", Entry("claimed", slot="held", lease=30), _FREE, _HELD)
+    messages = {**_MESSAGES, "run_ids": [_HELD], "fences": [1], "errors": ["no"]}
+    with engine.begin() as connection:
+        _returned(connection, statement, messages)
+        for lock in (_RUN, _ROW):
+            with _locked(engine, lock, _FREE):
+                pass
+            with pytest.raises(OperationalError), _locked(engine, lock, _HELD):
+                pass
