@@ -121,6 +121,16 @@ def test_hour_has_the_figures_of_the_model(rolled_back: RolledBack, seed: int) -
         assert tuple(row)[1:] == pytest.approx(_figures(states, now, row.minute))
 
 
+def test_times_of_the_hour_are_computed_from_a_sample(rolled_back: RolledBack) -> None:
+    ran = (1, 1000, 1, 1000)
+    entries = [Entry("settled", "succeeded", settled=10 * n, begun=10 * n + each) for n, each in enumerate(ran, 1)]
+    with rolled_back() as connection:
+        write(connection, [State(f"r{n}", "succeeded", entry=entry) for n, entry in enumerate(entries)])
+        *_, whole = connection.execute(HOUR, {"hour_rows": 1000, "sampled": 2})
+    assert whole.succeeded == 4
+    assert whole.ran_p50 in (1, 1000)
+
+
 def _figures(states: list[State], now: datetime, minute: datetime | None) -> tuple[float | None, ...]:
     """Return how many runs ended in that minute, or in the hour, and the percentiles of their times."""
     ended = []

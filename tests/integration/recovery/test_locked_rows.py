@@ -23,6 +23,8 @@ _ROW = text("SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id 
 _STATE = text("SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id")
 _IMPATIENT = text("SET LOCAL lock_timeout = '300ms'")
 _FREE, _HELD = "free", "held"
+_CLAIMED = Entry("claimed", slot="held", lease=30)
+_RELEASED = Entry("settled", "released", slot="held", settled=5)
 _MESSAGES = {"run_ids": [_FREE, _HELD], "fences": [1, 1], "worker_id": US, "lease": 30, "actor": US}
 
 
@@ -62,14 +64,14 @@ def _returned(connection: Connection, statement: TextClause, parameters: dict[st
 def test_run_whose_row_is_locked_is_passed_over(
     engine: Engine, statement: TextClause, status: str, parameters: dict[str, Any]
 ) -> None:
-    _enter(engine, status, Entry("settled", "released", slot="held", settled=5), _FREE, _HELD)
-    more = {"skipped": [], "chosen": None, "batch": 10, "dispatcher_id": US}
+    _enter(engine, status, _RELEASED, _FREE, _HELD)
+    more: dict[str, Any] = {"skipped": [], "chosen": None, "batch": 10, "dispatcher_id": US}
     with _locked(engine, _ROW), engine.begin() as connection:
         assert [row.run_id for row in _returned(connection, statement, {**more, **parameters})] == [_FREE]
 
 
 def test_run_without_a_row_is_locked_beside_one_whose_row_is_locked(engine: Engine) -> None:
-    _enter(engine, "pending", Entry("settled", "released", settled=5), _HELD)
+    _enter(engine, "pending", _RELEASED, _HELD)
     _enter(engine, "pending", None, _FREE)
     with _locked(engine, _ROW), engine.begin() as connection:
         rows = _returned(connection, LOCK_RUNS, {"run_ids": [_FREE, _HELD]})
@@ -78,7 +80,7 @@ def test_run_without_a_row_is_locked_beside_one_whose_row_is_locked(engine: Engi
 
 @pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
 def test_await_run_waits_for_the_run_and_for_its_row_and_for_no_other(engine: Engine, lock: TextClause) -> None:
-    _enter(engine, "pending", Entry("settled", "released", settled=5), _FREE, _HELD)
+    _enter(engine, "pending", _RELEASED, _FREE, _HELD)
     with _locked(engine, lock):
         with engine.begin() as connection:
             assert [row.run_id for row in _returned(connection, AWAIT_RUN, {"run_id": _FREE})] == [_FREE]
@@ -88,7 +90,7 @@ def test_await_run_waits_for_the_run_and_for_its_row_and_for_no_other(engine: En
 
 @pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
 def test_begin_of_a_locked_run_says_so_and_changes_nothing(engine: Engine, lock: TextClause) -> None:
-    _enter(engine, "pending", Entry("claimed", slot="held", lease=30), _FREE, _HELD)
+    _enter(engine, "pending", _CLAIMED, _FREE, _HELD)
     with _locked(engine, lock), engine.begin() as connection:
         rows = _returned(connection, BEGIN, _MESSAGES)
         assert [(row.run_id, row.state == "locked") for row in rows] == [(_FREE, False), (_HELD, True)]
@@ -107,14 +109,26 @@ def test_heartbeat_of_a_locked_row_counts_for_its_own_worker_only(engine: Engine
         assert [(row.run_id, row.renewed) for row in rows] == ([] if worker == OTHER else [(_HELD, False)])
 
 
-@pytest.mark.parametrize("statement", [BEGIN, REFUSE], ids=["begin", "refuse"])
-def test_no_run_is_locked_but_those_of_the_messages(engine: Engine, statement: TextClause) -> None:
-    _enter(engine, "pending", Entry("claimed", slot="held", lease=30), _FREE, _HELD)
-    messages = {**_MESSAGES, "run_ids": [_HELD], "fences": [1], "errors": ["no"]}
+@pytest.mark.parametrize(
+    ("statement", "status", "entry"),
+    [
+        (BEGIN, "pending", _CLAIMED),
+        (REFUSE, "pending", _CLAIMED),
+        (CLAIM_GIVEN, "pending", _RELEASED),
+        (ADOPT_CANCELLED, "cancelled", _RELEASED),
+    ],
+    ids=["begin", "refuse", "claim given", "adopt"],
+)
+def test_no_run_is_locked_but_those_that_are_given(
+    engine: Engine, statement: TextClause, status: str, entry: Entry
+) -> None:
+    _enter(engine, status, entry, _FREE, _HELD)
+    given: dict[str, Any] = {**_MESSAGES, "run_ids": [_HELD], "fences": [1], "errors": ["no"], "dispatcher_id": US}
+    given |= {"every_trigger": True, "triggers": [], "younger_than": 60, "choose": False, "batch": 10}
     with engine.begin() as connection:
-        _returned(connection, statement, messages)
+        _returned(connection, statement, {**given, "skipped": [], "chosen": [_HELD]})
         for lock in (_RUN, _ROW):
             with _locked(engine, lock, _FREE):
                 pass
-            with pytest.raises(OperationalError), _locked(engine, lock, _HELD):
-                pass
+        with pytest.raises(OperationalError), _locked(engine, _ROW, _HELD):
+            pass
