@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.exc import OperationalError
@@ -16,13 +19,22 @@ from orcheo_dispatch.shared.ledger.statements.recover import ADOPT_CANCELLED
 from orcheo_dispatch.shared.ledger.statements.repair import AWAIT_RUN, LOCK_RUNS
 from tests.support.database.databases import Database
 from tests.support.database.run_states import CREATED, OTHER, US, Entry, State, write
-from tests.support.database.runs import store_of
+from tests.support.database.runs import everything, execute, store_of
+from tests.support.processes.processes import until
 
 _RUN = text("SELECT FROM workflow_runs AS r WHERE r.id = :run_id FOR UPDATE NOWAIT")
 _ROW = text("SELECT FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id FOR UPDATE NOWAIT")
 _STATE = text("SELECT d.state FROM orcheo_dispatch.dispatch AS d WHERE d.run_id = :run_id")
 _IMPATIENT = text("SET LOCAL lock_timeout = '300ms'")
 _FREE, _HELD = "free", "held"
+_STOP = """
+CREATE FUNCTION stop_once() RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(42);
+    RETURN true;
+END $$
+"""
+_STOPPED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 _CLAIMED = Entry("claimed", slot="held", lease=30)
 _RELEASED = Entry("settled", "released", slot="held", settled=5)
 _MESSAGES = {"run_ids": [_FREE, _HELD], "fences": [1, 1], "worker_id": US, "lease": 30, "actor": US}
@@ -78,6 +90,38 @@ def test_run_without_a_row_is_locked_beside_one_whose_row_is_locked(engine: Engi
         assert [row.run_id for row in rows] == [_FREE]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'claimed', outcome = NULL, settled_at = NULL, lease_expires_at = now() + interval '1 min'",
+        "slot = 'returned'",
+    ],
+    ids=["claimed", "slot returned"],
+)
+def test_cancelled_run_is_adopted_by_what_its_row_says_now(database: Database, engine: Engine, change: str) -> None:
+    """The row changes after the statement has taken its snapshot, and before it locks the row."""
+    _enter(engine, "cancelled", _RELEASED, _HELD)
+    execute(database, _STOP)
+    slowed, times = re.subn(r"NOT r\.id IN \(SELECT unnest", r"stop_once() AND \g<0>", ADOPT_CANCELLED.text)
+    assert times == 1
+    given: dict[str, Any] = {"every_trigger": True, "triggers": [], "younger_than": 60, "choose": False, "batch": 10}
+    given |= {"skipped": [], "chosen": None, "dispatcher_id": US}
+
+    def adopt() -> list[Any]:
+        with engine.begin() as connection:
+            return [*connection.execute(text(slowed), given)]
+
+    with psycopg.connect(database.dsn) as gate, ThreadPoolExecutor() as pool:
+        gate.execute("SELECT pg_advisory_lock(42)")
+        adopted = pool.submit(adopt)
+        until(lambda: everything(database, _STOPPED), what="the statement has its snapshot")
+        execute(database, f"UPDATE orcheo_dispatch.dispatch SET {change}")
+        before = everything(database, "SELECT * FROM orcheo_dispatch.dispatch")
+        gate.execute("SELECT pg_advisory_unlock(42)")
+        assert adopted.result(timeout=30) == []
+    assert everything(database, "SELECT * FROM orcheo_dispatch.dispatch") == before
+
+
 @pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
 def test_await_run_waits_for_the_run_and_for_its_row_and_for_no_other(engine: Engine, lock: TextClause) -> None:
     _enter(engine, "pending", _RELEASED, _FREE, _HELD)
@@ -116,8 +160,9 @@ def test_heartbeat_of_a_locked_row_counts_for_its_own_worker_only(engine: Engine
         (REFUSE, "pending", _CLAIMED),
         (CLAIM_GIVEN, "pending", _RELEASED),
         (ADOPT_CANCELLED, "cancelled", _RELEASED),
+        (LOCK_RUNS, "pending", _RELEASED),
     ],
-    ids=["begin", "refuse", "claim given", "adopt"],
+    ids=["begin", "refuse", "claim given", "adopt", "lock"],
 )
 def test_no_run_is_locked_but_those_that_are_given(
     engine: Engine, statement: TextClause, status: str, entry: Entry
@@ -126,7 +171,8 @@ def test_no_run_is_locked_but_those_that_are_given(
     given: dict[str, Any] = {**_MESSAGES, "run_ids": [_HELD], "fences": [1], "errors": ["no"], "dispatcher_id": US}
     given |= {"every_trigger": True, "triggers": [], "younger_than": 60, "choose": False, "batch": 10}
     with engine.begin() as connection:
-        _returned(connection, statement, {**given, "skipped": [], "chosen": [_HELD]})
+        rows = _returned(connection, statement, {**given, "skipped": [], "chosen": [_HELD]})
+        assert [row.run_id for row in rows] == [_HELD]
         for lock in (_RUN, _ROW):
             with _locked(engine, lock, _FREE):
                 pass
