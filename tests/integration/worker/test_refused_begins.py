@@ -111,7 +111,9 @@ def test_run_that_was_created_at_no_time_begins_with_the_others(database: Databa
     execute(database, "UPDATE workflow_runs SET created_at = '-infinity' WHERE id = %s", odder)
     with _beginner(database) as (beginner, _):
         answers = _answers(beginner, list(claims.values()))
-    assert all(isinstance(answer, Run) for answer in answers.values())
+    runs = {answer.claim.run_id: answer for answer in answers.values() if isinstance(answer, Run)}
+    assert runs.keys() == claims.keys()
+    assert (runs[odd].pending_for, runs[odder].pending_for) == (0, 0)
 
 
 _DEEP = "[" * 3000 + "]" * 3000
