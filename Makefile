@@ -87,7 +87,7 @@ upgrade: $(INSTALLED)  ## The last release and this one beside each other, forth
 compat: $(INSTALLED)  ## Older and the newest releases of Orcheo, an environment each; half an hour; ARGS='--only newest', '--write'
 	$(BIN)/python -m tests.compat $(ARGS)
 
-bench: $(BENCH)  ## The benchmark beside its peers, 24 minutes on an idle machine; ARGS='--only noop', '--write'
+bench: $(BENCH)  ## The benchmark beside its peers, half an hour on an idle machine; ARGS='--only noop', '--write'
 	$(BIN)/python -m tests.bench --json build/bench.json $(ARGS)
 
 bench-small: $(BENCH)  ## A small form of the benchmark, 5 minutes: ratios alone, of a tenth of the sizes

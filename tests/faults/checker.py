@@ -218,7 +218,7 @@ def _explained(evidence: Evidence, run: RunPlan, error: str) -> bool:
         return True
     # A neighbour was cancelled while this run held the event loop, so that the runner was ended.
     if run.act is Act.BLOCK and "because a run in it did not stop" in error:
-        return True
+        return any(f"loop_blocked run_id={run.run_id} " in log for log in evidence.logs.values())
     # A neighbour may block the loop of a worker, so that a run of a few seconds takes too long.
     return bool(_LOST_ERRORS.match(error)) or (run.seconds > 0 and error.startswith("Run timed out"))
 

@@ -122,6 +122,23 @@ def test_answer_of_a_run_whose_worker_is_lost_is_given_to_the_same_interrupt(
     assert seen["output_payload"]["final_state"]["node_results"]["ask"]["response"] == "yes"
 
 
+@pytest.mark.parametrize("rule", ["fail", "requeue"])
+def test_run_continues_with_the_answer_although_lost_runs_no_longer_resume(
+    orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path, rule: str
+) -> None:
+    with stack.running("worker"):
+        run = _started(orcheo, workflows["asking"], tmp_path)
+        _waits(stack, run)
+    _answer(stack, run, "yes")
+    # Only under `resume` may runs wait.
+    settings = {"ORCHEO_DISPATCH_LOST_RUNS": rule, "ORCHEO_DISPATCH_INTERRUPTED_RUNS": "succeed"}
+    with stack.running("worker", **settings):
+        seen = ended(orcheo, run)
+    assert seen["status"] == "succeeded", seen
+    assert seen["output_payload"]["final_state"]["node_results"]["ask"]["response"] == "yes"
+    assert _steps(tmp_path) == ["a", "c"]
+
+
 def test_step_that_asks_twice_gets_both_answers(
     orcheo: OrcheoApi, stack: Stack, workflows: dict[str, str], tmp_path: Path
 ) -> None:

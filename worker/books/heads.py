@@ -13,6 +13,8 @@ from orcheo_dispatch.worker.books.postgres import Pool, fetch_all
 
 GRAPH_CHECKSUM = "graph_checksum"
 """Key in the metadata of checkpoints that were stored step by step: the checksum of the run's own graph."""
+NO_TASK, RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
+"""Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
 
 # Rows as they are stored: nothing is decoded here. Values that a checkpoint refers to are in checkpoint_blobs, and what
 # the tasks after it have written so far in checkpoint_writes.
@@ -78,8 +80,14 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def is_of_a_step(self) -> bool:
-        """Whether it was stored as a step of the run's own graph ended, and not by a run that had ended."""
-        return not self.namespace and GRAPH_CHECKSUM in json.loads(self.metadata)
+        """Whether it was stored when a step of the run's own graph ended, by a run that could be resumed."""
+        metadata = json.loads(self.metadata)
+        return not self.namespace and isinstance(metadata, dict) and GRAPH_CHECKSUM in metadata
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a person has answered the interrupt at which the run stopped here."""
+        return any((each.task_id, each.channel) == (NO_TASK, RESUME) for each in self.writes)
 
 
 async def read_heads(pool: Pool, run_ids: Sequence[str]) -> dict[str, list[Head]]:

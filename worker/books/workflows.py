@@ -180,11 +180,7 @@ class Workflows:
         by_place = {row["place"]: row for row in rows}
         heads = await read_heads(
             self._pool,
-            [
-                each.run.run_id
-                for place, each in enumerate(asked, 1)
-                if by_place[place]["has_checkpoints"] and self._rule(each.run) is not LostRuns.REQUEUE
-            ],
+            [each.run.run_id for place, each in enumerate(asked, 1) if by_place[place]["has_checkpoints"]],
         )
         return [
             _provided(
@@ -206,8 +202,7 @@ class _Question(msgspec.Struct, frozen=True):
 
 
 def _provided(run: Run, row: DictRow, read_at: float, *, rule: LostRuns, waits: bool, heads: list[Head]) -> Provided:
-    # The steps of an earlier attempt under `resume` are not repeated, whatever the rule is now, unless it says so.
-    resume = rule is LostRuns.RESUME or any(each.is_of_a_step for each in heads)
+    resume = rule is LostRuns.RESUME or _continues(rule, heads)
     rejected = _rejected(run, row)
     payload = row["payload"] if rejected is None else None
     start_over = any(not each.namespace and each.checkpoint_id == row["start_over_from"] for each in heads)
@@ -227,6 +222,15 @@ def _provided(run: Run, row: DictRow, read_at: float, *, rule: LostRuns, waits: 
         waits=waits,
         again_because=row["again_because"],
     )
+
+
+def _continues(rule: LostRuns, heads: list[Head]) -> bool:
+    """Return whether a run that was stored under `resume` continues, although the rule is another one now.
+
+    Finished steps are not repeated, except under `requeue`, by which a run starts again, unless it was just answered.
+    """
+    starts_again = rule is LostRuns.REQUEUE and not any(each.is_answered for each in heads)
+    return not starts_again and any(each.is_of_a_step for each in heads)
 
 
 def _rejected(run: Run, row: DictRow) -> str | None:

@@ -139,10 +139,7 @@ def test_begin_of_a_locked_run_says_so_and_changes_nothing(engine: Engine, lock:
         rows = _returned(connection, BEGIN, _MESSAGES)
         assert [(row.run_id, row.state == "locked") for row in rows] == [(_FREE, False), (_HELD, True)]
     with _locked(engine, _ROW), engine.begin() as connection:
-        (row,) = connection.execute(
-            text("SELECT state FROM orcheo_dispatch.dispatch WHERE run_id = :id"), {"id": _HELD}
-        )
-        assert row.state == "claimed"
+        assert connection.scalar(_STATE, {"run_id": _HELD}) == "claimed"
 
 
 @pytest.mark.parametrize("worker", [US, OTHER, None])

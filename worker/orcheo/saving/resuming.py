@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from orcheo_dispatch.shared.logs.lines import log
-from orcheo_dispatch.worker.books.heads import GRAPH_CHECKSUM, Head
+from orcheo_dispatch.worker.books.heads import GRAPH_CHECKSUM, NO_TASK, RESUME, Head
 from orcheo_dispatch.worker.books.postgres import Pool
 from orcheo_dispatch.worker.books.rows import Rows, rows_to_forget
 from orcheo_dispatch.worker.books.units import StaleFenceError, Unit
@@ -28,9 +28,7 @@ from orcheo_dispatch.worker.orcheo.compat import (
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver, Saved, Unsaved, Write
 
-_NO_TASK, _RESUME = "00000000-0000-0000-0000-000000000000", "__resume__"
-"""Task and channel of the write in which LangGraph, and our function `answer`, store what a run is resumed with."""
-_NOT_ENDED = ("__error__", "__resume__", "__scheduled__")
+_NOT_ENDED = ("__error__", RESUME, "__scheduled__")
 """Channels of writes that a task may have which is to be executed again."""
 _STALE = StaleFenceError.__name__
 _BRANCH_SECONDS = 0.02
@@ -117,7 +115,7 @@ class ResumingSaver(RunSaver):
         A person's answer is stored as LangGraph stores it: as a write of no task after the last checkpoint.
         """
         for (task_id, _), write in self._writes.get(("", self._latest.get("", "")), {}).items():
-            if (task_id, write.channel) == (_NO_TASK, _RESUME):
+            if (task_id, write.channel) == (NO_TASK, RESUME):
                 return Command(resume=self.serde.loads_typed((write.type, write.content)))
         return None
 
