@@ -236,14 +236,35 @@ def test_success_of_a_run_that_never_ended_is_found(story: Story) -> None:
 
 
 def test_failure_without_a_reason_is_found(story: Story) -> None:
-    execute(story.database, _FAIL, story.run_id)
+    execute(story.database, _FAIL, "no idea", story.run_id)
     assert counts(check(story.evidence()))[Column.UNEXPLAINED] == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "log", "found"),
+    [
+        (Act.BLOCK, "loop_blocked run_id={} seconds=2", 0),
+        (Act.BLOCK, "loop_blocked run_id=another seconds=2", 1),
+        (Act.ECHO, "loop_blocked run_id={} seconds=2", 1),
+    ],
+    ids=["held the loop", "another did", "no such run"],
+)
+def test_runner_that_did_not_stop_explains_the_end_of_the_run_that_held_its_loop(
+    story: Story, act: Act, log: str, found: int
+) -> None:
+    error = "Runner was ended because a run in it did not stop in the middle of the run."
+    execute(story.database, _FAIL, error, story.run_id)
+    evidence = story.evidence()
+    runs = tuple(replace(run, act=act) if run.run_id == story.run_id else run for run in evidence.plan.runs)
+    plan, logs = replace(evidence.plan, runs=runs), {"worker-0": log.format(story.run_id)}
+    assert counts(check(replace(evidence, plan=plan, logs=logs)))[Column.UNEXPLAINED] == found
 
 
 _FAIL = """
 UPDATE workflow_runs
    SET status = 'failed', updated_at = now(),
-       payload = orcheo_dispatch.moved(payload, 'failed', 'run_failed', 'worker', '{}', '{"error": "no idea"}')
+       payload = orcheo_dispatch.moved(payload, 'failed', 'run_failed', 'worker', '{}',
+                                        jsonb_build_object('error', %s::text))
  WHERE id = %s
 """
 
