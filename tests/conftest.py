@@ -15,9 +15,9 @@ import redis
 
 from orcheo_dispatch.ops.sandbox.embedded import EmbeddedPostgres, EmbeddedRedis
 from orcheo_dispatch.ops.sandbox.orcheo_api import OrcheoApi
+from tests.support.database.comparing import RolledBack, transactions
 from tests.support.database.databases import Database, cloned, close, grant, make_orcheo_tables, migrate
 from tests.support.database.roles import Roles, made
-from tests.support.database.run_states import RolledBack, transactions
 from tests.support.orcheo.orcheo_stack import ApiOnDatabase
 from tests.support.servers.servers import Choice, Lane, Servers, choose, running, scratch, versions_of
 

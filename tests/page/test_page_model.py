@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 from random import Random
@@ -15,7 +15,10 @@ from sqlalchemy import TextClause, text
 from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
 from orcheo_dispatch.shared.ledger.story import RUN
-from tests.support.database.run_states import LIVE, OTHER, OUTCOMES, US, Entry, RolledBack, State, at_random, write
+from tests.support.database.comparing import RolledBack
+from tests.support.database.look_model import DEFAULT
+from tests.support.database.run_states import FAILED, LIVE, OTHER, OUTCOMES, US, Entry, State, write
+from tests.support.database.runs_at_random import at_random
 
 _PROCESS = text("""
 INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
@@ -23,17 +26,7 @@ VALUES (CAST(:id AS uuid), 'worker', 'h', 1, '1', 1, now() - make_interval(secs 
 """)
 _RUNS = 60
 _DAY = 86_400
-_FAILED = ("failed", "timed_out", "lost")
 _ENDED = ("succeeded", "failed", "cancelled")
-
-
-def _ours(state: State) -> bool:
-    # No dispatcher has been there, so the default list of triggers counts.
-    return state.status == "pending" and state.is_ours(("webhook", "cron"), every_trigger=False)
-
-
-def _stuck(state: State) -> bool:
-    return state.entry is not None and state.entry.state == "running" and (state.entry.lease or 0) < 0
 
 
 def _ended_with(state: State, outcomes: Collection[str]) -> bool:
@@ -44,24 +37,12 @@ def _settled_today(state: State) -> bool:
     return state.entry is not None and state.entry.settled is not None and state.entry.settled < _DAY
 
 
-def _scheduled(state: State) -> bool:
-    return state.retry is not None and state.retry.next is not None
-
-
-def _failed_for_good(state: State) -> bool:
-    return state.status == "failed" and _ended_with(state, _FAILED) and not _scheduled(state)
-
-
-def _waits(state: State) -> bool:
-    return state.status == "running" and bool(state.question) and state.settled
-
-
-_FOUND = [
-    (STUCK, _stuck),
+_FOUND: list[tuple[TextClause, Callable[[State], bool]]] = [
+    (STUCK, lambda state: state.stuck),
     (LOST, lambda state: _settled_today(state) and _ended_with(state, ["lost"])),
-    (DEAD, lambda state: _settled_today(state) and _failed_for_good(state)),
-    (RETRYING, _scheduled),
-    (WAITING, _waits),
+    (DEAD, lambda state: _settled_today(state) and state.dead),
+    (RETRYING, lambda state: state.scheduled),
+    (WAITING, lambda state: state.waits),
 ]
 
 
@@ -83,27 +64,23 @@ def test_lists_have_the_runs_that_the_model_finds(rolled_back: RolledBack, seed:
             outcomes = random.sample(OUTCOMES, random.randint(0, 4))
             workflow = random.choice((None, "w1", "w2"))
 
-            def is_shown(
-                state: State,
-                with_pending: bool = with_pending,
-                with_running: bool = with_running,
-                outcomes: list[str] = outcomes,
-                workflow: str | None = workflow,
-            ) -> bool:
-                live = state.entry is not None and state.entry.state in LIVE
-                is_running = state.entry is not None and state.entry.state == "running"
-                return workflow in (None, state.workflow) and (
-                    (with_pending and _ours(state))
-                    or (live and (with_running if is_running else with_pending))
-                    or _ended_with(state, outcomes)
-                )
-
-            terms = {"with_pending": with_pending, "with_running": with_running, "outcomes": outcomes}
-            expected = [state.id for state in states if is_shown(state)]
+            terms: dict[str, Any] = {"with_pending": with_pending, "with_running": with_running, "outcomes": outcomes}
+            expected = [
+                state.id for state in states if workflow in (None, state.workflow) and _is_shown(state, **terms)
+            ]
             assert found(RUNS, workflow=workflow, **terms) == expected, terms
         entered = Counter(state.workflow for state in states if state.entry)
         shown = connection.scalars(WORKFLOWS, {"limit": 10, "newest": 1000}).all()
         assert [*shown] == sorted(entered, key=lambda each: (-entered[each], each))
+
+
+def _is_shown(state: State, with_pending: bool, with_running: bool, outcomes: Collection[str]) -> bool:
+    in_ledger = state.entry.state if state.entry else None
+    return (
+        (with_pending and DEFAULT.pending(state))
+        or (in_ledger in LIVE and (with_running if in_ledger == "running" else with_pending))
+        or _ended_with(state, outcomes)
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -137,13 +114,13 @@ def _figures(states: list[State], now: datetime, minute: datetime | None) -> tup
     for state in states:
         if (entry := state.entry) and entry.settled is not None and entry.settled < 3600:
             at = (now - timedelta(seconds=entry.settled)).replace(second=0, microsecond=0)
-            if minute in (None, at) and entry.outcome in ("succeeded", *_FAILED, "cancelled"):
+            if minute in (None, at) and entry.outcome in ("succeeded", *FAILED, "cancelled"):
                 ended.append((state, entry))
     outcomes = Counter(entry.outcome for _, entry in ended)
     timed = [(state, entry, entry.begun) for state, entry in ended if state.status and entry.begun is not None]
     waits = [state.created - begun for state, _, begun in timed]
     ran = [begun - (entry.settled or 0) for _, entry, begun in timed]
-    counts = (outcomes["succeeded"], sum(outcomes[each] for each in _FAILED), outcomes["cancelled"], outcomes["lost"])
+    counts = (outcomes["succeeded"], sum(outcomes[each] for each in FAILED), outcomes["cancelled"], outcomes["lost"])
     return (*counts, *(_percentile(times, share) for times in (waits, ran) for share in (0.5, 0.95)))
 
 
@@ -178,13 +155,10 @@ def test_runs_are_shown_as_the_model_shows_them(rolled_back: RolledBack, seed: i
         shown = connection.execute(ROWS, {"run_ids": run_ids, "limit": 1000}).mappings().all()
         times = [(row["changed_ago"], row["run_id"]) for row in shown]
         assert times == sorted(times)
-        assert {row["run_id"]: {**row} for row in shown} == {
-            state.id: {**_row(state), "created_at": row["created_at"]}
-            for state in wanted
-            for row in shown
-            if row["run_id"] == state.id
-        }
         assert len(shown) == len(wanted)
+        rows = {row["run_id"]: row for row in shown}
+        for state in wanted:
+            assert {**rows[state.id]} == {**_row(state), "created_at": rows[state.id]["created_at"]}
         waits = {row.run_id: row for row in connection.execute(WAITS, {"run_ids": run_ids})}
         assert waits.keys() == {state.id for state in wanted}
         for state in wanted:
@@ -216,7 +190,7 @@ def _row(state: State) -> dict[str, Any]:
         "attempts": entry and entry.attempts,
         "reason": entry.reason if entry and entry.reason != "run is gone" else None,
         "worker_id": entry and entry.worker,
-        "stuck": _stuck(state),
+        "stuck": state.stuck,
         "created_ago": float(state.created),
         "changed_ago": float(changed),
         "waited": float(state.created - (0 if state.status == "pending" else until)),
@@ -246,9 +220,9 @@ def test_story_begins_with_what_the_model_says_of_the_run(rolled_back: RolledBac
             assert (row.state, row.outcome) == ((entry.state, entry.outcome) if entry else (None, None))
             assert row.lease_left == (entry.lease if entry else None)
             assert (row.ours, row.late) == (
-                (_ours(state), state.created > 300) if state.status == "pending" else (None, None)
+                (DEFAULT.pending(state), state.created > 300) if state.status == "pending" else (None, None)
             )
-            assert (row.stuck, row.dead) == (_stuck(state), _failed_for_good(state))
+            assert (row.stuck, row.dead) == (state.stuck, state.dead)
             assert (row.retries, row.retry_in) == (state.retry.retries if state.retry else 0, next_in)
             assert (row.next_attempt_at is None) == (next_in is None)
             assert (row.interrupts, row.waiting_for is None) == (interrupts, interrupts is None)

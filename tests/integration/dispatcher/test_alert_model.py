@@ -24,7 +24,8 @@ from orcheo_dispatch.shared.alerts.statements import (
     ALERT_UNSENT,
     ALERTS,
 )
-from tests.support.database.run_states import OTHER, US, RolledBack
+from tests.support.database.comparing import RolledBack
+from tests.support.database.run_states import OTHER, US
 
 _INSERT = text("""
 INSERT INTO orcheo_dispatch.alert (name, subject, value, since, seen_at, told_at, resolved_at, by, sending_until)

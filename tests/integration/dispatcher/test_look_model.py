@@ -14,8 +14,10 @@ from orcheo_dispatch.shared.ledger.model import TURNS_INDEX
 from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT_PUSHED
 from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
+from tests.support.database.comparing import RolledBack, compare
 from tests.support.database.look_model import Kinds, Ours, admit_labelled, admit_pushed, claim_given, look
-from tests.support.database.run_states import US, WORKFLOWS, WORKSPACES, RolledBack, State, at_random, compare, write
+from tests.support.database.run_states import US, WORKFLOWS, WORKSPACES, State, write
+from tests.support.database.runs_at_random import at_random, which_at_random
 
 _POLICY = text("""
 INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, maintenance, max_running, rate_runs, rate_seconds, queue)
@@ -59,14 +61,11 @@ def test_runs_whose_push_was_lost_are_admitted_as_the_model_says(rolled_back: Ro
     random = Random(seed)
     for _ in range(20):
         states, ours = [_likely(random, each) for each in at_random(random, 100)], _ours(random)
-        ids = [state.id for state in states]
-        skipped = random.choice(([], random.sample(ids, 25)))
-        chosen = random.choice((None, random.sample(ids, 50)))
-        older_than, choose = random.choice((1, 20, 100)), random.random() < 0.3
-        terms: dict[str, Any] = {"older_than": older_than, "skipped": skipped, "chosen": chosen, "choose": choose}
-        parameters = {**vars(ours), **terms, "dispatcher_id": US, "batch": 1000}
+        which, older_than = which_at_random(random, states), random.choice((1, 20, 100))
+        parameters = {**vars(ours), **which.parameters, "older_than": older_than, "dispatcher_id": US}
+        model = partial(admit_labelled, ours=ours, older_than=older_than, which=which)
         with rolled_back() as connection:
-            compare(connection, states, ADMIT_LABELLED, parameters, partial(admit_labelled, ours=ours, **terms))
+            compare(connection, states, ADMIT_LABELLED, parameters, model)
 
 
 @pytest.mark.parametrize("seed", range(3))

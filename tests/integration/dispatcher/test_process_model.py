@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.ledger.statements.processes import (
     TICKED_ELSEWHERE,
     WORKERS,
 )
-from tests.support.database.run_states import RolledBack
+from tests.support.database.comparing import RolledBack
 
 _INSERT = text("""
 INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, queues, seen_at)

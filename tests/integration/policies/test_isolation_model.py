@@ -17,7 +17,7 @@ from orcheo_dispatch.shared.ledger.statements.isolate import (
     PRUNE_ISOLATION,
     RECORD_HARM,
 )
-from tests.support.database.run_states import RolledBack
+from tests.support.database.comparing import RolledBack
 
 _INSERT = text("""
 INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times)

@@ -10,7 +10,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.statements.policy import POLICY_USE, PRUNE_RATES, SPEND
-from tests.support.database.run_states import LIVE, WORKFLOWS, RolledBack, at_random, write
+from tests.support.database.comparing import RolledBack
+from tests.support.database.look_model import DEFAULT
+from tests.support.database.run_states import LIVE, WORKFLOWS, write
+from tests.support.database.runs_at_random import at_random
 
 _POLICY = text("""
 INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, max_running, rate_runs, rate_seconds)
@@ -83,13 +86,7 @@ def test_use_of_policies_is_what_the_model_counts(rolled_back: RolledBack, seed:
     live = [state for state in states if state.entry and state.entry.state in LIVE]
 
     def pending(workflow: str) -> int:
-        # No dispatcher has been there, so the default list of triggers counts.
-        return sum(
-            state.status == "pending"
-            and state.workflow == workflow
-            and state.is_ours(("webhook", "cron"), every_trigger=False)
-            for state in states
-        )
+        return sum(state.workflow == workflow and DEFAULT.pending(state) for state in states)
 
     def use(workspace: str | None, workflow: str, claims: dict[Scope, int]) -> dict[str, Any]:
         return {

@@ -25,10 +25,9 @@ from orcheo_dispatch.shared.ledger.statements.recover import (
     SLOTS_DUE,
     SLOTS_RETURNED,
 )
+from tests.support.database.comparing import RolledBack, Row, compare
 from tests.support.database.recovery_model import (
-    Row,
     Rules,
-    Which,
     adopt_cancelled,
     close_trace,
     forget_question,
@@ -38,17 +37,8 @@ from tests.support.database.recovery_model import (
     return_slot,
     slot_due,
 )
-from tests.support.database.run_states import (
-    OUTCOMES,
-    US,
-    WORKFLOWS,
-    Entry,
-    RolledBack,
-    State,
-    at_random,
-    compare,
-    write,
-)
+from tests.support.database.run_states import OUTCOMES, US, WORKFLOWS, Entry, State, write
+from tests.support.database.runs_at_random import at_random, which_at_random
 
 _TABLES, _RUNS = 20, 60
 _SECONDS = (1, 20, 100, 1000)
@@ -61,42 +51,31 @@ type Model = Callable[[State], tuple[Row, State | None]]
 type Made = tuple[TextClause, dict[str, Any], Model]
 
 
-def _filter(which: Which) -> dict[str, Any]:
-    chosen = None if which.chosen is None else [*which.chosen]
-    return {"skipped": [*which.skipped], "chosen": chosen, "choose": which.choose, "batch": 1000}
-
-
-def _which(random: Random, states: list[State]) -> Which:
-    ids = [state.id for state in states]
-    chosen = random.choice((None, random.sample(ids, len(ids) // 2)))
-    return Which(random.choice(((), random.sample(ids, len(ids) // 4))), chosen, random.random() < 0.3)
-
-
 def _some(random: Random, states: list[State]) -> list[str]:
     return [state.id for state in states if random.random() < 0.7]
 
 
 def _forgetting(random: Random, states: list[State]) -> Made:
-    which = _which(random, states)
-    return FORGET_QUESTIONS, _filter(which), partial(forget_question, which=which)
+    which = which_at_random(random, states)
+    return FORGET_QUESTIONS, which.parameters, partial(forget_question, which=which)
 
 
 def _orphans(random: Random, states: list[State]) -> Made:
-    which = _which(random, states)
-    return REAP_ORPHANS, _filter(which), partial(reap_orphan, which=which)
+    which = which_at_random(random, states)
+    return REAP_ORPHANS, which.parameters, partial(reap_orphan, which=which)
 
 
 def _adopting(random: Random, states: list[State]) -> Made:
-    which = _which(random, states)
+    which = which_at_random(random, states)
     terms: dict[str, Any] = {"every_trigger": random.random() < 0.4, "younger_than": random.choice(_SECONDS)}
     terms["triggers"] = ["webhook"]
-    parameters = {**_filter(which), **terms, "dispatcher_id": US}
+    parameters = {**which.parameters, **terms, "dispatcher_id": US}
     return ADOPT_CANCELLED, parameters, partial(adopt_cancelled, which=which, **terms)
 
 
 def _pruning(random: Random, states: list[State]) -> Made:
-    which, retention = _which(random, states), random.choice(_SECONDS)
-    return PRUNE, {**_filter(which), "retention": retention}, partial(prune, which=which, retention=retention)
+    which, retention = which_at_random(random, states), random.choice(_SECONDS)
+    return PRUNE, {**which.parameters, "retention": retention}, partial(prune, which=which, retention=retention)
 
 
 def _closing(random: Random, states: list[State]) -> Made:
@@ -138,8 +117,8 @@ def test_retry_does_what_its_model_does(rolled_back: RolledBack, seed: int) -> N
     random = Random(seed)
     for _ in range(_TABLES):
         states = at_random(random, _RUNS)
-        which, from_start = _which(random, states), random.random() < 0.5
-        parameters = {**_filter(which), "from_start": from_start, "actor": US}
+        which, from_start = which_at_random(random, states), random.random() < 0.5
+        parameters = {**which.parameters, "from_start": from_start, "actor": US}
         with rolled_back() as connection:
             rules = _decide(random, connection)
             model = partial(retry, which=which, rules=rules, from_start=from_start)

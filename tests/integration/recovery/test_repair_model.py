@@ -20,8 +20,10 @@ from orcheo_dispatch.shared.ledger.statements.repair import (
     LOCK_RUNS,
     REPAIR,
 )
+from tests.support.database.comparing import RolledBack, compare
 from tests.support.database.repair_model import Wanted, answer, repair
-from tests.support.database.run_states import STATUSES, US, RolledBack, at_random, compare, write
+from tests.support.database.run_states import STATUSES, US, write
+from tests.support.database.runs_at_random import at_random
 
 _TABLES, _RUNS = 20, 60
 _ANSWERS: tuple[Any, ...] = ({"i1": True, "i2": "no"}, {}, "yes", ["yes"], None, 3)

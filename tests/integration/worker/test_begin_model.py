@@ -13,7 +13,9 @@ from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, ENDED_BY_API, HEARTBEAT, REFUSE
 from tests.support.database.begin_model import Policies, Workflow, begin, ended_by_api, heartbeat, refuse
-from tests.support.database.run_states import OTHER, US, RolledBack, State, at_random, compare
+from tests.support.database.comparing import RolledBack, compare
+from tests.support.database.run_states import OTHER, US, State
+from tests.support.database.runs_at_random import at_random
 
 _TABLES, _RUNS = 20, 60
 _LEASE = 30

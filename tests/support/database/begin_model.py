@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from tests.support.database.comparing import Row
 from tests.support.database.run_states import STARTED_BY_WORKER, US, Entry, State
 
-type Row = tuple[object, ...] | None
 type Fences = Mapping[str, Collection[int]]
 """The fences of the messages of each run."""
 

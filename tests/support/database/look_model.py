@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tests.support.database.run_states import US, Entry, State
-
-type Row = tuple[object, ...] | None
+from tests.support.database.comparing import Row, Which
+from tests.support.database.run_states import CHATKIT, US, Entry, State
 
 _WAITING = ("claimed", "published")
 
@@ -30,8 +29,18 @@ class Ours:
     every_trigger: bool
 
     def listed(self, state: State) -> bool:
-        """Whether it claims the run without being told."""
-        return replace(state, entry=None).is_ours(self.triggers, every_trigger=self.every_trigger)
+        """Whether it claims the run, if it is pending, without being told."""
+        if state.label != "webhook" and state.source == CHATKIT and state.audit[0].startswith(f"{state.label} "):
+            return False
+        return self.every_trigger or state.label in self.triggers
+
+    def pending(self, state: State) -> bool:
+        """Whether it is a pending run that it claims."""
+        return state.status == "pending" and (state.entry is not None or self.listed(state))
+
+
+DEFAULT = Ours(("webhook", "cron"), every_trigger=False)
+"""What counts as long as no dispatcher has been there."""
 
 
 def look(states: Collection[State], ours: Ours, kinds: Kinds) -> dict[str, object]:
@@ -40,11 +49,11 @@ def look(states: Collection[State], ours: Ours, kinds: Kinds) -> dict[str, objec
     waiting = [entry for entry in entries if entry.state in _WAITING]
     default = [entry for entry in waiting if entry.queue is None]
     return {
-        "lost": any(entry.state == "running" and (entry.lease or 0) < 0 for entry in entries),
+        "lost": any(state.stuck for state in states),
         "lapsed": any((entry.lease or 0) < 0 for entry in waiting),
         "retries": any(each.retry and each.retry.next is not None and each.retry.next <= 0 for each in states),
         "queued": len(default if kinds.named_queues else waiting),
-        "pending": any(each.status == "pending" and (each.entry is not None or ours.listed(each)) for each in states),
+        "pending": any(map(ours.pending, states)),
         "limited": kinds.limited or kinds.rated,
         "rated": kinds.rated,
         "named_queues": kinds.named_queues,
@@ -65,18 +74,15 @@ def admit_pushed(state: State, *, workspaces: Mapping[str, str | None], ours: Ou
     return row, _admitted(state, "pushed") if admitted else state
 
 
-def admit_labelled(
-    state: State, *, ours: Ours, older_than: int, skipped: Collection[str], chosen: Collection[str] | None, choose: bool
-) -> tuple[Row, State]:
+def admit_labelled(state: State, *, ours: Ours, older_than: int, which: Which) -> tuple[Row, State]:
     """Admit a run of a manual dispatch whose push was lost."""
     if state.status != "pending" or state.entry or ours.every_trigger or state.label in ours.triggers:
         return None, state
     actor, action, _ = state.audit[0].split(" ", 2)
     manual = action == "run_created" and actor != state.label
-    taken = state.id not in skipped and (chosen is None or state.id in chosen)
-    if state.created <= older_than or not manual or not taken:
+    if state.created <= older_than or not manual or not which.takes(state):
         return None, state
-    return (state.id,), state if choose else _admitted(state, "push_lost")
+    return (state.id,), state if which.choose else _admitted(state, "push_lost")
 
 
 def claim_given(

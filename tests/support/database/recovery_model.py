@@ -9,22 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from tests.support.database.comparing import Row, Which
 from tests.support.database.run_states import LIVE, US, Entry, Retry, State, Trace
-
-type Row = tuple[object, ...] | None
-
-
-@dataclass(frozen=True)
-class Which:
-    """The runs that a statement may take; with `choose` it changes nothing."""
-
-    skipped: Collection[str] = ()
-    chosen: Collection[str] | None = None
-    choose: bool = False
-
-    def takes(self, state: State) -> bool:
-        """Whether it may take this run."""
-        return state.id not in self.skipped and (self.chosen is None or state.id in self.chosen)
 
 
 @dataclass(frozen=True)
@@ -107,7 +93,7 @@ def prune(state: State, which: Which, *, retention: int) -> tuple[Row, State | N
     """Delete an old row of the ledger."""
     entry = state.entry
     old = entry is not None and state.settled and (entry.settled or 0) > retention and entry.slot != "due"
-    needed = state.status in ("pending", "running") or (state.retry is not None and state.retry.next is not None)
+    needed = state.status in ("pending", "running") or state.scheduled
     if not old or needed or not which.takes(state):
         return None, state
     if which.choose:

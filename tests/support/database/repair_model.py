@@ -6,9 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tests.support.database.comparing import Row
 from tests.support.database.run_states import NOBODY, Entry, Retry, State
-
-type Row = tuple[object, ...] | None
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,9 @@ class Wanted:
             and (self.error_class is None or (state.entry is not None and state.entry.reason == self.error_class))
             and (self.older_than is None or state.created > self.older_than)
             and (youngest is None or state.created <= youngest)
-            and (not self.dead or _dead(state))
-            and (not self.waiting or (state.status == "running" and state.settled and bool(state.question)))
+            and (not self.dead or state.dead)
+            and (not self.waiting or state.waits)
         )
-
-
-def _dead(state: State) -> bool:
-    failed = state.entry is not None and state.entry.outcome in ("failed", "timed_out", "lost")
-    return state.status == "failed" and failed and not _scheduled(state)
-
-
-def _scheduled(state: State) -> bool:
-    return state.retry is not None and state.retry.next is not None
 
 
 _AFTER = {"cancel": "cancelled", "fail": "failed", "requeue": "pending"}
@@ -82,7 +72,7 @@ def _refusal(state: State, action: str) -> str | None:
             return "run has succeeded"
         if state.status == "running" and state.question:
             return "run waits for an answer"
-    elif state.status not in ("pending", "running") and not (state.status == "failed" and _scheduled(state)):
+    elif state.status not in ("pending", "running") and not (state.status == "failed" and state.scheduled):
         return f"run is {state.status}"
     if action != "cancel" and state.live:
         return "its worker is alive: cancel it first"
@@ -119,9 +109,9 @@ def answer(state: State, *, run_ids: Collection[str], given: Any, dry_run: bool)
     if state.id not in run_ids or state.status is None:
         return None, state
     refused = None
-    if not state.question or state.status != "running" or not state.settled:
+    if not state.waits:
         refused = "run does not wait for an answer"
-    elif state.question > 1 and not isinstance(given, dict):
+    elif (state.question or 0) > 1 and not isinstance(given, dict):
         refused = f"run waits for {state.question} answers: expected an object with the id of each interrupt as key"
     row = (state.id, state.workflow, state.workspace, state.status, "pending", refused)
     if refused or dry_run:

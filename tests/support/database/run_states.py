@@ -7,20 +7,16 @@ transaction.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from random import Random
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
-
-from orcheo_dispatch.shared.database.connections import open_engine
-from orcheo_dispatch.shared.settings.model import Settings
-from tests.support.database.databases import Database
+from sqlalchemy import Connection, text
 
 LIVE = ("claimed", "published", "running")
 OUTCOMES = ("succeeded", "failed", "cancelled", "timed_out", "lost", "skipped", "released", "requeued")
+FAILED = ("failed", "timed_out", "lost")
+"""Outcomes of failed runs."""
 STATUSES = ("pending", "running", "succeeded", "failed", "cancelled")
 WORKSPACES = (None, "", "a", "b")
 WORKFLOWS = ("w1", "w2")
@@ -121,10 +117,26 @@ class State:
         """Whether a worker executes it under a lease that has not expired."""
         return self.entry is not None and self.entry.state == "running" and (self.entry.lease or 0) >= 0
 
-    def is_ours(self, triggers: Collection[str], *, every_trigger: bool) -> bool:
-        """Whether dispatchers claim it while it is pending."""
-        of_chatkit = self.label != "webhook" and self.source == CHATKIT and self.audit[0].startswith(f"{self.label} ")
-        return self.entry is not None or ((every_trigger or self.label in triggers) and not of_chatkit)
+    @property
+    def stuck(self) -> bool:
+        """Whether it is running although its lease has expired."""
+        return self.entry is not None and self.entry.state == "running" and (self.entry.lease or 0) < 0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it is to be tried again."""
+        return self.retry is not None and self.retry.next is not None
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has failed and is not tried again."""
+        failed = self.entry is not None and self.entry.outcome in FAILED
+        return self.status == "failed" and failed and not self.scheduled
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a person's answer."""
+        return self.status == "running" and self.settled and bool(self.question)
 
     @property
     def settled(self) -> bool:
@@ -289,109 +301,3 @@ def _audit_record(record: str) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-type RolledBack = Callable[[], AbstractContextManager[Connection]]
-"""Opens a transaction that is rolled back in the end."""
-
-
-@contextmanager
-def transactions(database: Database) -> Iterator[RolledBack]:
-    """Yield what opens transactions on the database; all use one connection."""
-    nowhere = "redis://127.0.0.1:1/0"
-    settings = Settings.load(postgres_dsn=database.dsn, redis_url=nowhere, slots_redis_url=nowhere)
-    with open_engine(settings, role="test") as engine, engine.connect() as connection:
-
-        @contextmanager
-        def rolled_back() -> Iterator[Connection]:
-            with connection.begin() as transaction:
-                yield connection
-                transaction.rollback()
-
-        yield rolled_back
-
-
-def compare(
-    connection: Connection,
-    states: Iterable[State],
-    statement: TextClause,
-    parameters: dict[str, Any],
-    model: Callable[[State], tuple[tuple[object, ...] | None, State | None]],
-) -> None:
-    """Write these runs, execute the statement, and make sure that it returns and leaves what the model does.
-
-    The model returns the row of one run, or None, and the run afterwards, None if nothing of it is left.
-    """
-    states = [*states]
-    verdicts = {state.id: model(state) for state in states}
-    write(connection, states)
-    rows = [tuple(row) for row in connection.execute(statement, parameters)]
-    returned = {row[0]: row for row in rows}
-    assert len(returned) == len(rows), parameters
-    assert returned == {run_id: row for run_id, (row, _) in verdicts.items() if row is not None}, parameters
-    found = read(connection)
-    for run_id, (_, after) in verdicts.items():
-        assert found.pop(run_id, None) == after, parameters
-    assert found == {}, parameters
-
-
-def at_random(random: Random, count: int, states: Sequence[str] = ("settled",) * 3 + LIVE) -> list[State]:
-    """Return runs in any combination of states, likely or not; `states` are those of the ledger."""
-    return [_run_at_random(random, f"r{n:03}", states) for n in range(count)]
-
-
-def _run_at_random(random: Random, run_id: str, states: Sequence[str]) -> State:
-    status = random.choice((*STATUSES, None))
-    entry = _entry_at_random(random, states) if status is None or random.random() < 0.8 else None
-    waits = entry is not None and random.random() < 0.4
-    asks = entry is not None and random.random() < 0.4
-    whose: dict[str, Any] = {
-        "workflow": random.choice(WORKFLOWS),
-        "workspace": random.choice(WORKSPACES),
-        "label": random.choice(("webhook", "other")),
-        "entry": entry,
-        "retry": Retry(random.randint(0, 2), random.choice((None, -50, 50)), random.choice((None, "b")))
-        if waits
-        else None,
-        "question": random.choice((1, 2)) if asks else None,
-        "checkpoint": random.choice((None, "k")),
-    }
-    if status is None:
-        return State(run_id, None, **whose)
-    more = random.choice(((), (STARTED_BY_WORKER,)))
-    return State(
-        run_id,
-        status,
-        **whose,
-        created=random.choice((5, 50, 500)),
-        updated=random.choice((5, 50, 500)),
-        started=random.choice((None, "then")),
-        completed=random.choice((None, "then")),
-        error=random.choice((None, "boom")),
-        named=random.choice((None, "a", whose["workspace"])),
-        source=random.choice((None, None, CHATKIT)),
-        audit=(random.choice((f"api {CREATED}", f"{whose['label']} {CREATED}", "api other {}")), *more),
-        trace=random.choice((None, Trace("running", steps=random.choice(((), ("1", "2")))), Trace("error", "x", 5))),
-    )
-
-
-def _entry_at_random(random: Random, states: Sequence[str]) -> Entry:
-    state = random.choice(states)
-    attempts = random.randint(0, 3)
-    settled = state == "settled"
-    return Entry(
-        state,
-        random.choice((*OUTCOMES, "requeued", "requeued", "failed")) if settled else None,
-        fence=random.choice((1, 2)),
-        slot=random.choice(("none", "held", "due", "returned")),
-        reason=random.choice((None, "ValueError", "TypeError", "by hand", "run is gone")),
-        attempts=attempts,
-        refunded=random.randint(0, attempts),
-        settled=random.choice((5, 50, 500, 100_000)) if settled else None,
-        begun=20 if state == "running" or random.random() < 0.5 else None,
-        heartbeat=10 if state == "running" else None,
-        lease=None if settled else random.choice((-20, 20)),
-        worker=random.choice((US, OTHER)) if state == "running" else None,
-        suspect=random.random() < 0.2,
-        queue=random.choice((None, None, "gpu")),
-    )
