@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from orcheo_dispatch.shared.database import session
-from orcheo_dispatch.shared.database.session import STATEMENT_TIMEOUT_MILLISECONDS
+from orcheo_dispatch.shared.database.session import CONNECT_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MILLISECONDS
 from orcheo_dispatch.shared.database.sqlstate import STATEMENT_COMPLETION_UNKNOWN, Failure, answered, failure_of
 from orcheo_dispatch.shared.errors import (
     ConflictError,
@@ -28,7 +28,6 @@ from orcheo_dispatch.shared.errors import (
 from orcheo_dispatch.shared.settings.model import Settings
 from orcheo_dispatch.shared.text.redaction import error_line
 
-CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 30.0
 MIGRATION_LOCK_MILLISECONDS = 300
 """Maximum time that a change of the schema waits for a lock; see `shared/database/ddl.py`."""

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 
 from orcheo_dispatch.shared.database import session
-from orcheo_dispatch.shared.database.connections import CONNECT_TIMEOUT_SECONDS
+from orcheo_dispatch.shared.database.session import CONNECT_TIMEOUT_SECONDS
 from orcheo_dispatch.worker.books.postgres import prepare_session
 from orcheo_dispatch.worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
 
