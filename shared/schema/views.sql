@@ -184,7 +184,7 @@ SELECT r.run_id, r.workflow_id, r.workspace_id, r.triggered_by, r.created_at, r.
            AS allowed
   FROM orcheo_dispatch.all_pending_runs AS r
   LEFT JOIN scope AS f ON f.workspace_id = '' AND f.workflow_id = r.workflow_id
-  LEFT JOIN scope AS w ON w.workflow_id = '' AND w.workspace_id = r.workspace_id
+  LEFT JOIN scope AS w ON w.workflow_id = '' AND w.workspace_id = r.workspace_id AND w.workspace_id <> ''
   LEFT JOIN scope AS a ON a.workflow_id = '' AND a.workspace_id = ''
  CROSS JOIN LATERAL (
     SELECT COALESCE(f.queue, w.queue, a.queue, 'default') AS queue,
