@@ -12,6 +12,8 @@ from sqlalchemy import Connection, text
 
 from orcheo_dispatch.shared.ledger.statements.isolate import (
     CLEAR_ISOLATION,
+    FIND_VERSION,
+    FIND_WORKFLOW,
     ISOLATE,
     ISOLATED,
     PRUNE_ISOLATION,
@@ -31,6 +33,13 @@ _SELECT = text("""
 SELECT i.workflow_id, i.workflow_version_id, i.reason, i.by, EXTRACT(epoch FROM now() - i.since)::integer,
        EXTRACT(epoch FROM i.until - now())::integer, EXTRACT(epoch FROM now() - i.last_seen_at)::integer, i.times
   FROM orcheo_dispatch.isolation AS i
+""")
+_WORKFLOW = text("""
+INSERT INTO workflows (id, is_archived, payload, created_at, updated_at) VALUES (:id, false, '{}', now(), now())
+""")
+_VERSION = text("""
+INSERT INTO workflow_versions (id, workflow_id, version, payload, created_at, updated_at)
+VALUES (:id, :workflow, :version, '{}', now(), now())
 """)
 _DAY = 86_400
 _MOST = 1_000_000_000
@@ -145,3 +154,41 @@ def test_isolations_are_listed_cleared_and_pruned_as_the_model_says(rolled_back:
         assert _read(connection) == {
             key: each for key, each in left.items() if each.left_for is None or each.left_for > -30 * _DAY
         }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_workflow_and_version_are_found_by_the_beginning_of_their_ids(rolled_back: RolledBack, seed: int) -> None:
+    random = Random(seed)
+    workflows = ("w1", "w12", "w2", "x", "_")
+    versions = ("v", "v1", "v12", "v2", "3", "31")
+    stored = {*random.sample(workflows, 3)}
+    # The ID of a version is unique; its number is so within a workflow.
+    owners = {(version, random.choice([*stored])): number for number, version in enumerate(versions, 1)}
+    owners = {key: number for key, number in owners.items() if random.random() < 0.7}
+    isolated = {
+        (workflow, version) for workflow in workflows for version in ("", *versions, "gone") if random.random() < 0.3
+    }
+    table = [Isolation(*key, "crash", "worker", 5, None, None, 0) for key in isolated]
+    with rolled_back() as connection:
+        connection.execute(_INSERT, {"rows": json.dumps([asdict(each) for each in table])})
+        for workflow in stored:
+            connection.execute(_WORKFLOW, {"id": workflow})
+        for (version, workflow), number in owners.items():
+            connection.execute(_VERSION, {"id": version, "workflow": workflow, "version": number})
+        for given in (*workflows, "", "w", "%", "none"):
+            known = stored | {workflow for workflow, _ in isolated}
+            expected = {each: each == given for each in known if each.startswith(given)}
+            assert [tuple(row) for row in connection.execute(FIND_WORKFLOW, {"given": given})] == _first(expected)
+        for workflow in workflows:
+            numbers = {version: number for (version, of), number in owners.items() if of == workflow}
+            known = {*numbers} | {version for of, version in isolated if of == workflow and version}
+            for given in (*versions, "", "4", "none"):
+                exact = {each: each == given or str(numbers.get(each)) == given for each in known}
+                expected = {each: is_exact for each, is_exact in exact.items() if is_exact or each.startswith(given)}
+                rows = connection.execute(FIND_VERSION, {"given": given, "workflow_id": workflow})
+                assert [tuple(row) for row in rows] == _first(expected)
+
+
+def _first(found: dict[str, bool]) -> list[tuple[str, bool]]:
+    """Return the first four, exact ones before others."""
+    return sorted(found.items(), key=lambda each: (not each[1], each[0]))[:4]

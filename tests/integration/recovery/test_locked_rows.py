@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.exc import OperationalError
 
+from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED
 from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
 from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, HEARTBEAT, REFUSE
 from orcheo_dispatch.shared.ledger.statements.recover import ADOPT_CANCELLED
@@ -35,6 +36,7 @@ BEGIN
 END $$
 """
 _STOPPED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+_WAITS = "SELECT pid FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
 _CLAIMED = Entry("claimed", slot="held", lease=30)
 _RELEASED = Entry("settled", "released", slot="held", settled=5)
 _MESSAGES = {"run_ids": [_FREE, _HELD], "fences": [1, 1], "worker_id": US, "lease": 30, "actor": US}
@@ -120,6 +122,24 @@ def test_cancelled_run_is_adopted_by_what_its_row_says_now(database: Database, e
         gate.execute("SELECT pg_advisory_unlock(42)")
         assert adopted.result(timeout=30) == []
     assert everything(database, "SELECT * FROM orcheo_dispatch.dispatch") == before
+
+
+def test_run_that_another_dispatcher_admits_meanwhile_is_its_own(database: Database, engine: Engine) -> None:
+    with engine.begin() as connection:
+        write(connection, [State(_HELD, "pending", label="manual", created=500, audit=(f"api {CREATED}",))])
+    given: dict[str, Any] = {"every_trigger": False, "triggers": ["webhook"], "older_than": 60, "batch": 10}
+    given |= {"skipped": [], "chosen": None, "choose": False, "dispatcher_id": US}
+
+    def admit() -> list[Any]:
+        with engine.begin() as connection:
+            return [*connection.execute(ADMIT_LABELLED, given)]
+
+    with ThreadPoolExecutor() as pool:
+        with engine.begin() as first:
+            assert [row.run_id for row in first.execute(ADMIT_LABELLED, given)] == [_HELD]
+            second = pool.submit(admit)
+            until(lambda: everything(database, _WAITS), what="the second dispatcher waits for the first")
+        assert second.result(timeout=30) == []
 
 
 @pytest.mark.parametrize("lock", [_RUN, _ROW], ids=["run", "row"])
