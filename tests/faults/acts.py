@@ -1,7 +1,8 @@
 """What the runs of a trial do, under our executor, under Orcheo's, and under Orcheo's stock worker.
 
-Each notes what it does in the file that `TEST_SIDE_EFFECTS` names: `run fence event time pid`, one write a line. Steps
-of workflows note each of their executions in a file beside it, as JSON.
+Each notes what it does in the file that `TEST_SIDE_EFFECTS` names: `run fence event time pid worker`, one write a line;
+the last is the process group of the parent, which for a runner is that of its worker. Steps of workflows note each of
+their executions in a file beside it, as JSON.
 """
 
 from __future__ import annotations
@@ -124,4 +125,6 @@ _ACTS = {
 
 def _note(run_id: str, event: str) -> None:
     with Path(os.environ["TEST_SIDE_EFFECTS"]).open("a") as file:
-        file.write(f"{run_id} {fence_of_run.get()} {event} {time.time():.6f} {os.getpid()}\n")
+        file.write(
+            f"{run_id} {fence_of_run.get()} {event} {time.time():.6f} {os.getpid()} {os.getpgid(os.getppid())}\n"
+        )

@@ -115,10 +115,8 @@ def _late(evidence: Evidence) -> Iterator[str]:
         settled = _settled_at(evidence, note)
         if settled is None:
             continue
-        if (
-            note.at
-            > max((end for began, end in silences[note.pid] if began <= settled <= end), default=settled) + bound
-        ):
+        silent = (*silences[note.pid], *silences[note.worker])
+        if note.at > max((end for began, end in silent if began <= settled <= end), default=settled) + bound:
             yield f"{note.run_id} under fence {note.fence}: {note.event} {note.at - settled:.2f} s after its settle"
 
 
@@ -129,7 +127,10 @@ def _settled_at(evidence: Evidence, note: Note) -> float | None:
 
 
 def _silences(evidence: Evidence) -> dict[int, list[tuple[float, float]]]:
-    """Return by process from when to when it could obey nobody: it was paused, or a run blocked its loop."""
+    """Return by process from when to when its runs could obey nobody: it was paused, or a run blocked its loop.
+
+    The runners of a worker continue while its main process is paused: they are in process groups of their own.
+    """
     found: dict[int, list[tuple[float, float]]] = defaultdict(list)
     for fault in evidence.injected:
         if fault.kind is Kind.PAUSE_WORKER and fault.pid is not None:

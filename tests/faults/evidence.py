@@ -35,6 +35,8 @@ class Note:
     event: str
     at: float
     pid: int
+    worker: int
+    """The process group of its parent: the worker's, if it is a runner."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def read_operations(
 def read_notes(file: Path) -> list[Note]:
     """Return what the runs have noted, in order."""
     lines = (line.split() for line in file.read_text().splitlines()) if file.exists() else iter(())
-    return [Note(run_id, int(fence), event, float(at), int(pid)) for run_id, fence, event, at, pid in lines]
+    return [
+        Note(run_id, int(fence), event, float(at), int(pid), int(worker))
+        for run_id, fence, event, at, pid, worker in lines
+    ]
 
 
 def read_logs(logs: Mapping[str, Path]) -> dict[str, str]:

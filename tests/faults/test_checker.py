@@ -25,7 +25,7 @@ from tests.support.database.runs import claim_all, execute, insert_runs, store_o
 from tests.support.orcheo import stored_steps
 from tests.support.orcheo.stored_steps import Execution, Stored, read_stored, steps_in_flight_repeated
 
-PID = 77
+PID, WORKER = 77, 76
 SECRET = "the-marker"
 
 
@@ -46,7 +46,7 @@ class Story:
         """Append to the side effects."""
         run_id = run_id or self.run_id
         with self.side_effects.open("a") as file:
-            file.write(f"{run_id} {self.fences[run_id]} {event} {at} {PID}\n")
+            file.write(f"{run_id} {self.fences[run_id]} {event} {at} {PID} {WORKER}\n")
 
     def begin_step(self, task_id: str = "t") -> None:
         """Begin a task of step 1 of the run that succeeded."""
@@ -205,13 +205,16 @@ def test_side_effect_after_a_settle_is_found(story: Story) -> None:
     assert counts(check(story.evidence()))[Column.LATE] == 1
 
 
-def test_side_effect_that_nobody_can_prevent_is_not_found(story: Story) -> None:
+@pytest.mark.parametrize("paused", [PID, WORKER])
+def test_side_effect_that_nobody_can_prevent_is_not_found(story: Story, paused: int) -> None:
     settled = _settled_at(story, story.run_id)
     story.note(DID, at=settled + 0.5)
     story.note(DID, story.stubborn, at=_settled_at(story, story.stubborn) + 3)
     story.note(DID, at=settled + 6)
-    paused = Injected(Kind.PAUSE_WORKER, settled - 1, settled + 5.5, PID)
-    assert check(replace(story.evidence(), injected=[paused])) == []
+    pause = Injected(Kind.PAUSE_WORKER, settled - 1, settled + 5.5, paused)
+    assert check(replace(story.evidence(), injected=[pause])) == []
+    other = replace(pause, pid=paused + 10)
+    assert counts(check(replace(story.evidence(), injected=[other])))[Column.LATE] == 1
 
 
 def test_side_effect_of_a_blocked_neighbour_is_not_found(story: Story) -> None:
