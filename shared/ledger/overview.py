@@ -155,7 +155,7 @@ SELECT scope, workspace_id, workflow_id, maintenance, paused,
   FROM orcheo_dispatch.policies
  WHERE num_nonnulls(maintenance, paused, priority, max_running, rate_runs, queue, timeout_seconds, lost_runs, retries,
                     isolation) > 0
- ORDER BY CASE scope WHEN 'all' THEN 1 WHEN 'workspace' THEN 2 ELSE 3 END, at DESC, workspace_id, workflow_id
+ ORDER BY workflow_id IS NOT NULL, workspace_id IS NOT NULL, at DESC, workspace_id, workflow_id
  LIMIT :limit
 """)
 

@@ -29,12 +29,14 @@ from tests.support.database.run_states import State, write
 from tests.support.database.runs_at_random import at_random
 
 _POLICY = text("""
-INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, paused, paused_until, max_running, queue, why)
+INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, paused, paused_until, max_running, queue, why, by, at)
 SELECT x.workspace, x.workflow, x.paused, now() + make_interval(secs => x.paused_for), x.max_running, x.queue,
-       x.workspace || '/' || x.workflow
-  FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-       AS x(workspace text, workflow text, paused boolean, paused_for float8, max_running integer, queue text)
+       x.workspace || '/' || x.workflow, 'ada', now() - make_interval(secs => x.ago)
+  FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x(workspace text, workflow text, paused boolean, paused_for float8,
+                                                     max_running integer, queue text, ago float8)
 """)
+# A trigger would replace author and time.
+_NO_TRIGGERS = text("SET LOCAL session_replication_role = replica")
 _WORKFLOW = text("""
 INSERT INTO workflows (id, is_archived, payload, created_at, updated_at) VALUES (:id, false, '{}', now(), now())
 """)
@@ -44,7 +46,7 @@ _SCOPES = (("", ""), ("a", ""), ("b", ""), ("", "w1"), ("", "w2"))
 
 @dataclass(frozen=True)
 class Decided:
-    """A policy. `paused_for` is in seconds."""
+    """A policy, which was set some seconds `ago`; `paused_for` is in seconds as well."""
 
     workspace: str
     workflow: str
@@ -52,6 +54,7 @@ class Decided:
     paused_for: int | None
     max_running: int | None
     queue: str | None
+    ago: int
 
     @property
     def why(self) -> str:
@@ -76,7 +79,9 @@ def _decide(random: Random, connection: Connection) -> dict[tuple[str, str], Dec
     for scope in random.sample(_SCOPES, random.randint(0, len(_SCOPES))):
         paused = random.choice((None, True, False, True))
         limit, queue = random.choice((None, None, 1, 2)), random.choice((None, None, "gpu"))
-        policies[scope] = Decided(*scope, paused, random.choice((None, -5, 5)) if paused else None, limit, queue)
+        paused_for = random.choice((None, -5, 5)) if paused else None
+        policies[scope] = Decided(*scope, paused, paused_for, limit, queue, random.choice((1, 2, 3)))
+    connection.execute(_NO_TRIGGERS)
     connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in policies.values()])})
     return policies
 
@@ -103,7 +108,7 @@ def test_policies_are_read_as_the_model_reads_them(rolled_back: RolledBack, seed
         kinds = ("all", "workspace", "workflow")
         saying = sorted(
             (each for each in policies.values() if each.says_something),
-            key=lambda each: (kinds.index(each.scope), each.workspace, each.workflow),
+            key=lambda each: (kinds.index(each.scope), each.ago, each.workspace, each.workflow),
         )
         assert [(row.scope, row.why) for row in in_force] == [(each.scope, each.why) for each in saying]
 
@@ -121,7 +126,7 @@ def test_runs_that_are_held_back_are_listed_with_the_policy_that_holds_them(roll
             scopes = {"all": ("", ""), "workspace": (row["workspace_id"], ""), "workflow": ("", row["workflow_id"])}
             policy = policies[scopes[row["scope"]]] if row["scope"] else None
             row["age"] = row.pop("age_seconds")
-            row |= {"by": policy and connection.scalar(text("SELECT session_user")), "why": policy and policy.why}
+            row |= {"by": policy and "ada", "why": policy and policy.why}
         some = [*random.sample([state.id for state in states], 20), "no run"]
         for run_ids, limit in (([], 1000), ([], 3), (some, 1000), (some, 2), (["no run"], 10)):
             rows = connection.execute(HELD_BACK, {"run_ids": run_ids, "limit": limit}).mappings()
@@ -161,7 +166,8 @@ def test_workflow_is_found_by_the_beginning_of_its_id(rolled_back: RolledBack, s
     with rolled_back() as connection:
         for each in workflows:
             connection.execute(_WORKFLOW, {"id": each})
-        rows = [Decided("", each, True, None, None, None) for each in decided] + [Decided("a", "", True, *[None] * 3)]
+        rows = [Decided("", each, True, None, None, None, 1) for each in decided]
+        rows.append(Decided("a", "", True, None, None, None, 1))
         connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in rows])})
         for given in (*names, "", "%", "nothing"):
             matching = [each for each in workflows | decided if each.startswith(given)]
