@@ -185,11 +185,15 @@ COMMENT ON COLUMN orcheo_dispatch.waiting_runs.holds_slot IS
 CREATE OR REPLACE VIEW orcheo_dispatch.resumed_runs AS
 SELECT d.run_id, d.workflow_id, d.workspace_id, d.triggered_by, d.state, d.outcome, d.attempts AS begins, d.refunded,
        COALESCE(t.retries, 0) AS retries, d.reason, d.worker_id, d.begun_at, d.settled_at
-  FROM (SELECT l.* FROM orcheo_dispatch.dispatch AS l
+  FROM (SELECT l.run_id, l.workflow_id, l.workspace_id, l.triggered_by, l.state, l.outcome, l.attempts, l.refunded,
+               l.reason, l.worker_id, l.begun_at, l.settled_at
+          FROM orcheo_dispatch.dispatch AS l
          WHERE l.state IN ('claimed', 'published', 'running') AND l.attempts > 0
            AND (l.attempts > 1 OR l.state <> 'running')
          UNION ALL
-        (SELECT s.* FROM orcheo_dispatch.dispatch AS s
+        (SELECT s.run_id, s.workflow_id, s.workspace_id, s.triggered_by, s.state, s.outcome, s.attempts, s.refunded,
+                s.reason, s.worker_id, s.begun_at, s.settled_at
+           FROM orcheo_dispatch.dispatch AS s
           WHERE s.state = 'settled' AND s.settled_at > now() - interval '24 hours'
             AND (s.attempts > 1 OR (s.attempts = 1 AND s.outcome = 'requeued'))
           ORDER BY s.settled_at DESC LIMIT 1000)) AS d
