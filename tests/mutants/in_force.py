@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from tests.mutants.statements import ROOT, Statement
+from tests.mutants.statements import ROOT, Definition, Statement
 
 
 class SourceCopy:
@@ -56,7 +56,12 @@ class SourceCopy:
 
 
 def put_in_force(statement: Statement, mutant: str) -> None:
-    """Replace the statement in this process, wherever it was imported. Cannot be taken back."""
+    """Replace the statement in this process, wherever it was imported. Cannot be taken back.
+
+    One of the schema is in force in the databases.
+    """
+    if isinstance(statement, Definition):
+        return
     name, _, key = statement.name.partition(".")
     module = importlib.import_module(statement.module)
     value = vars(module)[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from tests.mutants.statements import Statement, statements
+from tests.mutants.statements import Definition, Statement, statements
 
 _MARK = "\x01"
 _SENT = re.compile(r"\A\S*LOG:  (?:execute [^:\n]*|statement): ")
@@ -25,7 +25,7 @@ class Recording:
         row = admin.execute("SHOW data_directory").fetchone()
         assert row is not None
         self._log = Path(row[0]).parent / "postgresql.log"
-        self._needles = {key: _bare(each) for key, each in statements().items()}
+        self._needles = {key: _needle(each) for key, each in statements().items()}
         self._known: dict[str, frozenset[str]] = {}
         self._offset = 0
 
@@ -55,7 +55,7 @@ class Recording:
 
     def _keys_of(self, sent: str) -> frozenset[str]:
         if sent not in self._known:
-            self._known[sent] = frozenset(key for key, needle in self._needles.items() if needle in sent)
+            self._known[sent] = frozenset(key for key, needle in self._needles.items() if needle.search(sent))
         return self._known[sent]
 
     def _set(self, name: str, value: str) -> None:
@@ -65,10 +65,13 @@ class Recording:
         self._admin.execute("SELECT pg_reload_conf()")
 
 
-def _bare(statement: Statement) -> str:
+def _needle(statement: Statement) -> re.Pattern[str]:
+    """Return what a statement contains that is sent: the text, or the name of a view or function that reads it."""
     from tests.mutants.mutate import numbered
 
-    return _squeezed(numbered(statement.text, statement.style)[0])
+    if isinstance(statement, Definition):
+        return re.compile(rf"\borcheo_dispatch\.(?:{'|'.join(statement.readers)})\b")
+    return re.compile(re.escape(_squeezed(numbered(statement.text, statement.style)[0])))
 
 
 def _squeezed(sql: str) -> str:

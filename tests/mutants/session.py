@@ -24,8 +24,8 @@ import pytest
 from tests.mutants.in_force import SourceCopy, put_in_force
 from tests.mutants.mutate import numbered
 from tests.mutants.recording import Recording
-from tests.mutants.statements import Statement, statements
-from tests.support.database.databases import cloned
+from tests.mutants.statements import Definition, Statement, statements
+from tests.support.database.databases import cloned, close
 
 PIPES = "TEST_MUTANTS_PIPES"
 """Number of the pipe to read commands from, of the one to answer on, and the folder of the copy of the source."""
@@ -97,7 +97,7 @@ class Session:
     ) -> dict[str, Any]:
         """Run the tests in a fork until one fails; return it, why, and how long each took (seconds)."""
         each = self._statements[statement] if statement else None
-        with self._source.changed(each, mutant) if each and mutant is not None else nullcontext():
+        with self._changed(each, mutant) if each and mutant is not None else nullcontext():
             reader, writer = os.pipe()
             if not (pid := os.fork()):
                 os.close(reader)
@@ -116,6 +116,27 @@ class Session:
                 told = _read(answers.fileno(), sum(limits) + _MORE_SECONDS)
             _end(pid)
         return json.loads(told) if told else {"died": "the process of the test ended or hung"}
+
+    @contextmanager
+    def _changed(self, statement: Statement, mutant: str) -> Iterator[None]:
+        """Have the copy of the source contain the mutant, and the template database if it is of the schema."""
+        with self._source.changed(statement, mutant):
+            if not isinstance(statement, Definition):
+                yield
+                return
+            self._create(statement.created_with(mutant))
+            try:
+                yield
+            finally:
+                self._create(statement.created_with(statement.text))
+
+    def _create(self, definition: str) -> None:
+        admin, template = self._fixtures["admin"], self._fixtures["template"]
+        name = psycopg.sql.Identifier(template.name)
+        admin.execute(psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+        with psycopg.connect(template.dsn, autocommit=True) as connection:
+            connection.execute(definition.encode())
+        close(admin, template)
 
     def _in_fork(self, tests: list[str], limits: list[float]) -> dict[str, Any]:
         took: dict[str, float] = {}
@@ -155,6 +176,10 @@ def _is_plain(item: pytest.Function) -> bool:
 
 def _error(connection: psycopg.Connection[Any], statement: Statement, text: str) -> str | None:
     try:
+        if isinstance(statement, Definition):
+            with connection.transaction(force_rollback=True):
+                connection.execute(statement.created_with(text).encode())
+            return None
         connection.execute(f"PREPARE mutant AS {numbered(text, statement.style)[0]}".encode())
     except psycopg.Error as error:
         return str(error).splitlines()[0]

@@ -1,4 +1,7 @@
-"""Find the product's SQL statements in its source: each with its place in the file, so that it can be replaced."""
+"""Find the product's SQL statements in its source, and the views and SQL functions of its schema.
+
+Each has its place in the file, so that it can be replaced.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 _FOLDERS = ("shared", "dispatcher", "worker")
 # Beginnings of statements, which are compared with those of others.
 _NO_STATEMENTS = frozenset({"_INSERTS_RUN"})
+_VERSIONS = Path("shared/schema/migrations/versions")
+_VIEW = re.compile(r"(?ms)^(CREATE OR REPLACE VIEW orcheo_dispatch\.(\w+) AS\n)(.*?)(;)$")
+_FUNCTION = re.compile(
+    r"(?ms)^(CREATE OR REPLACE FUNCTION orcheo_dispatch\.(\w+)\((?:(?!\$\$).)*?LANGUAGE sql(?:(?!\$\$).)*?\$\$)"
+    r"(.*?)(\$\$[^;]*;)$"
+)
 _SQL = re.compile(r"\s*(--[^\n]*\n\s*)*(WITH|SELECT|INSERT|UPDATE|DELETE)\s")
 
 
@@ -62,13 +71,63 @@ class Statement:
         return source[: self.start] + repr(text) + source[self.end :]
 
 
+@dataclass(frozen=True, slots=True)
+class Definition(Statement):
+    """A view or an SQL function of the schema: `text` is its query, between `head` and `tail` of what creates it."""
+
+    head: str
+    tail: str
+    readers: frozenset[str]
+    """Its name, and those of the views and functions that read it."""
+
+    def source_with(self, text: str) -> str:
+        """Return the source of its file with another query in its place."""
+        source = (ROOT / self.path).read_text(encoding="utf-8")
+        return source[: self.start] + text + source[self.end :]
+
+    def created_with(self, text: str) -> str:
+        """Return the statement that creates or replaces it, with this query."""
+        return self.head + text + self.tail
+
+
 def statements() -> dict[str, Statement]:
-    """Return every statement of the product by its key, in the order of the files."""
+    """Return every statement of the product by its key, in the order of the files; those of the schema last."""
     paths = sorted(
         path for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py") if "migrations" not in path.parts
     )
-    found = [each for path in paths for each in _of_module(path)]
+    found = [*(each for path in paths for each in _of_module(path)), *_of_schema()]
     return {each.key: each for each in found}
+
+
+def _of_schema() -> list[Definition]:
+    # What several files define is created last by those that each `migrate` executes.
+    paths = [*sorted((ROOT / _VERSIONS).glob("*.sql")), *sorted((ROOT / _VERSIONS.parents[1]).glob("*.sql"))]
+    last = {
+        match[2]: (path, match)
+        for path in paths
+        for kind in (_VIEW, _FUNCTION)
+        for match in kind.finditer(path.read_text(encoding="utf-8"))
+    }
+    queries = {name: match[3] for name, (_, match) in last.items()}
+    return [
+        Definition(
+            *(name, path.relative_to(ROOT), match.start(3), match.end(3), match[3], Style.PLAIN),
+            *(match[1], match[4], _readers(name, queries)),
+        )
+        for name, (path, match) in last.items()
+    ]
+
+
+def _readers(name: str, queries: dict[str, str]) -> frozenset[str]:
+    found, new = {name}, {name}
+    while new:
+        new = {each for each, query in queries.items() if any(_reads(query, other) for other in new)} - found
+        found |= new
+    return frozenset(found)
+
+
+def _reads(query: str, name: str) -> bool:
+    return re.search(rf"\borcheo_dispatch\.{name}\b", query) is not None
 
 
 def _of_module(path: Path) -> Iterator[Statement]:

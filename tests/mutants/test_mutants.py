@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from pglast import ast, parse_sql
 from pglast.stream import RawStream
@@ -18,12 +19,23 @@ from tests.mutants.in_force import SourceCopy
 from tests.mutants.mutate import Style, mutants, numbered
 from tests.mutants.results import Fate, Recording, Result, Results
 from tests.mutants.slot import Slot
-from tests.mutants.statements import Statement, statements
+from tests.mutants.statements import Definition, Statement, statements
 from tests.mutants.trial import Trial
+from tests.support.database.databases import Database
+from tests.support.database.runs import everything
 from tests.support.database.statements import STATEMENTS
 
 _ALL = statements()
 _HEARTBEAT = _ALL["shared.ledger.statements.execute.HEARTBEAT"]
+_VIEWS = """
+SELECT c.relname::text, pg_get_viewdef(c.oid) FROM pg_class AS c
+ WHERE c.relnamespace = 'orcheo_dispatch'::regnamespace AND c.relkind = 'v' ORDER BY 1
+"""
+_SQL_FUNCTIONS = """
+SELECT p.proname::text, pg_get_functiondef(p.oid)
+  FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
+ WHERE p.pronamespace = 'orcheo_dispatch'::regnamespace AND l.lanname = 'sql' ORDER BY 1
+"""
 
 
 def test_all_statements_of_the_ledger_are_found() -> None:
@@ -31,6 +43,25 @@ def test_all_statements_of_the_ledger_are_found() -> None:
     found = {each.name: each.text for each in _ALL.values() if each.key.startswith(folders)}
     assert found == {name: each.text for name, each in STATEMENTS.items()}
     assert {each.split(".", 1)[0] for each in _ALL} == {"dispatcher", "shared", "worker"}
+
+
+def test_all_views_and_sql_functions_of_the_schema_are_found_as_they_are(database: Database) -> None:
+    found = {each.name: each for each in _ALL.values() if isinstance(each, Definition)}
+    views = {row["relname"] for row in everything(database, _VIEWS)}
+    functions = {row["proname"] for row in everything(database, _SQL_FUNCTIONS)}
+    # These two have no conditions, and are in a module.
+    assert found.keys() == views | functions - {"iso", "moved"}
+    before = [everything(database, sql) for sql in (_VIEWS, _SQL_FUNCTIONS)]
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        for each in found.values():
+            connection.execute(each.created_with(each.text).encode())
+    assert [everything(database, sql) for sql in (_VIEWS, _SQL_FUNCTIONS)] == before
+
+
+def test_view_is_read_by_what_reads_a_view_of_it() -> None:
+    found = {each.name: each.readers for each in _ALL.values() if isinstance(each, Definition)}
+    assert {"live_runs", "held_back_runs", "wanted_workers"} <= found["live_runs"]
+    assert found["held_back_runs"] == {"held_back_runs"}
 
 
 @pytest.mark.parametrize("statement", _ALL.values(), ids=lambda each: each.key)
@@ -219,6 +250,27 @@ def test_planted_mutants_are_killed_and_harmless_ones_survive(tmp_path: Path) ->
         assert tried(_HEARTBEAT, "drop: d.state || '' = 'running' (2)", live, back) is None
         # A mutant is taken back with its fork.
         assert "failed" not in slot.ask("run", tests=[back, live], limits=[60.0, 60.0])
+
+
+def test_mutant_of_a_view_is_in_force_in_the_databases_of_its_tests_only(tmp_path: Path) -> None:
+    folder = "tests/integration/dispatcher"
+    file, view = f"{folder}/test_status_model.py", _ALL["shared.schema.views.live_runs"]
+    test = f"{file}::test_figures_of_runs_are_those_of_the_model[9]"
+    paths = ["tests/integration/recovery/test_recovering.py", file, "tests/plans/test_plans.py"]
+    with Slot(tmp_path, paths) as slot:
+        (mutant,) = (each for each in view.mutants() if each.change == "negate: d.lease_expires_at < now()")
+        wrong = view.text.replace("d.run_id,", "d.nothing,", 1)
+        answer = slot.ask("prepare", statement=view.key, texts=[mutant.text, wrong])
+        assert answer == {"errors": [None, "column d.nothing does not exist"]}
+        recorded = slot.ask("record", tests=[test], limits=[60.0])
+        assert {view.key, "shared.schema.views.all_pending_runs"} <= {*recorded["executed"]}
+        assert "shared.schema.views.held_back_runs" not in recorded["executed"]
+        limits = [60.0]
+        answer = slot.ask("run", tests=[test], limits=limits, statement=view.key, mutant=mutant.text)
+        assert answer.get("failed") == test, answer
+        same = slot.ask("run", tests=[test], limits=limits, statement=view.key, mutant=view.rewritten)
+        assert {"failed", "died"}.isdisjoint(same), same
+        assert "failed" not in slot.ask("run", tests=[test], limits=limits)
 
 
 def test_test_that_looks_at_the_layout_of_a_statement_kills_no_mutant(tmp_path: Path) -> None:

@@ -122,13 +122,15 @@ def test_late_runs_are_those_older_than_five_minutes_that_are_ours(database: Dat
 
 
 @pytest.mark.usefixtures("fresh")
-def test_open_transaction_is_seen(database: Database, redis_url: str) -> None:
-    with psycopg.connect(database.dsn) as idle, _backlog(database, redis_url) as made:
+@pytest.mark.parametrize("where", ["here", "in another database"])
+def test_open_transaction_is_seen_if_it_is_of_this_database(database: Database, redis_url: str, where: str) -> None:
+    name = database.name if where == "here" else "postgres"
+    with psycopg.connect(database.dsn, dbname=name) as idle, _backlog(database, redis_url) as made:
         idle.execute("CREATE TEMPORARY TABLE held ()")
         for _ in range(7):
             execute(database, "CREATE TABLE passing ()")
             execute(database, "DROP TABLE passing")
-        assert _scrape(made)["oldest_transaction_age_transactions"] >= 14
+        assert (_scrape(made)["oldest_transaction_age_transactions"] >= 14) is (where == "here")
 
 
 def test_one_reading_serves_all_who_scrape_soon(database: Database, redis_url: str) -> None:
