@@ -19,18 +19,18 @@ SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table_name, l.mode, l.grant
   FROM pg_locks AS l
   JOIN pg_class AS c ON c.oid = l.relation
   LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
- WHERE l.locktype = 'relation' AND l.pid <> pg_backend_pid()
+ WHERE l.locktype = 'relation'
    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND (c.oid = to_regclass('workflow_runs') OR c.relnamespace = to_regnamespace('orcheo_dispatch'))
    AND (:writers OR l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
  ORDER BY l.pid, l.granted DESC
  LIMIT :most
 """)
-# CREATE INDEX CONCURRENTLY waits for every transaction that was open before it.
+# CREATE INDEX CONCURRENTLY waits for every transaction that was open before it. The own one began just now.
 _OPEN = text("""
 SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_start)::float8 AS seconds
   FROM pg_stat_activity AS a
- WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start < now() - interval '1 minute'
+ WHERE a.datname = current_database() AND a.xact_start < now() - make_interval(secs => :seconds)
  ORDER BY a.xact_start LIMIT :most
 """)
 
@@ -55,11 +55,11 @@ def lock_holders(engine: Engine, *, writers: bool = False) -> str:
     )
 
 
-def open_transactions(engine: Engine) -> str:
-    """Return the sessions that have had a transaction open for a minute or longer, or "" as in `lock_holders`."""
+def open_transactions(engine: Engine, *, seconds: float = 60.0) -> str:
+    """Return the sessions that have had a transaction open for longer than this, or "" as in `lock_holders`."""
     try:
         with transaction(engine, timeout_milliseconds=1000, lock_timeout=0.2) as connection:
-            rows = connection.execute(_OPEN, {"most": _MOST}).all()
+            rows = connection.execute(_OPEN, {"most": _MOST, "seconds": seconds}).all()
     except DatabaseError:
         return ""
     return "; ".join(

@@ -160,11 +160,11 @@ SELECT scope, workspace_id, workflow_id, maintenance, paused,
 """)
 
 # Orcheo's own table. A dispatcher's role may lack the right to read it; in that case ids are shown instead of names.
+# Null where there is no such table.
 MAY_NAME = text("""
-SELECT to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'id', 'SELECT')
+SELECT has_column_privilege(to_regclass('workflows'), 'id', 'SELECT')
            AND has_column_privilege(to_regclass('workflows'), 'handle', 'SELECT') AS handle,
-       to_regclass('workflows') IS NOT NULL AND has_column_privilege(to_regclass('workflows'), 'payload', 'SELECT')
-           AS name
+       has_column_privilege(to_regclass('workflows'), 'payload', 'SELECT') AS name
 """)
 _HANDLES = text("SELECT id, handle AS name FROM workflows WHERE id = ANY (CAST(:ids AS text[]))")
 _NAMES = text("""

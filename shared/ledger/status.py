@@ -32,10 +32,8 @@ SELECT COALESCE(max(runs) FILTER (WHERE ours), 0) AS pending,
 
 # Whether the views exist and this role may read them. Nothing depends on them.
 MAY_SEE_OTHERS = text("""
-SELECT COALESCE(bool_and(has_table_privilege(to_regclass(v.name), 'SELECT')), false)
+SELECT bool_and(COALESCE(has_table_privilege(to_regclass(v.name), 'SELECT'), false))
   FROM (VALUES ('orcheo_dispatch.unclaimed_runs'), ('orcheo_dispatch.begun_elsewhere')) AS v(name)
- WHERE to_regclass(v.name) IS NOT NULL
-HAVING count(*) = 2
 """)
 # Pending runs that no dispatcher will claim, and runs that none of our workers began, as the views define them.
 OTHERS = text("""

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from orcheo_dispatch.shared.ledger.model import TURNS_INDEX
 from orcheo_dispatch.shared.ledger.statements.admit import ADMIT_LABELLED, ADMIT_PUSHED
 from orcheo_dispatch.shared.ledger.statements.claim_oldest import CLAIM_GIVEN
-from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED
+from orcheo_dispatch.shared.ledger.statements.look import LOOK, QUEUED, WRITE_NOTHING
 from tests.support.database.comparing import RolledBack, compare
 from tests.support.database.look_model import Kinds, Ours, admit_labelled, admit_pushed, claim_given, look
 from tests.support.database.run_states import US, WORKFLOWS, WORKSPACES, State, write
@@ -42,6 +42,7 @@ def test_look_finds_what_the_model_finds(rolled_back: RolledBack, seed: int) -> 
             assert found.pop("at") > 0
             assert found.pop("in_turn") is (index == TURNS_INDEX)
             assert found == look(states, ours, kinds)
+            assert connection.execute(WRITE_NOTHING).rowcount == 0
             assert connection.scalar(QUEUED) == look(states, ours, Kinds(named_queues=True))["queued"]
 
 
