@@ -14,10 +14,10 @@ from sqlalchemy import TextClause, text
 
 from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
-from orcheo_dispatch.shared.ledger.story import RUN
+from orcheo_dispatch.shared.ledger.story import PROCESS, RESUMED, RUN
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
-from tests.support.database.run_states import FAILED, LIVE, OTHER, OUTCOMES, US, Entry, State, write
+from tests.support.database.run_states import FAILED, LIVE, OTHER, OUTCOMES, US, Entry, State, Trace, write
 from tests.support.database.runs_at_random import at_random
 
 _PROCESS = text("""
@@ -197,6 +197,22 @@ def _row(state: State) -> dict[str, Any]:
         "ran": None if state.status == "pending" or begun is None else float(begun - (ended or 0)),
         "silent_for": entry.heartbeat if entry and is_running else None,
     }
+
+
+def test_story_reads_how_its_own_run_was_resumed_and_the_process_that_is_meant(rolled_back: RolledBack) -> None:
+    resumed: list[dict[str, Any]] = [{"after_step": step, "tasks": 1} for step in (3, 5)]
+    steps: list[dict[str, Any]] = [{"step": 1}, {"resumed": resumed[0]}, {"resumed": {"tasks": 1}}]
+    steps.append({"resumed": resumed[1]})
+    trace = Trace("running", steps=tuple(map(Trace.step, steps)))
+    other = Trace("running", steps=(Trace.step({"resumed": {"after_step": 9}}),))
+    with rolled_back() as connection:
+        write(connection, [State("r", "running", trace=trace), State("s", "running", trace=other)])
+        assert [row.resumed for row in connection.execute(RESUMED, {"run_id": "r"})] == resumed
+        for process, seen in ((US, 500), (OTHER, 1)):
+            connection.execute(_PROCESS, {"id": process, "seen": seen})
+        for process, seen in ((US, 500), (OTHER, 1)):
+            row = connection.execute(PROCESS, {"id": process}).one()
+            assert (row.id, row.seen_ago) == (process, seen)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -8,20 +8,26 @@ from random import Random
 import pytest
 
 from orcheo_dispatch.shared.alerts.statements import ALERT_FAILING
-from orcheo_dispatch.shared.ledger.status import DISPATCH, PENDING, SLOTS_DUE
+from orcheo_dispatch.shared.ledger.status import DISPATCH, PENDING, SLOTS_DUE, read_status
 from tests.support.database.comparing import RolledBack
+from tests.support.database.databases import Database
 from tests.support.database.look_model import DEFAULT
 from tests.support.database.run_states import write
+from tests.support.database.runs import execute, store_of
 from tests.support.database.runs_at_random import at_random
 
+_PROCESS = """
+INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
+VALUES (gen_random_uuid(), 'worker', 'h', %s, '1', 1, now() - make_interval(secs => %s))
+"""
 _ENDS = ("succeeded", "failed", "timed_out", "cancelled")
 """Ends that say something of the workflow."""
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_figures_of_runs_are_those_of_the_model(rolled_back: RolledBack, seed: int) -> None:
     random = Random(seed)
-    states = at_random(random, random.choice((0, 1, 3, 60)))
+    states = at_random(random, random.choice((0, 1, 2, 3, 5, 8, 60)))
     pending = [state for state in states if state.status == "pending"]
     ours = [state for state in pending if DEFAULT.pending(state)]
     entries = [state.entry for state in states if state.entry]
@@ -42,3 +48,10 @@ def test_figures_of_runs_are_those_of_the_model(rolled_back: RolledBack, seed: i
         failing = connection.execute(ALERT_FAILING).one()
         failed = sum(entry.outcome in ("failed", "timed_out") for entry in recent)
         assert (failing.ended, failing.failed) == (len(recent), failed)
+
+
+def test_status_lists_the_processes_that_are_alive(database: Database) -> None:
+    for pid, seen in ((1, 5), (2, 60)):
+        execute(database, _PROCESS, pid, seen)
+    with store_of(database) as (_, engine):
+        assert [process.pid for process in read_status(engine).processes] == [1]

@@ -62,7 +62,7 @@ def test_all_rights_are_needed(
 def test_relation_that_is_missing_is_not_read(rolled_back: RolledBack, question: Question, missing: str) -> None:
     with rolled_back() as connection:
         connection.execute(text(f"ALTER TABLE {missing} RENAME TO gone"))
-        assert question(connection) is False
+        assert not question(connection)
 
 
 @pytest.mark.parametrize("columns", ["", "id", "handle", "payload", "id, handle", "id, payload", "id, handle, payload"])
