@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import TextClause, text
 
-from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS
+from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS, names_of
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
 from orcheo_dispatch.shared.ledger.story import PROCESS, RESUMED, RUN
 from tests.support.database.comparing import RolledBack
@@ -23,6 +23,11 @@ from tests.support.database.runs_at_random import at_random
 _PROCESS = text("""
 INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
 VALUES (CAST(:id AS uuid), 'worker', 'h', 1, '1', 1, now() - make_interval(secs => :seen))
+""")
+_NAMED = text("""
+INSERT INTO workflows (id, handle, is_archived, payload, created_at, updated_at)
+VALUES ('w1', 'one', false, '{"name": "One"}', now(), now()), ('w2', 'two', false, '{}', now(), now()),
+       ('w3', 'three', false, '{}', now(), now())
 """)
 _RUNS = 60
 _DAY = 86_400
@@ -213,6 +218,17 @@ def test_story_reads_how_its_own_run_was_resumed_and_the_process_that_is_meant(r
         for process, seen in ((US, 500), (OTHER, 1)):
             row = connection.execute(PROCESS, {"id": process}).one()
             assert (row.id, row.seen_ago) == (process, seen)
+
+
+@pytest.mark.parametrize("columns", ["id, handle", "id, handle, payload"])
+def test_names_are_those_of_the_workflows_that_are_asked_for(rolled_back: RolledBack, columns: str) -> None:
+    with rolled_back() as connection:
+        connection.execute(_NAMED)
+        connection.execute(text("CREATE ROLE looks_on"))
+        connection.execute(text(f"GRANT SELECT ({columns}) ON workflows TO looks_on"))
+        connection.execute(text("SET LOCAL ROLE looks_on"))
+        names = names_of(connection, ["w1", "w2", "no workflow"])
+    assert names == {"w1": "One" if "payload" in columns else "one", "w2": "two"}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, ENDED_BY_API, HEARTBEAT, REFUSE
+from orcheo_dispatch.shared.ledger.statements.execute import BEGIN, ENDED_BY_API, HEARTBEAT, KNOWN, REFUSE
 from tests.support.database.begin_model import Policies, Workflow, begin, ended_by_api, heartbeat, refuse
 from tests.support.database.comparing import RolledBack, compare
-from tests.support.database.run_states import OTHER, US, State
+from tests.support.database.run_states import OTHER, US, State, write
 from tests.support.database.runs_at_random import at_random
 
 _TABLES, _RUNS = 20, 60
@@ -51,6 +51,15 @@ def test_begin_does_what_its_model_does(rolled_back: RolledBack, seed: int) -> N
 
             model = partial(begin, fences=fences, workflows=_WORKFLOWS, policies=policies, lease=_LEASE)
             compare(connection, states, BEGIN, parameters, model)
+
+
+def test_runs_that_are_known_are_those_with_a_row(rolled_back: RolledBack) -> None:
+    states = at_random(Random(0), _RUNS)
+    asked = [state.id for state in states[::2]] + ["no run"]
+    with rolled_back() as connection:
+        write(connection, states)
+        found = {*connection.scalars(KNOWN, {"run_ids": asked})}
+    assert found == {state.id for state in states if state.entry and state.id in asked}
 
 
 @pytest.mark.parametrize("seed", range(2))
