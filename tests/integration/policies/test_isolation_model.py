@@ -34,6 +34,7 @@ SELECT i.workflow_id, i.workflow_version_id, i.reason, i.by, EXTRACT(epoch FROM 
        EXTRACT(epoch FROM i.until - now())::integer, EXTRACT(epoch FROM now() - i.last_seen_at)::integer, i.times
   FROM orcheo_dispatch.isolation AS i
 """)
+_VIEW = text("SELECT i.workflow_id, i.workflow_version_id FROM orcheo_dispatch.isolated_workflows AS i")
 _WORKFLOW = text("""
 INSERT INTO workflows (id, is_archived, payload, created_at, updated_at) VALUES (:id, false, '{}', now(), now())
 """)
@@ -144,6 +145,8 @@ def test_isolations_are_listed_cleared_and_pruned_as_the_model_says(rolled_back:
         assert [(row.workflow_id, row.workflow_version_id or "") for row in listed] == [
             (each.workflow, each.version) for each in expected
         ]
+        shown = {(row.workflow_id, row.workflow_version_id or "") for row in connection.execute(_VIEW)}
+        assert shown == {(each.workflow, each.version) for each in expected}
         rows = connection.execute(CLEAR_ISOLATION, {"workflow_id": workflow, "version_id": version})
         assert sorted((row.workflow_id, row.workflow_version_id or "") for row in rows) == sorted(
             key for key, each in table.items() if cleared(each)

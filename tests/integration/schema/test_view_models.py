@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from random import Random
@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from tests.support.database.comparing import RolledBack
-from tests.support.database.look_model import DEFAULT
+from tests.support.database.look_model import DEFAULT, Ours
 from tests.support.database.run_states import CHATKIT, FAILED, OUTCOMES, STARTED_BY_WORKER, Entry, State, write
 from tests.support.database.runs_at_random import at_random
 
@@ -28,6 +28,11 @@ _PROCESS = text("""
 INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
 VALUES (gen_random_uuid(), :kind, 'h', 1, '1', :concurrency, now() - make_interval(secs => :seen))
 """)
+_DISPATCHER = text("""
+INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, triggers, seen_at)
+VALUES (gen_random_uuid(), 'dispatcher', 'h', 1, '1', 1, CAST(:triggers AS text[]), now())
+""")
+_WANTED = text("SELECT * FROM orcheo_dispatch.wanted_workers_for(:target, :concurrency)")
 _OF_CHATKIT = text("SELECT orcheo_dispatch.of_chatkit(:label, CAST(:payload AS jsonb))")
 _COUNTED = ("succeeded", *FAILED, "cancelled")
 _CLAIMED = 3600
@@ -76,7 +81,7 @@ def _tables(random: Random, connection: Connection) -> Tables:
     connection.execute(_CREATED, {"rows": json.dumps(rows)})
     now: datetime = connection.scalar(text("SELECT now()")).astimezone(UTC)
     this_minute = now.replace(second=0, microsecond=0)
-    since = random.choice((0, 5, 59, 70))
+    since = random.choice((0, 5, 59, 70, 1600))
     pruned = {
         (this_minute - timedelta(minutes=minutes), outcome): random.randint(1, 9)
         for minutes in (1, 6, 59, 60, 61, 90, 1439, 1500, 7 * 1440 + 1, 9 * 1440)
@@ -89,7 +94,9 @@ def _tables(random: Random, connection: Connection) -> Tables:
 
 
 def _likely(random: Random, state: State) -> State:
-    """Return it as a run of a lost worker, often enough."""
+    """Return it as a run of a lost worker, or one that changed long ago, often enough."""
+    if random.random() < 0.3:
+        state = replace(state, updated=5000)
     lost = state.entry is not None and state.entry.state == "settled" and random.random() < 0.3
     return state.entered(reason="worker_lost") if lost else state
 
@@ -289,17 +296,78 @@ def _begins_again(tables: Tables) -> None:
     assert {row["run_id"]: row["holds_slot"] for row in tables.view("waiting_runs")} == waiting
 
 
+def _wanted(tables: Tables) -> None:
+    for kind, concurrency, seen in [("worker", 3, 5), ("worker", 40, 60), ("dispatcher", 9, 5), ("worker", 6, 5)]:
+        tables.connection.execute(_PROCESS, {"kind": kind, "concurrency": concurrency, "seen": seen})
+    ended = [
+        (state.entry.settled, max(state.entry.begun - state.entry.settled, 0))
+        for state in tables.states
+        if state.entry
+        and state.entry.settled is not None
+        and state.entry.begun is not None
+        and state.entry.outcome in ("succeeded", "failed", "timed_out", "cancelled")
+    ]
+    seconds = [ran for settled, ran in ended if settled < 3600] or [ran for _, ran in ended]
+    average = sum(seconds) / len(seconds) if seconds else None
+    running = sum(state.entry is not None and state.entry.state == "running" for state in tables.states)
+    backlog = sum(map(DEFAULT.pending, tables.states))
+    for target in (0.0, 1.0, 100.0):
+        for given in (None, 2):
+            due = [state for state in tables.states if state.retry and (state.retry.next or target + 1) <= target]
+            share = 1.0 if average is None or target == 0 else min(1.0, average / target)
+            capacity = float(given or 4.5)
+            workers = ceil((running + (backlog + len(due)) * share) / capacity)
+            expected = (
+                max(workers, min(1, running + backlog + len(due))),
+                backlog,
+                len(due),
+                running,
+                average,
+                capacity,
+            )
+            row = tables.connection.execute(_WANTED, {"target": target, "concurrency": given}).one()
+            assert tuple(row) == (*expected, target)
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize(
     "check",
     [
         *(_latest_ends, _failures, _lost, _latencies, _by_minute, _throughput, _by_hour),
-        *(_elsewhere, _pending, _live, _begins_again),
+        *(_elsewhere, _pending, _live, _begins_again, _wanted),
     ],
 )
 def test_view_shows_what_the_model_finds(rolled_back: RolledBack, check: Check, seed: int) -> None:
     with rolled_back() as connection:
         check(_tables(Random(seed), connection))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("told", "ours"),
+    [
+        ([], DEFAULT),
+        ([None], DEFAULT),
+        ([["other"]], Ours(["other"], every_trigger=False)),
+        ([["other"], None, ["webhook"]], Ours(["other", "webhook"], every_trigger=False)),
+        ([["*"]], Ours(["*"], every_trigger=True)),
+        ([["*"], ["other"]], Ours(["*", "other"], every_trigger=True)),
+    ],
+)
+def test_pending_runs_are_those_that_dispatchers_claim(
+    rolled_back: RolledBack, told: list[list[str] | None], ours: Ours, seed: int
+) -> None:
+    with rolled_back() as connection:
+        tables = _tables(Random(seed), connection)
+        for triggers in told:
+            connection.execute(_DISPATCHER, {"triggers": triggers})
+        (listed,) = tables.view("allow_list")
+        assert listed["every_trigger"] is ours.every_trigger
+        assert ours is DEFAULT or listed["triggers"] == ours.triggers
+        pending = {state.id: ours.pending(state) for state in tables.states if state.status == "pending"}
+        assert {row["run_id"]: row["ours"] for row in tables.view("all_pending_runs")} == pending
+        claimed = {state.id for state in tables.states if ours.pending(state)}
+        assert {row["run_id"] for row in tables.view("our_pending_runs")} == claimed
 
 
 @pytest.mark.parametrize("label", ["webhook", "nightly"])
