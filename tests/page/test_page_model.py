@@ -14,7 +14,7 @@ from sqlalchemy import TextClause, text
 
 from orcheo_dispatch.shared.ledger.overview import HOUR, LOST, ROWS, RUNS, STUCK, WORKFLOWS, names_of
 from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITING, WAITS
-from orcheo_dispatch.shared.ledger.story import PROCESS, RESUMED, RUN
+from orcheo_dispatch.shared.ledger.story import PAYLOAD, PROCESS, RESUMED, RUN
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
 from tests.support.database.run_states import FAILED, LIVE, OTHER, OUTCOMES, US, Entry, State, Trace, write
@@ -202,6 +202,16 @@ def _row(state: State) -> dict[str, Any]:
         "ran": None if state.status == "pending" or begun is None else float(begun - (ended or 0)),
         "silent_for": entry.heartbeat if entry and is_running else None,
     }
+
+
+@pytest.mark.parametrize("with_error", [True, False])
+def test_story_reads_the_error_of_its_own_run_if_it_is_to_be_shown(rolled_back: RolledBack, with_error: bool) -> None:
+    states = [State(name, "failed", error=f"error of {name}", audit=("api other {}",)) for name in ("r", "s")]
+    with rolled_back() as connection:
+        write(connection, states)
+        row = connection.execute(PAYLOAD, {"run_id": "r", "with_error": with_error}).one()
+    assert row.error == ("error of r" if with_error else None)
+    assert [each["action"] for each in row.audit] == ["other"]
 
 
 def test_story_reads_how_its_own_run_was_resumed_and_the_process_that_is_meant(rolled_back: RolledBack) -> None:
