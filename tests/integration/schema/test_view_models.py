@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT, Ours
-from tests.support.database.run_states import CHATKIT, FAILED, OUTCOMES, STARTED_BY_WORKER, Entry, State, write
+from tests.support.database.run_states import CHATKIT, CREATED, FAILED, OUTCOMES, STARTED_BY_WORKER, Entry, State, write
 from tests.support.database.runs_at_random import at_random
 
 _CREATED = text("""
@@ -94,7 +94,11 @@ def _tables(random: Random, connection: Connection) -> Tables:
 
 
 def _likely(random: Random, state: State) -> State:
-    """Return it as a run of a lost worker, or one that changed long ago, often enough."""
+    """Return it as a run of ChatKit, of a lost worker, or one that changed long ago, often enough."""
+    if state.status and random.random() < 0.2:
+        author, source = random.choice(("other", "api")), random.choice((None, CHATKIT))
+        state = replace(state, status="pending", label="other", source=source, audit=(f"{author} {CREATED}",))
+        return replace(state, entry=None, retry=None, question=None)
     if random.random() < 0.3:
         state = replace(state, updated=5000)
     lost = state.entry is not None and state.entry.state == "settled" and random.random() < 0.3
