@@ -65,7 +65,7 @@ WITH used (relation, commands) AS (VALUES
 )
 SELECT u.relation
   FROM used AS u
- WHERE CASE WHEN to_regclass(u.relation) IS NULL THEN false ELSE row_security_active(to_regclass(u.relation)) END
+ WHERE row_security_active(to_regclass(u.relation))
    AND (EXISTS (SELECT FROM policy AS p
                  WHERE p.polrelid = to_regclass(u.relation) AND NOT p.polpermissive AND NOT p.open)
         OR EXISTS (SELECT FROM unnest(u.commands) AS c(command)
