@@ -255,22 +255,22 @@ def test_planted_mutants_are_killed_and_harmless_ones_survive(tmp_path: Path) ->
 def test_mutant_of_a_view_is_in_force_in_the_databases_of_its_tests_only(tmp_path: Path) -> None:
     folder = "tests/integration/dispatcher"
     file, view = f"{folder}/test_status_model.py", _ALL["shared.schema.views.live_runs"]
-    test = f"{file}::test_figures_of_runs_are_those_of_the_model[9]"
+    tests = [f"{file}::test_figures_of_runs_are_those_of_the_model[{seed}]" for seed in range(20)]
     paths = ["tests/integration/recovery/test_recovering.py", file, "tests/plans/test_plans.py"]
     with Slot(tmp_path, paths) as slot:
         (mutant,) = (each for each in view.mutants() if each.change == "negate: d.lease_expires_at < now()")
         wrong = view.text.replace("d.run_id,", "d.nothing,", 1)
         answer = slot.ask("prepare", statement=view.key, texts=[mutant.text, wrong])
         assert answer == {"errors": [None, "column d.nothing does not exist"]}
-        recorded = slot.ask("record", tests=[test], limits=[60.0])
+        recorded = slot.ask("record", tests=tests[:1], limits=[60.0])
         assert {view.key, "shared.schema.views.all_pending_runs"} <= {*recorded["executed"]}
         assert "shared.schema.views.held_back_runs" not in recorded["executed"]
-        limits = [60.0]
-        answer = slot.ask("run", tests=[test], limits=limits, statement=view.key, mutant=mutant.text)
-        assert answer.get("failed") == test, answer
-        same = slot.ask("run", tests=[test], limits=limits, statement=view.key, mutant=view.rewritten)
+        limits = [60.0] * len(tests)
+        answer = slot.ask("run", tests=tests, limits=limits, statement=view.key, mutant=mutant.text)
+        assert answer.get("failed") in tests, answer
+        same = slot.ask("run", tests=tests, limits=limits, statement=view.key, mutant=view.rewritten)
         assert {"failed", "died"}.isdisjoint(same), same
-        assert "failed" not in slot.ask("run", tests=[test], limits=limits)
+        assert "failed" not in slot.ask("run", tests=tests, limits=limits)
 
 
 def test_test_that_looks_at_the_layout_of_a_statement_kills_no_mutant(tmp_path: Path) -> None:
