@@ -21,7 +21,6 @@ from orcheo_dispatch.shared.text.redaction import error_line
 OLD_DISPATCH_QUEUE = "orcheo.dispatch"
 """Queue of ticks of a Beat without a known installation, or of an earlier release; all dispatchers read it."""
 OLD_UNACKED = "orcheo.unacked"
-_CONNECT_TIMEOUT_SECONDS = 5
 _IDENTITY_CHARACTERS = 12
 # A dump that is restored on another server differs in both parts, a database created from a template in the second. A
 # copy of the data directory differs in neither.
@@ -88,7 +87,10 @@ def _identity(dsn: str) -> str:
     try:
         # Without SQLAlchemy, which Beat does not import.
         with psycopg.connect(
-            dsn, connect_timeout=_CONNECT_TIMEOUT_SECONDS, autocommit=True, application_name="orcheo-dispatch start"
+            dsn,
+            connect_timeout=session.CONNECT_TIMEOUT_SECONDS,
+            autocommit=True,
+            application_name="orcheo-dispatch start",
         ) as connection:
             connection.execute(session.begin(connection.info.server_version).encode())
             row = connection.execute(_IDENTITY).fetchone()

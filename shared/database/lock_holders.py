@@ -26,7 +26,8 @@ SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table_name, l.mode, l.grant
  ORDER BY l.pid, l.granted DESC
  LIMIT :most
 """)
-# CREATE INDEX CONCURRENTLY waits for every transaction that was open before it. The own one began just now.
+# CREATE INDEX CONCURRENTLY waits for every transaction that was open before it. That of this session began just now,
+# and is never older.
 _OPEN = text("""
 SELECT a.pid, a.application_name, a.state, EXTRACT(epoch FROM now() - a.xact_start)::float8 AS seconds
   FROM pg_stat_activity AS a

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 CONNECT_TIMEOUT_SECONDS = 5
+"""Maximum time that an attempt to connect to one host takes."""
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 LOCK_TIMEOUT_MILLISECONDS = 10_000
 """Maximum time that a statement waits for one lock, unless the caller sets a lower one."""

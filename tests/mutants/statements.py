@@ -68,7 +68,11 @@ class Statement:
     def source_with(self, text: str) -> str:
         """Return the source of its module with another text in its place."""
         source = (ROOT / self.path).read_text(encoding="utf-8")
-        return source[: self.start] + repr(text) + source[self.end :]
+        return source[: self.start] + self.literal(text) + source[self.end :]
+
+    def literal(self, text: str) -> str:
+        """Return a text as it stands in the file."""
+        return repr(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,9 @@ class Definition(Statement):
     readers: frozenset[str]
     """Its name, and those of the views and functions that read it."""
 
-    def source_with(self, text: str) -> str:
-        """Return the source of its file with another query in its place."""
-        source = (ROOT / self.path).read_text(encoding="utf-8")
-        return source[: self.start] + text + source[self.end :]
+    def literal(self, text: str) -> str:
+        """Return a query as it stands in the file."""
+        return text
 
     def created_with(self, text: str) -> str:
         """Return the statement that creates or replaces it, with this query."""

@@ -17,18 +17,10 @@ from orcheo_dispatch.shared.ledger.statements.waits import DEAD, RETRYING, WAITI
 from orcheo_dispatch.shared.ledger.story import PAYLOAD, PROCESS, RESUMED, RUN
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
+from tests.support.database.rows import add_process, add_workflow, become_reader
 from tests.support.database.run_states import FAILED, LIVE, OTHER, OUTCOMES, US, Entry, State, Trace, write
 from tests.support.database.runs_at_random import at_random
 
-_PROCESS = text("""
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
-VALUES (CAST(:id AS uuid), 'worker', 'h', 1, '1', 1, now() - make_interval(secs => :seen))
-""")
-_NAMED = text("""
-INSERT INTO workflows (id, handle, is_archived, payload, created_at, updated_at)
-VALUES ('w1', 'one', false, '{"name": "One"}', now(), now()), ('w2', 'two', false, '{}', now(), now()),
-       ('w3', 'three', false, '{}', now(), now())
-""")
 _RUNS = 60
 _DAY = 86_400
 _ENDED = ("succeeded", "failed", "cancelled")
@@ -224,7 +216,7 @@ def test_story_reads_how_its_own_run_was_resumed_and_the_process_that_is_meant(r
         write(connection, [State("r", "running", trace=trace), State("s", "running", trace=other)])
         assert [row.resumed for row in connection.execute(RESUMED, {"run_id": "r"})] == resumed
         for process, seen in ((US, 500), (OTHER, 1)):
-            connection.execute(_PROCESS, {"id": process, "seen": seen})
+            add_process(connection, "worker", id=process, seen=seen)
         for process, seen in ((US, 500), (OTHER, 1)):
             row = connection.execute(PROCESS, {"id": process}).one()
             assert (row.id, row.seen_ago) == (process, seen)
@@ -233,10 +225,10 @@ def test_story_reads_how_its_own_run_was_resumed_and_the_process_that_is_meant(r
 @pytest.mark.parametrize("columns", ["id, handle", "id, handle, payload"])
 def test_names_are_those_of_the_workflows_that_are_asked_for(rolled_back: RolledBack, columns: str) -> None:
     with rolled_back() as connection:
-        connection.execute(_NAMED)
-        connection.execute(text("CREATE ROLE looks_on"))
-        connection.execute(text(f"GRANT SELECT ({columns}) ON workflows TO looks_on"))
-        connection.execute(text("SET LOCAL ROLE looks_on"))
+        add_workflow(connection, "w1", handle="one", payload='{"name": "One"}')
+        add_workflow(connection, "w2", handle="two")
+        add_workflow(connection, "w3", handle="three")
+        become_reader(connection, f"({columns}) ON workflows")
         names = names_of(connection, ["w1", "w2", "no workflow"])
     assert names == {"w1": "One" if "payload" in columns else "one", "w2": "two"}
 
@@ -247,7 +239,7 @@ def test_story_begins_with_what_the_model_says_of_the_run(rolled_back: RolledBac
     with rolled_back() as connection:
         write(connection, states)
         for process, seen in ((US, 500), (OTHER, 1)):
-            connection.execute(_PROCESS, {"id": process, "seen": seen})
+            add_process(connection, "worker", id=process, seen=seen)
         for state in states:
             row = connection.execute(RUN, {"run_id": state.id}).one()
             entry, is_running = state.entry, state.status == "running"

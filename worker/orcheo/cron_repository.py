@@ -14,7 +14,6 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 
 from orcheo_dispatch.shared.database import session
-from orcheo_dispatch.shared.database.session import CONNECT_TIMEOUT_SECONDS
 from orcheo_dispatch.worker.books.postgres import prepare_session
 from orcheo_dispatch.worker.orcheo.compat import CronTriggerState, PostgresWorkflowRepository
 
@@ -151,7 +150,7 @@ async def connected(dsn: str) -> AsyncIterator[Connection]:
         row_factory=dict_row,
         application_name="orcheo-dispatch cron",
         client_encoding="utf8",
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        connect_timeout=session.CONNECT_TIMEOUT_SECONDS,
         keepalives=1,
         keepalives_idle=5,
         keepalives_interval=2,

@@ -13,14 +13,11 @@ from orcheo_dispatch.shared.ledger.status import DISPATCH, PENDING, SLOTS_DUE, r
 from tests.support.database.comparing import RolledBack
 from tests.support.database.databases import Database
 from tests.support.database.look_model import DEFAULT
-from tests.support.database.run_states import write
-from tests.support.database.runs import execute, store_of
+from tests.support.database.rows import add_process
+from tests.support.database.run_states import OTHER, US, write
+from tests.support.database.runs import store_of
 from tests.support.database.runs_at_random import at_random
 
-_PROCESS = """
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
-VALUES (gen_random_uuid(), 'worker', 'h', %s, '1', 1, now() - make_interval(secs => %s))
-"""
 _ENDS = ("succeeded", "failed", "timed_out", "cancelled")
 """Ends that say something of the workflow."""
 
@@ -53,7 +50,8 @@ def test_figures_of_runs_are_those_of_the_model(rolled_back: RolledBack, seed: i
 
 
 def test_status_lists_the_processes_that_are_alive(database: Database) -> None:
-    for pid, seen in ((1, 5), (2, 60)):
-        execute(database, _PROCESS, pid, seen)
     with store_of(database) as (_, engine):
-        assert [process.pid for process in read_status(engine).processes] == [1]
+        with engine.begin() as connection:
+            for process, seen in ((US, 5), (OTHER, 60)):
+                add_process(connection, "worker", id=process, seen=seen)
+        assert [process.id for process in read_status(engine).processes] == [US]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -14,93 +13,22 @@ from sqlalchemy import Connection, text
 
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
+from tests.support.database.policies_at_random import ALL, SCOPES, Policy, Scope, decide
+from tests.support.database.rows import add_process, add_use
 from tests.support.database.run_states import LIVE, WORKFLOWS, State, write
 from tests.support.database.runs_at_random import at_random
 
-_POLICY = text("""
-INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, maintenance, paused, paused_until, queue, max_running,
-                                    rate_runs, rate_seconds, timeout_seconds, lost_runs, retries, isolation)
-SELECT x.workspace, x.workflow, x.maintenance, x.paused, now() + make_interval(secs => x.paused_for), x.queue,
-       x.max_running, x.rate_runs, CASE WHEN x.rate_runs IS NOT NULL THEN 60 END, x.timeout, x.lost_runs, x.retries,
-       x.isolation
-  FROM jsonb_to_recordset(CAST(:rows AS jsonb))
-       AS x(workspace text, workflow text, maintenance boolean, paused boolean, paused_for float8, queue text,
-            max_running integer, rate_runs integer, timeout integer, lost_runs text, retries text, isolation text)
-""")
-_USE = text("""
-INSERT INTO orcheo_dispatch.rate_use (workspace_id, workflow_id, runs, until)
-VALUES (:workspace, :workflow, :runs, now() + make_interval(secs => :left))
-""")
-_PROCESS = text("""
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, queues, seen_at)
-VALUES (gen_random_uuid(), :kind, 'h', 1, '1', 1, CAST(:queues AS text[]), now() - make_interval(secs => :seen))
-""")
 _VIEW = text("""
 SELECT h.run_id, h.claim, h.queue, h.reason, h.scope, EXTRACT(epoch FROM h.until - now())::integer AS left_for, h.used,
        h.allowed
   FROM orcheo_dispatch.held_back_runs AS h
 """)
 _POLICY_OF = text("SELECT orcheo_dispatch.policy_of(:workspace, :workflow)")
-_ALL = ("", "")
-_SCOPES = (_ALL, ("a", ""), ("b", ""), ("", "w1"), ("", "w2"))
-
-type Scope = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A policy; `paused_for` is in seconds, negative where the pause has ended."""
-
-    workspace: str
-    workflow: str
-    maintenance: bool | None
-    paused: bool | None
-    paused_for: int | None
-    queue: str | None
-    max_running: int | None
-    rate_runs: int | None
-    timeout: int | None
-    lost_runs: str | None
-    retries: str | None
-    isolation: str | None
-
-    @property
-    def pauses(self) -> bool | None:
-        """What it says of a pause now."""
-        return None if self.paused_for is not None and self.paused_for <= 0 else self.paused
-
-    @property
-    def kind(self) -> str:
-        """The kind of its scope."""
-        return "workflow" if self.workflow else "workspace" if self.workspace else "all"
-
-
-def _decide(random: Random) -> dict[Scope, Policy]:
-    def maybe[T](*values: T) -> T | None:
-        return random.choice((None, *values))
-
-    policies = {}
-    for scope in random.sample(_SCOPES, random.randint(0, len(_SCOPES))):
-        paused = maybe(None, None, True, False)
-        policies[scope] = Policy(
-            *scope,
-            maintenance=maybe(None, False, None, True) if scope == _ALL else None,
-            paused=paused,
-            paused_for=maybe(-5, 5) if paused else None,
-            queue=maybe(None, "gpu", "default", "none"),
-            max_running=maybe(1, 3, 1000),
-            rate_runs=maybe(1, 5, 1000),
-            timeout=maybe(7, 8),
-            lost_runs=maybe("fail", "hold"),
-            retries=maybe("step", "off"),
-            isolation=maybe("process", "shared"),
-        )
-    return policies
 
 
 def _concerning(policies: dict[Scope, Policy], workspace: str | None, workflow: str) -> list[Policy]:
     """Return the policies of a run, the most specific first."""
-    scopes = [("", workflow), *([(workspace, "")] if workspace else []), _ALL]
+    scopes = [("", workflow), *([(workspace, "")] if workspace else []), ALL]
     return [policies[scope] for scope in scopes if scope in policies]
 
 
@@ -140,7 +68,7 @@ class Tables:
         full = next((each for each in policies if each.max_running and self.running(each) >= each.max_running), None)
         spent = next((each for each in policies if each.rate_runs and self.claims(each)[0] >= each.rate_runs), None)
         to = state.id, claim, queue or "default"
-        if _ALL in self.policies and self.policies[_ALL].maintenance:
+        if ALL in self.policies and self.policies[ALL].maintenance:
             return *to, "maintenance", "all", None, None, None
         if paused and paused_by:
             return *to, "paused", paused_by.kind, paused_by.paused_for, None, None
@@ -157,21 +85,20 @@ class Tables:
 
 
 def _write(random: Random, connection: Connection) -> tuple[list[State], Tables]:
-    states, policies = at_random(random, 60), _decide(random)
+    states = at_random(random, 60)
     write(connection, states)
-    connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in policies.values()])})
+    policies = decide(random, connection)
     uses = {
         (scope, left): random.randint(1, 4)
-        for scope in (*_SCOPES, ("a", "w1"))
+        for scope in (*SCOPES, ("a", "w1"))
         for left in (-9, 9, 20, 40)
         if random.random() < 0.5
     }
     for (scope, left), runs in uses.items():
-        terms = {"workspace": scope[0], "workflow": scope[1], "runs": runs, "left": left}
-        connection.execute(_USE, terms)
+        add_use(connection, scope, runs, left=left)
     served = set()
     for kind, seen, queues in random.sample(_PROCESSES, random.randint(0, 4)):
-        connection.execute(_PROCESS, {"kind": kind, "seen": seen, "queues": queues})
+        add_process(connection, kind, seen=seen, queues=queues)
         if kind == "worker" and seen < 30:
             served |= {*(["default"] if queues is None else queues)}
     live = [state for state in states if state.entry and state.entry.state in LIVE]
@@ -203,9 +130,8 @@ def test_runs_wait_for_the_reasons_of_the_model(rolled_back: RolledBack, part: i
 @pytest.mark.parametrize("part", range(2))
 def test_policy_of_a_run_is_that_of_the_model(rolled_back: RolledBack, part: int) -> None:
     for seed in range(40):
-        policies = _decide(Random(f"{part} {seed}"))
         with rolled_back() as connection:
-            connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in policies.values()])})
+            policies = decide(Random(f"{part} {seed}"), connection)
             for workspace in (None, "", "a", "b", "c"):
                 for workflow in (*WORKFLOWS, "w3"):
                     found = connection.scalar(_POLICY_OF, {"workspace": workspace, "workflow": workflow})
@@ -214,7 +140,7 @@ def test_policy_of_a_run_is_that_of_the_model(rolled_back: RolledBack, part: int
 
 def _policy_of(policies: dict[Scope, Policy], workspace: str | None, workflow: str) -> dict[str, Any] | None:
     concerning = _concerning(policies, workspace, workflow)
-    of_all = policies.get(_ALL)
+    of_all = policies.get(ALL)
     paused, _ = _first(concerning, lambda each: each.pauses)
     queue, _ = _first(concerning, lambda each: each.queue)
     found: dict[str, Any] = {

@@ -20,6 +20,7 @@ from orcheo_dispatch.shared.ledger.statements.isolate import (
     RECORD_HARM,
 )
 from tests.support.database.comparing import RolledBack
+from tests.support.database.rows import add_workflow
 
 _INSERT = text("""
 INSERT INTO orcheo_dispatch.isolation (workflow_id, workflow_version_id, reason, by, since, until, last_seen_at, times)
@@ -35,9 +36,6 @@ SELECT i.workflow_id, i.workflow_version_id, i.reason, i.by, EXTRACT(epoch FROM 
   FROM orcheo_dispatch.isolation AS i
 """)
 _VIEW = text("SELECT i.workflow_id, i.workflow_version_id FROM orcheo_dispatch.isolated_workflows AS i")
-_WORKFLOW = text("""
-INSERT INTO workflows (id, is_archived, payload, created_at, updated_at) VALUES (:id, false, '{}', now(), now())
-""")
 _VERSION = text("""
 INSERT INTO workflow_versions (id, workflow_id, version, payload, created_at, updated_at)
 VALUES (:id, :workflow, :version, '{}', now(), now())
@@ -175,7 +173,7 @@ def test_workflow_and_version_are_found_by_the_beginning_of_their_ids(rolled_bac
     with rolled_back() as connection:
         connection.execute(_INSERT, {"rows": json.dumps([asdict(each) for each in table])})
         for workflow in stored:
-            connection.execute(_WORKFLOW, {"id": workflow})
+            add_workflow(connection, workflow)
         for (version, workflow), number in owners.items():
             connection.execute(_VERSION, {"id": version, "workflow": workflow, "version": number})
         for given in (*workflows, "", "w", "%", "none"):

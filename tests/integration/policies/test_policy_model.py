@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
 from itertools import groupby
 from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from orcheo_dispatch.shared.ledger.overview import IN_FORCE
 from orcheo_dispatch.shared.ledger.statements.policy import (
@@ -25,71 +23,18 @@ from orcheo_dispatch.shared.ledger.statements.policy import (
 )
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
+from tests.support.database.policies_at_random import AUTHOR, Policy, decide, insert
+from tests.support.database.rows import add_workflow
 from tests.support.database.run_states import State, write
 from tests.support.database.runs_at_random import at_random
 
-_POLICY = text("""
-INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, paused, paused_until, max_running, queue, why, by, at)
-SELECT x.workspace, x.workflow, x.paused, now() + make_interval(secs => x.paused_for), x.max_running, x.queue,
-       x.workspace || '/' || x.workflow, 'ada', now() - make_interval(secs => x.ago)
-  FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x(workspace text, workflow text, paused boolean, paused_for float8,
-                                                     max_running integer, queue text, ago float8)
-""")
-# A trigger would replace author and time.
-_NO_TRIGGERS = text("SET LOCAL session_replication_role = replica")
-_WORKFLOW = text("""
-INSERT INTO workflows (id, is_archived, payload, created_at, updated_at) VALUES (:id, false, '{}', now(), now())
-""")
 _VIEW = text("SELECT * FROM orcheo_dispatch.held_back_runs")
-_SCOPES = (("", ""), ("a", ""), ("b", ""), ("", "w1"), ("", "w2"))
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A policy, which was set some seconds `ago`; `paused_for` is in seconds as well."""
-
-    workspace: str
-    workflow: str
-    paused: bool | None
-    paused_for: int | None
-    max_running: int | None
-    queue: str | None
-    ago: int
-
-    @property
-    def why(self) -> str:
-        """What its operator said."""
-        return f"{self.workspace}/{self.workflow}"
-
-    @property
-    def scope(self) -> str:
-        """Its kind of scope."""
-        return "workflow" if self.workflow else "workspace" if self.workspace else "all"
-
-    @property
-    def says_something(self) -> bool:
-        """Whether it decides anything now: a pause that has ended does not."""
-        pauses = self.paused is not None and (self.paused_for is None or self.paused_for > 0)
-        return pauses or self.max_running is not None or self.queue is not None
-
-
-def _decide(random: Random, connection: Connection) -> dict[tuple[str, str], Decided]:
-    """Set policies of some scopes."""
-    policies = {}
-    for scope in random.sample(_SCOPES, random.randint(0, len(_SCOPES))):
-        paused = random.choice((None, True, False, True))
-        limit, queue = random.choice((None, None, 1, 2)), random.choice((None, None, "gpu"))
-        paused_for = random.choice((None, -5, 5)) if paused else None
-        policies[scope] = Decided(*scope, paused, paused_for, limit, queue, random.choice((1, 2, 3)))
-    connection.execute(_NO_TRIGGERS)
-    connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in policies.values()])})
-    return policies
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_policies_are_read_as_the_model_reads_them(rolled_back: RolledBack, seed: int) -> None:
     with rolled_back() as connection:
-        policies = _decide(Random(seed), connection)
+        policies = decide(Random(seed), connection)
         ordered = sorted(policies, key=lambda scope: (scope[1] != "", scope[0] != "", *scope))
 
         def found(workspace: str | None, workflow: str | None, limit: int = 100) -> list[tuple[str, str]]:
@@ -107,10 +52,10 @@ def test_policies_are_read_as_the_model_reads_them(rolled_back: RolledBack, seed
         in_force = connection.execute(IN_FORCE, {"limit": 100}).all()
         kinds = ("all", "workspace", "workflow")
         saying = sorted(
-            (each for each in policies.values() if each.says_something),
-            key=lambda each: (kinds.index(each.scope), each.ago, each.workspace, each.workflow),
+            (each for each in policies.values() if each.decides),
+            key=lambda each: (kinds.index(each.kind), each.ago, each.workspace, each.workflow),
         )
-        assert [(row.scope, row.why) for row in in_force] == [(each.scope, each.why) for each in saying]
+        assert [(row.scope, row.why) for row in in_force] == [(each.kind, each.why) for each in saying]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -119,14 +64,14 @@ def test_runs_that_are_held_back_are_listed_with_the_policy_that_holds_them(roll
     states = at_random(random, 60)
     with rolled_back() as connection:
         write(connection, states)
-        policies = _decide(random, connection)
+        policies = decide(random, connection)
         held = [dict(row) for row in connection.execute(_VIEW).mappings()]
         held.sort(key=lambda row: (row["created_at"], row["run_id"]))
         for row in held:
             scopes = {"all": ("", ""), "workspace": (row["workspace_id"], ""), "workflow": ("", row["workflow_id"])}
             policy = policies[scopes[row["scope"]]] if row["scope"] else None
             row["age"] = row.pop("age_seconds")
-            row |= {"by": policy and "ada", "why": policy and policy.why}
+            row |= {"by": policy and AUTHOR, "why": policy and policy.why}
         some = [*random.sample([state.id for state in states], 20), "no run"]
         for run_ids, limit in (([], 1000), ([], 3), (some, 1000), (some, 2), (["no run"], 10)):
             rows = connection.execute(HELD_BACK, {"run_ids": run_ids, "limit": limit}).mappings()
@@ -165,10 +110,8 @@ def test_workflow_is_found_by_the_beginning_of_its_id(rolled_back: RolledBack, s
     decided = {*random.sample(names, 4)}
     with rolled_back() as connection:
         for each in workflows:
-            connection.execute(_WORKFLOW, {"id": each})
-        rows = [Decided("", each, True, None, None, None, 1) for each in decided]
-        rows.append(Decided("a", "", True, None, None, None, 1))
-        connection.execute(_POLICY, {"rows": json.dumps([asdict(each) for each in rows])})
+            add_workflow(connection, each)
+        insert(connection, [Policy("a", ""), *(Policy("", each) for each in decided)])
         for given in (*names, "", "%", "nothing"):
             matching = [each for each in workflows | decided if each.startswith(given)]
             expected = sorted(((each, each == given) for each in matching), key=lambda each: (not each[1], each[0]))
@@ -182,7 +125,7 @@ def test_use_of_a_workspace_is_what_the_model_finds(rolled_back: RolledBack, see
     states = [state for state in at_random(random, random.choice((0, 1, 2, 3, 8))) if state.status is not None]
     with rolled_back() as connection:
         write(connection, states)
-        policies = _decide(random, connection)
+        policies = decide(random, connection)
         for workspace in ("a", "b", "c"):
             used = (workspace, "") in policies or any(state.workspace == workspace for state in states)
             assert connection.scalar(WORKSPACE_IN_USE, {"of_workspace": workspace}) is used

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, text
 from orcheo_dispatch.shared.ledger.statements.policy import POLICY_USE, PRUNE_RATES, SPEND
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT
+from tests.support.database.policies_at_random import SCOPES, Scope
+from tests.support.database.rows import add_use
 from tests.support.database.run_states import LIVE, WORKFLOWS, write
 from tests.support.database.runs_at_random import at_random
 
@@ -19,23 +21,16 @@ _POLICY = text("""
 INSERT INTO orcheo_dispatch.policy (workspace_id, workflow_id, max_running, rate_runs, rate_seconds)
 VALUES (:workspace, :workflow, 5, CASE WHEN :rated THEN 5 END, CASE WHEN :rated THEN :seconds END)
 """)
-_USE = text("""
-INSERT INTO orcheo_dispatch.rate_use (workspace_id, workflow_id, runs, until)
-VALUES (:workspace, :workflow, :runs, now() + make_interval(secs => :left))
-""")
 _USES = text("""
 SELECT u.workspace_id, u.workflow_id, u.runs, EXTRACT(epoch FROM u.until - now())::float8 AS left_for
   FROM orcheo_dispatch.rate_use AS u
 """)
-_SCOPES = (("", ""), ("a", ""), ("b", ""), ("", "w1"), ("", "w2"))
-
-type Scope = tuple[str, str]
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_claims_are_spent_as_the_model_says(rolled_back: RolledBack, seed: int) -> None:
     random = Random(seed)
-    rated = {scope: random.choice((True, False)) for scope in random.sample(_SCOPES, random.randint(0, 5))}
+    rated = {scope: random.choice((True, False)) for scope in random.sample(SCOPES, random.randint(0, 5))}
     seconds = random.choice((60, 3600))
     claims = {
         (workspace, workflow): random.randint(1, 9)
@@ -69,12 +64,11 @@ def test_claims_are_spent_as_the_model_says(rolled_back: RolledBack, seed: int) 
 def _use(random: Random, connection: Connection) -> dict[Scope, int]:
     """Write uses, some of which count no longer, and return the sum of those that do by scope."""
     counted: dict[Scope, int] = defaultdict(int)
-    for workspace, workflow in (*_SCOPES, ("a", "w1")):
+    for workspace, workflow in (*SCOPES, ("a", "w1")):
         for left in (-50, -5, 5, 50):
             if random.random() < 0.5:
                 runs = random.randint(1, 9)
-                terms = {"workspace": workspace, "workflow": workflow, "runs": runs, "left": left}
-                connection.execute(_USE, terms)
+                add_use(connection, (workspace, workflow), runs, left=left)
                 counted[workspace, workflow] += runs if left > 0 else 0
     return counted
 

@@ -13,6 +13,7 @@ from orcheo_dispatch.shared.ledger.statements.waits import MAY_SEE_WAITING
 from orcheo_dispatch.shared.ledger.status import MAY_SEE_ISOLATED, MAY_SEE_OTHERS, MAY_SEE_POLICIES
 from orcheo_dispatch.shared.ledger.story import MAY_READ_TRACE
 from tests.support.database.comparing import RolledBack
+from tests.support.database.rows import become_reader
 
 type Question = Callable[[Connection], object]
 
@@ -35,15 +36,6 @@ _NEEDS: list[tuple[Question, list[str]]] = [
 ]
 
 
-def _with_rights(connection: Connection, *rights: str) -> None:
-    """Continue as a role that has these rights alone."""
-    connection.execute(text("CREATE ROLE looks_on"))
-    connection.execute(text("GRANT USAGE ON SCHEMA orcheo_dispatch TO looks_on"))
-    for right in rights:
-        connection.execute(text(f"GRANT SELECT {right} TO looks_on"))
-    connection.execute(text("SET LOCAL ROLE looks_on"))
-
-
 @pytest.mark.parametrize(
     ("question", "relations", "lacking"),
     [(question, relations, lacking) for question, relations in _NEEDS for lacking in (None, *relations)],
@@ -52,7 +44,7 @@ def test_all_rights_are_needed(
     rolled_back: RolledBack, question: Question, relations: list[str], lacking: str | None
 ) -> None:
     with rolled_back() as connection:
-        _with_rights(connection, *(f"ON {each}" for each in relations if each != lacking))
+        become_reader(connection, *(f"ON {each}" for each in relations if each != lacking))
         assert question(connection) is (lacking is None)
 
 
@@ -68,7 +60,7 @@ def test_relation_that_is_missing_is_not_read(rolled_back: RolledBack, question:
 @pytest.mark.parametrize("columns", ["", "id", "handle", "payload", "id, handle", "id, payload", "id, handle, payload"])
 def test_workflows_are_named_by_what_the_role_may_read(rolled_back: RolledBack, columns: str) -> None:
     with rolled_back() as connection:
-        _with_rights(connection, *([f"({columns}) ON workflows"] if columns else []))
+        become_reader(connection, *([f"({columns}) ON workflows"] if columns else []))
         may = connection.execute(MAY_NAME).one()
         assert (may.handle, may.name) == ("id, handle" in columns, "payload" in columns)
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from orcheo_dispatch.shared.schema.footing import unmet_to_write
 from tests.support.database.comparing import RolledBack
+from tests.support.database.rows import READER
 
 _NEEDED = {
     "orcheo_dispatch.policy": {"SELECT", "INSERT", "UPDATE", "DELETE"},
@@ -17,7 +18,8 @@ _NEEDED = {
     "workflows": {"SELECT"},
 }
 """The commands that we use."""
-_ROLES = ("PUBLIC", "looks_on", "its_group", "stranger")
+_GROUPS = ("its_group", "other_group")
+_ROLES = ("PUBLIC", READER, *_GROUPS)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Policy:
     @property
     def applies(self) -> bool:
         """Whether it concerns our role."""
-        return self.role != "stranger"
+        return self.role != "other_group"
 
     @property
     def is_open(self) -> bool:
@@ -79,15 +81,15 @@ def test_rows_may_be_hidden_where_the_model_says(rolled_back: RolledBack, part: 
         secured = {table for table in _NEEDED if random.random() < 0.8}
         expected = sorted(table for table in secured if _hidden(table, policies))
         with rolled_back() as connection:
-            for role in _ROLES[1:]:
+            for role in (READER, *_GROUPS):
                 connection.execute(text(f"CREATE ROLE {role}"))
-            connection.execute(text("GRANT its_group TO looks_on"))
-            connection.execute(text("GRANT USAGE ON SCHEMA orcheo_dispatch TO looks_on"))
+            connection.execute(text(f"GRANT its_group TO {READER}"))
+            connection.execute(text(f"GRANT USAGE ON SCHEMA orcheo_dispatch TO {READER}"))
             for table in secured:
                 connection.execute(text(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY"))
             for number, policy in enumerate(policies):
                 connection.execute(text(policy.created(f"p{number}")))
-            connection.execute(text("SET LOCAL ROLE looks_on"))
+            connection.execute(text("SET LOCAL ROLE " + READER))
             unmet = [each.found for each in unmet_to_write(connection) if each.what == "row-level security"]
         names = ", ".join(expected)
         assert unmet == ([f"policies may hide rows of {names} from this role"] if expected else []), seed

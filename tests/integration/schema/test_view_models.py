@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from tests.support.database.comparing import RolledBack
 from tests.support.database.look_model import DEFAULT, Ours
+from tests.support.database.rows import add_process
 from tests.support.database.run_states import CHATKIT, CREATED, FAILED, OUTCOMES, STARTED_BY_WORKER, Entry, State, write
 from tests.support.database.runs_at_random import at_random
 
@@ -24,14 +25,6 @@ UPDATE orcheo_dispatch.dispatch AS d SET created_at = now() - make_interval(secs
   FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS x(id text, created float8) WHERE d.run_id = x.id
 """)
 _ENDED = text("INSERT INTO orcheo_dispatch.ended (minute, outcome, runs) VALUES (:minute, :outcome, :runs)")
-_PROCESS = text("""
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, seen_at)
-VALUES (gen_random_uuid(), :kind, 'h', 1, '1', :concurrency, now() - make_interval(secs => :seen))
-""")
-_DISPATCHER = text("""
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, triggers, seen_at)
-VALUES (gen_random_uuid(), 'dispatcher', 'h', 1, '1', 1, CAST(:triggers AS text[]), now())
-""")
 _WANTED = text("SELECT * FROM orcheo_dispatch.wanted_workers_for(:target, :concurrency)")
 _OF_CHATKIT = text("SELECT orcheo_dispatch.of_chatkit(:label, CAST(:payload AS jsonb))")
 _COUNTED = ("succeeded", *FAILED, "cancelled")
@@ -263,7 +256,7 @@ def _is_chatkit(state: State) -> bool:
 def _live(tables: Tables) -> None:
     workers = [("worker", 3, 5), ("worker", 4, 60), ("dispatcher", 1, 5), ("worker", 2, 5)]
     for kind, concurrency, seen in workers:
-        tables.connection.execute(_PROCESS, {"kind": kind, "concurrency": concurrency, "seen": seen})
+        add_process(tables.connection, kind, seen=seen, concurrency=concurrency)
     entries = [state.entry for state in tables.states if state.entry]
     live = Counter(entry.state for entry in entries)
     stuck = {state.id for state in tables.states if state.stuck}
@@ -302,7 +295,7 @@ def _begins_again(tables: Tables) -> None:
 
 def _wanted(tables: Tables) -> None:
     for kind, concurrency, seen in [("worker", 3, 5), ("worker", 40, 60), ("dispatcher", 9, 5), ("worker", 6, 5)]:
-        tables.connection.execute(_PROCESS, {"kind": kind, "concurrency": concurrency, "seen": seen})
+        add_process(tables.connection, kind, seen=seen, concurrency=concurrency)
     ended = [
         (state.entry.settled, max(state.entry.begun - state.entry.settled, 0))
         for state in tables.states
@@ -364,7 +357,7 @@ def test_pending_runs_are_those_that_dispatchers_claim(
     with rolled_back() as connection:
         tables = _tables(Random(seed), connection)
         for triggers in told:
-            connection.execute(_DISPATCHER, {"triggers": triggers})
+            add_process(connection, "dispatcher", triggers=triggers)
         (listed,) = tables.view("allow_list")
         assert listed["every_trigger"] is ours.every_trigger
         assert ours is DEFAULT or listed["triggers"] == ours.triggers
