@@ -16,7 +16,16 @@ from orcheo_dispatch.shared.schema import parts
 from orcheo_dispatch.shared.schema.migrate import migrate
 from tests.support.database.databases import Database, grant
 from tests.support.database.roles import Kind, Roles
-from tests.support.database.runs import all_are, everything, execute, insert_runs, ledger, read_run, settings_for
+from tests.support.database.runs import (
+    all_are,
+    everything,
+    execute,
+    insert_runs,
+    ledger,
+    read_run,
+    settings_for,
+    store_of,
+)
 from tests.support.database.session_settings import give
 from tests.support.database.views import views_of
 from tests.support.processes.processes import Stack, until
@@ -138,6 +147,8 @@ def test_policies_that_hide_nothing_work(database: Database, redis_url: str, rol
 def test_names_of_parts_are_those_that_migrations_make(database: Database) -> None:
     names = [row["name"].partition(".")[2] for row in everything(database, _DEFINED)]
     assert sorted(names) == sorted((*parts.FUNCTIONS, *parts.FIGURES, *parts.INDEXES, *parts.VIEWS))
+    with store_of(database) as (_, engine), engine.connect() as connection:
+        assert sorted(parts.definitions(connection)) == sorted(names)
 
 
 _DEFINED = """

@@ -171,6 +171,12 @@ def test_interrupted_replacement_leaves_an_index_and_is_repeated(database: Datab
     assert everything(database, _INDEXES) == [index]
 
 
+def test_index_without_leases_is_not_built_again(database: Database) -> None:
+    (built,) = everything(database, "SELECT oid FROM pg_class WHERE relname = 'dispatch_live'")
+    migrate(settings_for(database))
+    assert everything(database, "SELECT oid FROM pg_class WHERE relname = 'dispatch_live'") == [built]
+
+
 def test_index_that_an_interrupted_replacement_has_left_is_dropped(database: Database) -> None:
     (index,) = everything(database, _INDEXES)
     execute(database, "CREATE INDEX dispatch_live_built ON orcheo_dispatch.dispatch (state, run_id)")

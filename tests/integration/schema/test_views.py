@@ -238,39 +238,6 @@ def test_processes_and_queue_are_told(database: Database) -> None:
     }
 
 
-def test_oldest_transaction_is_listed_first(database: Database) -> None:
-    with psycopg.connect(database.dsn) as open_one:
-        open_one.execute("CREATE TEMPORARY TABLE held ()")
-        for _ in range(3):
-            execute(database, "CREATE TABLE passing ()")
-            execute(database, "DROP TABLE passing")
-        first = _view(database, "oldest_transactions")[0]
-        assert (first["holder"], first["pid"]) == ("session", open_one.info.backend_pid)
-        assert first["xmin_age"] >= 6
-        assert first["seconds"] >= 0
-
-
-def test_open_transactions_of_this_database_alone_are_listed(database: Database) -> None:
-    slot = f"slot_{database.name}"
-    with (
-        psycopg.connect(database.dsn) as writes,
-        psycopg.connect(database.dsn) as has_read,
-        psycopg.connect(database.dsn, autocommit=True) as idle,
-        psycopg.connect(database.dsn, dbname="postgres") as elsewhere,
-    ):
-        for connection in (writes, elsewhere):
-            connection.execute("CREATE TEMPORARY TABLE held ()")
-        has_read.execute("SELECT 1")
-        idle.execute("SELECT pg_create_physical_replication_slot(%s)", (slot,))
-        try:
-            listed = _view(database, "oldest_transactions")
-        finally:
-            idle.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
-        pids = {writes.info.backend_pid, has_read.info.backend_pid}
-    # A slot that holds back no row is none of them.
-    assert {(row["holder"], row["pid"]) for row in listed} == {("session", pid) for pid in pids}
-
-
 def test_every_view_and_column_is_documented(database: Database) -> None:
     undocumented = everything(
         database,
