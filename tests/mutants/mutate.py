@@ -14,7 +14,7 @@ from pglast import ast, parse_sql
 from pglast.enums import BoolExprType
 from pglast.stream import RawStream
 
-_CONDITIONS = ("whereClause", "quals", "havingClause", "agg_filter")
+_CONDITIONS = ("whereClause", "quals", "havingClause", "agg_filter", "whenClause")
 _NUMBERED = re.compile(r"\$(\d+)")
 
 

@@ -1,4 +1,4 @@
-"""Find the product's SQL statements in its source, and the views and SQL functions of its schema.
+"""Find the product's SQL statements in its source, and the views and functions of its schema.
 
 Each has its place in the file, so that it can be replaced.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pglast
 
 from tests.mutants.mutate import Mutant, Style, mutants, numbered, rewritten
+from tests.mutants.routines import is_routine, routine_mutants, routine_rewritten
 
 ROOT = Path(__file__).parents[2]
-_FOLDERS = ("shared", "dispatcher", "worker")
+_FOLDERS = ("shared", "dispatcher", "worker", "ops")
 # Beginnings of statements, which are compared with those of others.
 _NO_STATEMENTS = frozenset({"_INSERTS_RUN"})
 _VERSIONS = Path("shared/schema/migrations/versions")
@@ -26,7 +28,16 @@ _FUNCTION = re.compile(
     r"(?ms)^(CREATE OR REPLACE FUNCTION orcheo_dispatch\.(\w+)\((?:(?!\$\$).)*?LANGUAGE sql(?:(?!\$\$).)*?\$\$)"
     r"(.*?)(\$\$[^;]*;)$"
 )
-_SQL = re.compile(r"\s*(--[^\n]*\n\s*)*(WITH|SELECT|INSERT|UPDATE|DELETE)\s")
+_ROUTINE = re.compile(
+    r"(?ms)^()(CREATE OR REPLACE FUNCTION orcheo_dispatch\.(\w+)\((?:(?!\$\$).)*?LANGUAGE plpgsql(?:(?!\$\$).)*?"
+    r"\$\$(?:(?!\$\$).)*\$\$)(;)$"
+)
+_TRIGGER = re.compile(
+    r"CREATE TRIGGER (?:(?!CREATE).)*? ON (?:orcheo_dispatch\.)?(\w+)[^;]*?FUNCTION orcheo_dispatch\.(\w+)\(", re.DOTALL
+)
+_SQL = re.compile(
+    r"\s*(--[^\n]*\n\s*)*(WITH|SELECT|INSERT|UPDATE|DELETE|CREATE OR REPLACE (FUNCTION|TRIGGER)|CREATE INDEX)\s"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Statement:
     @property
     def module(self) -> str:
         """Return the name under which the product's module is imported."""
-        return f"orcheo_dispatch.{'.'.join(self.path.with_suffix('').parts)}"
+        return _module(self.path)
 
     @property
     def key(self) -> str:
@@ -59,11 +70,11 @@ class Statement:
     @property
     def rewritten(self) -> str:
         """Return the statement as its mutants are written, without a change."""
-        return rewritten(self.text, self.style)
+        return routine_rewritten(self.text) if is_routine(self.text) else rewritten(self.text, self.style)
 
     def mutants(self) -> list[Mutant]:
         """Return its mutants."""
-        return mutants(self.text, self.style)
+        return routine_mutants(self.text) if is_routine(self.text) else mutants(self.text, self.style)
 
     def source_with(self, text: str) -> str:
         """Return the source of its module with another text in its place."""
@@ -77,12 +88,15 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Definition(Statement):
-    """A view or an SQL function of the schema: `text` is its query, between `head` and `tail` of what creates it."""
+    """A view or a function of the schema, where `text` stands between `head` and `tail` of what creates it.
+
+    The text is the query; of a function in PL/pgSQL it is everything.
+    """
 
     head: str
     tail: str
     readers: frozenset[str]
-    """Its name, and those of the views and functions that read it."""
+    """Its name, those of the views and functions that read it, and those of the tables whose triggers execute it."""
 
     def literal(self, text: str) -> str:
         """Return a query as it stands in the file."""
@@ -105,20 +119,26 @@ def statements() -> dict[str, Statement]:
 def _of_schema() -> list[Definition]:
     # What several files define is created last by those that each `migrate` executes.
     paths = [*sorted((ROOT / _VERSIONS).glob("*.sql")), *sorted((ROOT / _VERSIONS.parents[1]).glob("*.sql"))]
-    last = {
-        match[2]: (path, match)
-        for path in paths
-        for kind in (_VIEW, _FUNCTION)
-        for match in kind.finditer(path.read_text(encoding="utf-8"))
-    }
-    queries = {name: match[3] for name, (_, match) in last.items()}
+    sources = {path: path.read_text(encoding="utf-8") for path in paths}
+    last: dict[str, Definition] = {}
+    for path, source in sources.items():
+        for match in (*_VIEW.finditer(source), *_FUNCTION.finditer(source)):
+            head, name, text, tail = match.groups()
+            last[name] = _defined(path, name, head, text, tail, match.start(3))
+        for match in _ROUTINE.finditer(source):
+            head, text, name, tail = match.groups()
+            last[name] = _defined(path, name, head, text, tail, match.start(2))
+    queries = {name: each.text for name, each in last.items()}
+    triggers = [match.groups() for source in sources.values() for match in _TRIGGER.finditer(source)]
     return [
-        Definition(
-            *(name, path.relative_to(ROOT), match.start(3), match.end(3), match[3], Style.PLAIN),
-            *(match[1], match[4], _readers(name, queries)),
-        )
-        for name, (path, match) in last.items()
+        replace(each, readers=_readers(name, queries) | {table for table, function in triggers if function == name})
+        for name, each in last.items()
     ]
+
+
+def _defined(path: Path, name: str, head: str, text: str, tail: str, start: int) -> Definition:
+    place = path.relative_to(ROOT), start, start + len(text)
+    return Definition(name, *place, text, Style.PLAIN, head, tail, frozenset())
 
 
 def _readers(name: str, queries: dict[str, str]) -> frozenset[str]:
@@ -144,35 +164,48 @@ def _of_module(path: Path) -> Iterator[Statement]:
         # The syntax tree counts bytes.
         return start + len(source[start : lines[line]].encode()[:column].decode())
 
-    for name, node, style in _texts(ast.parse(source)):
-        assert isinstance(node.value, str)
+    for name, node, text, style in _texts(ast.parse(source), path):
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         start, end = at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
-        yield Statement(name, path.relative_to(ROOT), start, end, node.value, style)
+        yield Statement(name, path.relative_to(ROOT), start, end, text, style)
 
 
-def _texts(tree: ast.Module) -> Iterator[tuple[str, ast.Constant, Style]]:
+type _Text = tuple[str, ast.Constant | ast.JoinedStr, str, Style]
+
+
+def _texts(tree: ast.Module, path: Path) -> Iterator[_Text]:
     for statement in tree.body:
         match statement:
             case ast.Assign(
-                targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="text"), args=[ast.Constant() as node])
+                targets=[ast.Name(id=name)],
+                value=ast.Call(func=ast.Name(id="text"), args=[ast.Constant(value=str(value)) as node]),
             ):
-                yield name, node, Style.SQLALCHEMY
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant() as node) if (
-                _is_sql(node) and name not in _NO_STATEMENTS
+                yield name, node, value, Style.SQLALCHEMY
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(value)) as node) if (
+                _is_sql(value) and name not in _NO_STATEMENTS
             ):
-                yield name, node, _style(node)
+                yield name, node, value, _style(value)
+            case ast.Assign(
+                targets=[ast.Name(id=name)],
+                value=ast.JoinedStr(values=[ast.Constant(value=str(beginning)), *_]) as node,
+            ) if _is_sql(beginning):
+                # Only the module knows what the names in it stand for.
+                yield name, node, vars(importlib.import_module(_module(path.relative_to(ROOT))))[name], Style.PLAIN
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict(keys=keys, values=values)):
-                for key, value in zip(keys, values, strict=True):
-                    if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and _is_sql(value):
-                        yield f"{name}.{key.value!s}", value, Style.PSYCOPG
+                for key, each in zip(keys, values, strict=True):
+                    if isinstance(key, ast.Constant) and isinstance(each, ast.Constant) and _is_sql(str(each.value)):
+                        yield f"{name}.{key.value!s}", each, str(each.value), Style.PSYCOPG
 
 
-def _style(node: ast.Constant) -> Style:
-    _, parameters = numbered(str(node.value), Style.SQLALCHEMY)
+def _module(path: Path) -> str:
+    return f"orcheo_dispatch.{'.'.join(path.with_suffix('').parts)}"
+
+
+def _style(text: str) -> Style:
+    _, parameters = numbered(text, Style.SQLALCHEMY)
     return Style.SQLALCHEMY if parameters else Style.PSYCOPG
 
 
-def _is_sql(node: ast.Constant) -> bool:
-    return isinstance(node.value, str) and bool(_SQL.match(node.value)) and "{" not in node.value.replace("'{}'", "")
+def _is_sql(text: str) -> bool:
+    return bool(_SQL.match(text)) and "{" not in text.replace("'{}'", "")

@@ -14,10 +14,12 @@ from pglast import ast, parse_sql
 from pglast.stream import RawStream
 from sqlalchemy import text
 
+from orcheo_dispatch.shared.schema import begin_guard
 from tests.mutants.equivalent import Listed, listed, stale
 from tests.mutants.in_force import SourceCopy
 from tests.mutants.mutate import Style, mutants, numbered
 from tests.mutants.results import Fate, Recording, Result, Results
+from tests.mutants.routines import routine_mutants
 from tests.mutants.slot import Slot
 from tests.mutants.statements import Definition, Statement, statements
 from tests.mutants.trial import Trial
@@ -31,31 +33,86 @@ _VIEWS = """
 SELECT c.relname::text, pg_get_viewdef(c.oid) FROM pg_class AS c
  WHERE c.relnamespace = 'orcheo_dispatch'::regnamespace AND c.relkind = 'v' ORDER BY 1
 """
-_SQL_FUNCTIONS = """
+_FUNCTIONS = """
 SELECT p.proname::text, pg_get_functiondef(p.oid)
-  FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang
- WHERE p.pronamespace = 'orcheo_dispatch'::regnamespace AND l.lanname = 'sql' ORDER BY 1
+  FROM pg_proc AS p WHERE p.pronamespace = 'orcheo_dispatch'::regnamespace ORDER BY 1
 """
+_ROUTINE = """CREATE OR REPLACE FUNCTION f(x integer) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    found text := CASE WHEN x > 0 THEN 'a' END;
+BEGIN
+    IF x > 1 AND found = 'a' THEN
+        SELECT t.a INTO found
+          FROM t WHERE t.b = x;
+    ELSIF x = 1 THEN
+        EXECUTE 'SELECT a FROM t WHERE b = ''x''' INTO found;
+    END IF;
+    PERFORM g(found);
+    found := (SELECT max(a) FROM t HAVING count(*) > 1);
+    RETURN found;
+END $$"""
 
 
 def test_all_statements_of_the_ledger_are_found() -> None:
     folders = ("shared.ledger.statements.", "shared.alerts.")
     found = {each.name: each.text for each in _ALL.values() if each.key.startswith(folders)}
     assert found == {name: each.text for name, each in STATEMENTS.items()}
-    assert {each.split(".", 1)[0] for each in _ALL} == {"dispatcher", "shared", "worker"}
+    assert {each.split(".", 1)[0] for each in _ALL} == {"dispatcher", "ops", "shared", "worker"}
 
 
-def test_all_views_and_sql_functions_of_the_schema_are_found_as_they_are(database: Database) -> None:
+def test_all_views_and_functions_of_the_schema_are_found_as_they_are(database: Database) -> None:
     found = {each.name: each for each in _ALL.values() if isinstance(each, Definition)}
     views = {row["relname"] for row in everything(database, _VIEWS)}
-    functions = {row["proname"] for row in everything(database, _SQL_FUNCTIONS)}
-    # These two have no conditions, and are in a module.
-    assert found.keys() == views | functions - {"iso", "moved"}
-    before = [everything(database, sql) for sql in (_VIEWS, _SQL_FUNCTIONS)]
+    functions = {row["proname"] for row in everything(database, _FUNCTIONS)}
+    # Those of modules: two have no conditions, the others are statements.
+    assert found.keys() == views | functions - {"iso", "moved", "wake", "begin_once"}
+    assert {f"shared.schema.{module}._CREATE_FUNCTION" for module in ("api_table", "begin_guard")} <= _ALL.keys()
+    before = [everything(database, sql) for sql in (_VIEWS, _FUNCTIONS)]
     with psycopg.connect(database.dsn, autocommit=True) as connection:
         for each in found.values():
             connection.execute(each.created_with(each.text).encode())
-    assert [everything(database, sql) for sql in (_VIEWS, _SQL_FUNCTIONS)] == before
+        assert [everything(database, sql) for sql in (_VIEWS, _FUNCTIONS)] == before
+        for each in found.values():
+            connection.execute(each.created_with(each.rewritten).encode())
+
+
+def test_function_of_a_trigger_is_executed_by_what_names_its_table() -> None:
+    found = {each.name: each.readers for each in _ALL.values() if isinstance(each, Definition)}
+    assert found["record_policy"] == {"record_policy", "policy"}
+    assert found["append_only"] == {"append_only", "operation"}
+
+
+def test_functions_in_plpgsql_are_changed_in_statements_conditions_and_dynamic_sql() -> None:
+    changed = {each.change: each.text for each in routine_mutants(_ROUTINE)}
+    into = "SELECT t.a INTO found\n          FROM t WHERE t.b = x"
+    expected = {
+        "drop arm: WHEN x > 0 THEN 'a'": ("CASE WHEN x > 0 THEN 'a' END", "NULL"),
+        "negate arm: WHEN x > 0 THEN 'a'": ("CASE WHEN x > 0 THEN", "CASE WHEN NOT x > 0 THEN"),
+        "drop: x > 1": ("IF x > 1 AND found = 'a' THEN", "IF found = 'a' THEN"),
+        "negate: x > 1": ("IF x > 1 AND", "IF NOT x > 1 AND"),
+        "drop: found = 'a'": ("IF x > 1 AND found = 'a' THEN", "IF x > 1 THEN"),
+        "negate: found = 'a'": ("AND found = 'a' THEN", "AND NOT found = 'a' THEN"),
+        "drop: t.b = x": (into, "SELECT t.a FROM t INTO found"),
+        "negate: t.b = x": (into, "SELECT t.a FROM t WHERE NOT t.b = x INTO found"),
+        "drop: x = 1": ("ELSIF x = 1 THEN", "ELSIF TRUE THEN"),
+        "negate: x = 1": ("ELSIF x = 1 THEN", "ELSIF NOT x = 1 THEN"),
+        "drop: b = 'x'": (" WHERE b = ''x'''", "'"),
+        "negate: b = 'x'": ("WHERE b = ''x''", "WHERE NOT b = ''x''"),
+        "drop: count(*) > 1": (" HAVING count(*) > 1)", ")"),
+        "negate: count(*) > 1": ("HAVING count(*)", "HAVING NOT count(*)"),
+    }
+    assert all(_ROUTINE.count(old) == 1 for old, _ in expected.values())
+    assert changed == {change: _ROUTINE.replace(old, new) for change, (old, new) in expected.items()}
+
+
+def test_statement_that_is_made_of_names_is_that_of_its_module(tmp_path: Path) -> None:
+    statement = _ALL["shared.schema.begin_guard._ENABLED"]
+    assert statement.text == vars(begin_guard)["_ENABLED"]
+    mutant = next(each.text for each in statement.mutants() if each.change.startswith("drop: tgname"))
+    assert mutant == "SELECT tgenabled <> 'D' FROM pg_trigger WHERE tgrelid = to_regclass('workflow_runs')"
+    with SourceCopy(tmp_path / "src").changed(statement, mutant):
+        source = (tmp_path / "src/orcheo_dispatch/shared/schema/begin_guard.py").read_text()
+    assert f"_ENABLED = (\n    {mutant!r}\n)\n" in source
 
 
 def test_view_is_read_by_what_reads_a_view_of_it() -> None:

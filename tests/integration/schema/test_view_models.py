@@ -226,7 +226,7 @@ def _pending(tables: Tables) -> None:
     pending = [state for state in tables.states if state.status == "pending"]
     ours = [state for state in pending if DEFAULT.pending(state)]
     unclaimed = {
-        state.id: "chatkit" if _is_chatkit(state) else "not_in_allow_list"
+        state.id: "chatkit" if state.of_chatkit else "not_in_allow_list"
         for state in pending
         if state not in ours and state.created > 60
     }
@@ -247,10 +247,6 @@ def _pending(tables: Tables) -> None:
     assert {
         (row["triggered_by"], row["ours"]): (row["pending"], row["late"]) for row in tables.view("pending_by_trigger")
     } == {key: (runs, of_late[key]) for key, runs in by_trigger.items()}
-
-
-def _is_chatkit(state: State) -> bool:
-    return state.label != "webhook" and state.source == CHATKIT and state.audit[0].startswith(f"{state.label} ")
 
 
 def _live(tables: Tables) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tests.support.database.comparing import Row, Which
-from tests.support.database.run_states import CHATKIT, US, Entry, State
+from tests.support.database.run_states import US, Entry, State
 
 _WAITING = ("claimed", "published")
 
@@ -30,7 +30,7 @@ class Ours:
 
     def listed(self, state: State) -> bool:
         """Whether it claims the run, if it is pending, without being told."""
-        if state.label != "webhook" and state.source == CHATKIT and state.audit[0].startswith(f"{state.label} "):
+        if state.of_chatkit:
             return False
         return self.every_trigger or state.label in self.triggers
 

@@ -11,9 +11,9 @@ READER = "reader"
 """Name of the role that `become_reader` creates."""
 
 _PROCESS = text("""
-INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, queues, triggers, seen_at)
-VALUES (CAST(:id AS uuid), :kind, 'h', 1, '1', :concurrency, CAST(:queues AS text[]), CAST(:triggers AS text[]),
-        now() - make_interval(secs => :seen))
+INSERT INTO orcheo_dispatch.process (id, kind, host, pid, version, concurrency, running, queues, triggers, seen_at)
+VALUES (CAST(:id AS uuid), :kind, 'h', :pid, '1', :concurrency, :running, CAST(:queues AS text[]),
+        CAST(:triggers AS text[]), now() - make_interval(secs => :seen))
 """)
 _WORKFLOW = text("""
 INSERT INTO workflows (id, handle, is_archived, payload, created_at, updated_at)
@@ -31,12 +31,15 @@ def add_process(
     *,
     seen: float = 0,
     id: str | None = None,  # noqa: A002 - as its column
+    pid: int = 1,
     concurrency: int = 1,
+    running: int = 0,
     queues: Collection[str] | None = None,
     triggers: Collection[str] | None = None,
 ) -> None:
     """Insert a process that was last seen this many seconds ago."""
-    terms = {"kind": kind, "seen": seen, "id": id or str(uuid4()), "concurrency": concurrency}
+    terms = {"kind": kind, "seen": seen, "id": id or str(uuid4()), "pid": pid}
+    terms |= {"concurrency": concurrency, "running": running}
     told = {"queues": queues and [*queues], "triggers": triggers and [*triggers]}
     connection.execute(_PROCESS, {**terms, **told})
 

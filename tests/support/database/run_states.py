@@ -139,6 +139,11 @@ class State:
         return self.status == "running" and self.settled and bool(self.question)
 
     @property
+    def of_chatkit(self) -> bool:
+        """Whether ChatKit's own process executes it, which writes any label but those of Orcheo's triggers."""
+        return self.label != "webhook" and self.source == CHATKIT and self.audit[0].startswith(f"{self.label} ")
+
+    @property
     def settled(self) -> bool:
         """Whether its row in the ledger is settled."""
         return self.entry is not None and self.entry.state == "settled"
