@@ -217,11 +217,27 @@ def _explained(evidence: Evidence, run: RunPlan, error: str) -> bool:
         return True
     if run.act is Act.EXIT and ("3" in error or "SystemExit" in error):
         return True
-    # A neighbour was cancelled while this run held the event loop, so that the runner was ended.
-    if run.act is Act.BLOCK and "because a run in it did not stop" in error:
-        return any(f"loop_blocked run_id={run.run_id} " in log for log in evidence.logs.values())
+    if "because a run in it did not stop" in error:
+        return _ended_with_a_blocked_loop(evidence, run)
     # A neighbour may block the loop of a worker, so that a run of a few seconds takes too long.
     return bool(_LOST_ERRORS.match(error)) or (run.seconds > 0 and error.startswith("Run timed out"))
+
+
+_HOLDER = re.compile(r"loop_blocked run_id=(\S+) ")
+
+
+def _ended_with_a_blocked_loop(evidence: Evidence, run: RunPlan) -> bool:
+    """Return whether the run held the event loop of its runner while a neighbour was cancelled, or was lost beside one.
+
+    The runner is ended then. Runs beside the two count as lost, and fail where lost runs do.
+    """
+    blocking = {each.run_id for each in evidence.plan.runs if each.act is Act.BLOCK}
+    lost = re.compile(rf"run_settled run_id={run.run_id} .*\boutcome=lost\b")
+    return any(
+        run.run_id in holders or (holders and lost.search(log))
+        for log in evidence.logs.values()
+        if (holders := blocking.intersection(_HOLDER.findall(log)))
+    )
 
 
 def _leaked(evidence: Evidence) -> Iterator[str]:

@@ -246,20 +246,27 @@ def test_failure_without_a_reason_is_found(story: Story) -> None:
 @pytest.mark.parametrize(
     ("act", "log", "found"),
     [
-        (Act.BLOCK, "loop_blocked run_id={} seconds=2", 0),
-        (Act.BLOCK, "loop_blocked run_id=another seconds=2", 1),
-        (Act.ECHO, "loop_blocked run_id={} seconds=2", 1),
+        (Act.BLOCK, "loop_blocked run_id={run} seconds=2", 0),
+        (Act.BLOCK, "loop_blocked run_id=unknown seconds=2", 1),
+        (Act.ECHO, "loop_blocked run_id={run} seconds=2", 1),
+        (Act.ECHO, "loop_blocked run_id={other} seconds=2\nrun_settled run_id={run} fence=1 outcome=lost", 0),
+        (Act.ECHO, "loop_blocked run_id={other} seconds=2\nrun_settled run_id={run} fence=1 outcome=failed", 1),
+        (Act.ECHO, "loop_blocked run_id={other} seconds=2\nrun_settled run_id=unknown fence=1 outcome=lost", 1),
+        (Act.ECHO, "loop_blocked run_id=unknown seconds=2\nrun_settled run_id={run} fence=1 outcome=lost", 1),
     ],
-    ids=["held the loop", "another did", "no such run"],
+    ids=["held the loop", "another did", "no such run", "lost beside it", "not lost", "another lost", "nobody held it"],
 )
-def test_runner_that_did_not_stop_explains_the_end_of_the_run_that_held_its_loop(
+def test_runner_that_did_not_stop_explains_the_end_of_the_runs_in_it_if_one_held_its_loop(
     story: Story, act: Act, log: str, found: int
 ) -> None:
     error = "Runner was ended because a run in it did not stop in the middle of the run."
     execute(story.database, _FAIL, error, story.run_id)
     evidence = story.evidence()
-    runs = tuple(replace(run, act=act) if run.run_id == story.run_id else run for run in evidence.plan.runs)
-    plan, logs = replace(evidence.plan, runs=runs), {"worker-0": log.format(story.run_id)}
+    (run,) = (each for each in evidence.plan.runs if each.run_id == story.run_id)
+    holder = replace(run, run_id="other", act=Act.BLOCK)
+    others = (each for each in evidence.plan.runs if each is not run)
+    plan = replace(evidence.plan, runs=(*others, replace(run, act=act), holder))
+    logs = {"worker-0": log.format(run=run.run_id, other=holder.run_id)}
     assert counts(check(replace(evidence, plan=plan, logs=logs)))[Column.UNEXPLAINED] == found
 
 

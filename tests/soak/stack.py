@@ -43,8 +43,8 @@ class Result:
 def soak(*, seconds: float, every: float, per_second: float, kill_every: float, say: Callable[[str], None]) -> Result:
     """Run the stack for `seconds`, take a sample each `every` seconds, and wait for the end of all runs.
 
-    `per_second` is the rate of new runs; a worker is killed each `kill_every` seconds. Raises `TimeoutError` if some
-    runs do not end, and what the thread that inserts runs has raised.
+    `per_second` is the rate of new runs; a worker is killed each `kill_every` seconds. Raises what the thread that
+    inserts runs has raised.
     """
     with ExitStack() as stack:
         setting = Setting(stack)
@@ -73,8 +73,12 @@ def soak(*, seconds: float, every: float, per_second: float, kill_every: float, 
         finally:
             stopping.set()
         load.result()
-        left = setting.until_terminal(seconds=_REST_SECONDS)
-        say(f"all runs have ended, {left:.1f} s after the last one was inserted")
+        try:
+            left = setting.until_terminal(seconds=_REST_SECONDS)
+            say(f"all runs have ended, {left:.1f} s after the last one was inserted")
+        except TimeoutError:
+            # The statuses count them.
+            say(f"not all runs have ended {_REST_SECONDS:g} s after the last one was inserted")
         unasked = [f"{each.unit}: {each.code}" for each in supervisor.exits if not each.asked]
         return Result(sampler.curves, setting.statuses(), kills, unasked)
 
