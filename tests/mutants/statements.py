@@ -199,7 +199,7 @@ def _texts(tree: ast.Module, path: Path) -> Iterator[_Text]:
 
 
 def _module(path: Path) -> str:
-    return f"orcheo_dispatch.{'.'.join(path.with_suffix('').parts)}"
+    return ".".join(("orcheo_dispatch", *path.with_suffix("").parts)).removesuffix(".__init__")
 
 
 def _style(text: str) -> Style:

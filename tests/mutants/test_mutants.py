@@ -115,6 +115,11 @@ def test_statement_that_is_made_of_names_is_that_of_its_module(tmp_path: Path) -
     assert f"_ENABLED = (\n    {mutant!r}\n)\n" in source
 
 
+def test_modules_are_those_that_the_product_imports() -> None:
+    assert _ALL["ops.demo.__init__._TERMINAL"].module == "orcheo_dispatch.ops.demo"
+    assert _HEARTBEAT.module == "orcheo_dispatch.shared.ledger.statements.execute"
+
+
 def test_view_is_read_by_what_reads_a_view_of_it() -> None:
     found = {each.name: each.readers for each in _ALL.values() if isinstance(each, Definition)}
     assert {"live_runs", "held_back_runs", "wanted_workers"} <= found["live_runs"]
