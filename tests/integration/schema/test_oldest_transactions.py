@@ -86,7 +86,7 @@ def _standby(database: Database) -> Iterator[int]:
 def test_standby_that_holds_back_rows_is_listed(database: Database) -> None:
     with _standby(database) as pid:
         _let_pass(database, 3)
-        until(lambda: pid in {row["pid"] for row in _listed(database)}, what="the standby is listed")
+        until(lambda: pid in {row["pid"] for row in _listed(database)}, what="the standby is listed", seconds=5)
         (row,) = [each for each in _listed(database) if each["pid"] == pid]
         assert (row["holder"], row["xmin_age"] >= 3) == ("session", True)
 
