@@ -162,32 +162,3 @@ def test_operator_prevents_a_scheduled_retry(
     (retry,) = _retry(stack, run)
     assert retry["next_at"] is None
     assert orcheo.run(run["id"])["status"] == ("failed" if action == "fail" else "cancelled")
-
-
-_POLICIES = [
-    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 0, 30.0),
-    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 1, 60.0),
-    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 2, None),
-    ('{"max_attempts": 99, "backoff_factor": 10, "max_delay_seconds": 45, "jitter_factor": 0}', 5, 45.0),
-    ('{"max_attempts": 9, "max_delay_seconds": null, "backoff_factor": 10, "jitter_factor": 0}', 2, 3000.0),
-    ('{"max_attempts": 9, "initial_delay_seconds": 0}', 3, 0.0),
-    ('{"max_attempts": 1}', 0, None),
-    ('{"max_attempts": "many"}', 0, None),
-    (
-        '{"max_attempts": 9, "initial_delay_seconds": 1e308, "backoff_factor": 1e308, "max_delay_seconds": null}',
-        3,
-        None,
-    ),
-    ("[]", 0, 30.0),
-]
-
-
-@pytest.mark.parametrize(("policy", "retries", "expected"), _POLICIES)
-def test_delay_is_that_of_the_policy(stack: Stack, policy: str, retries: int, expected: float | None) -> None:
-    execute(stack.database, "DELETE FROM retry_policies WHERE workflow_id = 'w'")
-    execute(stack.database, "INSERT INTO retry_policies (workflow_id, config) VALUES ('w', %s)", policy)
-    row = one(stack.database, "SELECT orcheo_dispatch.retry_delay('w', %s) AS delay", retries)
-    if expected is None or policy != "[]":
-        assert row["delay"] == expected
-    else:
-        assert 27 <= row["delay"] <= 33

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+import pytest
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.shared.ledger.runs import Ending, Run
@@ -20,6 +21,7 @@ from tests.support.database.runs import (
     execute,
     insert_runs,
     insert_workflow,
+    one,
     read_run,
     store_of,
 )
@@ -132,3 +134,33 @@ def test_retries_become_pending_when_they_are_due_and_only_those_of_failed_runs(
     }
     waiting = everything(database, "SELECT run_id FROM orcheo_dispatch.retry WHERE next_at IS NOT NULL")
     assert [row["run_id"] for row in waiting] == [later]
+
+
+_POLICIES = [
+    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 0, 30.0),
+    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 1, 60.0),
+    ('{"max_attempts": 3, "initial_delay_seconds": 30, "backoff_factor": 2, "jitter_factor": 0}', 2, None),
+    ('{"max_attempts": 99, "backoff_factor": 10, "max_delay_seconds": 45, "jitter_factor": 0}', 5, 45.0),
+    ('{"max_attempts": 9, "max_delay_seconds": null, "backoff_factor": 10, "jitter_factor": 0}', 2, 3000.0),
+    ('{"max_attempts": 9, "initial_delay_seconds": 0}', 3, 0.0),
+    ('{"max_attempts": 1}', 0, None),
+    ('{"max_attempts": "many"}', 0, None),
+    (
+        '{"max_attempts": 9, "initial_delay_seconds": 1e308, "backoff_factor": 1e308, "max_delay_seconds": null}',
+        3,
+        None,
+    ),
+    # Where it does not say how long a delay may be.
+    ('{"max_attempts": 9, "initial_delay_seconds": 200, "backoff_factor": 2, "jitter_factor": 0}', 2, 300.0),
+    ("[]", 0, 30.0),
+]
+
+
+@pytest.mark.parametrize(("policy", "retries", "expected"), _POLICIES)
+def test_delay_is_that_of_the_policy(database: Database, policy: str, retries: int, expected: float | None) -> None:
+    execute(database, "INSERT INTO retry_policies (workflow_id, config) VALUES ('w', %s)", policy)
+    row = one(database, "SELECT orcheo_dispatch.retry_delay('w', %s) AS delay", retries)
+    if expected is None or policy != "[]":
+        assert row["delay"] == expected
+    else:
+        assert 27 <= row["delay"] <= 33
