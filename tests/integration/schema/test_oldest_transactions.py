@@ -89,6 +89,8 @@ def test_standby_that_holds_back_rows_is_listed(database: Database) -> None:
         until(lambda: pid in {row["pid"] for row in _listed(database)}, what="the standby is listed", seconds=5)
         (row,) = [each for each in _listed(database) if each["pid"] == pid]
         assert (row["holder"], row["xmin_age"] >= 3) == ("session", True)
+    # No other test sees it.
+    until(lambda: pid not in {row["pid"] for row in _listed(database)}, what="the standby is gone")
 
 
 @pytest.fixture
@@ -113,8 +115,9 @@ def eager_autovacuum(database: Database) -> Iterator[None]:
 def _autovacuum(database: Database) -> list[dict[str, Any]]:
     return everything(
         database,
-        "SELECT pid, age(backend_xmin) AS age FROM pg_stat_activity"
-        " WHERE backend_type = 'autovacuum worker' AND datname = current_database() AND backend_xmin IS NOT NULL",
+        "SELECT a.pid, age(a.backend_xmin) AS age FROM pg_stat_activity AS a"
+        "  JOIN pg_stat_progress_vacuum AS v ON v.pid = a.pid AND v.relid = 'vacuumed'::regclass"
+        " WHERE a.backend_type = 'autovacuum worker' AND a.backend_xmin IS NOT NULL",
     )
 
 
