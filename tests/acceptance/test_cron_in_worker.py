@@ -15,7 +15,7 @@ from orcheo.config import get_settings
 from orcheo_dispatch.shared.errors import DatabaseError
 from orcheo_dispatch.worker.orcheo.cron import OrcheoCron
 from tests.support.database.databases import Database
-from tests.support.database.runs import execute, one
+from tests.support.database.runs import execute, insert_runs, one
 from tests.support.orcheo import crons
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -77,6 +77,17 @@ def test_windows_missed_minutes_and_overlaps_are_those_of_stock(orcheo_here: Dat
             expected = await _played_by_stock(orcheo_here, moments, runs_end=runs_end)
             assert len([run for step in expected for run in step]) >= 30
             assert await _played_by_us(orcheo_here, moments, runs_end=runs_end) == expected
+
+    crons.play(scenario)
+
+
+@pytest.mark.parametrize(("label", "created"), [("cron", 0), ("webhook", 1)])
+def test_only_a_live_run_of_the_trigger_itself_is_an_overlap(orcheo_here: Database, label: str, created: int) -> None:
+    async def scenario() -> None:
+        workspace = crons.create_workspace(orcheo_here, "a")
+        workflow = await crons.create_trigger(workspace, expression="0 12 * * *", timezone="UTC")
+        insert_runs(orcheo_here, workflow_id=workflow, triggered_by=label)
+        assert (await OrcheoCron().dispatch(now=NOON)).runs == created
 
     crons.play(scenario)
 

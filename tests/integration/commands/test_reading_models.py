@@ -114,7 +114,7 @@ def test_runs_that_are_listed_are_those_of_the_model(rolled_back: RolledBack, se
     states = _states(random)
     lost = ("requeued", "worker_lost")
     states = [
-        each.entered(outcome=lost[0], reason=random.choice((lost[1], "by hand")))
+        each.entered(outcome=random.choice((lost[0], "failed")), reason=random.choice((lost[1], "by hand")))
         if each.settled and random.random() < 0.3
         else each
         for each in states
