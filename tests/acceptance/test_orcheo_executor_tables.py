@@ -15,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from orcheo_backend.app.repository import WorkflowVersionNotFoundError
 
 from orcheo_dispatch.shared.ledger.model import Claim
 from orcheo_dispatch.worker.books.books import Books
@@ -23,6 +24,7 @@ from orcheo_dispatch.worker.executor.protocol import RunRejectedError
 from orcheo_dispatch.worker.orcheo.postgres import LazyPool, make_lazy_pool
 from orcheo_dispatch.worker.orcheo.saving.outbox import NotWrittenError, Outbox
 from orcheo_dispatch.worker.orcheo.saving.saver import RunSaver
+from orcheo_dispatch.worker.orcheo.workflow import Versions
 from tests.support.database.databases import Database
 from tests.support.database.runs import everything, execute, one
 from tests.support.orcheo.executions import another, heard, history, new_run, play, signals, traced
@@ -183,5 +185,21 @@ def test_run_whose_attempts_are_counted_anew_starts_from_the_inputs(orcheo_here:
         outputs = [storable(await executor.execute(run)) for _ in range(2)]
         assert [len(output["final_state"]["messages"]) for output in outputs] == [1, 1]
         assert [step.get("status") for step in history(orcheo_here, run)[1]] == [None, "completed"] * 2
+
+    play(scenario)
+
+
+def test_version_that_was_not_sent_is_read_by_its_id(orcheo_here: Database) -> None:
+    async def scenario(_: LocalExecutor) -> None:
+        runs = [await new_run(act) for act in ("unlock", "greet")]
+        pool = make_lazy_pool(orcheo_here.dsn)
+        try:
+            for run in runs:
+                read = await Versions(pool)._read(run.workflow_version_id)
+                assert str(read.stored.id) == run.workflow_version_id
+            with pytest.raises(WorkflowVersionNotFoundError):
+                await Versions(pool)._read(str(uuid4()))
+        finally:
+            await pool.close()
 
     play(scenario)
