@@ -69,8 +69,7 @@ def _parts(create: str) -> list[_Part]:
         if match is None:
             raise ValueError(f"not found in the function: {query}")
         at = match.end()
-        part = _part(match, query, mode, is_condition=is_condition)
-        found.append(part)
+        found.append(_part(match, query, mode, is_condition=is_condition))
     return found
 
 

@@ -14,8 +14,17 @@ from typing import Any, Self
 from tests.mutants.session import PIPES
 from tests.mutants.statements import ROOT
 
-_FOLDERS = ("commands", "dispatcher", "policies", "recovery", "schema", "worker")
-TESTS = (*(f"tests/integration/{folder}" for folder in _FOLDERS), "tests/plans")
+_INTEGRATION = ("commands", "cron", "dispatcher", "policies", "recovery", "schema", "worker")
+_FILES = (
+    "integration/connections/test_lock_holders.py",
+    "acceptance/test_books.py",
+    "acceptance/test_cron_in_worker.py",
+    "acceptance/test_orcheo_executor_tables.py",
+    "page/test_page_model.py",
+    "page/test_routes.py",
+    "plans",
+)
+TESTS = (*(f"tests/integration/{folder}" for folder in _INTEGRATION), *(f"tests/{file}" for file in _FILES))
 """Those that have statements executed on the databases of the session."""
 
 

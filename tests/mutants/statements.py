@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pglast
@@ -23,15 +23,18 @@ _FOLDERS = ("shared", "dispatcher", "worker", "ops")
 # Beginnings of statements, which are compared with those of others.
 _NO_STATEMENTS = frozenset({"_INSERTS_RUN"})
 _VERSIONS = Path("shared/schema/migrations/versions")
-_VIEW = re.compile(r"(?ms)^(CREATE OR REPLACE VIEW orcheo_dispatch\.(\w+) AS\n)(.*?)(;)$")
-_FUNCTION = re.compile(
-    r"(?ms)^(CREATE OR REPLACE FUNCTION orcheo_dispatch\.(\w+)\((?:(?!\$\$).)*?LANGUAGE sql(?:(?!\$\$).)*?\$\$)"
-    r"(.*?)(\$\$[^;]*;)$"
+_DEFINED = (
+    re.compile(r"(?ms)^(?P<head>CREATE OR REPLACE VIEW orcheo_dispatch\.(?P<name>\w+) AS\n)(?P<text>.*?)(?P<tail>;)$"),
+    re.compile(
+        r"(?ms)^(?P<head>CREATE OR REPLACE FUNCTION orcheo_dispatch\.(?P<name>\w+)\((?:(?!\$\$).)*?LANGUAGE sql"
+        r"(?:(?!\$\$).)*?\$\$)(?P<text>.*?)(?P<tail>\$\$[^;]*;)$"
+    ),
+    re.compile(
+        r"(?ms)^(?P<head>)(?P<text>CREATE OR REPLACE FUNCTION orcheo_dispatch\.(?P<name>\w+)\((?:(?!\$\$).)*?"
+        r"LANGUAGE plpgsql(?:(?!\$\$).)*?\$\$(?:(?!\$\$).)*\$\$)(?P<tail>;)$"
+    ),
 )
-_ROUTINE = re.compile(
-    r"(?ms)^()(CREATE OR REPLACE FUNCTION orcheo_dispatch\.(\w+)\((?:(?!\$\$).)*?LANGUAGE plpgsql(?:(?!\$\$).)*?"
-    r"\$\$(?:(?!\$\$).)*\$\$)(;)$"
-)
+"""Views, functions in SQL and functions in PL/pgSQL."""
 _TRIGGER = re.compile(
     r"CREATE TRIGGER (?:(?!CREATE).)*? ON (?:orcheo_dispatch\.)?(\w+)[^;]*?FUNCTION orcheo_dispatch\.(\w+)\(", re.DOTALL
 )
@@ -120,25 +123,22 @@ def _of_schema() -> list[Definition]:
     # What several files define is created last by those that each `migrate` executes.
     paths = [*sorted((ROOT / _VERSIONS).glob("*.sql")), *sorted((ROOT / _VERSIONS.parents[1]).glob("*.sql"))]
     sources = {path: path.read_text(encoding="utf-8") for path in paths}
-    last: dict[str, Definition] = {}
-    for path, source in sources.items():
-        for match in (*_VIEW.finditer(source), *_FUNCTION.finditer(source)):
-            head, name, text, tail = match.groups()
-            last[name] = _defined(path, name, head, text, tail, match.start(3))
-        for match in _ROUTINE.finditer(source):
-            head, text, name, tail = match.groups()
-            last[name] = _defined(path, name, head, text, tail, match.start(2))
-    queries = {name: each.text for name, each in last.items()}
+    last = {
+        match["name"]: (path, match)
+        for path, source in sources.items()
+        for kind in _DEFINED
+        for match in kind.finditer(source)
+    }
+    queries = {name: match["text"] for name, (_, match) in last.items()}
     triggers = [match.groups() for source in sources.values() for match in _TRIGGER.finditer(source)]
     return [
-        replace(each, readers=_readers(name, queries) | {table for table, function in triggers if function == name})
-        for name, each in last.items()
+        Definition(
+            *(name, path.relative_to(ROOT), *match.span("text"), match["text"], Style.PLAIN),
+            *(match["head"], match["tail"]),
+            _readers(name, queries) | {table for table, function in triggers if function == name},
+        )
+        for name, (path, match) in last.items()
     ]
-
-
-def _defined(path: Path, name: str, head: str, text: str, tail: str, start: int) -> Definition:
-    place = path.relative_to(ROOT), start, start + len(text)
-    return Definition(name, *place, text, Style.PLAIN, head, tail, frozenset())
 
 
 def _readers(name: str, queries: dict[str, str]) -> frozenset[str]:

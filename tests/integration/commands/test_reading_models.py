@@ -112,9 +112,8 @@ def _row(state: State) -> dict[str, Any]:
 def test_runs_that_are_listed_are_those_of_the_model(rolled_back: RolledBack, seed: int) -> None:
     random = Random(seed)
     states = _states(random)
-    lost = ("requeued", "worker_lost")
     states = [
-        each.entered(outcome=random.choice((lost[0], "failed")), reason=random.choice((lost[1], "by hand")))
+        each.entered(outcome=random.choice(("requeued", "failed")), reason=random.choice(("worker_lost", "by hand")))
         if each.settled and random.random() < 0.3
         else each
         for each in states

@@ -17,6 +17,7 @@ from orcheo_dispatch.shared.ledger.runs import Ending, Run
 from orcheo_dispatch.shared.ledger.status import count_wanted_workers
 from tests.support.database.databases import Database
 from tests.support.database.roles import Kind
+from tests.support.database.run_states import Entry, State, write
 from tests.support.database.runs import claim_all, execute, insert_runs, one, store_of
 
 ROOT = Path(__file__).parents[3]
@@ -71,6 +72,14 @@ def test_idle_system_wants_none(database: Database) -> None:
     row = _wanted(database)
     assert (row["workers"], row["backlog"], row["running"], row["retries_due"]) == (0, 0, 0, 0)
     assert row["run_seconds"] == pytest.approx(5)
+
+
+def test_runs_that_have_not_ended_hide_none_that_have(database: Database) -> None:
+    _ended(database, 3, seconds=5)
+    with store_of(database) as (_, engine), engine.begin() as connection:
+        # More than are read, and without a time of their end.
+        write(connection, [State(f"r{n}", None, entry=Entry("claimed", lease=30)) for n in range(2001)])
+    assert _wanted(database)["run_seconds"] == pytest.approx(5)
 
 
 def test_one_short_pending_run_wants_one(database: Database) -> None:
