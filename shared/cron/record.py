@@ -14,9 +14,12 @@ from orcheo_dispatch.shared.broker.app import broker_errors
 from orcheo_dispatch.shared.cron.report import CronReport
 from orcheo_dispatch.shared.errors import BrokerError
 from orcheo_dispatch.shared.logs.lines import log
+from orcheo_dispatch.shared.text.plain import plain
 from orcheo_dispatch.shared.text.redaction import redact
 
 _RECORD_SECONDS = 86_400
+_HOST_CHARACTERS = 255
+_OUTCOME_CHARACTERS = 50
 _REASON_CHARACTERS = 500
 _LONGEST_ENTRY = 4096
 _TURN = 0.9
@@ -91,10 +94,11 @@ class CronRecord:
             entry: dict[str, Any] = json.loads(raw)
             return CronSeen(
                 age=max(0.0, _RECORD_SECONDS - int(left) / 1000),
-                host=str(entry["host"])[:255],
+                # Anyone who can write to Redis can forge an entry: its texts must be storable, and operators see them.
+                host=plain(str(entry["host"]), _HOST_CHARACTERS),
                 by_itself=bool(entry["by_itself"]),
-                outcome=str(entry["outcome"])[:50],
-                reason=redact(str(entry["reason"]), _REASON_CHARACTERS),
+                outcome=plain(str(entry["outcome"]), _OUTCOME_CHARACTERS),
+                reason=plain(redact(str(entry["reason"]), _REASON_CHARACTERS)),
             )
         except (ValueError, TypeError, KeyError, RecursionError):
             # Missing, or written by another program.

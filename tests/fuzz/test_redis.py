@@ -124,7 +124,9 @@ def test_record_of_cron_is_shown_or_counts_as_none(client: redis.Redis, entry: b
         check_line(str(error))
         return
     if seen is not None:
-        assert is_storable(seen.host + seen.outcome + seen.reason)
+        shown = seen.host + seen.outcome + seen.reason
+        assert is_storable(shown)
+        assert shown.isprintable()
         assert math.isfinite(seen.age)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 import typer
 from typer.core import TyperGroup
 
 from orcheo_dispatch.dispatcher.wakeups.ticks import beat_of
 from orcheo_dispatch.ops.cli import app
+from orcheo_dispatch.shared.cron.record import CronRecord
 from tests.support.database.databases import Database
 from tests.support.database.runs import WORKFLOW_ID, everything, execute, insert_runs
 from tests.support.hostile import HOSTILE, STORABLE, does_harm
@@ -173,6 +175,20 @@ def test_command_prints_nothing_that_a_terminal_obeys(database: Database, stack:
 
 def _assert_harmless(process: Process) -> None:
     assert does_harm(process.log) == [], process.log
+
+
+@pytest.mark.parametrize("field", ["host", "outcome", "reason"])
+def test_forged_record_of_cron_is_one_harmless_line(redis_url: str, field: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        record = CronRecord(client, "orcheo.cron.forged")
+        for text in HOSTILE:
+            entry = {"host": "h", "by_itself": True, "outcome": "failed", "reason": "", field: text[:1000]}
+            client.set("orcheo.cron.forged.failure", json.dumps(entry), ex=60)
+            seen = record.failure()
+            assert seen is not None
+            shown = getattr(seen, field)
+            assert does_harm(shown) == []
+            assert "\n" not in shown
 
 
 def test_host_of_a_forged_tick_is_storable_and_harmless() -> None:
