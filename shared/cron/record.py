@@ -94,7 +94,7 @@ class CronRecord:
             entry: dict[str, Any] = json.loads(raw)
             return CronSeen(
                 age=max(0.0, _RECORD_SECONDS - int(left) / 1000),
-                # Anyone who can write to Redis can forge an entry: its texts must be storable, and operators see them.
+                # Anyone who can write to Redis can forge an entry, and operators see its texts.
                 host=plain(str(entry["host"]), _HOST_CHARACTERS),
                 by_itself=bool(entry["by_itself"]),
                 outcome=plain(str(entry["outcome"]), _OUTCOME_CHARACTERS),
